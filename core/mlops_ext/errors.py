@@ -1,0 +1,150 @@
+"""The errors of mlops-ext: one base class, and children that keep their subject as attributes.
+
+A message says what failed, what was found, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "MissingExtraError",
+    "MlopsExtError",
+    "PatchConflictError",
+    "PluginError",
+    "QuantityError",
+    "SettingsError",
+    "UnknownNameError",
+    "UnsupportedVersionError",
+]
+
+
+class MlopsExtError(Exception):
+    """Base of every error that mlops-ext raises on purpose."""
+
+
+class SettingsError(MlopsExtError, ValueError):
+    """A setting has a value that cannot be used.
+
+    Attributes:
+        setting: dotted name of the setting, as the user wrote it.
+        value: what was found.
+        allowed: what would have been accepted, in words.
+    """
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        self.setting, self.value, self.allowed = setting, value, allowed
+        super().__init__(f"{setting} = {value!r} cannot be used: expected {allowed}")
+
+
+class QuantityError(MlopsExtError, ValueError):
+    """A text is not a Kubernetes quantity.
+
+    Attributes:
+        text: what was found.
+    """
+
+    def __init__(self, text: object, detail: str) -> None:
+        self.text = text
+        super().__init__(
+            f"{text!r} is not a memory size: {detail}; write a Kubernetes quantity"
+            " such as 1.5Gi, 500M or 2e9"
+        )
+
+
+class UnknownNameError(MlopsExtError, LookupError):
+    """A name that nothing answers to.
+
+    Attributes:
+        kind: what sort of name it is ("framework", "queue").
+        name: what was asked for.
+        known: the names that exist, sorted.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        near = nearest(name, self.known)
+        if near is not None:
+            hint = f"did you mean {near!r}?"
+        elif self.known:
+            hint = f"known: {', '.join(self.known)}"
+        else:
+            hint = f"there is no {kind} at all"
+        super().__init__(f"no {kind} is named {name!r}; {hint}")
+
+
+class UnsupportedVersionError(MlopsExtError):
+    """A distribution is installed in a version this extension does not know.
+
+    Attributes:
+        distribution: its name on the package index.
+        version: the installed version.
+        supported: the version specifier that is known to work.
+    """
+
+    def __init__(self, distribution: str, version: str, supported: str) -> None:
+        self.distribution, self.version, self.supported = distribution, version, supported
+        super().__init__(
+            f"{distribution} {version} is not supported (known to work: {supported});"
+            " nothing was changed. Install a supported version, or a newer mlops-ext"
+        )
+
+
+class MissingExtraError(MlopsExtError, ImportError):
+    """A package that an optional part needs is not installed.
+
+    Attributes:
+        module: the import name that is missing.
+        extra: the extra of mlops-ext that brings it.
+    """
+
+    def __init__(self, module: str, extra: str) -> None:
+        self.module, self.extra = module, extra
+        super().__init__(
+            f"{module} is not installed; run: pip install 'mlops-ext[{extra}]'", name=module
+        )
+
+
+class PatchConflictError(MlopsExtError):
+    """A patch's target is not what the patch was written against.
+
+    Attributes:
+        patch_id: the patch that could not be applied or reverted.
+        target: the target, as ``module:attribute``.
+        expected: what the patch was written against.
+        found: what stands there.
+    """
+
+    def __init__(self, patch_id: str, target: str, expected: str, found: str) -> None:
+        self.patch_id, self.target = patch_id, target
+        self.expected, self.found = expected, found
+        super().__init__(
+            f"patch {patch_id}: {target} is {found}, expected {expected};"
+            " nothing was changed. Another package probably patched it: undo that first"
+        )
+
+
+class PluginError(MlopsExtError):
+    """A third party's extension could not be used; the others go on.
+
+    Attributes:
+        plugin: name of its entry point.
+        distribution: the distribution that publishes it, or None where unknown.
+        cause: what it raised.
+    """
+
+    def __init__(self, plugin: str, distribution: str | None, cause: BaseException) -> None:
+        self.plugin, self.distribution, self.cause = plugin, distribution, cause
+        owner = f" (from {distribution})" if distribution else ""
+        super().__init__(
+            f"extension {plugin!r}{owner} is broken: {type(cause).__name__}: {cause};"
+            f" update or uninstall it, or set MLOPS_EXT_DISABLE={plugin}"
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to *name* (case folded), or None where none is near."""
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    return by_folded[found[0]] if found else None

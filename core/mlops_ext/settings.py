@@ -1,0 +1,236 @@
+"""Settings: the only reader of the environment and of ``[tool.mlops-ext]``.
+
+A section of settings is a frozen dataclass that its owner defines, with the reason for each
+default under its field. `load` fills it from, in this order: arguments, command-line flags,
+``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml, environment variables named
+``MLOPS_EXT_<SECTION>_<FIELD>``, and the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from mlops_ext.errors import SettingsError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["CoreSettings", "Resolved", "environment", "load", "resolve"]
+
+T = TypeVar("T")
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreSettings:
+    """Settings that concern every extension: environment ``MLOPS_EXT_<FIELD>``."""
+
+    disable: tuple[str, ...] = ()
+    """Entry points not to load. None, because whoever installs an extension wants it."""
+    autopatch: tuple[str, ...] = ()
+    """Frameworks to patch on import. None: importing a library must not change another."""
+    temp_dir: Path | None = None
+    """Root for temporary directories. None: the system's own, as ``tempfile`` finds it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved(Generic[T]):
+    """Settings, and where each came from.
+
+    Attributes:
+        value: the filled dataclass.
+        sources: per field: "argument", "flag", the pyproject's path, the variable's name, or
+            "default".
+    """
+
+    value: T
+    sources: Mapping[str, str]
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment. Other modules ask here and never read ``os.environ``."""
+    return os.environ
+
+
+def load(
+    cls: type[T],
+    section: str = "",
+    *,
+    arguments: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> T:
+    """The settings of *section*, as an instance of the frozen dataclass *cls*.
+
+    Args:
+        cls: a frozen dataclass; its field types decide how texts are read: bool, int, float,
+            str, Path, Literal, Enum, tuple[str, ...] (comma separated), Optional of these, or
+            any class with a ``parse(text)`` classmethod.
+        section: name below ``tool.mlops-ext``; "" for the top level.
+        arguments: values given in code; None means not given.
+        flags: values given on a command line; None means not given.
+        environ: the environment, by default the process's.
+        directory: where the search for pyproject.toml starts, by default the current one.
+
+    Raises:
+        SettingsError: a value cannot be read, or the file holds a key that no field has.
+    """
+    return resolve(
+        cls, section, arguments=arguments, flags=flags, environ=environ, directory=directory
+    ).value
+
+
+def resolve(
+    cls: type[T],
+    section: str = "",
+    *,
+    arguments: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Resolved[T]:
+    """As `load`, with the source of each value."""
+    environ = environment() if environ is None else environ
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cast("Any", cls)) if field.init]
+    file, table = _file_section(section, directory or Path.cwd())
+    _refuse_unknown(table, names, section, is_top=not section)
+    values: dict[str, object] = {}
+    sources = dict.fromkeys(names, "default")
+    for name in names:
+        variable = "_".join(["MLOPS_EXT", *filter(None, [section]), name]).upper().replace("-", "_")
+        for source, label, found in (
+            ("argument", name, (arguments or {}).get(name)),
+            ("flag", f"--{name.replace('_', '-')}", (flags or {}).get(name)),
+            (str(file), _toml_name(section, name), table.get(name)),
+            (variable, variable, environ.get(variable) or None),
+        ):
+            if found is not None:
+                values[name] = _convert(found, hints[name], label)
+                sources[name] = source
+                break
+    try:
+        return Resolved(value=cls(**values), sources=sources)
+    except SettingsError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SettingsError(section or "mlops-ext", values, str(error)) from error
+
+
+def _toml_name(section: str, name: str) -> str:
+    return ".".join(filter(None, ["tool.mlops-ext", section, name]))
+
+
+def _file_section(section: str, directory: Path) -> tuple[Path | None, Mapping[str, object]]:
+    """The table ``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml that has one."""
+    for folder in (directory, *directory.parents):
+        path = folder / "pyproject.toml"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        try:
+            table: object = tomllib.loads(text).get("tool", {}).get("mlops-ext")
+        except tomllib.TOMLDecodeError as error:
+            if "mlops-ext" not in text:
+                return None, {}
+            raise SettingsError(str(path), error, "a valid TOML file") from error
+        if not isinstance(table, dict):
+            continue
+        if section:
+            table = table.get(section, {})
+        if not isinstance(table, dict):
+            raise SettingsError(_toml_name(section, ""), table, "a table")
+        return path, {str(key).replace("-", "_"): value for key, value in table.items()}
+    return None, {}
+
+
+def _refuse_unknown(
+    table: Mapping[str, object], names: list[str], section: str, *, is_top: bool
+) -> None:
+    for key, value in table.items():
+        if key in names or (is_top and isinstance(value, dict)):
+            continue
+        near = nearest(key, names)
+        hint = f"did you mean {near}?" if near else f"one of {', '.join(names)}"
+        raise SettingsError(_toml_name(section, key), value, f"a known setting; {hint}")
+
+
+def _convert(value: object, hint: Any, label: str) -> object:
+    """*value* as the type *hint* asks for."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, args, label)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise SettingsError(label, value, f"one of {', '.join(map(str, args))}")
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise SettingsError(label, value, "a list, or a text with commas")
+        texts = (item.strip() if isinstance(item, str) else item for item in items)
+        return tuple(_convert(item, args[0], label) for item in texts if item != "")
+    return _convert_class(value, hint, label)
+
+
+def _convert_union(value: object, args: tuple[Any, ...], label: str) -> object:
+    error: SettingsError | None = None
+    for option in args:
+        if option is type(None):
+            if isinstance(value, str) and value.casefold() in {"none", ""}:
+                return None
+            continue
+        try:
+            return _convert(value, option, label)
+        except SettingsError as caught:
+            error = error or caught
+    raise error or SettingsError(label, value, "a value")
+
+
+def _convert_class(value: object, hint: Any, label: str) -> object:
+    if hint is bool:
+        return _as_bool(value, label)
+    if isinstance(hint, type) and isinstance(value, hint):
+        return value
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        try:
+            return hint(value)
+        except ValueError as error:
+            allowed = f"one of {', '.join(str(member.value) for member in hint)}"
+            raise SettingsError(label, value, allowed) from error
+    if hasattr(hint, "parse"):
+        try:
+            return hint.parse(value)
+        except ValueError as error:
+            raise SettingsError(label, value, str(error)) from error
+    if hint in (int, float, str, Path) and not isinstance(value, (bool, list, dict)):
+        try:
+            return hint(value)
+        except (TypeError, ValueError) as error:
+            allowed = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+            raise SettingsError(label, value, allowed[hint]) from error
+    raise SettingsError(label, value, f"a value of type {getattr(hint, '__name__', hint)}")
+
+
+def _as_bool(value: object, label: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    folded = str(value).strip().casefold()
+    if folded in _TRUE | _FALSE:
+        return folded in _TRUE
+    raise SettingsError(label, value, "true or false")

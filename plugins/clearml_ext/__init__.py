@@ -1,0 +1,1 @@
+"""The clearml extension of mlops-ext."""

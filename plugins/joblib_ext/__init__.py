@@ -1,0 +1,1 @@
+"""The joblib extension of mlops-ext."""

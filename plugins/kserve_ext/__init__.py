@@ -1,0 +1,1 @@
+"""The kserve extension of mlops-ext."""

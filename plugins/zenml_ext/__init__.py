@@ -1,0 +1,1 @@
+"""The zenml extension of mlops-ext."""
