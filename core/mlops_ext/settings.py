@@ -222,8 +222,8 @@ def _convert_class(value: object, hint: Any, label: str) -> object:
         try:
             return hint(value)
         except (TypeError, ValueError) as error:
-            allowed = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-            raise SettingsError(label, value, allowed[hint]) from error
+            words = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+            raise SettingsError(label, value, words[hint]) from error
     raise SettingsError(label, value, f"a value of type {getattr(hint, '__name__', hint)}")
 
 
