@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 __all__ = [
     "MissingExtraError",
@@ -21,7 +22,13 @@ __all__ = [
 
 
 class MlopsExtError(Exception):
-    """Base of every error that mlops-ext raises on purpose."""
+    """Base of every error that mlops-ext raises on purpose.
+
+    Attributes:
+        exit_status: what the command line exits with when it meets this error.
+    """
+
+    exit_status: ClassVar[int] = 1
 
 
 class SettingsError(MlopsExtError, ValueError):

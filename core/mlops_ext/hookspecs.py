@@ -38,6 +38,7 @@ class Framework:
         supported: version specifier of the releases the extension is tested with.
         extension: import package of the extension ("zenml_ext").
         summary: what the extension does for it, in one line.
+        module: top-level module whose import triggers its patches; "" means *name*.
     """
 
     name: str
@@ -45,10 +46,13 @@ class Framework:
     supported: str
     extension: str
     summary: str
+    module: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a specifier that packaging cannot read."""
         check_specifier("Framework.supported", self.supported)
+        if not self.module:
+            object.__setattr__(self, "module", self.name)
 
 
 class Severity(enum.Enum):

@@ -21,11 +21,6 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from mlops_ext.errors import SettingsError, nearest
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = ["CoreSettings", "Resolved", "environment", "load", "resolve"]
 
 T = TypeVar("T")
@@ -137,6 +132,10 @@ def _toml_name(section: str, name: str) -> str:
 
 def _file_section(section: str, directory: Path) -> tuple[Path | None, Mapping[str, object]]:
     """The table ``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml that has one."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     for folder in (directory, *directory.parents):
         path = folder / "pyproject.toml"
         try:
@@ -202,7 +201,7 @@ def _convert_union(value: object, args: tuple[Any, ...], label: str) -> object:
     raise error or SettingsError(label, value, "a value")
 
 
-def _convert_class(value: object, hint: Any, label: str) -> object:
+def _convert_class(value: Any, hint: Any, label: str) -> object:
     if hint is bool:
         return _as_bool(value, label)
     if isinstance(hint, type) and isinstance(value, hint):

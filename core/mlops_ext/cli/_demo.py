@@ -1,0 +1,186 @@
+"""``mlops-ext demo``: the fixes at work on this machine, with figures before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+import click
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mlops_ext import demo as demos
+from mlops_ext.demo import Claim
+from mlops_ext.errors import UnknownNameError
+from mlops_ext.settings import environment
+
+__all__ = ["demo"]
+
+LIMIT_S = 240.0
+"""A demo that takes longer hangs: the slowest takes about a minute on two busy cores."""
+GRACE_S = 5.0
+"""Time for a demo to end its own children after SIGTERM before its process group is killed."""
+LOG_LINES = 25
+"""Lines of a failed demo's log that are shown: a traceback and what led to it."""
+
+
+@dataclass(slots=True)
+class _Result:
+    """What one demo came to."""
+
+    name: str
+    claims: list[Claim] = field(default_factory=list)
+    status: int = 0
+    log_tail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return self.status == 0 and bool(self.claims) and all(c.holds for c in self.claims)
+
+
+@click.command()
+@click.option("--only", multiple=True, metavar="NAME", help="Show only this; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo(*, only: tuple[str, ...], as_json: bool) -> None:
+    """Show the fixes at work on this machine; exit with 1 where a claim does not hold."""
+    known = demos.names()
+    for name in only:
+        if name not in known:
+            raise UnknownNameError("demo", name, known)
+    chosen = list(only) or known
+    # A terminal's hang-up or a supervisor's TERM must clean up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(stderr=as_json)
+    try:
+        results = list(_show(chosen, console))
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted; everything the demo started is gone[/]")
+        sys.exit(130)
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results], indent=2))
+    else:
+        console.print(_verdict(results))
+    sys.exit(0 if results and all(result.good for result in results) else 1)
+
+
+def _show(chosen: list[str], console: Console) -> Iterator[_Result]:
+    columns = (SpinnerColumn(), TextColumn("[bold]{task.fields[name]}"), TimeElapsedColumn())
+    for number, name in enumerate(chosen, start=1):
+        with Bar(
+            *columns, TextColumn("{task.description}"), console=console, transient=True
+        ) as bar:
+            task = bar.add_task("starting", name=f"{name} ({number}/{len(chosen)})", total=None)
+            result = _run(name, functools.partial(_describe, bar, task))
+        _draw(result, console)
+        yield result
+
+
+def _describe(bar: Bar, task: TaskID, text: str) -> None:
+    bar.update(task, description=text)
+
+
+def _run(name: str, tell: Callable[[str], None]) -> _Result:
+    """Run one demo in a process, a session and a temporary directory of its own."""
+    result = _Result(name)
+    started = time.monotonic()
+    home = Path(tempfile.mkdtemp(prefix=f"mlops-ext-demo-{name}-"))
+    log_path = home / "log.txt"
+    try:
+        with log_path.open("wb") as log, _started(name, home, log) as process:
+            timer = threading.Timer(LIMIT_S, _end, [process])
+            timer.start()
+            try:
+                for line in process.stdout or ():
+                    event = demos.read_event(line)
+                    if isinstance(event, Claim):
+                        result.claims.append(event)
+                    else:
+                        tell(event.text)
+                result.status = process.wait()
+            finally:
+                timer.cancel()
+        if result.status:
+            lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+            result.log_tail = "\n".join(lines[-LOG_LINES:])
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+@contextlib.contextmanager
+def _started(name: str, home: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    """The demo's process; whatever happens, its whole session is gone afterwards."""
+    scratch = home / "tmp"
+    scratch.mkdir()
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlops_ext.demo", name],
+        env={**environment(), **places, "PYTHONWARNINGS": "ignore"},
+        cwd=scratch,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End *process* and all that it started: asked first, then made to."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def _draw(result: _Result, console: Console) -> None:
+    table = Table(title=f"{result.name}  ({result.seconds:.0f} s)", title_justify="left")
+    for column in ("shown", "before", "with mlops-ext", "holds"):
+        table.add_column(column, overflow="fold")
+    for claim in result.claims:
+        holds = "[green]yes[/]" if claim.holds else "[red]NO[/]"
+        table.add_row(claim.what, claim.before, claim.after, holds)
+    console.print(table)
+    if result.status:
+        console.print(f"[red]the demo ended with status {result.status}[/]; its last words:")
+        console.print(result.log_tail, markup=False, highlight=False)
+
+
+def _verdict(results: list[_Result]) -> str:
+    """The last line: what held, and what to try next."""
+    claims = [claim for result in results for claim in result.claims]
+    held = sum(claim.holds for claim in claims)
+    bad = [result.name for result in results if not result.good]
+    if bad:
+        return f"[red]{held} of {len(claims)} claims hold; look at: {', '.join(bad)}[/]"
+    return (
+        f"[green]all {held} claims hold on this machine[/]\n"
+        "next: mlops-ext doctor (what your versions need),"
+        " mlops-ext run -- CMD (your own program, patched)"
+    )

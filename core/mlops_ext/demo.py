@@ -1,0 +1,102 @@
+"""Demos: what an extension claims, shown on this machine and checked while it is shown.
+
+An extension publishes an entry point in group ``mlops_ext.demos`` that names a generator
+function without arguments. It yields `Progress` as it goes and a `Claim` for each thing shown.
+It runs in a process and a temporary directory of its own (``TMPDIR``), which is removed
+afterwards; what it or its framework prints goes to a log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from mlops_ext._entry_points import find_entry_points
+from mlops_ext.errors import UnknownNameError
+
+__all__ = ["GROUP", "Claim", "Event", "Progress", "names", "read_event"]
+
+GROUP = "mlops_ext.demos"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Something a demo shows.
+
+    Attributes:
+        what: what is compared ("computations, 8 processes on a cold function").
+        before: the measured figure without the extension, in words.
+        after: the measured figure with it, in words.
+        holds: whether the figures measured bear the claim out.
+    """
+
+    what: str
+    before: str
+    after: str
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a demo is doing now.
+
+    Attributes:
+        text: a few words.
+    """
+
+    text: str
+
+
+Event = Claim | Progress
+
+
+def names() -> list[str]:
+    """The names of the demos that are installed, sorted."""
+    return sorted(point.name for point in find_entry_points(GROUP))
+
+
+def find(name: str) -> Callable[[], Iterator[Event]]:
+    """The demo called *name*.
+
+    Raises:
+        UnknownNameError: there is none; the message suggests the nearest.
+    """
+    points = {point.name: point for point in find_entry_points(GROUP)}
+    if name not in points:
+        raise UnknownNameError("demo", name, points)
+    loaded: Callable[[], Iterator[Event]] = points[name].load()
+    return loaded
+
+
+def write_event(event: Event, stream: TextIO) -> None:
+    """Write *event* as one line of JSON."""
+    stream.write(json.dumps({type(event).__name__: dataclasses.asdict(event)}) + "\n")
+    stream.flush()
+
+
+def read_event(line: str) -> Event:
+    """The event that `write_event` wrote.
+
+    Raises:
+        ValueError: *line* is not such a line.
+    """
+    document: dict[str, dict[str, Any]] = json.loads(line)
+    (kind, values), *_ = document.items()
+    return Claim(**values) if kind == "Claim" else Progress(**values)
+
+
+def child(name: str) -> None:
+    """Run the demo called *name*; events go to the real standard output, all else to stderr."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
+        os.dup2(2, 1)
+        for event in find(name)():
+            write_event(event, stream)
+
+
+if __name__ == "__main__":
+    child(sys.argv[1])

@@ -1,0 +1,137 @@
+"""What ``mlops-ext doctor`` knows: every fix, every extension, and what is wrong.
+
+Pure but for what the extensions' own checks do; the command line draws the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlops_ext.discovery import Extensions, Support
+from mlops_ext.hookspecs import DoctorCheck, Finding, Severity
+from mlops_ext.patching import Outcome, PatchReport, PatchSet
+
+__all__ = ["Diagnosis", "Fix", "diagnose"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fix:
+    """A patch as ``doctor`` shows it.
+
+    Attributes:
+        id: the patch's id.
+        framework: the framework's name.
+        version: the installed version, or None.
+        needed: whether the installed version has the fault; None where nothing is installed.
+        active: whether it is applied in this process.
+        why: one sentence.
+        reason: what hurts without it.
+        upstream: link to the fault upstream, or "".
+        verified_by: the test that proves it.
+    """
+
+    id: str
+    framework: str
+    version: str | None
+    needed: bool | None
+    active: bool
+    why: str
+    reason: str
+    upstream: str
+    verified_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """All that ``doctor`` found.
+
+    Attributes:
+        frameworks: the frameworks and their support.
+        fixes: every patch.
+        findings: what the checks found, and what is wrong with extensions and versions.
+    """
+
+    frameworks: tuple[Support, ...]
+    fixes: tuple[Fix, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no finding is a problem."""
+        return all(finding.severity is not Severity.PROBLEM for finding in self.findings)
+
+
+def diagnose(extensions: Extensions) -> Diagnosis:
+    """Look at every extension, patch and check of *extensions*."""
+    frameworks = tuple(extensions.frameworks())
+    installed = {s.framework.name for s in frameworks if s.version is not None}
+    reports = PatchSet(extensions.patches()).status()
+    findings = [*_version_findings(frameworks)]
+    for check in extensions.doctor_checks():
+        if check.framework in installed:
+            findings.extend(_run(check))
+    findings.extend(
+        Finding(check=f"extension.{name}", severity=Severity.PROBLEM, message=str(problem))
+        for name, problem in sorted(extensions.problems.items())
+    )
+    findings.extend(
+        Finding(
+            check=f"extension.{found.name}",
+            severity=Severity.NOTE,
+            message=f"extension {found.name!r} is switched off by MLOPS_EXT_DISABLE",
+        )
+        for found in extensions.found
+        if found.disabled
+    )
+    return Diagnosis(
+        frameworks=frameworks,
+        fixes=tuple(_fix(report) for report in reports),
+        findings=tuple(findings),
+    )
+
+
+def _version_findings(frameworks: tuple[Support, ...]) -> Iterator[Finding]:
+    for support in frameworks:
+        if support.version is not None and not support.supported:
+            framework = support.framework
+            yield Finding(
+                check=f"{framework.name}.version",
+                severity=Severity.PROBLEM,
+                message=f"{framework.distribution} {support.version} is outside"
+                f" {framework.supported}: nothing of it is patched",
+                advice="install a supported version, or a newer mlops-ext",
+            )
+
+
+def _run(check: DoctorCheck) -> list[Finding]:
+    try:
+        return list(check.run())
+    except Exception as error:  # noqa: BLE001  # plugin boundary: becomes a finding
+        message = f"the check raised {type(error).__name__}: {error}"
+        return [Finding(check=check.name, severity=Severity.PROBLEM, message=message)]
+
+
+def _fix(report: PatchReport) -> Fix:
+    patch, outcome = report.patch, report.outcome
+    needed = {
+        Outcome.NOT_INSTALLED: None,
+        Outcome.NOT_NEEDED: False,
+        Outcome.OUT_OF_RANGE: None,
+    }.get(outcome, True)
+    why = report.detail or {
+        Outcome.APPLIED: "applied in this process",
+        Outcome.NOT_APPLIED: f"activate it with: mlops-ext run --patch {patch.framework} -- CMD",
+        Outcome.NOT_INSTALLED: f"{patch.distribution} is not installed",
+    }.get(outcome, outcome.value)
+    return Fix(
+        id=patch.id,
+        framework=patch.framework,
+        version=report.version,
+        needed=needed,
+        active=outcome is Outcome.APPLIED,
+        why=why,
+        reason=patch.reason,
+        upstream=patch.upstream,
+        verified_by=patch.verified_by,
+    )
