@@ -163,7 +163,7 @@ class PatchSet:
 
     Attributes:
         patches: the patches, applied in this order, reverted in the opposite one.
-        notify: called with each report; what it raises is logged.
+        notify: called with each report of something new; what it raises is logged.
         versions: gives installed versions.
     """
 
@@ -295,6 +295,8 @@ class PatchSet:
 
     def _tell(self, reports: list[PatchReport]) -> None:
         for report in reports:
+            if report.outcome is Outcome.ALREADY:
+                continue
             log.debug("patch %s: %s %s", report.patch.id, report.outcome.value, report.detail)
             try:
                 self.notify(report)

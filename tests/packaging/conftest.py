@@ -30,12 +30,15 @@ class Environment:
         return subprocess.run(
             [self.bin / program, *arguments],
             cwd=self.folder,
-            env={**_bare_environment(), **variables},
+            env={**_bare_environment(), "PATH": self._path(), **variables},
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
         )
+
+    def _path(self):
+        return os.pathsep.join([str(self.bin), os.environ["PATH"]])
 
     def doctor(self, **variables):
         done = self.run("mlops-ext", "doctor", "--json", **variables)

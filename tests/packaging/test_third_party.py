@@ -60,7 +60,10 @@ def test_its_memory_policy_is_found_beside_the_built_in_ones(environment):
     code = (
         "from mlops_ext.discovery import extensions; print(sorted(extensions().memory_policies()))"
     )
-    assert environment.run("python", "-c", code).stdout == "['double', 'fixed', 'generous', 'history']\n"
+    assert (
+        environment.run("python", "-c", code).stdout
+        == "['double', 'fixed', 'generous', 'history']\n"
+    )
 
 
 def test_its_commands_are_found(environment):
@@ -71,7 +74,9 @@ def test_its_commands_are_found(environment):
 def test_broken_extensions_show_in_doctor_and_harm_nobody(environment):
     status, document = environment.doctor()
     assert status == 1
-    problems = {f["check"]: f["message"] for f in document["findings"] if f["severity"] == "problem"}
+    problems = {
+        f["check"]: f["message"] for f in document["findings"] if f["severity"] == "problem"
+    }
     assert set(problems) == {
         "extension.no-import",
         "extension.bad-range",
@@ -151,4 +156,3 @@ def test_each_extra_installs_and_works_alone(make_environment, extra):
         assert versions[extra] is not None
         done = environment.run("mlops-ext", extra, "--help")
         assert done.returncode == 0, done.stderr
-

@@ -1,0 +1,70 @@
+"""The demo runner: claims decide, noise stays away, and nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def environment(make_environment):
+    """An environment with a third party's demos."""
+    return make_environment(HERE / "foreign")
+
+
+def test_a_demo_whose_claims_hold_passes_without_noise(environment):
+    done = environment.run("mlops-ext", "demo", "--only", "acme")
+    assert done.returncode == 0
+    assert "all 1 claims hold" in done.stdout
+    assert "noise" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["acme-false", "acme-crash", "acme-silent"])
+def test_a_demo_that_shows_no_truth_fails(environment, name):
+    done = environment.run("mlops-ext", "demo", "--only", name, "--json")
+    assert done.returncode == 1
+    (result,) = json.loads(done.stdout)
+    assert ("the demo broke down" in result["log_tail"]) == (name == "acme-crash")
+
+
+def test_an_unknown_demo_suggests_the_nearest(environment):
+    done = environment.run("mlops-ext", "demo", "--only", "acne")
+    assert done.returncode == 1
+    assert "did you mean 'acme'?" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(environment, tmp_path, number):
+    report = tmp_path / "report"
+    with subprocess.Popen(
+        [environment.bin / "mlops-ext", "demo", "--only", "acme-hang"],
+        env={**os.environ, "HANG_REPORT": str(report)},
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        _wait_until(lambda: report.exists() and report.read_text())
+        child, scratch = report.read_text().split()
+        process.send_signal(number)
+        assert process.wait(30) == 130
+    _wait_until(lambda: not _alive(int(child)))
+    assert not Path(scratch).exists()
+
+
+def _alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def _wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
