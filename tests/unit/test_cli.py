@@ -105,5 +105,11 @@ def test_a_bad_setting_is_one_clear_line_and_the_command_still_runs(tmp_path):
 
 
 def test_an_interpreter_without_mlops_ext_says_so_in_one_line():
-    done = run("run", "--", sys.executable, "-S", "-c", "print('ran')")
-    assert done.stdout == "ran\n"
+    base = sys._base_executable
+    probe = [base, "-c", "import mlops_ext"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+        pytest.skip("the base interpreter has mlops-ext installed")
+    done = run("run", "--", base, "-c", "print('ran')")
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert done.stderr.startswith(f"mlops-ext: no patches in {base}")
+    assert done.stderr.count("\n") == 1

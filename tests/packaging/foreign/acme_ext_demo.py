@@ -35,7 +35,9 @@ def silent():
 
 def hang():
     """Hang, with a child that ignores SIGTERM and a file in the temporary directory."""
-    child = subprocess.Popen([sys.executable, "-c", "import signal, time\nsignal.signal(15, 1)\ntime.sleep(300)"])
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import signal, time\nsignal.signal(15, 1)\ntime.sleep(300)"]
+    )
     (Path(tempfile.mkdtemp()) / "left").write_text("left")
     Path(os.environ["HANG_REPORT"]).write_text(f"{child.pid} {tempfile.gettempdir()}")
     time.sleep(300)
