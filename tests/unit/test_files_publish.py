@@ -1,0 +1,147 @@
+import errno
+import os
+import resource
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mlops_ext.files import Durability, publish, write_new
+
+
+def names(directory):
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+@pytest.mark.parametrize("data", [b"", b"abc", [b"a", memoryview(b"bc")], bytearray(b"x" * 10**6)])
+def test_the_target_has_the_content_and_nothing_is_left_beside_it(tmp_path, data, durability):
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    assert publish(target, data, durability=durability)
+    assert target.read_bytes() == (b"".join(data) if isinstance(data, list) else bytes(data))
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_taken_name_is_kept_where_it_may_not_be_replaced(tmp_path):
+    target = tmp_path / "target"
+    assert publish(target, b"first", replace=False)
+    assert not publish(target, b"second", replace=False)
+    assert target.read_bytes() == b"first"
+    assert names(tmp_path) == ["target"]
+
+
+def test_of_many_that_race_for_a_name_one_wins(tmp_path):
+    start = threading.Barrier(8)
+    wins = []
+
+    def race(number):
+        start.wait()
+        if publish(tmp_path / "target", str(number).encode(), replace=False):
+            wins.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert (tmp_path / "target").read_text() == str(wins[0])
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_missing_directory_is_reported_as_such(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "missing" / "target", b"x")
+
+
+def test_a_source_of_data_that_fails_leaves_nothing(tmp_path):
+    def broken():
+        yield b"half"
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_new(tmp_path / "new", broken())
+    assert names(tmp_path) == []
+
+
+def test_writing_new_refuses_what_exists(tmp_path):
+    (tmp_path / "there").write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "there", [b"new"])
+    assert (tmp_path / "there").read_bytes() == b"old"
+
+
+def test_a_full_disk_leaves_the_old_content_and_no_partial_file(tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    code = (
+        "import resource, signal, sys; from mlops_ext.files import publish\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: publish(sys.argv[1], b'x' * 5000)\n"
+        "except OSError as error: sys.exit(error.errno)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert done.returncode == errno.EFBIG
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["target"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+@pytest.fixture
+def losing_reply(monkeypatch):
+    """Makes one call do its work and then answer with an error, as a lost network reply does."""
+
+    def lose(name, code, *, times=1):
+        real, left = getattr(os, name), [times]
+
+        def call(*args, **kwargs):
+            done = real(*args, **kwargs)
+            if left[0]:
+                left[0] -= 1
+                raise OSError(code, os.strerror(code))
+            return done
+
+        monkeypatch.setattr(os, name, call)
+
+    return lose
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO, errno.ESTALE, errno.EEXIST])
+def test_a_lost_reply_to_a_rename_is_recovered(tmp_path, losing_reply, code):
+    losing_reply("replace", code)
+    losing_reply("rename", code)
+    assert publish(tmp_path / "target", b"new")
+    assert (tmp_path / "target").read_bytes() == b"new"
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("code", [errno.EEXIST, errno.EIO])
+def test_a_lost_reply_to_a_link_is_recovered(tmp_path, losing_reply, code):
+    losing_reply("link", code)
+    assert publish(tmp_path / "target", b"new", replace=False)
+    assert (tmp_path / "target").read_bytes() == b"new"
+    assert names(tmp_path) == ["target"]
+
+
+def test_an_error_that_stays_is_raised_and_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "link", broken)
+    with pytest.raises(OSError, match="broken"):
+        publish(tmp_path / "target", b"new", replace=False)
+    assert names(tmp_path) == []
+
+
+def test_without_hard_links_a_free_name_is_taken_and_a_taken_one_kept(tmp_path, monkeypatch):
+    def no_links(*_args, **_kwargs):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert publish(tmp_path / "target", b"first", replace=False)
+    assert not publish(tmp_path / "target", b"second", replace=False)
+    assert (tmp_path / "target").read_bytes() == b"first"
+    assert names(tmp_path) == ["target"]

@@ -1,0 +1,243 @@
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlops_ext.files import Held, Patience, classify_removal_error, parse_temp_name, probe, remove
+
+ONCE = Patience(total_s=0)
+
+
+def windows_error(code):
+    error = PermissionError(errno.EACCES, "as Windows reports it")
+    error.winerror = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "held"),
+    [
+        (windows_error(32), Held.BUSY),
+        (windows_error(33), Held.BUSY),
+        (windows_error(5), Held.DENIED),
+        (windows_error(145), Held.NOT_EMPTY),
+        (windows_error(2), None),
+        (windows_error(3), None),
+        (windows_error(1117), Held.DENIED),
+        (OSError(errno.ENOENT, ""), None),
+        (OSError(errno.ESTALE, ""), None),
+        (OSError(errno.EBUSY, ""), Held.BUSY),
+        (OSError(errno.ENOTEMPTY, ""), Held.NOT_EMPTY),
+        (OSError(errno.EIO, ""), Held.OTHER),
+        (OSError("no number"), Held.OTHER),
+    ],
+)
+def test_errors_are_told_apart(error, held):
+    assert classify_removal_error(error) is held
+
+
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan")])
+def test_patience_must_be_a_time(value):
+    with pytest.raises(ValueError, match="total_s"):
+        Patience(total_s=value)
+
+
+def test_a_tree_is_removed_and_links_are_not_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    tree = tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    (tree / "a" / "file").touch()
+    (tree / "link").symlink_to(outside)
+    (tree / "dangling").symlink_to(tmp_path / "nowhere")
+    removal = remove(tree)
+    assert removal.complete
+    assert removal.removed == 6
+    assert not tree.exists()
+    assert (outside / "kept").exists()
+
+
+def test_a_missing_path_is_a_complete_removal_of_nothing(tmp_path):
+    removal = remove(tmp_path / "missing")
+    assert removal.complete
+    assert removal.removed == 0
+
+
+def as_nobody(code, *arguments):
+    """Run code as an unprivileged user: permissions mean nothing to root."""
+    drop = (
+        "import os, pathlib, sys, mlops_ext.files\n"
+        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", drop + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def world_dir():
+    base = Path(tempfile.mkdtemp(prefix="mlops-ext-removal-"))
+    base.chmod(0o777)
+    yield base
+    shutil.rmtree(base)
+
+
+def test_read_only_files_and_directories_are_removed(world_dir):
+    code = """
+import pathlib, sys
+from mlops_ext.files import remove, Patience
+tree = pathlib.Path(sys.argv[1]) / "tree"
+inner = tree / "sealed" / "inner"
+inner.mkdir(parents=True)
+(inner / "file").touch(0o400)
+inner.chmod(0o000)
+(tree / "sealed").chmod(0o500)
+removal = remove(tree, patience=Patience(total_s=0))
+print(removal.complete, removal.removed, tree.exists())
+"""
+    assert as_nobody(code, world_dir) == "True 4 False"
+
+
+def test_what_may_not_be_removed_is_named_with_the_reason(world_dir):
+    sealed = world_dir / "sealed"
+    sealed.mkdir(mode=0o755)
+    (sealed / "file").touch()
+    code = """
+import sys
+from mlops_ext.files import remove, Patience
+removal = remove(sys.argv[1], patience=Patience(total_s=0))
+print(removal.complete, [(path.name, held.value) for path, held, _ in removal.left])
+"""
+    if os.getuid() != 0:
+        pytest.skip("needs root to make a file that its reader may not remove")
+    assert as_nobody(code, sealed) == "False [('file', 'denied')]"
+    assert (sealed / "file").exists()
+
+
+class Busy:
+    """A tree whose file is busy until told otherwise: what an open file is on Windows."""
+
+    def __init__(self, monkeypatch, path, code):
+        self.path, self.code, self.held, self.tries = path, code, True, 0
+        self.real = os.unlink
+        monkeypatch.setattr(os, "unlink", self.unlink)
+
+    def unlink(self, path, *args, **kwargs):
+        if os.fspath(path) == str(self.path):
+            self.tries += 1
+            if self.held:
+                raise windows_error(self.code)
+        return self.real(path, *args, **kwargs)
+
+
+@pytest.mark.parametrize("code", [5, 32])
+def test_an_open_file_is_removed_once_it_is_closed(tmp_path, monkeypatch, code):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "open").touch()
+    (tree / "other").touch()
+    busy = Busy(monkeypatch, tree / "open", code)
+    now = [0.0]
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+        busy.held = len(pauses) < 4
+
+    removal = remove(tree, sleep=sleep, clock=lambda: now[0])
+    assert removal.complete
+    assert not tree.exists()
+    assert pauses == [0.01, 0.02, 0.04, 0.08]
+
+
+def test_patience_ends_and_the_rest_is_set_aside(tmp_path, monkeypatch):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "open").touch()
+    Busy(monkeypatch, tree / "open", 32)
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    removal = remove(tree, set_aside=True, sleep=sleep, clock=lambda: now[0])
+    assert now[0] == pytest.approx(2.0)
+    assert not removal.complete
+    assert [(path.name, held) for path, held, _ in removal.left] == [("open", Held.BUSY)]
+    assert not tree.exists()
+    assert removal.set_aside.is_dir()
+    assert parse_temp_name(removal.set_aside.name).stem == "tree"
+
+
+def test_an_error_that_waiting_does_not_cure_ends_at_once(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    target.touch()
+
+    def broken(*_args, **_kwargs):
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(os, "unlink", broken)
+    removal = remove(target, sleep=lambda _: pytest.fail("must not wait"))
+    assert [held for _, held, _ in removal.left] == [Held.OTHER]
+
+
+def test_two_removals_of_one_tree_do_not_disturb_each_other(tmp_path):
+    tree = tmp_path / "tree"
+    for number in range(200):
+        folder = tree / str(number % 10) / str(number)
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    start = threading.Barrier(4)
+    removals = []
+
+    def race():
+        start.wait()
+        removals.append(remove(tree))
+
+    threads = [threading.Thread(target=race) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(removal.complete for removal in removals)
+    assert sum(removal.removed for removal in removals) == 411
+    assert not tree.exists()
+
+
+@pytest.mark.skipif(shutil.which("chattr") is None, reason="chattr is not installed")
+def test_an_immutable_file_is_denied(tmp_path):
+    target = tmp_path / "file"
+    target.touch()
+    if subprocess.run(["chattr", "+i", target], capture_output=True, check=False).returncode:
+        pytest.skip("this file system, or this user, cannot make a file immutable")
+    try:
+        removal = remove(tmp_path / "file", patience=ONCE)
+        assert [held for _, held, _ in removal.left] == [Held.DENIED]
+    finally:
+        subprocess.run(["chattr", "-i", target], check=True)
+
+
+def test_a_probe_finds_what_this_file_system_does_and_leaves_nothing(tmp_path):
+    found = probe(tmp_path)
+    assert found.writable
+    assert found.replace
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_of_a_place_that_cannot_be_written_says_no(tmp_path):
+    assert not any(
+        getattr(probe(tmp_path / "missing"), name) for name in ("writable", "hard_links", "replace")
+    )
