@@ -16,6 +16,7 @@ __all__ = [
     "PluginError",
     "QuantityError",
     "SettingsError",
+    "TempDirError",
     "UnknownNameError",
     "UnsupportedVersionError",
 ]
@@ -147,6 +148,21 @@ class PluginError(MlopsExtError):
         super().__init__(
             f"extension {plugin!r}{owner} is broken: {type(cause).__name__}: {cause};"
             f" update or uninstall it, or set MLOPS_EXT_DISABLE={plugin}"
+        )
+
+
+class TempDirError(MlopsExtError, OSError):
+    """A temporary directory cannot be made or written to.
+
+    Attributes:
+        path: the directory.
+    """
+
+    def __init__(self, path: object, detail: str) -> None:
+        self.path = path
+        super().__init__(
+            f"temporary directory {path}: {detail}; free some space there, or set"
+            " MLOPS_EXT_TEMP_DIR to a directory you can write to"
         )
 
 

@@ -1,0 +1,244 @@
+"""Who owns a marker file, and is that process still alive: for `mlops_ext.tempdirs`.
+
+A process id alone says little: ids are used again, containers count their own, and a root may be
+shared with other machines. So an owner is a boot, the namespaces that give ids and start times
+their meaning, an id and a start time. `verdict` is pure; the rest asks the system.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Evidence", "Fate", "Owner", "lock", "me", "on_local_disk", "start_of", "verdict"]
+
+_CLOCK_SLACK_S = 60.0
+"""How far a marker must predate this boot: a clock that is set at boot may move by seconds."""
+
+_HALF_WRITTEN_S = 86_400.0
+"""A marker is written within milliseconds; after a day without a lock its owner is gone."""
+
+_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
+"""File systems that one kernel uses alone, where all its processes see each other's flock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The process that owns a directory.
+
+    Attributes:
+        host: name of the machine or container.
+        boot: identity of this boot of the kernel, "" where the system gives none.
+        namespaces: the pid and time namespaces, "" where the system has none.
+        pid: process id in that namespace.
+        started: start of the process as the system tells it, "" where it does not.
+    """
+
+    host: str
+    boot: str
+    namespaces: str
+    pid: int
+    started: str
+
+    def dump(self) -> bytes:
+        """The owner as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def read(cls, text: bytes) -> Owner | None:
+        """The owner written by `dump`, or None where the text is incomplete or foreign."""
+        try:
+            found = json.loads(text)
+            owner = cls(**found)
+        except (TypeError, ValueError):
+            return None
+        kinds = (str, str, str, int, str)
+        fields = dataclasses.astuple(owner)
+        return owner if tuple(map(type, fields)) == kinds and owner.pid > 0 else None
+
+
+class Fate(enum.Enum):
+    """What is known of an owner."""
+
+    LIVE = "live"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the system says about a marker and its owner.
+
+    Attributes:
+        held: somebody holds the marker's lock; None where locks do not work.
+        started: start of the process that has the owner's id now; None where there is none,
+            "" where the system does not tell.
+        local: the root lies on a file system that this kernel uses alone.
+        written: when the marker was written, in seconds since the epoch.
+        now: the time now, in seconds since the epoch.
+        booted: when this machine booted, in seconds since the epoch; None where unknown.
+    """
+
+    held: bool | None
+    started: str | None
+    local: bool
+    written: float
+    now: float
+    booted: float | None
+
+
+def verdict(owner: Owner | None, here: Owner, evidence: Evidence) -> Fate:
+    """Whether *owner* is alive, as seen by the process *here*.
+
+    DEAD is a proof, never a guess. What is left open: a marker on a shared root whose owner runs
+    on another machine or in another pid namespace stays UNKNOWN.
+    """
+    if evidence.held:
+        return Fate.LIVE
+    if owner is None:  # half written: its owner died, or is at it now
+        old = evidence.now - evidence.written > _HALF_WRITTEN_S
+        return Fate.DEAD if old and evidence.local and evidence.held is False else Fate.UNKNOWN
+    same_place = (owner.host, owner.namespaces) == (here.host, here.namespaces)
+    if not owner.boot and not here.boot:
+        return _by_process(owner, evidence) if same_place else Fate.UNKNOWN
+    if owner.boot != here.boot:
+        # One kernel at a time uses a local file system, so an owner of an earlier boot is gone.
+        # The date rules out a guest that shares its host's disk through virtiofs or 9p.
+        before = evidence.booted is not None and (
+            evidence.written < evidence.booted - _CLOCK_SLACK_S
+        )
+        return Fate.DEAD if evidence.local and before else Fate.UNKNOWN
+    if owner.namespaces == here.namespaces:
+        return _by_process(owner, evidence)
+    # Ids mean nothing across namespaces, but a lock does within one kernel.
+    return Fate.DEAD if evidence.local and evidence.held is False else Fate.UNKNOWN
+
+
+def _by_process(owner: Owner, evidence: Evidence) -> Fate:
+    if evidence.started is None:
+        return Fate.DEAD
+    if "" in {evidence.started, owner.started}:
+        return Fate.LIVE
+    return Fate.LIVE if evidence.started == owner.started else Fate.DEAD
+
+
+def me() -> Owner:
+    """The calling process as an owner; asked anew after a fork."""
+    pid = os.getpid()
+    return Owner(
+        host=platform.node(),
+        boot=_read("/proc/sys/kernel/random/boot_id"),
+        namespaces=" ".join(filter(None, map(_link, ("pid", "time")))),
+        pid=pid,
+        started=start_of(pid) or "",
+    )
+
+
+def start_of(pid: int) -> str | None:
+    """When process *pid* started: None where it does not exist, "" where it cannot be told."""
+    if sys.platform == "win32":
+        return _start_by_psutil(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:  # it belongs to somebody else
+        pass
+    if sys.platform != "linux":
+        return _start_by_psutil(pid) or ""
+    if _link_text("/proc/self") != str(os.getpid()):
+        return ""  # /proc shows another pid namespace: its numbers are not ours
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    state, *rest = stat.rpartition(")")[2].split()
+    return None if state in {"Z", "X"} else rest[18]
+
+
+def _start_by_psutil(pid: int) -> str | None:
+    try:
+        import psutil
+    except ImportError:
+        return ""
+    try:
+        return repr(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.Error:
+        return ""
+
+
+def lock(descriptor: int) -> bool | None:
+    """Take the lock of an open marker: False where another holds it, None where none can be had.
+
+    The lock ends with the process, however it ends. It is inherited by forked children.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # a byte beyond the text: others may read
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def booted_at() -> float | None:
+    """When this machine booted, in seconds since the epoch, or None where unknown."""
+    for line in _read("/proc/stat").splitlines():
+        if line.startswith("btime "):
+            return float(line.split()[1])
+    if sys.platform == "linux":
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return None
+
+
+def on_local_disk(path: Path) -> bool:
+    """Whether *path* lies on a file system that only this kernel uses."""
+    if sys.platform != "linux":
+        return False
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    for line in _read("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].replace("\\040", " ")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+    return kind in _LOCAL
+
+
+def _link(namespace: str) -> str:
+    return _link_text(f"/proc/self/ns/{namespace}")
+
+
+def _link_text(path: str) -> str:
+    try:
+        return str(Path(path).readlink())
+    except OSError:
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

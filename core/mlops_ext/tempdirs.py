@@ -1,0 +1,345 @@
+"""Temporary directories: a root of the user's choice, one directory a run and process, a reaper.
+
+The root comes from an argument, from ``temp_dir`` in ``[tool.mlops-ext]``, from
+``MLOPS_EXT_TEMP_DIR``, or is the one of `tempfile`. Below it every run of every process gets a
+directory of its own, with a marker beside it that names the owner and is locked as long as the
+owner lives. `reap` removes what dead processes left, and never what a live one uses.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import gc
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlops_ext import _owners, files, settings
+from mlops_ext._holders import holders
+from mlops_ext._owners import Evidence, Fate, Owner
+from mlops_ext.errors import TempDirError
+
+__all__ = ["Reaped", "RunDirectory", "check_root", "for_process", "full_disk", "reap", "root"]
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "mlops-ext-"
+_MARKER = ".owner"
+_REAP_BUDGET_S = 10.0
+"""At most this long is a start held up by what dead processes left; the next start goes on."""
+_PATIENCE = files.Patience(total_s=2.0)
+"""Long enough for a virus scanner, short enough for a step that has finished."""
+_TRIES = 8
+"""Names tried for a new directory; each is random, so a second try is rare already."""
+
+
+def root(path: str | Path | None = None) -> Path:
+    """The directory below which temporary directories are made.
+
+    It is *path*, else the setting ``temp_dir``, else what `tempfile` finds. One that cannot be
+    used is reported in a warning and replaced by `tempfile`'s: a step that has finished must not
+    fail for the place of a scratch file. Ask `check_root` where an error is wanted instead.
+    """
+    chosen = settings.load(settings.CoreSettings, arguments={"temp_dir": path}).temp_dir
+    if chosen is None:
+        return Path(tempfile.gettempdir())
+    try:
+        return check_root(chosen)
+    except TempDirError as error:
+        _warn_once(f"{error}; using {tempfile.gettempdir()} instead")
+        return Path(tempfile.gettempdir())
+
+
+def check_root(path: str | Path) -> Path:
+    """*path*, absolute, made where it did not exist, and written to once.
+
+    Raises:
+        TempDirError: it cannot be made or written to.
+    """
+    chosen = Path(path).expanduser().absolute()
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=chosen) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise TempDirError(chosen, describe(error, chosen)) from error
+    return chosen
+
+
+@dataclass(slots=True)
+class RunDirectory:
+    """A directory that belongs to one run in one process, until `close` or the process's end.
+
+    Attributes:
+        path: the directory; its mode is 0700.
+        marker: the file beside it that names the owner.
+    """
+
+    path: Path
+    marker: Path
+    _descriptor: int
+    _pid: int = field(default_factory=os.getpid)
+
+    @classmethod
+    def create(cls, root: Path, run: str = "") -> RunDirectory:
+        """A fresh directory below *root*; *run* becomes part of its name.
+
+        Raises:
+            TempDirError: it cannot be made there.
+        """
+        name = re.sub(r"[^\w.-]+", "_", run)[:40]
+        for _ in range(_TRIES):
+            path = root / f"{_PREFIX}{name}-{os.getpid()}-{secrets.token_hex(6)}"
+            marker = path.with_name(path.name + _MARKER)
+            try:
+                descriptor = _new_marker(marker)
+                if descriptor is None:
+                    continue
+                path.mkdir(mode=0o700)
+            except OSError as error:
+                with suppress(OSError):
+                    marker.unlink()
+                raise TempDirError(root, describe(error, root)) from error
+            return cls(path, marker, descriptor)
+        raise TempDirError(root, f"no free name after {_TRIES} tries")
+
+    def make(self, prefix: str = "") -> Path:
+        """A fresh, empty directory inside.
+
+        Raises:
+            TempDirError: it cannot be made; the message names the place and its size.
+        """
+        try:
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=self.path))
+        except OSError as error:
+            raise TempDirError(self.path, describe(error, self.path)) from error
+
+    def remove(self, path: Path) -> bool:
+        """Remove *path*, with retries; what is still in use is left for `close` or a reaper.
+
+        Returns:
+            Whether it is gone. What could not be removed is logged once, with its holders.
+        """
+        return _remove(path)
+
+    def close(self) -> bool:
+        """Remove the directory and give up its marker; a no-op in a forked child.
+
+        Returns:
+            Whether the directory is gone. Where it is not, the marker stays, no longer locked,
+            and a later `reap` goes on from there.
+        """
+        if self._descriptor < 0 or self._pid != os.getpid():
+            return True
+        gone = _remove(self.path)
+        if gone and os.name != "nt":
+            with suppress(OSError):
+                self.marker.unlink()
+        os.close(self._descriptor)
+        self._descriptor = -1
+        if gone and os.name == "nt":  # Windows removes no file that is open
+            with suppress(OSError):
+                self.marker.unlink()
+        return gone
+
+
+_open: dict[tuple[str, str, int], RunDirectory] = {}
+_lock = threading.RLock()
+
+
+def for_process(run: str = "", path: str | Path | None = None) -> RunDirectory:
+    """The directory of this process for *run*, the same one on every call; removed at exit.
+
+    The first call for a root also reaps there.
+
+    Raises:
+        TempDirError: not even `tempfile`'s own place can be used.
+    """
+    chosen = root(path)
+    key = (str(chosen), run, os.getpid())
+    with _lock:
+        found = _open.get(key)
+        if found is None or not found.path.is_dir():
+            if not any(known[0] == key[0] and known[2] == key[2] for known in _open):
+                reap(chosen, budget_s=_REAP_BUDGET_S)
+            found = _open[key] = RunDirectory.create(chosen, run)
+        return found
+
+
+@atexit.register
+def _close_all() -> None:
+    for directory in list(_open.values()):
+        directory.close()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open.clear)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaped:
+    """What `reap` did below one root.
+
+    Attributes:
+        removed: directories that dead processes left, now gone.
+        live: directories in use.
+        unknown: directories whose owner cannot be judged from here (another machine's, or of
+            another container on a shared disk): kept.
+        failed: left by dead processes, but could not be removed.
+    """
+
+    removed: tuple[Path, ...] = ()
+    live: tuple[Path, ...] = ()
+    unknown: tuple[Path, ...] = ()
+    failed: tuple[Path, ...] = ()
+
+
+def reap(root: Path, *, budget_s: float | None = None) -> Reaped:
+    """Remove what dead processes of this user left below *root*.
+
+    Args:
+        root: where directories were made.
+        budget_s: stop beginning removals after this long; None for no limit.
+    """
+    found: dict[str, list[Path]] = {"removed": [], "live": [], "unknown": [], "failed": []}
+    deadline = None if budget_s is None else time.monotonic() + budget_s
+    here, local, booted = _owners.me(), _owners.on_local_disk(root), _owners.booted_at()
+    for marker in _markers(root):
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        with _opened(marker) as descriptor:
+            if descriptor is None:
+                continue
+            fate = _judge(descriptor, here, local=local, booted=booted)
+            path = marker.with_name(marker.name.removesuffix(_MARKER))
+            if fate is not Fate.DEAD:
+                found[fate.value].append(path)
+                continue
+            gone = _remove(path)
+            found["removed" if gone else "failed"].append(path)
+        if gone:
+            with suppress(OSError):
+                marker.unlink()
+    return Reaped(**{name: tuple(paths) for name, paths in found.items()})
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" inside the block into an error that names *path* and its size."""
+    try:
+        yield
+    except TempDirError:
+        raise
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise TempDirError(path, describe(error, path)) from error
+        raise
+
+
+def describe(error: OSError, path: Path) -> str:
+    """What went wrong at *path*; for a full disk with its size."""
+    what = error.strerror or str(error)
+    if error.errno not in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}:
+        return what
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            usage = shutil.disk_usage(place)
+            return f"{what} ({usage.free:,} of {usage.total:,} bytes are free)"
+    return what
+
+
+def _new_marker(marker: Path) -> int | None:
+    """A descriptor of the locked new *marker*, or None where a reaper has looked at it first."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(marker, flags, 0o600)
+    held = _owners.lock(descriptor)
+    if held is False:
+        os.close(descriptor)
+        return None
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, _owners.me().dump())
+    return descriptor
+
+
+def _markers(root: Path) -> list[Path]:
+    try:
+        with os.scandir(root) as entries:
+            names = [e.name for e in entries if e.name.startswith(_PREFIX)]
+    except OSError:
+        return []
+    return [root / name for name in sorted(names) if name.endswith(_MARKER)]
+
+
+@contextmanager
+def _opened(marker: Path) -> Iterator[int | None]:
+    """A descriptor of *marker*, or None where it is gone, a link, or another user's."""
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(marker, flags)
+    except OSError:
+        yield None
+        return
+    try:
+        status = os.fstat(descriptor)
+        foreign = hasattr(os, "geteuid") and status.st_uid != os.geteuid()
+        yield None if foreign or not stat.S_ISREG(status.st_mode) else descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _judge(descriptor: int, here: Owner, *, local: bool, booted: float | None) -> Fate:
+    """The fate of the owner of an open marker; where it is DEAD, the marker is locked by us."""
+    taken = _owners.lock(descriptor)
+    status = os.fstat(descriptor)
+    if status.st_nlink == 0:  # another reaper was here, between our open and our lock
+        return Fate.LIVE
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    owner = Owner.read(os.read(descriptor, 4096))
+    evidence = Evidence(
+        held=None if taken is None else not taken,
+        started=None if owner is None else _owners.start_of(owner.pid),
+        local=local,
+        written=status.st_mtime,
+        now=time.time(),
+        booted=booted,
+    )
+    return _owners.verdict(owner, here, evidence)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        log.warning("%s", message)
+
+
+def _remove(path: Path) -> bool:
+    """Remove *path*; first at once, then after a collection of garbage that may hold files open."""
+    if files.remove(path, patience=files.Patience(total_s=0)).complete:
+        return True
+    gc.collect()
+    removal = files.remove(path, patience=_PATIENCE)
+    if removal.complete:
+        return True
+    left, _, error = removal.left[0]
+    held = "; ".join(holders(path))
+    _warn_once(
+        f"{path} could not be removed: {left.name}: {error.strerror or error}"
+        f"{f'; held open by {held}' if held else ''}. It is removed when it is free, by a later"
+        " start at the latest"
+    )
+    return False

@@ -1,0 +1,90 @@
+"""The verdict over owners: no arrangement of evidence condemns a live owner."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mlops_ext._owners import Evidence, Fate, Owner, verdict
+
+BOOTS = st.sampled_from(["", "boot-1", "boot-2"])
+owners = st.builds(
+    Owner,
+    host=st.sampled_from(["a", "b"]),
+    boot=BOOTS,
+    namespaces=st.sampled_from(["", "pid:1", "pid:2"]),
+    pid=st.integers(1, 3),
+    started=st.sampled_from(["", "100", "200"]),
+)
+
+
+@given(owners)
+def test_an_owner_survives_writing_and_reading(owner):
+    assert Owner.read(owner.dump()) == owner
+
+
+@given(st.binary(max_size=60))
+@example(b'{"host": 1, "boot": "", "namespaces": "", "pid": 1, "started": ""}')
+@example(b"[]")
+@example(b"null")
+def test_nonsense_is_no_owner(text):
+    assert Owner.read(text) is None
+
+
+@st.composite
+def live_worlds(draw):
+    """A live owner, an observer, and what the observer's system truthfully says."""
+    owner, here = draw(owners), draw(owners)
+    locked = draw(st.booleans())  # flock worked for the owner
+    same_kernel = owner.boot == here.boot and (owner.boot != "" or owner.host == here.host)
+    local = draw(st.booleans())
+    if local and not same_kernel:
+        # A local disk with a live owner on another kernel: a guest over virtiofs. It writes its
+        # marker after its host booted.
+        booted, written = 1000.0, draw(st.floats(1000, 2000))
+    else:
+        booted, written = draw(st.sampled_from([None, 1000.0])), draw(st.floats(0, 2000))
+    if locked and same_kernel:
+        held = True
+    elif locked:
+        held = draw(st.sampled_from([True, False, None]))  # as the shared system pleases
+    else:
+        held = False if not (same_kernel and local) else None  # local disks lock
+    if same_kernel and owner.namespaces == here.namespaces:
+        started = draw(st.sampled_from([owner.started, ""]))
+    else:
+        started = draw(st.sampled_from([None, "", "100", "200"]))
+    return (
+        owner,
+        here,
+        Evidence(
+            held=held, started=started, local=local, written=written, now=3000.0, booted=booted
+        ),
+    )
+
+
+@given(live_worlds())
+def test_a_live_owner_is_never_condemned(world):
+    assert verdict(*world) is not Fate.DEAD
+
+
+@given(owners, st.booleans(), st.sampled_from([None, "999"]))
+def test_a_dead_owner_in_our_own_namespace_is_found(owner, locks_work, started):
+    evidence = Evidence(
+        held=False if locks_work else None,
+        started=started,
+        local=True,
+        written=0.0,
+        now=1.0,
+        booted=0.0,
+    )
+    expected = Fate.DEAD
+    if started is not None and owner.started == "":
+        expected = Fate.LIVE  # nobody can tell the reused id from the owner's
+    assert verdict(owner, owner, evidence) is expected
+
+
+@given(owners, owners, st.floats(0, 5000))
+def test_whoever_holds_the_lock_is_alive(owner, here, written):
+    evidence = Evidence(
+        held=True, started=None, local=True, written=written, now=1e6, booted=9000.0
+    )
+    assert verdict(owner, here, evidence) is Fate.LIVE
