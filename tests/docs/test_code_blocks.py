@@ -1,0 +1,80 @@
+"""Every code block of the documentation runs.
+
+The ``python`` blocks of a page run in order, in one process, in an empty folder. In ``console``
+blocks every line that starts with ``$ `` runs in a shell and must exit with 0, or with the
+status that a comment at its end names: ``$ mlops-ext clearml check bad.yaml  # exits with 1``.
+Files that a page's blocks read are written by a ``python`` or ``console`` block above.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<kind>python|console)[^\n]*\n(?P<body>.*?)^ *```",
+    re.MULTILINE | re.DOTALL,
+)
+EXITS = re.compile(r"#\s*exits with (\d+)\s*$")
+
+
+def blocks(page):
+    """The blocks of *page* in order, each with its kind."""
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        indent = match["indent"]
+        lines = [line.removeprefix(indent) for line in match["body"].splitlines()]
+        yield match["kind"], "\n".join(lines) + "\n"
+
+
+def grouped(page):
+    """The blocks of *page*: neighbouring Python blocks joined, as they share one process."""
+    pages = list(blocks(page))
+    if all(kind == "python" for kind, _ in pages):
+        return [("python", "".join(body for _, body in pages))] if pages else []
+    return pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_blocks_run(page, tmp_path):
+    found = grouped(page)
+    if not found:
+        pytest.skip("no python or console block on this page")
+    bin_folder = Path(sys.executable).parent
+    environ = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("MLOPS_EXT")},
+        "PATH": os.pathsep.join([str(bin_folder), os.environ["PATH"]]),
+        "HOME": str(tmp_path),
+        "ZENML_CONFIG_PATH": str(tmp_path / "zenml"),
+        "ZENML_ANALYTICS_OPT_IN": "false",
+    }
+    (tmp_path / "work").mkdir()
+    for kind, body in found:
+        if kind == "python":
+            script = tmp_path / "block.py"
+            script.write_text(body, encoding="utf-8")
+            _run([sys.executable, str(script)], environ, tmp_path, 0, body)
+            continue
+        for line in body.splitlines():
+            if line.startswith("$ "):
+                status = EXITS.search(line)
+                command = EXITS.sub("", line[2:])
+                expected = int(status[1]) if status else 0
+                _run(["sh", "-c", command], environ, tmp_path, expected, line)
+
+
+def _run(command, environ, folder, status, shown):
+    done = subprocess.run(
+        command,
+        env={**environ, "PYTHONPATH": str(folder / "work")},
+        cwd=folder / "work",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == status, f"{shown}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
