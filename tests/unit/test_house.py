@@ -51,9 +51,3 @@ def test_an_extra_allows_what_its_extension_supports():
 
 def test_no_installed_extension_is_broken():
     assert extensions().problems == {}
-
-
-def test_the_version_stands_in_one_place_twice():
-    import mlops_ext
-
-    assert mlops_ext.__version__ == PROJECT["version"]

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mlops_ext import demo as demos
+from mlops_ext import files
 from mlops_ext.demo import Claim
 from mlops_ext.errors import UnknownNameError
 from mlops_ext.settings import environment
@@ -119,7 +119,7 @@ def _run(name: str, tell: Callable[[str], None]) -> _Result:
             lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
             result.log_tail = "\n".join(lines[-LOG_LINES:])
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        files.remove(home)
     result.seconds = time.monotonic() - started
     return result
 
