@@ -24,6 +24,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not needs_cluster"
+	$(BIN)/nox -t quick
 
 test-all: setup
 	$(BIN)/python -m pytest
