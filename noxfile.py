@@ -1,4 +1,4 @@
-"""The version matrix of ``tests/versions.toml``: ``nox`` runs all, ``nox -t quick`` the diagonal."""
+"""The version matrix of tests/versions.toml: `nox` runs all, `nox -t quick` the diagonal."""
 
 import sys
 from pathlib import Path
