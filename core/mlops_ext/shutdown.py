@@ -1,0 +1,275 @@
+"""The shutdown sequence of a server: signal, not ready, lame duck, drain, stop.
+
+`Shutdown` is a pure state machine. It is fed events that carry their time, and answers with the
+steps to take now. It owns no clock, no thread and no socket, and knows no framework: whoever
+drives it takes the steps, and calls it again at `Shutdown.wake_at` at the latest.
+
+What it promises for every order of events:
+
+- the steps come in the order of `Step`, each at most once, and none after LEAVE or KILL;
+- STOP comes only when nothing is in flight any more, or REFUSE came before it;
+- the time from the first signal to LEAVE or KILL is bounded by `Limits.total_s`;
+- no step comes without a signal.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field, replace
+
+__all__ = ["Event", "Limits", "Moved", "Phase", "Shutdown", "Signal", "Started", "Step", "Stopped"]
+__all__ += ["Tick"]
+
+
+class Phase(enum.Enum):
+    """Where a server stands; a phase is never left backwards."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    LAME_DUCK = "lame duck"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class Step(enum.Enum):
+    """What the driver has to do now."""
+
+    NOT_READY = "answer readiness with no, go on serving"
+    CLOSE = "stop accepting, finish what is in flight"
+    REFUSE = "answer what is still in flight with an error"
+    STOP = "stop the models and close the clients"
+    LEAVE = "end the process in the normal way"
+    KILL = "end the process at once with the exit status"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long each phase may take, in seconds."""
+
+    lame_duck_s: float = 5.0
+    """Accept and answer as before for so long: endpoints leave a load balancer within 1-3 s."""
+    drain_s: float = 20.0
+    """Time for requests in flight: with the pause and the rest below Kubernetes' 30 s."""
+    refuse_s: float = 0.3
+    """Time for the answers to refused requests to reach the network."""
+    stop_s: float = 0.5
+    """Time left to stop past the deadline: with refuse_s below the 1 s that is promised."""
+    abort_s: float = 0.8
+    """Time for a process that does not serve yet to end by itself; below 1 s, as promised."""
+    echo_s: float = 0.15
+    """The same signal again within this time is an echo: a Ctrl-C reaches a whole process group,
+    and wrappers pass it on. A person cannot press it twice that fast."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a time."""
+        for name in ("lame_duck_s", "drain_s", "refuse_s", "stop_s", "abort_s", "echo_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} = {value!r}: expected a number of seconds, 0 or more")
+
+    @property
+    def total_s(self) -> float:
+        """The longest time from the first signal to the end."""
+        return max(self.lame_duck_s + self.drain_s + self.refuse_s + self.stop_s, self.abort_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        at: when, in seconds of a clock that does not go back.
+    """
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """The server accepts requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal(Event):
+    """Someone wants the server to end.
+
+    Attributes:
+        number: the signal's number; 0 for a call from code, which never counts as a second one.
+        lame_duck: False where nobody balances load: Ctrl-C at a terminal, a closing console.
+        limit_s: the system ends the process after so long, whatever it does; None for never.
+    """
+
+    number: int
+    lame_duck: bool = True
+    limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick(Event):
+    """Time went by.
+
+    Attributes:
+        in_flight: requests accepted and not yet answered.
+    """
+
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped(Event):
+    """The models have stopped and the clients are closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """The answer to an event.
+
+    Attributes:
+        state: the state after it.
+        steps: what to do now, in this order.
+    """
+
+    state: Shutdown
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """Where the sequence stands.
+
+    Attributes:
+        limits: how long each phase may take.
+        phase: the current phase.
+        signal: number of the signal that began it, or of the one that ended it; 0 for a call.
+        began_at: when the first signal came; None before.
+        close_at, refuse_at, stop_at, kill_at: when the next steps are due at the latest;
+            infinite while no signal came.
+        refused: whether REFUSE was given.
+        killed: whether KILL was given.
+        now: the latest time seen; an event from before it counts as happening now.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    phase: Phase = Phase.STARTING
+    signal: int = 0
+    began_at: float | None = None
+    close_at: float = math.inf
+    refuse_at: float = math.inf
+    stop_at: float = math.inf
+    kill_at: float = math.inf
+    refused: bool = False
+    killed: bool = False
+    now: float = -math.inf
+
+    @property
+    def ending(self) -> bool:
+        """Whether readiness has to say no."""
+        return self.began_at is not None
+
+    @property
+    def exit_status(self) -> int:
+        """The status to end with: 128 + signal where the process was cut off, else 0."""
+        return 128 + self.signal if self.killed else 0
+
+    @property
+    def wake_at(self) -> float:
+        """When a `Tick` is due at the latest; infinite where only an event can move things."""
+        if self.phase is Phase.LAME_DUCK:
+            return self.close_at
+        if self.phase is Phase.DRAINING:
+            return self.stop_at if self.refused else self.refuse_at
+        return self.kill_at if self.phase is Phase.STOPPING else math.inf
+
+    def on(self, event: Event) -> Moved:
+        """The state after *event*, and the steps to take."""
+        if self.phase is Phase.ENDED:
+            return Moved(state=self)
+        if not isinstance(event, Event):
+            raise TypeError(f"{event!r} is not an event of a shutdown")
+        state = replace(self, now=max(self.now, event.at))
+        if isinstance(event, Signal):
+            return _signalled(state, event)
+        if isinstance(event, Started):
+            begun = state.phase is Phase.STARTING
+            return Moved(state=replace(state, phase=Phase.SERVING) if begun else state)
+        if isinstance(event, Stopped):
+            stopping = state.phase is Phase.STOPPING
+            return _end(state, Step.LEAVE) if stopping else Moved(state=state)
+        if isinstance(event, Tick):
+            return _ticked(state, event.in_flight)
+        raise TypeError(f"{event!r} is not an event of a shutdown")
+
+
+def _signalled(state: Shutdown, event: Signal) -> Moved:
+    if state.began_at is None:
+        return _begin(state, event)
+    if event.limit_s is not None:
+        return Moved(state=_tightened(state, event.limit_s))
+    is_echo = event.number == state.signal and state.now - state.began_at <= state.limits.echo_s
+    if event.number == 0 or is_echo:
+        return Moved(state=state)
+    if state.signal == 0:  # code asked first: this is the first signal of the outside
+        return Moved(state=replace(state, signal=event.number))
+    return _end(replace(state, signal=event.number), Step.KILL)
+
+
+def _begin(state: Shutdown, event: Signal) -> Moved:
+    """The first signal: set every deadline."""
+    limits, now = state.limits, state.now
+    state = replace(state, signal=event.number, began_at=now)
+    if state.phase is Phase.STARTING:
+        kill_at = now + limits.abort_s
+        state = replace(state, phase=Phase.STOPPING, kill_at=kill_at)
+        return Moved(state=state, steps=(Step.NOT_READY, Step.CLOSE, Step.STOP))
+    close_at = now + (limits.lame_duck_s if event.lame_duck else 0.0)
+    state = _timed(replace(state, phase=Phase.LAME_DUCK), close_at)
+    if event.limit_s is not None:
+        state = _tightened(state, event.limit_s)
+    return Moved(state=state, steps=(Step.NOT_READY,))
+
+
+def _timed(state: Shutdown, close_at: float) -> Shutdown:
+    refuse_at = close_at + state.limits.drain_s
+    stop_at = refuse_at + state.limits.refuse_s
+    kill_at = stop_at + state.limits.stop_s
+    return replace(state, close_at=close_at, refuse_at=refuse_at, stop_at=stop_at, kill_at=kill_at)
+
+
+def _tightened(state: Shutdown, limit_s: float) -> Shutdown:
+    """The same state with every deadline within *limit_s* from now."""
+    last = state.now + max(0.0, limit_s)
+    stop_at = max(state.now, last - state.limits.stop_s)
+    refuse_at = max(state.now, stop_at - state.limits.refuse_s)
+    return replace(
+        state,
+        close_at=min(state.close_at, state.now),
+        refuse_at=min(state.refuse_at, refuse_at),
+        stop_at=min(state.stop_at, stop_at),
+        kill_at=min(state.kill_at, last),
+    )
+
+
+def _ticked(state: Shutdown, in_flight: int) -> Moved:
+    steps: list[Step] = []
+    if state.phase is Phase.LAME_DUCK and state.now >= state.close_at:
+        state = replace(state, phase=Phase.DRAINING)
+        # What was accepted up to here is counted at the next tick, not at this one.
+        return Moved(state=state, steps=(Step.CLOSE,))
+    if state.phase is Phase.DRAINING:
+        if in_flight > 0 and state.now >= state.refuse_at and not state.refused:
+            state = replace(state, refused=True)
+            steps.append(Step.REFUSE)
+        if in_flight == 0 or (state.refused and state.now >= state.stop_at):
+            state = replace(state, phase=Phase.STOPPING)
+            steps.append(Step.STOP)
+    if state.phase is Phase.STOPPING and state.now >= state.kill_at:
+        ended = _end(state, Step.KILL)
+        return replace(ended, steps=(*steps, *ended.steps))
+    return Moved(state=state, steps=tuple(steps))
+
+
+def _end(state: Shutdown, step: Step) -> Moved:
+    state = replace(state, phase=Phase.ENDED, killed=step is Step.KILL)
+    return Moved(state=state, steps=(step,))
