@@ -1,5 +1,9 @@
 """The version matrix of tests/versions.toml: `nox` runs all, `nox -t quick` the diagonal."""
 
+import functools
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +17,24 @@ else:
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
 
 ROWS = tomllib.loads(Path("tests/versions.toml").read_text(encoding="utf-8"))["row"]
+
+
+@functools.cache
+def _interpreter(version):
+    """The path of a Python *version* that answers: on PATH, or pyenv's. Else the bare version."""
+    name = f"python{version}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for candidate in (shutil.which(name), *sorted(pyenv.glob(f"{version}.*/bin/{name}"))):
+        if candidate and _answers(candidate):
+            return str(candidate)
+    return version
+
+
+def _answers(python):
+    return subprocess.run([python, "-V"], capture_output=True, check=False).returncode == 0
 
 
 def _name(row):
@@ -22,7 +42,9 @@ def _name(row):
 
 
 def _register(row):
-    @nox.session(name=_name(row), python=row["python"], tags=["quick"] if row["quick"] else [])
+    @nox.session(
+        name=_name(row), python=_interpreter(row["python"]), tags=["quick"] if row["quick"] else []
+    )
     def session(session):
         session.install("-e", f".[{row['framework']},history]", *row["pins"], "--group", "test")
         tests = [str(p) for pattern in row["tests"] for p in sorted(Path().glob(pattern))]
