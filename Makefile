@@ -39,7 +39,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/run_all.py
