@@ -17,6 +17,7 @@ __all__ = [
     "QuantityError",
     "SettingsError",
     "TempDirError",
+    "TopologyError",
     "UnknownNameError",
     "UnsupportedVersionError",
 ]
@@ -44,6 +45,20 @@ class SettingsError(MlopsExtError, ValueError):
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         self.setting, self.value, self.allowed = setting, value, allowed
         super().__init__(f"{setting} = {value!r} cannot be used: expected {allowed}")
+
+
+class TopologyError(MlopsExtError, ValueError):
+    """A description of workers, queues and pipelines cannot be used.
+
+    Attributes:
+        where: the place in it.
+        found: what stands there.
+        allowed: what would have been accepted, in words.
+    """
+
+    def __init__(self, where: str, found: object, allowed: str) -> None:
+        self.where, self.found, self.allowed = where, found, allowed
+        super().__init__(f"{where} is {found!r}: expected {allowed}")
 
 
 class QuantityError(MlopsExtError, ValueError):
