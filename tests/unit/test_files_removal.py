@@ -131,15 +131,16 @@ class Busy:
 
     def __init__(self, monkeypatch, path, code):
         self.path, self.code, self.held, self.tries = path, code, True, 0
-        self.real = os.unlink
-        monkeypatch.setattr(os, "unlink", self.unlink)
+        real = Path.unlink
 
-    def unlink(self, path, *args, **kwargs):
-        if os.fspath(path) == str(self.path):
-            self.tries += 1
-            if self.held:
-                raise windows_error(self.code)
-        return self.real(path, *args, **kwargs)
+        def unlink(target, *args, **kwargs):
+            if target == self.path:
+                self.tries += 1
+                if self.held:
+                    raise windows_error(self.code)
+            return real(target, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "unlink", unlink)
 
 
 @pytest.mark.parametrize("code", [5, 32])
