@@ -190,7 +190,7 @@ def test_an_error_that_waiting_does_not_cure_ends_at_once(tmp_path, monkeypatch)
     def broken(*_args, **_kwargs):
         raise OSError(errno.EIO, "broken disk")
 
-    monkeypatch.setattr(os, "unlink", broken)
+    monkeypatch.setattr(Path, "unlink", broken)
     removal = remove(target, sleep=lambda _: pytest.fail("must not wait"))
     assert [held for _, held, _ in removal.left] == [Held.OTHER]
 
