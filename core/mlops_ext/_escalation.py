@@ -35,6 +35,9 @@ class MemorySettings:
     kill_price: float = 4.0
     """Price of a kill, in mean peak times mean run time. 4: a kill costs people more than the
     memory-time it burns; 0 to 1 suits cheap batch work."""
+    restart_s: float = 60.0
+    """Start-up time of an attempt (scheduling, image, imports), during which its memory is held
+    for nothing. It makes kills of short tasks dear; 60 s is usual on Kubernetes."""
     time_to_failure: float = 1.0
     """Fraction of the run time after which a task that needs too much is killed. 1, the worst
     case: memory peaks at the end in about half of the published traces."""
@@ -51,6 +54,8 @@ class MemorySettings:
     of the limit; container runtimes lose the reason now and then."""
     first: Quantity | None = None
     """Memory for a first run that nobody gave a request. None: leave it without a limit."""
+    history: str = ""
+    """File of the history. Empty: ``mlops-ext/history.sqlite`` in the user's data directory."""
     min_memory: Quantity = _MIN_MEMORY
     """No allocation is smaller: container runtimes need some MiB themselves to start a process."""
 
@@ -58,6 +63,7 @@ class MemorySettings:
         """Refuse values that would loop, or never retry by accident."""
         checks = (
             ("kill_price", self.kill_price, self.kill_price >= 0, "0 or more"),
+            ("restart_s", self.restart_s, self.restart_s >= 0, "0 or more"),
             ("time_to_failure", self.time_to_failure, 0 < self.time_to_failure <= 1, "0 < … ≤ 1"),
             ("growth", self.growth, self.growth > 1, "more than 1"),
             ("max_oom_retries", self.max_oom_retries, self.max_oom_retries >= 0, "0 or more"),
@@ -163,6 +169,9 @@ def _after_oom(
     following = _next_memory(plan, attempt, evidence, settings)
     if following is None:
         return Fail(reason=_no_more(plan, attempt), cause=cause)
+    if attempt.oom_retries + 1 >= settings.max_oom_retries and plan.request:
+        following = max(following, plan.request)
+        following = min(following, plan.cap.memory) if plan.cap else following
     return Retry(
         memory=following,
         cause=cause,

@@ -157,6 +157,7 @@ class MemoryPlan:
         in_place: how to grow without a restart; None where that does not pay.
         cap: no rung is above it; None where nothing limits.
         growth: beyond the last rung each retry gets this times as much; 1: no growth.
+        request: what the user asked for: the last retry gets no less.
     """
 
     ladder: tuple[Quantity, ...]
@@ -164,6 +165,7 @@ class MemoryPlan:
     in_place: InPlace | None = None
     cap: Cap | None = None
     growth: float = 2.0
+    request: Quantity | None = None
 
     def __post_init__(self) -> None:
         """Refuse a ladder that does not rise, or that rises above its cap."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
+    "HistoryError",
     "MissingExtraError",
     "MlopsExtError",
     "PatchConflictError",
@@ -73,6 +74,21 @@ class QuantityError(MlopsExtError, ValueError):
         super().__init__(
             f"{text!r} is not a memory size: {detail}; write a Kubernetes quantity"
             " such as 1.5Gi, 500M or 2e9"
+        )
+
+
+class HistoryError(MlopsExtError):
+    """The history of earlier runs could not be read or written.
+
+    Attributes:
+        path: the database.
+    """
+
+    def __init__(self, path: object, detail: str) -> None:
+        self.path = path
+        super().__init__(
+            f"the history in {path} cannot be used: {detail}; set memory.history to a file on a"
+            " disk that can be written and has working file locks"
         )
 
 

@@ -1,0 +1,199 @@
+"""What the history policy keeps in mind of one task: its runs, and how the experts did."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlops_ext._escalation import MemorySettings
+from mlops_ext._experts import DEFAULT, Runs, names, predict
+from mlops_ext._in_place import Choice, best_choice
+from mlops_ext._ladder import Peaks, Prices, add_tail, best_ladder, cost_of
+from mlops_ext._memory_data import Curve
+from mlops_ext._observations import Observation
+
+__all__ = ["WINDOW", "Forecast", "Series"]
+
+WINDOW = 400
+"""Runs looked at. More would win about 1 % where thousands alike have run."""
+_MEMORY = 0.98
+"""Weight of an expert's past cost, per run since: a task whose need changed is followed."""
+_MARGIN = 0.9
+"""Another expert has to cost less than this much of the default one."""
+_PENDING = 8
+"""Killed runs without a known peak that are kept in mind."""
+_PENDING_RUNS = 50
+"""After this many successes a kill without a known peak is history."""
+_FEWEST_CURVES = 5
+"""Curves needed before growing in place is planned."""
+_LONG_S = 300.0
+"""Growing in place is for tasks longer than this: resizes take seconds to take effect."""
+_CLEARLY = 0.9
+"""Growing in place has to cost less than this much of the static plan."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """The chosen expert's view of the next run.
+
+    Attributes:
+        expert: its name.
+        ladder: the best ladder in bytes, not yet rounded.
+    """
+
+    expert: str
+    ladder: Sequence[float]
+
+
+class Series:
+    """The runs of a task in order, at most about `WINDOW` of them. Not thread-safe."""
+
+    def __init__(self, settings: MemorySettings) -> None:
+        self._settings = settings
+        self._peaks: list[float] = []
+        self._inputs: list[float] = []
+        self._runtimes: list[float] = []
+        self._costs: dict[str, float] = {}
+        self._pending: deque[tuple[float, float, int]] = deque(maxlen=_PENDING)
+        self._curves: deque[tuple[Curve, float, float, float]] = deque(maxlen=32)
+        self._choice: Choice | None = None
+        self._is_choice_current = True
+        self._added = 0
+
+    def __len__(self) -> int:
+        """Number of runs whose peak is known, of those in the window."""
+        return min(len(self._peaks), WINDOW)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Smallest and largest peak of the window, in bytes."""
+        peaks = self._peaks[-WINDOW:]
+        return min(peaks), max(peaks)
+
+    @property
+    def largest_killed(self) -> float:
+        """The largest limit at which a run was killed that never got through; 0 for none."""
+        return max((limit for _, limit, _ in self._pending), default=0.0)
+
+    def add(self, run: Observation) -> None:
+        """Take *run* in, the next one in order."""
+        size = _known(run.input_bytes)
+        if run.censored:
+            self._pending.append((size, float(run.peak), self._added))
+            return
+        self._resolve(size, run.peak)
+        self._added += 1
+        self._peaks.append(float(run.peak))
+        self._inputs.append(size)
+        self._runtimes.append(run.runtime_s)
+        self._count_costs(run.costs, run.runtime_s)
+        if run.curve and run.runtime_s > 0 and run.first:
+            self._curves.append((run.curve, run.runtime_s, float(run.first), float(run.peak)))
+            self._is_choice_current = False
+        if len(self._peaks) > 2 * WINDOW:
+            for values in (self._peaks, self._inputs, self._runtimes):
+                del values[:-WINDOW]
+
+    def _resolve(self, size: float, peak: int) -> None:
+        """Forget the kills that this success explains, and the old ones."""
+        still = [
+            (killed_size, limit, since)
+            for killed_size, limit, since in self._pending
+            if self._added - since < _PENDING_RUNS
+            and not (limit <= peak and (math.isnan(killed_size) or killed_size == size))
+        ]
+        self._pending = deque(still, maxlen=_PENDING)
+
+    def _count_costs(self, costs: Mapping[str, float], runtime_s: float) -> None:
+        default = costs.get(DEFAULT)
+        if default is None:
+            return
+        for name in names():
+            cost = costs.get(name, default) * runtime_s
+            self._costs[name] = self._costs.get(name, 0.0) * _MEMORY + cost
+
+    def _window(self) -> Runs:
+        """The runs in the window; a kill without a known peak counts as a run above its limit.
+
+        Such a run stands at the mean of the peaks above its limit (Efron's redistribution to the
+        right), or at twice its limit where there is none.
+        """
+        peaks, inputs = self._peaks[-WINDOW:], self._inputs[-WINDOW:]
+        for size, limit, _ in self._pending:
+            above = [peak for peak in self._peaks[-WINDOW:] if peak > limit]
+            peaks.append(sum(above) / len(above) if above else limit * self._settings.growth)
+            inputs.append(size)
+        return Runs(inputs=inputs, peaks=peaks)
+
+    def prices(self, mean_peak: float) -> Prices:
+        """What failures cost for a task of this run time and *mean_peak*."""
+        runtimes = self._runtimes[-WINDOW:]
+        mean = max(math.fsum(runtimes) / len(runtimes), 1.0) if runtimes else 1.0
+        return Prices(
+            failed=self._settings.time_to_failure + self._settings.restart_s / mean,
+            kill=self._settings.kill_price * mean_peak,
+        )
+
+    def _ladder(self, peaks: Peaks) -> list[float]:
+        """Leaves one retry for growing beyond the ladder's end."""
+        most = max(self._settings.max_oom_retries, 1)
+        return best_ladder(add_tail(peaks), self.prices(peaks.mean), most=most)
+
+    def forecast(self, size: float | None) -> Forecast:
+        """The view of the expert that did best so far; there must be a run, or a kill."""
+        runs = self._window()
+        default = self._costs.get(DEFAULT, 0.0) * _MARGIN
+        ranked = sorted(
+            (cost, name) for name, cost in self._costs.items() if name != DEFAULT and cost < default
+        )
+        for _, name in ranked:
+            peaks = predict(name, runs, size)
+            if peaks is not None:
+                return Forecast(expert=name, ladder=self._ladder(peaks))
+        peaks = predict(DEFAULT, runs, size)
+        if peaks is None:
+            raise ValueError("a forecast needs a run")
+        return Forecast(expert=DEFAULT, ladder=self._ladder(peaks))
+
+    def costs_of(self, size: float | None, peak: int) -> dict[str, float]:
+        """What each expert's ladder would cost a run with this *peak*, in bytes."""
+        if len(self._peaks) < 2:  # noqa: PLR2004 - one run says nothing of the spread
+            return {}
+        runs = self._window()
+        found = {name: predict(name, runs, size) for name in names()}
+        prices = self.prices(math.fsum(runs.peaks) / len(runs.peaks))
+        return {
+            name: cost_of(self._ladder(peaks), peak, prices, self._settings.growth)
+            for name, peaks in found.items()
+            if peaks is not None
+        }
+
+    def choice(self) -> Choice | None:
+        """How to grow in place, or None where the static plan is about as good."""
+        if not self._is_choice_current:
+            self._choice = self._best_choice()
+            self._is_choice_current = True
+        return self._choice
+
+    def _best_choice(self) -> Choice | None:
+        runtimes = self._runtimes[-WINDOW:]
+        if len(self._curves) < _FEWEST_CURVES or math.fsum(runtimes) < _LONG_S * len(runtimes):
+            return None
+        mean_peak = math.fsum(self._peaks[-WINDOW:]) / len(runtimes)
+        prices = self.prices(mean_peak)
+        best = best_choice([run[:3] for run in self._curves], prices.kill)
+        if best is None:
+            return None
+        static = [
+            cost_of([first], peak, prices, self._settings.growth) + peak
+            for _, _, first, peak in self._curves
+        ]
+        choice, cost = best
+        return choice if cost < _CLEARLY * math.fsum(static) / len(static) else None
+
+
+def _known(size: float | None) -> float:
+    """An input size as the experts take it: NaN where it is not known."""
+    return size if size is not None and math.isfinite(size) and size > 0 else math.nan
