@@ -30,7 +30,16 @@ from mlops_ext._holders import holders
 from mlops_ext._owners import Evidence, Fate, Owner
 from mlops_ext.errors import TempDirError
 
-__all__ = ["Reaped", "RunDirectory", "check_root", "for_process", "full_disk", "reap", "root"]
+__all__ = [
+    "Reaped",
+    "RunDirectory",
+    "check_root",
+    "for_process",
+    "full_disk",
+    "reap",
+    "remove",
+    "root",
+]
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +134,6 @@ class RunDirectory:
         except OSError as error:
             raise TempDirError(self.path, describe(error, self.path)) from error
 
-    def remove(self, path: Path) -> bool:
-        """Remove *path*, with retries; what is still in use is left for `close` or a reaper.
-
-        Returns:
-            Whether it is gone. What could not be removed is logged once, with its holders.
-        """
-        return _remove(path)
-
     def close(self) -> bool:
         """Remove the directory and give up its marker; a no-op in a forked child.
 
@@ -142,7 +143,7 @@ class RunDirectory:
         """
         if self._descriptor < 0 or self._pid != os.getpid():
             return True
-        gone = _remove(self.path)
+        gone = remove(self.path)
         if gone and os.name != "nt":
             with suppress(OSError):
                 self.marker.unlink()
@@ -227,7 +228,7 @@ def reap(root: Path, *, budget_s: float | None = None) -> Reaped:
             if fate is not Fate.DEAD:
                 found[fate.value].append(path)
                 continue
-            gone = _remove(path)
+            gone = remove(path)
             found["removed" if gone else "failed"].append(path)
         if gone:
             with suppress(OSError):
@@ -258,6 +259,31 @@ def describe(error: OSError, path: Path) -> str:
             usage = shutil.disk_usage(place)
             return f"{what} ({usage.free:,} of {usage.total:,} bytes are free)"
     return what
+
+
+def remove(path: Path) -> bool:
+    """Remove *path*: at once, else again after a collection of garbage that may hold it open.
+
+    Never raises. Below a `RunDirectory` what is still in use goes when that is closed, or by a
+    later `reap`.
+
+    Returns:
+        Whether it is gone. What could not be removed is logged once, with its holders.
+    """
+    if files.remove(path, patience=files.Patience(total_s=0)).complete:
+        return True
+    gc.collect()
+    removal = files.remove(path, patience=_PATIENCE)
+    if removal.complete:
+        return True
+    left, _, error = removal.left[0]
+    held = "; ".join(holders(path))
+    _warn_once(
+        f"{path} could not be removed: {left.name}: {error.strerror or error}"
+        f"{f'; held open by {held}' if held else ''}. It is removed when it is free, by a later"
+        " start at the latest"
+    )
+    return False
 
 
 def _new_marker(marker: Path) -> int | None:
@@ -325,21 +351,3 @@ def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         log.warning("%s", message)
-
-
-def _remove(path: Path) -> bool:
-    """Remove *path*; first at once, then after a collection of garbage that may hold files open."""
-    if files.remove(path, patience=files.Patience(total_s=0)).complete:
-        return True
-    gc.collect()
-    removal = files.remove(path, patience=_PATIENCE)
-    if removal.complete:
-        return True
-    left, _, error = removal.left[0]
-    held = "; ".join(holders(path))
-    _warn_once(
-        f"{path} could not be removed: {left.name}: {error.strerror or error}"
-        f"{f'; held open by {held}' if held else ''}. It is removed when it is free, by a later"
-        " start at the latest"
-    )
-    return False

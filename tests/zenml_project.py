@@ -1,0 +1,137 @@
+"""A ZenML of its own for tests: embedded store, configuration in a temporary folder.
+
+The fixture `zenml_home` gives one for a whole session, with both stacks made: ``default`` (ZenML's
+own local orchestrator) and ``oom`` (`local_oom`). Pipelines are scripts that run in processes of
+their own, as a user's do.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+REPORT = """
+def report(name=None):
+    import json
+    from zenml.client import Client
+    client = Client()
+    run = client.list_pipeline_runs(pipeline=name, sort_by="desc:created", size=1, hydrate=True)[0]
+    rows = client.list_run_steps(pipeline_run_id=run.id, sort_by="created", size=200, hydrate=True)
+    plain = lambda metadata: json.loads(json.dumps(dict(metadata), default=str))
+    print("REPORT " + json.dumps({
+        "status": run.status.value,
+        "id": str(run.id),
+        "metadata": plain(run.run_metadata),
+        "steps": [
+            {"name": s.name, "version": s.version, "status": s.status.value,
+             "metadata": plain(s.run_metadata)}
+            for s in rows
+        ],
+    }), flush=True)
+"""
+
+
+class ZenmlHome:
+    """A configuration of ZenML, and the folder in which its pipelines' scripts stand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.code = folder / "code"
+        self.code.mkdir(parents=True)
+
+    def environment(self, **variables):
+        """The environment of a process that uses this configuration."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("ZENML_", "MLOPS_EXT_"))}
+        return {
+            **kept,
+            "ZENML_CONFIG_PATH": str(self.folder / "config"),
+            "ZENML_LOCAL_STORES_PATH": str(self.folder / "stores"),
+            "ZENML_ANALYTICS_OPT_IN": "false",
+            "ZENML_ENABLE_RICH_TRACEBACK": "false",
+            "ZENML_LOGGING_COLORS_DISABLED": "true",
+            "AUTO_OPEN_DASHBOARD": "false",
+            **variables,
+        }
+
+    def script(self, name, text):
+        """Write a script; it can call ``report()`` at its end."""
+        path = self.code / f"{name}.py"
+        path.write_text(textwrap.dedent(text) + REPORT + REPORT_CALL, encoding="utf-8")
+        return path
+
+    def start(self, script, *arguments, **variables):
+        """Start a script in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            cwd=self.code,
+            env=self.environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, script, *arguments, timeout=280, **variables):
+        """Run a script to its end: its output, and what it reported."""
+        process = self.start(script, *arguments, **variables)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        return output, reported(output)
+
+    def command(self, *arguments, check=True, **variables):
+        """Run a command of the environment's ``bin`` folder; its standard output."""
+        program = Path(sys.executable).parent / arguments[0]
+        done = subprocess.run(
+            [str(program), *map(str, arguments[1:])],
+            cwd=self.code,
+            env=self.environment(**variables),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout if check else done
+
+
+REPORT_CALL = """
+
+if __name__ == "__main__":
+    import sys
+    main(*sys.argv[1:])
+"""
+
+
+def reported(output):
+    """The report in *output*, or None."""
+    lines = [line for line in output.splitlines() if line.startswith("REPORT ")]
+    return json.loads(lines[-1].removeprefix("REPORT ")) if lines else None
+
+
+SETUP = """
+def main():
+    from zenml.client import Client
+    from zenml.enums import StackComponentType as T
+    client = Client()
+    client.create_stack_component("local_oom", flavor="local_oom",
+                                  component_type=T.ORCHESTRATOR, configuration={})
+    client.create_stack("oom", {T.ORCHESTRATOR: "local_oom", T.ARTIFACT_STORE: "default"})
+"""
+
+
+@pytest.fixture(scope="session")
+def zenml_home(tmp_path_factory):
+    """A ZenML of its own; the flavors were registered by the command users type."""
+    pytest.importorskip("zenml")
+    home = ZenmlHome(tmp_path_factory.mktemp("zenml"))
+    home.registered = home.command("mlops-ext", "zenml", "register")
+    output, _ = home.run(home.script("set_up", SETUP))
+    assert "Error" not in output, output
+    return home
