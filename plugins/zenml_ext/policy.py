@@ -10,6 +10,7 @@ from uuid import UUID
 
 from mlops_ext.discovery import extensions
 from mlops_ext.memory import (
+    Caps,
     Features,
     MemoryPlan,
     MemoryPolicy,
@@ -20,10 +21,11 @@ from mlops_ext.memory import (
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
+    from zenml.models import PipelineRunResponse
 
     from zenml_ext.settings import OomSettings
 
-__all__ = ["features_of", "policy_for", "request_of", "task_key", "without_limit"]
+__all__ = ["features_of", "next_plan", "policy_for", "request_of", "task_key", "without_limit"]
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,16 @@ def without_limit(settings: OomSettings, request: Quantity | None) -> MemoryPlan
     if settings.when_no_memory == "leave" and request is None:
         return MemoryPlan(ladder=(), reason="No memory is set, and when_no_memory is leave.")
     return None
+
+
+def next_plan(settings: OomSettings, run: PipelineRunResponse, step: Step) -> MemoryPlan:
+    """What a step of an earlier *run* would be given now, on as large a node as it asks for."""
+    most = Quantity.parse(settings.max_memory) if settings.max_memory else None
+    request = request_of(settings, step)
+    name = run.pipeline.name if run.pipeline else ""
+    return without_limit(settings, request) or policy_for(settings).decide(
+        task_key(name, step), features_of(run.id, step), request, Caps(max_memory=most)
+    )
 
 
 def features_of(run_id: UUID | None, step: Step) -> Features:

@@ -1,0 +1,130 @@
+"""Which steps of a run may start now: pure, and told of every step that ends."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+__all__ = ["Dag", "MemoryBudget", "Mode", "State"]
+
+
+class State(enum.Enum):
+    """What became of a step."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    SKIPPED = "skipped"
+
+
+class Mode(enum.Enum):
+    """What a failed step means for the others; the values are ZenML's."""
+
+    FAIL_FAST = "fail_fast"
+    STOP_ON_FAILURE = "stop_on_failure"
+    CONTINUE_ON_FAILURE = "continue_on_failure"
+
+
+@dataclass(slots=True, kw_only=True)
+class Dag:
+    """The steps of a run and their states.
+
+    Attributes:
+        upstream: for each step the steps it needs, in the order of the pipeline. Names that are
+            no steps here are done already (cached by the client).
+        mode: what a failure means for steps that do not depend on the failed one.
+    """
+
+    upstream: Mapping[str, frozenset[str]]
+    mode: Mode
+    states: dict[str, State] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.states = dict.fromkeys(self.upstream, State.WAITING)
+
+    def ready(self) -> list[str]:
+        """Steps that may start now."""
+        return [
+            name
+            for name, state in self.states.items()
+            if state is State.WAITING
+            and all(
+                self.states[needed] is State.COMPLETED
+                for needed in self.upstream[name]
+                if needed in self.states
+            )
+        ]
+
+    def start(self, name: str) -> None:
+        """Take note that *name* has been started."""
+        self.states[name] = State.RUNNING
+
+    def finish(self, name: str, state: State) -> None:
+        """Take note that *name* has ended, and skip what can no longer run."""
+        self.states[name] = state
+        if state is not State.COMPLETED and (
+            self.mode is not Mode.CONTINUE_ON_FAILURE or state is State.STOPPED
+        ):
+            self.skip_waiting()
+        self._skip_below()
+
+    def skip_waiting(self) -> None:
+        """Start nothing any more."""
+        for name in self.named(State.WAITING):
+            self.states[name] = State.SKIPPED
+
+    def _skip_below(self) -> None:
+        lost = {State.FAILED, State.STOPPED, State.SKIPPED}
+        changed = True
+        while changed:
+            changed = False
+            for name in self.named(State.WAITING):
+                if any(self.states.get(needed) in lost for needed in self.upstream[name]):
+                    self.states[name] = State.SKIPPED
+                    changed = True
+
+    def named(self, state: State) -> list[str]:
+        """The steps in *state*, in the order of the pipeline."""
+        return [name for name, found in self.states.items() if found is state]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing runs and nothing can start any more."""
+        return not self.named(State.RUNNING) and not self.ready()
+
+
+@dataclass(slots=True)
+class MemoryBudget:
+    """Memory that attempts share: one starts when its limit fits beside those that run.
+
+    Attributes:
+        total: bytes to share. An attempt that needs more runs alone.
+    """
+
+    total: int
+    _held: dict[int, int] = field(default_factory=dict)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def share(self, wanted: int | None, stopping: threading.Event) -> Iterator[None]:
+        """Hold *wanted* bytes inside the block; waits for them, but not beyond *stopping*."""
+        token, size = id(object()), wanted or 0
+        with self._changed:
+            while self._held and sum(self._held.values()) + size > self.total:
+                if stopping.is_set():
+                    break
+                self._changed.wait(0.5)
+            while token in self._held:
+                token += 1
+            self._held[token] = size
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._held[token]
+                self._changed.notify_all()
