@@ -1,0 +1,122 @@
+"""The ``resize`` subresource of the pod this process runs in (Kubernetes 1.33 and later).
+
+Plain HTTP with the pod's own service account: the kubernetes client knows the subresource only
+from version 32 on, and images carry 25.
+"""
+
+from __future__ import annotations
+
+import enum
+import http.client
+import json
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_ext.memory import Quantity
+from mlops_ext.settings import environment
+
+__all__ = ["PodResizer", "Refusal", "ResizeAnswer"]
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_TIMEOUT_S = 5.0
+"""A request that takes longer than the step takes to use up the rest helps nobody."""
+_FORBIDDEN, _BUSY, _SERVER = 403, (409, 429), 500
+_NO_WAY = (400, 401, 404, 405, 415, 422)
+
+
+class Refusal(enum.Enum):
+    """Why a resize did not happen."""
+
+    FOR_GOOD = "refused for good"
+    TOO_MUCH = "more than there is"
+    FOR_NOW = "not now"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeAnswer:
+    """What the API server said.
+
+    Attributes:
+        refusal: None where it agreed; the kubelet then does it within seconds, or never.
+        message: its words.
+    """
+
+    refusal: Refusal | None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodResizer:
+    """Asks the API server to resize one container of one pod.
+
+    Attributes:
+        url: of the pod's resize subresource.
+        container: name of the container.
+        folder: where the service account's token and the cluster's certificate are; they are
+            read at each request, since the kubelet renews the token.
+        requests_too: also raise the request, so that the scheduler knows.
+    """
+
+    url: str
+    container: str
+    folder: Path = SERVICE_ACCOUNT
+    requests_too: bool = True
+
+    @classmethod
+    def own(cls, pod: str, container: str, folder: Path = SERVICE_ACCOUNT) -> PodResizer | None:
+        """The resizer of this pod; None outside a cluster or without a service account."""
+        host = environment().get("KUBERNETES_SERVICE_HOST")
+        port = environment().get("KUBERNETES_SERVICE_PORT", "443")
+        try:
+            namespace = (folder / "namespace").read_text().strip()
+        except OSError:
+            return None
+        if not host or not pod:
+            return None
+        server = f"[{host}]" if ":" in host else host
+        url = f"https://{server}:{port}/api/v1/namespaces/{namespace}/pods/{pod}/resize"
+        return cls(url=url, container=container, folder=folder)
+
+    def resize(self, limit: Quantity) -> ResizeAnswer:
+        """Ask for a memory limit of *limit*; never raises."""
+        sections = ("limits", "requests") if self.requests_too else ("limits",)
+        resources = {section: {"memory": str(limit)} for section in sections}
+        body = {"spec": {"containers": [{"name": self.container, "resources": resources}]}}
+        request = urllib.request.Request(  # noqa: S310 - the scheme is https, see own()
+            self.url,
+            data=json.dumps(body).encode(),
+            method="PATCH",
+            headers={"Content-Type": "application/strategic-merge-patch+json"},
+        )
+        try:
+            token = (self.folder / "token").read_text().strip()
+            request.add_header("Authorization", f"Bearer {token}")
+            context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context):  # noqa: S310
+                return ResizeAnswer(refusal=None)
+        except urllib.error.HTTPError as error:
+            return _refused(error.code, error.read().decode(errors="replace"))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return ResizeAnswer(refusal=Refusal.FOR_NOW, message=str(error))
+
+
+def _refused(code: int, body: str) -> ResizeAnswer:
+    try:
+        message = str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = body[:200]
+    words = f"{code}: {message}"
+    if code in _NO_WAY:
+        return ResizeAnswer(refusal=Refusal.FOR_GOOD, message=words)
+    if code == _FORBIDDEN:
+        # RBAC says "cannot patch resource"; admission names what there is too little of.
+        is_rbac = "cannot patch" in message
+        return ResizeAnswer(
+            refusal=Refusal.FOR_GOOD if is_rbac else Refusal.TOO_MUCH, message=words
+        )
+    if code in _BUSY or code >= _SERVER:
+        return ResizeAnswer(refusal=Refusal.FOR_NOW, message=words)
+    return ResizeAnswer(refusal=Refusal.FOR_GOOD, message=words)
