@@ -3,7 +3,7 @@
 The ``python`` blocks of a page run in order, in one process, in an empty folder. In ``console``
 blocks every line that starts with ``$ `` runs in a shell and must exit with 0, or with the
 status that a comment at its end names: ``$ mlops-ext clearml check bad.yaml  # exits with 1``.
-Files that a page's blocks read are written by a ``python`` or ``console`` block above.
+A block of any kind with a title (``title="plan.yaml"``) is a file of that name.
 """
 
 import os
@@ -17,33 +17,40 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"^(?P<indent> *)```(?P<kind>python|console)[^\n]*\n(?P<body>.*?)^ *```",
+    r"^(?P<indent> *)```(?P<kind>\w+)(?P<attributes>[^\n]*)\n(?P<body>.*?)^ *```",
     re.MULTILINE | re.DOTALL,
 )
+TITLE = re.compile(r'title="([\w.-]+)"')
 EXITS = re.compile(r"#\s*exits with (\d+)\s*$")
 
 
 def blocks(page):
-    """The blocks of *page* in order, each with its kind."""
+    """The blocks of *page* in order: what to do with each ("file", "python", "console")."""
     for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
         indent = match["indent"]
         lines = [line.removeprefix(indent) for line in match["body"].splitlines()]
-        yield match["kind"], "\n".join(lines) + "\n"
+        body = "\n".join(lines) + "\n"
+        title = TITLE.search(match["attributes"])
+        if title:
+            yield "file", title[1], body
+        elif match["kind"] in ("python", "console"):
+            yield match["kind"], "", body
 
 
 def grouped(page):
-    """The blocks of *page*: neighbouring Python blocks joined, as they share one process."""
-    pages = list(blocks(page))
-    if all(kind == "python" for kind, _ in pages):
-        return [("python", "".join(body for _, body in pages))] if pages else []
-    return pages
+    """The blocks of *page*, files first where all others are Python, which share one process."""
+    found = list(blocks(page))
+    script = "".join(body for kind, _, body in found if kind == "python")
+    if not script or any(kind == "console" for kind, *_ in found):
+        return found
+    return [*(each for each in found if each[0] == "file"), ("python", "", script)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_blocks_run(page, tmp_path):
     found = grouped(page)
-    if not found:
-        pytest.skip("no python or console block on this page")
+    if all(kind == "file" for kind, *_ in found):
+        pytest.skip("no block to run on this page")
     bin_folder = Path(sys.executable).parent
     environ = {
         **{k: v for k, v in os.environ.items() if not k.startswith("MLOPS_EXT")},
@@ -53,18 +60,20 @@ def test_code_blocks_run(page, tmp_path):
         "ZENML_ANALYTICS_OPT_IN": "false",
     }
     (tmp_path / "work").mkdir()
-    for kind, body in found:
-        if kind == "python":
+    for kind, name, body in found:
+        if kind == "file":
+            (tmp_path / "work" / name).write_text(body, encoding="utf-8")
+        elif kind == "python":
             script = tmp_path / "block.py"
             script.write_text(body, encoding="utf-8")
             _run([sys.executable, str(script)], environ, tmp_path, 0, body)
-            continue
-        for line in body.splitlines():
-            if line.startswith("$ "):
-                status = EXITS.search(line)
-                command = EXITS.sub("", line[2:])
-                expected = int(status[1]) if status else 0
-                _run(["sh", "-c", command], environ, tmp_path, expected, line)
+        else:
+            for line in body.splitlines():
+                if line.startswith("$ "):
+                    status = EXITS.search(line)
+                    command = EXITS.sub("", line[2:])
+                    expected = int(status[1]) if status else 0
+                    _run(["sh", "-c", command], environ, tmp_path, expected, line)
 
 
 def _run(command, environ, folder, status, shown):
