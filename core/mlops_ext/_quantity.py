@@ -117,7 +117,8 @@ class Quantity(int):
         size = float(self)
         for suffix in reversed(_BINARY):
             if suffix and size >= _BINARY[suffix]:
-                return f"{size / _BINARY[suffix]:.3g}{suffix}" if size else "0"
+                number = size / _BINARY[suffix]
+                return f"{number:.3g}{suffix}" if number < 999.5 else f"{number:.0f}{suffix}"  # noqa: PLR2004
         return str(int(size))
 
 

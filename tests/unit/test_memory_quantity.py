@@ -114,3 +114,9 @@ def test_human_is_for_sentences():
     assert Quantity(1_181_116_007).human == "1.1Gi"
     assert Quantity(512).human == "512"
     assert Quantity(0).human == "0"
+
+
+def test_a_size_of_a_thousand_units_reads_without_an_exponent():
+    assert Quantity.parse("1000Mi").human == "1000Mi"
+    assert Quantity.parse("999.7Mi").human == "1000Mi"
+    assert Quantity.parse("1023Gi").human == "1023Gi"
