@@ -46,7 +46,6 @@ _TAIL_BYTES = 4000
 """What is shown of a failed step's kept output: about forty lines."""
 _ENTRYPOINT = f"{LocalEntrypoint.__module__}.{LocalEntrypoint.__qualname__}"
 _OPEN = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
-_observing = threading.Lock()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,7 +109,7 @@ class StepJob:
             tried = Attempt(memory=memory, oom_retries=self.oom_retries)
             decision = self.policy.on_failure(self.plan, tried, evidence)
             self._learn(memory, ending, decision.cause)
-            outcome = "killed for memory" if decision.cause in _MEMORY else "failed"
+            outcome = _OUTCOMES.get(decision.cause, "failed")
             self._note(memory, decision.reason, ending, outcome, row)
             if isinstance(decision, Fail):
                 adopt = None
@@ -179,10 +178,9 @@ class StepJob:
             )
         self._note(memory, why, ending, "completed", row)
         if ending.peak is not None:
-            with _observing:
-                self.policy.observe(
-                    self.key, self.features, ending.peak, ending.runtime_s, curve=ending.curve
-                )
+            self.policy.observe(
+                self.key, self.features, ending.peak, ending.runtime_s, curve=ending.curve
+            )
 
     def _learn(self, memory: Quantity | None, ending: Ending, cause: Cause) -> None:
         """Tell the policy of a kill: the peak is at least the limit."""
@@ -190,8 +188,7 @@ class StepJob:
             return
         least = memory or ending.peak
         if least:
-            with _observing:
-                self.policy.observe(self.key, self.features, least, ending.runtime_s, censored=True)
+            self.policy.observe(self.key, self.features, least, ending.runtime_s, censored=True)
 
     def _note(
         self,
@@ -254,10 +251,10 @@ class StepJob:
             output.seek(0, os.SEEK_END)
             output.seek(max(0, output.tell() - _TAIL_BYTES))
             tail = output.read().decode("utf-8", "replace").strip()
-            log.debug("The end of what step %s printed:\n%s", self.name, tail)
+            log.warning("The end of what step %s printed:\n%s", self.name, tail)
 
 
-_MEMORY = frozenset({Cause.OUT_OF_MEMORY, Cause.MEMORY_ERROR})
+_OUTCOMES = {Cause.OUT_OF_MEMORY: "killed for memory", Cause.MEMORY_ERROR: "memory error"}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import logging
@@ -50,16 +51,18 @@ def policy_for(settings: OomSettings) -> MemoryPolicy:
 
 
 def _with_settings(policy: MemoryPolicy, settings: OomSettings) -> MemoryPolicy:
-    """*policy* with the step's own budget, where it keeps core's settings."""
+    """A copy of *policy* with the step's own budget, where it keeps core's settings."""
     own: Any = getattr(policy, "settings", None)
-    if not isinstance(own, MemorySettings) or not dataclasses.is_dataclass(policy):
+    if not isinstance(own, MemorySettings):
         return policy
     changed = dataclasses.replace(
         own,
         max_oom_retries=settings.oom_retries,
         retry_memory_error=own.retry_memory_error or settings.retry_memory_error,
     )
-    replaced: MemoryPolicy = dataclasses.replace(policy, settings=changed)
+    copied: Any = copy.copy(policy)
+    object.__setattr__(copied, "settings", changed)  # core's policies are frozen
+    replaced: MemoryPolicy = copied
     return replaced
 
 
