@@ -53,6 +53,7 @@ class ZenmlHome:
             "ZENML_ANALYTICS_OPT_IN": "false",
             "ZENML_ENABLE_RICH_TRACEBACK": "false",
             "ZENML_LOGGING_COLORS_DISABLED": "true",
+            "MLOPS_EXT_MEMORY_HISTORY": str(self.folder / "history.sqlite"),
             "AUTO_OPEN_DASHBOARD": "false",
             **variables,
         }

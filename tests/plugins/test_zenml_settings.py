@@ -1,5 +1,7 @@
 """The settings shared by both flavors: what is refused names field, value and what is allowed."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -49,3 +51,14 @@ def test_every_setting_has_a_description_for_the_dashboard():
 def test_settings_survive_their_way_through_the_server():
     settings = OomSettings(memory="600Mi", max_memory="1.5Gi", temp_dir="/scratch")
     assert OomSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_the_reference_names_every_setting():
+    pytest.importorskip("zenml")
+    from zenml_ext.local_flavor import LocalOomConfig
+
+    page = (Path(__file__).parents[2] / "docs/reference/zenml-settings.md").read_text("utf-8")
+    for model in (LocalOomConfig, TempDir):
+        for name, field in model.model_fields.items():
+            assert f"| `{name}` |" in page
+            assert str(field.description) in page

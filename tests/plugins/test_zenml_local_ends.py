@@ -1,0 +1,276 @@
+"""How runs on `local_oom` end: at a cap, by a stop, by Ctrl-C, with the orchestrator killed."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zenml_ext import _cgroups, _limited
+
+FAILURES = """
+    from pathlib import Path
+    from zenml import pipeline, step
+    from zenml.client import Client
+
+    HERE = Path(__file__).parent
+
+    def eat(mib):
+        data = bytearray(mib * 1024**2)
+        data[::4096] = b"x" * len(data[::4096])
+        return len(data)
+
+    @step(settings={"orchestrator": {"memory": "400Mi", "max_memory": "500Mi"}})
+    def never_fits() -> int:
+        return eat(900)
+
+    @step
+    def below(eaten: int) -> int:
+        return eaten
+
+    @step(settings={"orchestrator": {"memory": "1Gi", "retry_memory_error": True}})
+    def raises_memory_error() -> int:
+        first = HERE / "memory_error.first"
+        if not first.exists():
+            first.touch()
+            raise MemoryError("by itself")
+        return 1
+
+    @pipeline(enable_cache=False, execution_mode="continue_on_failure")
+    def failures():
+        below(never_fits())
+        raises_memory_error()
+
+    def main():
+        Client().activate_stack("oom")
+        try:
+            failures()
+        except Exception as error:
+            print("RAISED", type(error).__name__, error, flush=True)
+        report("failures")
+"""
+
+ENDLESS = """
+    import os, time
+    from pathlib import Path
+    from zenml import pipeline, step
+    from zenml.client import Client
+
+    HERE = Path(__file__).parent
+
+    @step
+    def endless() -> int:
+        (HERE / "endless.pid").write_text(str(os.getpid()))
+        while True:
+            time.sleep(0.1)
+
+    @pipeline(enable_cache=False)
+    def endless_pipeline():
+        endless()
+
+    def main(action="run"):
+        client = Client()
+        if action == "report":
+            report("endless_pipeline")
+            return
+        client.activate_stack("oom")
+        endless_pipeline()
+"""
+
+
+@pytest.fixture(scope="module")
+def failures(zenml_home):
+    output, report = zenml_home.run(zenml_home.script("failures", FAILURES))
+    assert report, output
+    report["output"] = output
+    report["by_name"] = {s["name"]: s for s in report["steps"]}
+    return report
+
+
+def attempts(report, step):
+    recorded = report["by_name"][step]["metadata"]["memory_attempts"]
+    return [(a["memory"], a["outcome"]) for a in recorded]
+
+
+def test_a_step_that_cannot_fit_fails_at_the_cap_and_says_so(failures):
+    assert attempts(failures, "never_fits") == [
+        ("400Mi", "killed for memory"),
+        ("500Mi", "killed for memory"),
+    ]
+    assert failures["by_name"]["never_fits"]["status"] == "failed"
+    assert "the cap is 500Mi (the setting max_memory)" in failures["output"]
+    assert "RAISED RuntimeError Failed steps: never_fits." in failures["output"]
+    assert failures["status"] == "failed"
+
+
+def test_what_depends_on_a_failed_step_is_skipped(failures):
+    assert "below" not in failures["by_name"]
+    assert "Skipped: below." in failures["output"]
+
+
+def test_a_memory_error_is_retried_where_the_user_wants_it(failures):
+    assert attempts(failures, "raises_memory_error") == [
+        ("1Gi", "memory error"),
+        ("2Gi", "completed"),
+    ]
+
+
+@pytest.fixture
+def endless(zenml_home):
+    """A run whose one step goes on for ever: the client's process, and the step's pid."""
+    marker = zenml_home.code / "endless.pid"
+    marker.unlink(missing_ok=True)
+    script = zenml_home.script("endless", ENDLESS)
+    client = zenml_home.start(script)
+    while not marker.exists() or not marker.read_text():
+        assert client.poll() is None, client.stdout.read()
+        time.sleep(0.05)
+    yield client, int(marker.read_text())
+    client.kill()
+    client.communicate()
+
+
+def gone(pid):
+    """Wait until a process is gone; the test's own timeout is the limit."""
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+    return True
+
+
+def look(zenml_home):
+    _, report = zenml_home.run(zenml_home.code / "endless.py", "report")
+    return report
+
+
+def test_a_stop_from_elsewhere_ends_the_step_and_the_run(zenml_home, endless):
+    client, pid = endless
+    run = look(zenml_home)
+    assert run["status"] == "running"
+    zenml_home.command("zenml", "pipeline", "runs", "stop", run["id"], "--yes", check=False)
+    assert gone(pid)
+    client.wait(60)
+    run = look(zenml_home)
+    assert run["status"] == "stopped"
+    assert [s["status"] for s in run["steps"]] == ["stopped"]
+
+
+def test_ctrl_c_stops_the_step_and_the_run(zenml_home, endless):
+    client, pid = endless
+    client.send_signal(signal.SIGINT)
+    assert gone(pid)
+    assert client.wait(60)
+    run = look(zenml_home)
+    assert run["status"] == "stopped"
+    assert [s["status"] for s in run["steps"]] == ["stopped"]
+
+
+def test_a_killed_orchestrator_leaves_no_step_behind(endless):
+    client, pid = endless
+    client.kill()
+    assert gone(pid)
+
+
+EAT = "import sys; b = bytearray(int(sys.argv[1]) * 1024**2); b[::4096] = b'x' * len(b[::4096])"
+
+
+def limited(*command, limit=None, kernel=True, stopping=None):
+    return _limited.run(
+        [sys.executable, *map(str, command)],
+        environment=dict(os.environ),
+        limit=limit,
+        stopping=stopping or threading.Event(),
+        grace_s=0.5,
+        kernel=kernel,
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["kernel", "watchdog"])
+def kernel(request):
+    if request.param:
+        group = _cgroups.create(64 * 1024**2)
+        if group is None:
+            pytest.skip("no memory cgroup can be made here")
+        group.close()
+    return request.param
+
+
+def test_a_limit_is_enforced(kernel):
+    slow = "import time\nb = []\nwhile True: b.append(bytearray(b'x' * 1024**2)); time.sleep(0.002)"
+    ending = limited("-c", slow, limit=100 * 1024**2, kernel=kernel)
+    assert ending.oom_killed
+    assert ending.exit_code == 137
+    assert ending.peak >= 100 * 1024**2
+
+
+def test_what_stays_below_the_limit_is_left_alone(kernel):
+    ending = limited("-c", EAT, 50, limit=200 * 1024**2, kernel=kernel)
+    assert (ending.exit_code, ending.oom_killed) == (0, False)
+
+
+def test_memory_of_children_counts(kernel):
+    parent = (
+        "import subprocess, sys\n"
+        "hold = 'b = bytearray(60 * 1024**2); b[::4096] = b\"x\" * len(b[::4096]); input()'\n"
+        "run = [subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE)"
+        " for _ in range(3)]\n"
+        "codes = [p.wait() for p in run[:1]]\n"
+        "sys.exit(9)"
+    )
+    ending = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
+    assert ending.oom_killed
+
+
+def test_an_exit_code_of_its_own_is_no_kill(kernel):
+    ending = limited("-c", "raise SystemExit(3)", limit=100 * 1024**2, kernel=kernel)
+    assert (ending.exit_code, ending.oom_killed) == (3, False)
+
+
+def test_a_sigkill_of_other_origin_is_no_memory_kill(kernel):
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    ending = limited("-c", code, limit=100 * 1024**2, kernel=kernel)
+    assert (ending.exit_code, ending.oom_killed) == (137, False)
+
+
+def test_what_ignores_sigterm_is_killed_after_the_grace(kernel, tmp_path):
+    ready = tmp_path / "ready"
+    code = (
+        "import signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(600)"
+    )
+    stopping = threading.Event()
+
+    def stop():
+        while not ready.exists():
+            time.sleep(0.01)
+        stopping.set()
+
+    threading.Thread(target=stop).start()
+    ending = limited("-c", code, limit=100 * 1024**2, kernel=kernel, stopping=stopping)
+    assert ending.stopped
+    assert ending.exit_code == 137
+
+
+def test_nothing_of_a_command_outlives_it(kernel, tmp_path):
+    pid = tmp_path / "pid"
+    code = (
+        "import subprocess, sys, pathlib\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(pid)!r}).write_text(str(p.pid))"
+    )
+    limited("-c", code, limit=100 * 1024**2, kernel=kernel)
+    assert gone(int(pid.read_text()))
+
+
+def test_no_group_is_left_behind():
+    left = [
+        g
+        for parent, _ in _cgroups._parents()
+        for g in Path(parent).glob(f"mlops-ext-{os.getpid()}-*")
+    ]
+    assert left == []
