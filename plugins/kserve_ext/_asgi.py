@@ -1,0 +1,97 @@
+"""The outermost ASGI layer of a model server: readiness, closing connections, the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from kserve_ext._drain import Drain
+
+__all__ = ["RETRY_AFTER_S", "LameDuck"]
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+App = Callable[[Any, Receive, Send], Awaitable[None]]
+
+READINESS = re.compile(
+    r"/v2/health/ready|/v2/models/[^/]+(/versions/[^/]+)?/ready|/v1/models/[^/:]+"
+)
+"""Paths that answer "may I get traffic": KServe's own probes and its clients ask there."""
+RETRY_AFTER_S = 1
+"""What a refused client is told to wait: another replica answers at once."""
+CLOSE = (b"connection", b"close")
+
+
+class LameDuck:
+    """An ASGI application around another one.
+
+    Before a signal it counts requests. After it, readiness says 503, each answer closes its
+    connection, and a request that is cancelled past the deadline is answered with 503.
+    """
+
+    def __init__(self, app: App, drain: Drain) -> None:
+        self.app = app
+        self.drain = drain
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.seen = 0
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        self.seen += 1
+        if self.drain.ending and scope["method"] == "GET" and READINESS.fullmatch(scope["path"]):
+            await _answer(send, scope, "the server is shutting down")
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        answer = _Answer(send, self.drain, scope)
+        self.tasks.add(task)
+        try:
+            await self.app(scope, receive, answer)
+        except asyncio.CancelledError:
+            if not self.drain.refusing or answer.started:
+                raise
+            await _answer(send, scope, "the server shut down before the request was done")
+        finally:
+            self.tasks.discard(task)
+
+
+class _Answer:
+    """``send`` of one request: adds ``Connection: close`` while the server is ending."""
+
+    __slots__ = ("drain", "scope", "send", "started")
+
+    def __init__(self, send: Send, drain: Drain, scope: Any) -> None:
+        self.send, self.drain, self.scope = send, drain, scope
+        self.started = False
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            self.started = True
+            if self.drain.ending and _is_http1(self.scope):
+                message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+        return self.send(message)
+
+
+async def _answer(send: Send, scope: Any, error: str) -> None:
+    """503 with a JSON body, and when to come back."""
+    body = json.dumps({"error": error}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(RETRY_AFTER_S).encode()),
+    ]
+    if _is_http1(scope):
+        headers.append(CLOSE)
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _is_http1(scope: Any) -> bool:
+    return str(scope.get("http_version", "1.1")).startswith("1")

@@ -1,0 +1,214 @@
+"""The shutdown of this process: the pure sequence, its state shared by a loop and a thread.
+
+Events come from any thread through `Drain.feed`. Steps for the loop are queued and taken there
+by `Drain.steps`. NOT_READY and KILL do not wait for the loop, which a model may be blocking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Protocol
+
+from mlops_ext.shutdown import Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
+
+__all__ = ["Drain", "Part", "log"]
+
+# A child of KServe's logger: its handlers and level hold for these lines too.
+log = logging.getLogger("kserve.graceful")
+
+POLL_S = 0.02
+"""How often requests in flight are counted while draining: small against any request."""
+
+
+class Part(Protocol):
+    """A server, or a set of worker processes, that is opened and drained."""
+
+    @property
+    def started(self) -> bool:
+        """Whether it accepts requests."""
+        ...
+
+    def arrivals(self) -> int:
+        """Requests seen since the start, probes included."""
+        ...
+
+    def in_flight(self) -> int:
+        """Requests accepted and not yet answered."""
+        ...
+
+    async def close(self) -> None:
+        """Stop accepting; return at once."""
+
+    def refuse(self) -> int:
+        """Answer what is in flight with an error; the number of requests."""
+        ...
+
+    async def finish(self) -> None:
+        """Let the server's own coroutine end."""
+
+
+class Drain:
+    """The shutdown of one process or, off the main thread, of one server.
+
+    Attributes:
+        state: where the sequence stands.
+        ending: whether readiness says no; a plain attribute, read for each request.
+        refusing: whether cancelled requests are answered with an error.
+        refused: how many were.
+        parts: what is drained.
+        finished: set when everything has stopped.
+        released: set when the process goes on without us; nothing is killed any more.
+        on_not_ready, on_kill, on_up, on_serving: called from whatever thread notices.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        may_kill: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state = Shutdown(limits=limits or Limits())
+        self.ending = False
+        self.refusing = False
+        self.refused = 0
+        self.parts: list[Part] = []
+        self.finished = threading.Event()
+        self.released = False
+        self.on_not_ready: list[Callable[[Signal], None]] = []
+        self.on_kill: list[Callable[[], None]] = []
+        self.on_up: list[Callable[[], object]] = []
+        self.on_serving: list[Callable[[], object]] = []
+        self.clock = clock
+        self._may_kill = may_kill
+        self._lock = threading.Lock()
+        self._steps: deque[Step] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+
+    def configure(self, limits: Limits) -> None:
+        """Set the limits of a shutdown that has not begun."""
+        with self._lock:
+            if self.state.began_at is None:
+                self.state = replace(self.state, limits=limits)
+
+    def signal(self, number: int, *, lame_duck: bool = True, limit_s: float | None = None) -> None:
+        """Take notice of a signal, or with number 0 of a call."""
+        at = self.clock()
+        state = self.state
+        if state.phase is Phase.ENDED and number and not self.released:
+            # All is stopped, but something keeps the process: a signal still ends it.
+            if at - (state.began_at or 0.0) > state.limits.echo_s:
+                self.state = replace(state, signal=number)
+                self._kill()
+            return
+        if self.has_clients():
+            self.began()
+        self.feed(Signal(at=at, number=number, lame_duck=lame_duck, limit_s=limit_s))
+
+    def feed(self, event: Event) -> None:
+        """Pass *event* to the sequence, act on what cannot wait, and wake the loop for the rest."""
+        self._apply(event)
+        self.wake()
+
+    def _apply(self, event: Event) -> None:
+        with self._lock:
+            moved = self.state.on(event)
+            was_ending, self.state = self.ending, moved.state
+            self.ending = moved.state.ending
+            self._steps.extend(step for step in moved.steps if step is not Step.KILL)
+        if self.ending and not was_ending and isinstance(event, Signal):
+            for notify in self.on_not_ready:
+                notify(event)
+        if Step.KILL in moved.steps:
+            self._kill()
+
+    def in_flight(self) -> int:
+        """Requests in flight in all parts."""
+        return sum(part.in_flight() for part in self.parts)
+
+    def seconds(self) -> float:
+        """Seconds since the shutdown began; 0 before."""
+        began = self.state.began_at
+        return 0.0 if began is None else max(0.0, self.clock() - began)
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let *loop* take the steps from now on."""
+        self._wake = asyncio.Event()
+        self._loop = loop
+        self.wake()
+
+    def detach(self) -> None:
+        """Forget the loop."""
+        self._loop = None
+
+    def wake(self) -> None:
+        """Let the loop look at the queue of steps; from any thread."""
+        loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                loop.call_soon_threadsafe(wake.set)
+
+    def guard(self) -> float:
+        """Do what is due where the loop is stuck; seconds until this is needed again."""
+        state = self.state
+        if state.kill_at == math.inf or self.released:
+            return math.inf
+        left = state.kill_at - self.clock()
+        if left > 0:
+            return left
+        while self.state.phase is not Phase.ENDED:
+            self.feed(Tick(at=max(self.clock(), state.kill_at), in_flight=1))
+        self._kill()  # ended in time, but something keeps the process: an executor's thread
+        return math.inf
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """The steps for the loop, as they fall due, until the sequence has ended."""
+        assert self._wake is not None
+        while True:
+            while self._steps:
+                yield self._steps.popleft()
+            if self.state.phase is Phase.ENDED:
+                return
+            due = self.state.wake_at - self.clock()
+            if self.state.phase is Phase.DRAINING:
+                due = min(due, POLL_S)
+            with contextlib.suppress(asyncio.TimeoutError):
+                timeout = None if due == math.inf else max(0.0, due)
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            self._wake.clear()
+            self._apply(Tick(at=self.clock(), in_flight=self.in_flight()))
+
+    def is_up(self) -> bool:
+        """Whether every part accepts requests."""
+        return bool(self.parts) and all(part.started for part in self.parts)
+
+    def has_clients(self) -> bool:
+        """Whether it is up and was asked anything, so that someone may know of it."""
+        return self.is_up() and any(part.arrivals() for part in self.parts)
+
+    def began(self) -> None:
+        """Say that the server serves: from now on its end is a drain."""
+        if self.state.phase is Phase.STARTING:
+            self.feed(Started(at=self.clock()))
+            for notify in self.on_serving:
+                notify()
+
+    def _kill(self) -> None:
+        if not self._may_kill:
+            log.error("shutdown is past its last deadline; the process is not ours to end")
+            self.finished.set()
+            return
+        for callback in self.on_kill:
+            with contextlib.suppress(Exception):  # nothing may keep the process now
+                callback()
+        os._exit(128 + self.state.signal)

@@ -1,0 +1,57 @@
+"""``mlops-ext kserve``: the settings in force, and the manifest that fits them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+__all__ = ["kserve"]
+
+
+@click.group()
+def kserve() -> None:
+    """Model servers that start and stop without losing a request."""
+
+
+def _given(lame_duck_s: float | None, drain_s: float | None) -> dict[str, object]:
+    return {"lame_duck_s": lame_duck_s, "drain_s": drain_s}
+
+
+@kserve.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def settings(*, as_json: bool) -> None:
+    """Show the settings a server started here would use, and where each comes from."""
+    from kserve_ext.settings import load
+
+    resolved = load(argv=[])
+    values = asdict(resolved.value)
+    if as_json:
+        sources = dict(resolved.sources)
+        click.echo(json.dumps({"values": values, "sources": sources}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", "value", "from")
+    for name, value in values.items():
+        table.add_row(name, f"{value:g}", resolved.sources[name])
+    console = Console()
+    console.print(table)
+    total = resolved.value.limits.total_s
+    console.print(f"A shutdown takes at most {total:.1f} s. Flags of a server come before these.")
+
+
+@kserve.command()
+@click.option("--lame-duck-s", type=float, help="Seconds of service after readiness says no.")
+@click.option("--drain-s", type=float, help="Seconds for requests in flight after that.")
+@click.option("--name", default="my-model", show_default=True, help="Name of the service.")
+@click.option("--image", default="my-image", show_default=True, help="The container's image.")
+def manifest(*, lame_duck_s: float | None, drain_s: float | None, name: str, image: str) -> None:
+    """Print the Kubernetes manifest that fits the settings, with the reason for each number."""
+    from kserve_ext import manifest as manifests
+    from kserve_ext.settings import load
+
+    resolved = load(_given(lame_duck_s, drain_s), argv=[])
+    click.echo(manifests.manifest(resolved.value, name=name, image=image), nl=False)

@@ -1,0 +1,110 @@
+"""What the KServe extension brings: the framework, the patches as data, a check for doctor.
+
+KServe is not imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mlops_ext.errors import MlopsExtError
+from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
+from mlops_ext.patching import Patch
+
+__all__ = ["SUPPORTED"]
+
+SUPPORTED = ">=0.13,<0.22"
+CLASS = "kserve.model_server:ModelServer"
+TERMINATION_GRACE_S = 30.0
+"""Kubernetes' default; what a pod gets that asks for nothing else."""
+
+
+@hookimpl
+def mlops_ext_frameworks() -> Iterable[Framework]:
+    """KServe's model server."""
+    return [
+        Framework(
+            name="kserve",
+            distribution="kserve",
+            supported=SUPPORTED,
+            extension="kserve_ext",
+            summary="model servers that start and stop without losing a request",
+        )
+    ]
+
+
+@hookimpl
+def mlops_ext_patches() -> Iterable[Patch]:
+    """The patches, one place of KServe each; `GracefulModelServer` needs none of them."""
+    yield Patch(
+        id="kserve.start",
+        framework="kserve",
+        distribution="kserve",
+        versions=SUPPORTED,
+        target=f"{CLASS}.start",
+        replacement="kserve_ext._patched:start",
+        reason="readiness stays true after SIGTERM, and requests are refused, cut off or answered"
+        " by models that have stopped",
+        verified_by="tests/plugins/test_kserve_restart.py",
+    )
+    yield Patch(
+        id="kserve.stop",
+        framework="kserve",
+        distribution="kserve",
+        versions=SUPPORTED,
+        target=f"{CLASS}.stop",
+        replacement="kserve_ext._patched:stop",
+        reason="stop() unloads the models while requests are in flight, and crashes the"
+        " interpreter while gRPC starts",
+        verified_by="tests/plugins/test_kserve_signals.py",
+    )
+    yield Patch(
+        id="kserve.shutdown",
+        framework="kserve",
+        distribution="kserve",
+        versions=SUPPORTED,
+        target=f"{CLASS}.shutdown",
+        replacement="kserve_ext._patched:shutdown",
+        expects="nothing",
+        reason="a server in a thread or a notebook cannot be ended",
+        verified_by="tests/plugins/test_kserve_threads.py",
+    )
+    yield Patch(
+        id="kserve.flags",
+        framework="kserve",
+        distribution="kserve",
+        versions=SUPPORTED,
+        target="kserve.model_server:parser",
+        replacement="kserve_ext._patched:parser",
+        expects="argparse",
+        reason="the parser of a model server refuses --lame_duck_s and --drain_s",
+        verified_by="tests/plugins/test_kserve_settings.py",
+    )
+
+
+@hookimpl
+def mlops_ext_doctor_checks() -> Iterable[DoctorCheck]:
+    """Whether the settings fit into the time that Kubernetes gives."""
+    return [DoctorCheck(name="kserve.settings", framework="kserve", run=_check_settings)]
+
+
+def _check_settings() -> Iterable[Finding]:
+    from kserve_ext.settings import load
+
+    name = "kserve.settings"
+    try:
+        settings = load(argv=[]).value
+    except MlopsExtError as error:
+        return [Finding(check=name, severity=Severity.PROBLEM, message=str(error))]
+    total = settings.limits.total_s
+    message = f"a shutdown takes at most {total:.1f} s"
+    if total < TERMINATION_GRACE_S:
+        return [Finding(check=name, severity=Severity.OK, message=message)]
+    return [
+        Finding(
+            check=name,
+            severity=Severity.NOTE,
+            message=f"{message}, more than Kubernetes' default of {TERMINATION_GRACE_S:.0f} s",
+            advice="raise terminationGracePeriodSeconds: mlops-ext kserve manifest prints it",
+        )
+    ]

@@ -1,0 +1,65 @@
+"""`GracefulModelServer`: KServe's ``ModelServer``, started and ended so that nothing is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kserve_ext import _watch
+
+# Handlers stand before KServe is imported and models are loaded: seconds in which a signal to
+# PID 1 would be lost.
+_watch.early()
+
+from kserve import (  # type: ignore[import-untyped]  # noqa: E402  # after the handlers; ships no types
+    ModelServer,
+    model_server,
+)
+
+from kserve_ext import _run  # noqa: E402
+from kserve_ext.settings import add_flags  # noqa: E402
+
+__all__ = ["GracefulModelServer"]
+
+add_flags(model_server.parser)
+
+
+class GracefulModelServer(ModelServer):  # type: ignore[misc]  # KServe ships no types
+    """A drop-in ``ModelServer`` that drains before it stops.
+
+    Takes what ``ModelServer`` takes, and:
+
+    Args:
+        lame_duck_s: seconds of normal service after readiness says no; default 5, none on Ctrl-C.
+        drain_s: seconds for requests in flight after that; default 20.
+
+    Both can also be given as ``--lame_duck_s`` and ``--drain_s`` (the flags are added to KServe's
+    parser), in ``[tool.mlops-ext.kserve]`` or as ``MLOPS_EXT_KSERVE_LAME_DUCK_S`` and
+    ``MLOPS_EXT_KSERVE_DRAIN_S``, in this order. KServe's ``grace_period`` has no effect.
+
+    On a KServe release that is not supported it behaves as ``ModelServer`` and warns.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        lame_duck_s: float | None = None,
+        drain_s: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._graceful = {"lame_duck_s": lame_duck_s, "drain_s": drain_s}
+
+    def start(self, models: Any) -> None:
+        """Serve *models*; return when a signal or `shutdown` has drained the server.
+
+        In a notebook it returns as soon as the server serves.
+        """
+        _run.start(self, models, ModelServer.start, self._graceful)
+
+    def stop(self, sig: int | None = None) -> Any:
+        """Begin the drain; returns at once (an awaitable before KServe 0.15)."""
+        return _run.stop(self, sig, ModelServer.stop)
+
+    def shutdown(self, *, wait: bool = True, timeout_s: float | None = None) -> bool:
+        """Drain as a SIGTERM does, from any thread; see `kserve_ext.shutdown`."""
+        return _run.shutdown(self, wait=wait, timeout_s=timeout_s)

@@ -1,0 +1,128 @@
+"""A model server as a user writes it, with what a test can observe: one JSON line per event.
+
+--way bare | subclass | patch | run  (run: the patches come from `mlops-ext run`)
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+
+EVENTS = os.environ["TEST_EVENTS"]
+WAY = os.environ.get("TEST_WAY", "bare")
+
+
+def tell(kind, **details):
+    line = json.dumps({"at": time.monotonic(), "pid": os.getpid(), "kind": kind, **details}) + "\n"
+    descriptor = os.open(EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, line.encode())
+    os.close(descriptor)
+
+
+if __name__ == "__main__":
+    tell("boot")
+
+if WAY == "subclass":
+    from kserve_ext import GracefulModelServer as Server
+elif WAY == "patch":
+    import mlops_ext
+
+    mlops_ext.apply("kserve")
+    from kserve import ModelServer as Server
+else:
+    from kserve import ModelServer as Server
+
+from kserve import InferOutput, InferRequest, InferResponse, Model, model_server  # noqa: E402
+
+parser = argparse.ArgumentParser(parents=[model_server.parser])
+parser.add_argument("--sleep", type=float, default=0.05)
+parser.add_argument("--cpu_ms", type=float, default=5.0)
+parser.add_argument("--load_s", type=float, default=0.0)
+parser.add_argument("--stop_s", type=float, default=0.0)
+parser.add_argument("--in_thread", action="store_true")
+args, _ = parser.parse_known_args()
+
+
+class Base(Model):
+    in_flight = 0
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.stopped = False
+
+    def load(self):
+        tell("loading", model=self.name)
+        end = time.monotonic() + args.load_s
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        self.ready = True
+        return True
+
+    def stop(self):
+        tell("model stopped", model=self.name, in_flight=Base.in_flight)
+        self.stopped = True
+        time.sleep(args.stop_s)
+
+    def respond(self, payload):
+        number = 0 if self.stopped else 1
+        if isinstance(payload, InferRequest):
+            output = InferOutput(name="o", shape=[1], datatype="INT32", data=[number])
+            return InferResponse(response_id="x", model_name=self.name, infer_outputs=[output])
+        return {"predictions": [number]}
+
+
+def number_of(payload):
+    if isinstance(payload, InferRequest):
+        return float(payload.inputs[0].data[0]) if payload.inputs else 0.0
+    return float(payload["instances"][0])
+
+
+class Sleeper(Base):
+    async def predict(self, payload, headers=None):
+        Base.in_flight += 1
+        try:
+            await asyncio.sleep(number_of(payload) or args.sleep)
+            return self.respond(payload)
+        except asyncio.CancelledError:
+            tell("cancelled")
+            raise
+        finally:
+            Base.in_flight -= 1
+
+
+class Cpu(Base):
+    def predict(self, payload, headers=None):
+        Base.in_flight += 1
+        try:
+            end = time.perf_counter() + (number_of(payload) or args.cpu_ms / 1000)
+            while time.perf_counter() < end:
+                pass
+            return self.respond(payload)
+        finally:
+            Base.in_flight -= 1
+
+
+def main():
+    models = [Sleeper("m"), Cpu("c")]
+    for model in models:
+        model.load()
+    server = Server(http_port=args.http_port, grpc_port=args.grpc_port, workers=args.workers)
+    tell("start")
+    if args.in_thread:
+        thread = threading.Thread(target=server.start, args=(models,))
+        thread.start()
+        for line in sys.stdin:
+            tell("asked", line=line.strip())
+            server.shutdown()
+            break
+        thread.join()
+    else:
+        server.start(models)
+    tell("returned", threads=[t.name for t in threading.enumerate()])
+
+
+if __name__ == "__main__":
+    main()
