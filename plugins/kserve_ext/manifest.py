@@ -50,8 +50,8 @@ spec:
           httpGet:
             path: /v2/health/ready
             port: 8080
-          # {failures} failed probes, {PROBE_PERIOD_S} s apart: gateways that only look at readiness have \
-left before the server stops accepting.
+          # {failures} failed probes, {PROBE_PERIOD_S} s apart: who only looks at readiness has \
+left before accepting ends.
           periodSeconds: {PROBE_PERIOD_S}
           failureThreshold: {failures}
           # Twice the longest pause of a CPU-bound model, which delays every answer.
