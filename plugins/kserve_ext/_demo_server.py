@@ -1,0 +1,44 @@
+"""The model server of the demo: KServe's own class; the patch comes from ``mlops-ext run``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Serve one model that takes 50 ms for a request, and says 0 once it has been stopped."""
+    from kserve import (  # type: ignore[import-untyped]  # ships no types
+        InferOutput,
+        InferRequest,
+        InferResponse,
+        Model,
+        ModelServer,
+        model_server,
+    )
+
+    class Slow(Model):  # type: ignore[misc]  # of a package without types
+        stopped = False
+
+        def stop(self) -> None:
+            self.stopped = True
+
+        async def predict(self, payload: Any, headers: Any = None) -> Any:  # noqa: ARG002  # KServe's signature
+            await asyncio.sleep(0.05)
+            number = 0 if self.stopped else 1
+            if isinstance(payload, InferRequest):
+                output = InferOutput(name="o", shape=[1], datatype="INT32", data=[number])
+                return InferResponse("id", self.name, [output])
+            return {"predictions": [number]}
+
+    args, _ = argparse.ArgumentParser(parents=[model_server.parser]).parse_known_args()
+    model = Slow("m")
+    model.load()
+    ModelServer(http_port=args.http_port, grpc_port=args.grpc_port).start([model])
+
+
+if __name__ == "__main__":
+    main()
