@@ -125,8 +125,9 @@ def show(result):
     console.print(table)
     for kind, row in result["throughput"].items():
         console.print(
-            f"{kind}: {row['bare_per_s']} -> {row['patch_per_s']} requests/s, throughput"
-            f" x{row['throughput_ratio']}, p99 x{row['p99_ratio']} (medians of {row['pairs']} pairs)"
+            f"{kind}: {row['bare_per_s']} -> {row['patch_per_s']} requests/s,"
+            f" throughput x{row['throughput_ratio']}, p99 x{row['p99_ratio']}"
+            f" (medians of {row['pairs']} pairs)"
         )
 
 

@@ -26,7 +26,12 @@ def main() -> None:
         def stop(self) -> None:
             self.stopped = True
 
-        async def predict(self, payload: Any, headers: Any = None) -> Any:  # noqa: ARG002  # KServe's signature
+        async def predict(
+            self,
+            payload: Any,
+            headers: Any = None,  # noqa: ARG002  # KServe's signature
+            response_headers: Any = None,  # noqa: ARG002  # since 0.15
+        ) -> Any:
             await asyncio.sleep(0.05)
             number = 0 if self.stopped else 1
             if isinstance(payload, InferRequest):
