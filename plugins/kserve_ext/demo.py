@@ -43,10 +43,8 @@ class _Restart:
 
 def demo() -> Iterator[Event]:
     """Restart a server under load, without and with the patch, and compare."""
-    yield Progress(text="a bare model server gets SIGTERM under load")
-    before = asyncio.run(_restart(patched=False))
-    yield Progress(text="the same server under mlops-ext run --patch kserve")
-    after = asyncio.run(_restart(patched=True))
+    yield Progress(text="two model servers start: bare, and under mlops-ext run --patch kserve")
+    before, after = asyncio.run(_both())
     yield Claim(
         what="requests lost in a rolling restart (REST v1, v2 and gRPC)",
         before=f"{before.lost} of {before.sent}",
@@ -77,19 +75,26 @@ def _start(http_port: int, grpc_port: int, *, patched: bool) -> subprocess.Popen
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
-async def _restart(*, patched: bool) -> _Restart:
-    http_port, grpc_port = _free_port(), _free_port()
-    process = _start(http_port, grpc_port, patched=patched)
+async def _both() -> tuple[_Restart, _Restart]:
+    """The bare server's restart, then the patched one's; both start at once."""
+    clients = [Client(_free_port(), _free_port()) for _ in range(2)]
+    processes = [
+        _start(client.http_port, client.grpc_port, patched=patched)
+        for client, patched in zip(clients, (False, True), strict=True)
+    ]
     try:
-        client = Client(http_port, grpc_port)
-        await _up(client, process)
-        restart = await _under_load(client, process)
-        await client.close()
-        await asyncio.to_thread(process.wait, EXIT_S)
+        for client, process in zip(clients, processes, strict=True):
+            await _up(client, process)
+        restarts = []
+        for client, process in zip(clients, processes, strict=True):
+            restarts.append(await _under_load(client, process))
+            await client.close()
+            await asyncio.to_thread(process.wait, EXIT_S)
     finally:
-        process.kill()
-        process.wait()
-    return restart
+        for process in processes:
+            process.kill()
+            process.wait()
+    return restarts[0], restarts[1]
 
 
 async def _up(client: Client, process: subprocess.Popen[bytes]) -> None:
