@@ -1,1 +1,41 @@
-"""The clearml extension of mlops-ext."""
+"""The clearml extension of mlops-ext: pipelines that cannot deadlock on their own queues.
+
+Importing it does not import ClearML; using `PipelineLauncher` or `guarded_pipeline` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clearml_ext.errors import UnsafePipelineError
+    from clearml_ext.launcher import PipelineLauncher, guarded_pipeline
+    from mlops_ext.patching import PatchSet
+
+__all__ = ["PipelineLauncher", "UnsafePipelineError", "guarded_pipeline", "install"]
+
+_HOMES = {
+    "PipelineLauncher": "clearml_ext.launcher",
+    "guarded_pipeline": "clearml_ext.launcher",
+    "UnsafePipelineError": "clearml_ext.errors",
+}
+
+
+def install() -> PatchSet:
+    """Guard every pipeline of this process; use the result to revert that.
+
+    Raises:
+        UnsupportedVersionError: the installed ClearML is not one this extension knows.
+        PatchConflictError: another package changed the same place; nothing was changed.
+    """
+    from mlops_ext.activation import apply
+
+    return apply("clearml")
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

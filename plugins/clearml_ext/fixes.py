@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mlops_ext.queues import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
 
-__all__ = ["Fix", "FixKind", "propose"]
+__all__ = ["Fix", "FixKind", "propose", "separate"]
 
 _CHECKS = 60
 """Changed topologies that are checked at most; each takes milliseconds where it is small."""
@@ -108,6 +108,14 @@ def _known_queues(topology: Topology) -> list[str]:
             more = float("inf") if worker.slots is None else worker.slots
             slots[queue] = slots.get(queue, 0) + more
     return sorted(slots, key=lambda queue: (queue != "services", -slots[queue], queue))
+
+
+def separate(topology: Topology, name: str) -> Iterator[Fix]:
+    """Fixes that put the controller of pipeline *name* in a queue that none of its steps uses."""
+    for fix in (*_move_controllers(topology, [name]), *_services_agent(topology, [name])):
+        if check(fix.topology, search_states=20_000).safe:
+            yield fix
+            return
 
 
 def _step_queues(steps: tuple[Step, ...]) -> set[str]:

@@ -1,0 +1,199 @@
+"""Requests to the ClearML API server: one try, a timeout, one clear line on failure.
+
+The SDK's own session retries for hours where the server is away, and creates what it needs on
+the way. A check must do neither.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import email.utils
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import requests  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+from clearml_ext.errors import ServerError
+
+__all__ = ["Client"]
+
+_HIDDEN = "***"
+_TOO_OLD = 401
+_NOT_FOUND = 404
+_BAD_REQUEST = 400
+
+
+class Client:
+    """A client of one API server.
+
+    Attributes:
+        host: its address.
+        shown: the same, fit for messages.
+        calls: the endpoints asked so far.
+        server_time: the server's clock when it last answered.
+    """
+
+    def __init__(  # what a connection consists of
+        self,
+        host: str,
+        *,
+        key: str = "",
+        secret: str = "",
+        token: Callable[[], str] | None = None,
+        timeout_s: float,
+        verify: bool | str = True,
+    ) -> None:
+        self.host = host.rstrip("/")
+        self.shown = _without_credentials(self.host)
+        self.calls: list[str] = []
+        self.server_time: dt.datetime | None = None
+        self._key, self._secret, self._token = key, secret, token
+        self._own_token = ""
+        self._timeout_s, self._verify = timeout_s, verify
+        self._http = requests.Session()
+
+    @classmethod
+    def from_configuration(cls, timeout_s: float) -> Client:
+        """A client for the server that ClearML is configured for.
+
+        Raises:
+            ServerError: there are no credentials; nothing is asked of anybody then.
+        """
+        from clearml.backend_api.session.defs import (
+            ENV_ACCESS_KEY,
+            ENV_AUTH_TOKEN,
+            ENV_SECRET_KEY,
+        )
+        from clearml.backend_api.session.session import Session
+        from clearml.backend_interface.base import InterfaceBase
+        from clearml.config import config_obj
+
+        host = str(Session.get_api_server_host())
+        verify = config_obj.get("api.verify_certificate", True)
+        session: Any = getattr(InterfaceBase, "_default_session", None)
+        if session is not None:
+            return cls(host, token=lambda: str(session.token), timeout_s=timeout_s, verify=verify)
+        token = str(ENV_AUTH_TOKEN.get() or "")
+        if token:
+            return cls(host, token=lambda: token, timeout_s=timeout_s, verify=verify)
+        key = str(ENV_ACCESS_KEY.get() or config_obj.get("api.credentials.access_key", "") or "")
+        secret = str(ENV_SECRET_KEY.get() or config_obj.get("api.credentials.secret_key", "") or "")
+        if not (key and secret):
+            raise ServerError(
+                _without_credentials(host),
+                "was not asked: there are no credentials",
+                "run clearml-init, or set CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY",
+            )
+        return cls(host, key=key, secret=secret, timeout_s=timeout_s, verify=verify)
+
+    def call(self, endpoint: str, request: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """The data that *endpoint* answers.
+
+        Raises:
+            ServerError: no answer, or not one that can be used.
+        """
+        self.calls.append(endpoint)
+        headers = {"Authorization": f"Bearer {self._bearer()}"}
+        return self._data(endpoint, self._send(endpoint, dict(request or {}), headers))
+
+    def hand_over(self, controller: str) -> dict[str, object]:
+        """What another process of this machine needs to ask the same server about *controller*.
+
+        It holds a token: write it to a pipe, to nothing else.
+        """
+        return {
+            "host": self.host,
+            "token": self._bearer(),
+            "verify": self._verify,
+            "controller": controller,
+        }
+
+    def _bearer(self) -> str:
+        if self._token is not None:
+            return self._token()
+        if not self._own_token:
+            answer = self._send("auth.login", {}, {}, auth=(self._key, self._secret))
+            token = self._data("auth.login", answer).get("token")
+            if not isinstance(token, str):
+                raise self._error("answered auth.login without a token", "is it a ClearML server?")
+            self._own_token = token
+        return self._own_token
+
+    def _send(
+        self,
+        endpoint: str,
+        request: dict[str, object],
+        headers: dict[str, str],
+        auth: tuple[str, str] | None = None,
+    ) -> requests.Response:
+        try:
+            response = self._http.post(
+                f"{self.host}/{endpoint}",
+                json=request,
+                headers=headers,
+                auth=auth,
+                timeout=self._timeout_s,
+                verify=self._verify,
+            )
+        except requests.exceptions.SSLError as error:
+            raise self._error(
+                "has a certificate that is not trusted", "see api.verify_certificate"
+            ) from error
+        except requests.exceptions.Timeout as error:
+            raise self._error(
+                f"did not answer {endpoint} within {self._timeout_s:g} s",
+                "nothing was enqueued; try again, or raise MLOPS_EXT_CLEARML_TIMEOUT_S",
+            ) from error
+        except (requests.exceptions.RequestException, ValueError) as error:
+            raise self._error(
+                "cannot be reached", "nothing was enqueued; check its address and the network"
+            ) from error
+        moment = email.utils.parsedate_to_datetime(
+            response.headers.get("Date") or email.utils.formatdate()
+        )
+        self.server_time = moment.astimezone(dt.timezone.utc)
+        return response
+
+    def _data(self, endpoint: str, response: requests.Response) -> dict[str, Any]:
+        try:
+            document = response.json()
+            data = document["data"]
+            text = str(document.get("meta", {}).get("result_msg", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            data, text = None, ""
+        status = response.status_code
+        if status == _TOO_OLD:
+            raise self._error(
+                f"refuses the credentials (401 on {endpoint})",
+                "nothing was enqueued; renew them with clearml-init",
+            )
+        if status >= _BAD_REQUEST:
+            words = f"answered {endpoint} with {status}"
+            if text:
+                words += f" ({self._clean(text)[:150]})"
+            known = "is it the API server's address?" if status == _NOT_FOUND else "see its log"
+            raise self._error(words, f"nothing was enqueued; {known}")
+        if not isinstance(data, dict):
+            raise self._error(
+                f"answered {endpoint} with something that is not the ClearML API",
+                "nothing was enqueued; is it the API server's address?",
+            )
+        return data
+
+    def _clean(self, text: str) -> str:
+        for secret in (self._secret, self._key, self._own_token):
+            if secret:
+                text = text.replace(secret, _HIDDEN)
+        return " ".join(text.split())
+
+    def _error(self, problem: str, advice: str) -> ServerError:
+        return ServerError(self.shown, problem, advice)
+
+
+def _without_credentials(host: str) -> str:
+    try:
+        parts = urlsplit(host)
+    except ValueError:
+        return "(an address that cannot be read)"
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

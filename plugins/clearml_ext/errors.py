@@ -1,0 +1,56 @@
+"""The errors of this extension."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlops_ext.errors import MlopsExtError
+
+if TYPE_CHECKING:
+    from clearml_ext.results import Result
+
+__all__ = ["PlanError", "ServerError", "UnsafePipelineError"]
+
+
+class ServerError(MlopsExtError):
+    """The ClearML server could not be asked.
+
+    Attributes:
+        host: its address, without credentials.
+        problem: what happened, in a few words.
+    """
+
+    def __init__(self, host: str, problem: str, advice: str) -> None:
+        self.host, self.problem = host, problem
+        super().__init__(f"ClearML server {host} {problem}; {advice}")
+
+
+class PlanError(MlopsExtError):
+    """What a pipeline will enqueue, and where, cannot be told before it runs.
+
+    Attributes:
+        pipeline: its name.
+        problem: what cannot be told.
+    """
+
+    def __init__(self, pipeline: str, problem: str) -> None:
+        self.pipeline, self.problem = pipeline, problem
+        super().__init__(f"pipeline {pipeline!r} cannot be checked: {problem}")
+
+
+class UnsafePipelineError(MlopsExtError):
+    """A pipeline was not launched, because it could stand still for ever.
+
+    Attributes:
+        result: the reasons and the fixes.
+    """
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        why = "it can stand still for ever"
+        if result.answer.value == "unknown":
+            why = "whether it can stand still for ever is not known"
+        lines = [f"{result.target} was not launched: {why}"]
+        lines += [f"  {reason}" for reason in result.reasons]
+        lines += [f"  mend it: {fix.text}" for fix in result.fixes]
+        super().__init__("\n".join(lines))

@@ -1,0 +1,197 @@
+"""The guard inside a process that runs or launches pipelines.
+
+It stands at the two places every run passes: ``Task.enqueue``, and the moment a controller has
+read its steps and has not launched the first (``PipelineController._prepare_pipeline``). Clones
+from the web interface and reruns pass the second one on the agent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import threading
+from typing import Any
+
+from clearml_ext._api import Client
+from clearml_ext._process import own_task_id
+from clearml_ext.errors import UnsafePipelineError
+from clearml_ext.fixes import Fix, FixKind
+from clearml_ext.plans import Node, Plan, is_pipeline, plan_of_controller, plan_of_task
+from clearml_ext.preflight import check_plan, preflight
+from clearml_ext.results import Answer, Result
+from clearml_ext.settings import ClearmlSettings
+from clearml_ext.snapshot import take_snapshot
+from mlops_ext.files import publish
+
+__all__ = ["RUNTIME_KEY", "before_enqueue", "before_first_step", "choose_fix", "refuse", "reroute"]
+
+log = logging.getLogger(__name__)
+
+RUNTIME_KEY = "mlops_ext_queues"
+"""Runtime property of a controller's task: JSON of old queue → new queue of its steps."""
+
+_passed = threading.local()
+_checked: set[str] = set()
+_APPLICABLE = (FixKind.CONTROLLER_QUEUE, FixKind.STEP_QUEUE, FixKind.LOCAL_CONTROLLER)
+
+
+class passing:  # noqa: N801  # a context manager, used like a function
+    """Within it, this thread enqueues what was checked already."""
+
+    def __enter__(self) -> None:
+        _passed.depth = getattr(_passed, "depth", 0) + 1
+
+    def __exit__(self, *error: object) -> None:
+        _passed.depth -= 1
+
+
+def choose_fix(result: Result, settings: ClearmlSettings, *, local: bool = True) -> Fix | None:
+    """The first fix that can be applied from here, where the settings ask for one."""
+    if not settings.fix:
+        return None
+    for kind in _APPLICABLE:
+        for fix in result.fixes:
+            if fix.kind is kind and (local or kind is not FixKind.LOCAL_CONTROLLER):
+                return fix
+    return None
+
+
+def reroute(pipeline: Any, queues: tuple[tuple[str, str], ...]) -> None:
+    """Send the steps of *pipeline* from the old queues to the new ones, on every later run too."""
+    moved = dict(queues)
+    if not moved:
+        return
+    default = getattr(pipeline, "_default_execution_queue", None)
+    if default in moved:
+        pipeline.set_default_execution_queue(moved[default])
+    for node in list(pipeline._nodes.values()):  # noqa: SLF001  # the DAG has no public name
+        if node.queue in moved:
+            node.queue = moved[node.queue]
+    task = getattr(pipeline, "_task", None)
+    if task is not None:
+        task._set_runtime_properties({RUNTIME_KEY: json.dumps(moved)})  # noqa: SLF001  # likewise
+
+
+def remembered_queues(pipeline: Any) -> tuple[tuple[str, str], ...]:
+    """The reroutes that the launcher left on the controller's task."""
+    try:
+        found = json.loads(pipeline._task._get_runtime_properties().get(RUNTIME_KEY) or "{}")  # noqa: SLF001  # likewise
+        return tuple((str(old), str(new)) for old, new in found.items())
+    except (AttributeError, ValueError, TypeError):
+        return ()
+
+
+def refuse(result: Result, task: Any = None) -> UnsafePipelineError:
+    """The error to raise, after the task that was made for the launch is gone."""
+    if task is not None:
+        _delete(task)
+    return UnsafePipelineError(result)
+
+
+def _delete(task: Any) -> None:
+    """Delete *task*, which was made for a launch that does not take place."""
+    try:
+        task.close()
+        task.delete(delete_artifacts_and_models=False, raise_on_error=False)
+        if task.is_main_task():
+            task.__class__._Task__main_task = None  # noqa: SLF001  # or the exit hook looks for it
+    except Exception:  # the refusal matters more than the tidying
+        log.warning("the task %s could not be deleted", getattr(task, "id", "?"), exc_info=True)
+
+
+def before_enqueue(
+    task_id: str, queue: str | None, settings: ClearmlSettings, *, task: Any = None
+) -> str | None:
+    """Check a task that is about to be enqueued; returns the queue to use instead, or None.
+
+    A controller is checked whole. A step of a controller was checked with it. What a step
+    enqueues itself is checked as if the step were its controller: it holds a worker meanwhile.
+
+    Raises:
+        UnsafePipelineError: it could stand still for ever.
+        MlopsExtError: that cannot be told.
+    """
+    if getattr(_passed, "depth", 0) or not queue:
+        return None
+    own = own_task_id()
+    if task is not None and (
+        str(getattr(task, "parent", None)) in _checked
+        or (own is None and str(getattr(task, "task_type", "controller")) != "controller")
+    ):
+        return None
+    client = Client.from_configuration(settings.timeout_s)
+    snapshot = take_snapshot(client, settings, [task_id, *filter(None, [own])])
+    document = snapshot.tasks.get(task_id)
+    if is_pipeline(document) and document is not None and own != document.get("parent"):
+        plan = plan_of_task(document)
+        result = check_plan(plan, queue, snapshot, settings, client=client)
+        _report_check_only(result, settings, task)
+        return _settle(result, settings, task)
+    if own is not None and own not in _checked:
+        name = "the running task"
+        node = Node(name=task_id[:8], queue=queue, base_task=task_id if document else None)
+        plan = Plan(name=name, nodes=(node,), task=own)
+        result = check_plan(plan, None, snapshot, settings, client=client, own_task=own)
+        if result.answer is Answer.UNSAFE:
+            raise refuse(result)
+    return None
+
+
+def _settle(result: Result, settings: ClearmlSettings, task: Any) -> str | None:
+    """The queue to use instead, None for the one that was meant, or a refusal."""
+    if result.answer is Answer.SAFE:
+        return None
+    if result.answer is Answer.UNSAFE:
+        fix = choose_fix(result, settings, local=False)
+        if fix is not None and fix.kind is FixKind.CONTROLLER_QUEUE:
+            log.warning("%s", fix.text)
+            return fix.controller_queue
+    raise refuse(result, task)
+
+
+def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
+    """Check a controller that is about to launch its first step, in the process that runs it.
+
+    Raises:
+        UnsafePipelineError: it could stand still for ever; its task is marked as failed.
+    """
+    task = getattr(pipeline, "_task", None)
+    if task is None or _runs_steps_here(pipeline):
+        return
+    reroute(pipeline, remembered_queues(pipeline))
+    plan = plan_of_controller(pipeline)
+    result = preflight(plan, None, settings, own_task=str(task.id))
+    _checked.add(str(task.id))
+    _report_check_only(result, settings, task)
+    if result.answer is Answer.UNSAFE:
+        fix = choose_fix(result, settings, local=False)
+        if fix is not None and fix.queues:
+            log.warning("%s", fix.text)
+            reroute(pipeline, fix.queues)
+            return
+        error = refuse(dataclasses.replace(result, target=f"pipeline {plan.name}"))
+        task.mark_failed(
+            status_reason="mlops-ext: it could stand still for ever",
+            status_message=str(error)[:500],
+            force=True,
+        )
+        raise error
+    if result.answer is Answer.UNKNOWN:
+        log.warning("the pipeline goes on unchecked: %s", "; ".join(result.reasons))
+
+
+def _runs_steps_here(pipeline: Any) -> bool:
+    """Whether steps are run as sub-processes, and no queue is waited in."""
+    return "Local" in getattr(pipeline._clearml_job_class, "__name__", "")  # noqa: SLF001  # the only sign of it
+
+
+def _report_check_only(result: Result, settings: ClearmlSettings, task: Any) -> None:
+    """In a check, write the result, remove the task, and leave before anything is enqueued."""
+    if settings.check_only is None:
+        return
+    publish(settings.check_only, [result.to_json().encode()])
+    if task is not None:
+        _delete(task)
+    os._exit(0)

@@ -1,0 +1,282 @@
+"""What a pipeline will enqueue, and where: read from its nodes, or from its task on the server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clearml_ext._api import Client
+from clearml_ext.errors import PlanError
+from clearml_ext.snapshot import Snapshot, fetch_controllers
+from mlops_ext.queues import Pipeline, Step
+
+__all__ = ["Node", "Plan", "is_pipeline", "plan_of_components", "plan_of_controller",
+           "plan_of_task", "resolve", "running_pipelines"]  # fmt: skip
+
+_MAX_DEPTH = 20
+_REFERENCE = re.compile(r"\$\{pipeline\.([^}]+)\}")
+_ENDED = frozenset({"completed", "closed", "published", "failed", "stopped"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A step as its pipeline describes it.
+
+    Attributes:
+        name: its name.
+        queue: name or id of its queue, references filled in; "" where there is none.
+        parents: names of the steps before it.
+        base_task: id of the task it is cloned from, or None.
+        job: id of its own task where it was launched already, or None.
+        ended: whether it is over.
+    """
+
+    name: str
+    queue: str
+    parents: tuple[str, ...] = ()
+    base_task: str | None = None
+    job: str | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A pipeline, as far as queues go.
+
+    Attributes:
+        name: its name.
+        nodes: its steps.
+        task: id of its controller's task, or None where it has none yet.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    task: str | None = None
+
+    @property
+    def base_tasks(self) -> list[str]:
+        """Ids that may turn out to be sub-pipelines."""
+        return [
+            each
+            for node in self.nodes
+            if not node.ended
+            for each in (node.job, node.base_task)
+            if each
+        ]
+
+
+def plan_of_controller(pipeline: Any) -> Plan:
+    """The plan of a ``PipelineController`` in this process."""
+    values = {str(name): value for name, value in dict(pipeline.get_parameters()).items()}
+    default = getattr(pipeline, "_default_execution_queue", None)
+    name = str(getattr(pipeline, "_name", "") or "pipeline")
+    nodes = []
+    for each in list(pipeline._nodes.values()):  # noqa: SLF001  # the DAG has no public name
+        if getattr(each, "draft", False):
+            continue
+        nodes.append(
+            _node(
+                name,
+                str(each.name),
+                {
+                    "queue": each.queue,
+                    "parents": each.parents,
+                    "base_task_id": each.base_task_id,
+                    "job_id": each.job.task_id() if each.job else None,
+                    "executed": each.executed,
+                },
+                default,
+                values.get,
+            )
+        )
+    task = getattr(pipeline, "_task", None)
+    return Plan(name=name, nodes=tuple(nodes), task=str(task.id) if task is not None else None)
+
+
+def plan_of_components(
+    name: str, components: Iterable[Mapping[str, Any]], default: str | None
+) -> Plan:
+    """The plan of a decorated pipeline: its order is not known, so all at once."""
+    nodes = [
+        _node(
+            name, str(each["name"]), {"queue": each.get("execution_queue")}, default, lambda _: None
+        )
+        for each in components
+        if not each.get("draft")
+    ]
+    return Plan(name=name, nodes=tuple(nodes))
+
+
+def is_pipeline(document: Mapping[str, Any] | None) -> bool:
+    """Whether a task is a pipeline's controller."""
+    return document is not None and (
+        "pipeline" in (document.get("system_tags") or []) and document.get("type") == "controller"
+    )
+
+
+def plan_of_task(document: Mapping[str, Any]) -> Plan:
+    """The plan that a controller's task carries.
+
+    Raises:
+        PlanError: it cannot be read.
+    """
+    name = str(document.get("name") or document["id"])
+    entry = (document.get("configuration") or {}).get("Pipeline") or {}
+    text = entry.get("value") if isinstance(entry, dict) else None
+    try:
+        dag = json.loads(text) if text else {}
+        if not isinstance(dag, dict):
+            raise TypeError  # noqa: TRY301  # told apart from bad JSON nowhere
+    except (ValueError, TypeError) as error:
+        raise PlanError(name, "the steps on its task are not readable") from error
+    sections: Mapping[str, Any] = document.get("hyperparams") or {}
+    default = _parameter(sections, "pipeline", "default_queue")
+
+    def value(reference: str) -> object:
+        return next(
+            (
+                found
+                for section in ("Args", *sections)
+                if (found := _parameter(sections, section, reference)) is not None
+            ),
+            None,
+        )
+
+    nodes = tuple(
+        _node(name, step, fields, default, value)
+        for step, fields in dag.items()
+        if isinstance(fields, dict) and not fields.get("draft")
+    )
+    return Plan(name=name, nodes=nodes, task=str(document["id"]))
+
+
+def _parameter(sections: Mapping[str, Any], section: str, name: str) -> object:
+    entry = (sections.get(section) or {}).get(name)
+    found: object = entry.get("value") if isinstance(entry, dict) else entry
+    return None if found in ("", "None") else found
+
+
+def _node(
+    pipeline: str,
+    name: str,
+    fields: Mapping[str, Any],
+    default: object,
+    value: Callable[[str], object],
+) -> Node:
+    text = str(fields.get("queue") or default or "")
+    for reference in _REFERENCE.findall(text):
+        found = value(reference)
+        if found is None:
+            raise PlanError(
+                pipeline, f'the queue of step "{name}" is {text}, and {reference} has no value'
+            )
+        text = text.replace(f"${{pipeline.{reference}}}", str(found))
+    if "${" in text:
+        raise PlanError(pipeline, f'the queue of step "{name}" is {text}, known only when it runs')
+    return Node(
+        name=name,
+        queue=text,
+        parents=tuple(str(each) for each in fields.get("parents") or ()),
+        base_task=fields.get("base_task_id") or None,
+        job=fields.get("job_id") or None,
+        ended=bool(fields.get("executed")),
+    )
+
+
+def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step, ...]:
+    """The steps of *plan* that are still to end, with sub-pipelines' steps below them.
+
+    Raises:
+        PlanError: a step has no queue, or a sub-pipeline cannot be read.
+        UnknownNameError: a step goes to a queue that does not exist.
+    """
+    known = dict(snapshot.tasks)
+
+    def document(number: str | None) -> Mapping[str, Any] | None:
+        return known.get(number) if number else None
+
+    def steps_of(part: Plan, depth: int) -> tuple[Step, ...]:
+        if depth > _MAX_DEPTH:
+            raise PlanError(part.name, "its sub-pipelines contain each other")
+        missing = [each for each in part.base_tasks if each not in known and depth]
+        if missing and client is not None:
+            known.update(fetch_controllers(client, missing))
+        left = {node.name for node in part.nodes if not node.ended}
+        steps = []
+        for node in part.nodes:
+            if node.ended:
+                continue
+            if not node.queue:
+                raise PlanError(
+                    part.name, f'step "{node.name}" has no queue, nor is there a default'
+                )
+            own, base = document(node.job), document(node.base_task)
+            inner = own if is_pipeline(own) else base
+            nested: tuple[Step, ...] = ()
+            if inner is not None and is_pipeline(inner):
+                fresh = inner is base
+                nested = steps_of(_restarted(plan_of_task(inner), fresh=fresh), depth + 1)
+            steps.append(
+                Step(
+                    name=node.name,
+                    queue=snapshot.require_queue(node.queue),
+                    after=tuple(each for each in node.parents if each in left),
+                    steps=nested,
+                )
+            )
+        return tuple(steps)
+
+    return steps_of(plan, 0)
+
+
+def _restarted(plan: Plan, *, fresh: bool) -> Plan:
+    """*plan*, with nothing launched yet where it is that of a task to be cloned."""
+    if not fresh:
+        return plan
+    nodes = tuple(replace(node, ended=False, job=None) for node in plan.nodes)
+    return Plan(name=plan.name, nodes=nodes, task=plan.task)
+
+
+def running_pipelines(
+    snapshot: Snapshot, client: Client | None, without: Iterable[str] = ()
+) -> tuple[list[Pipeline], list[str]]:
+    """The pipelines that run or wait now, and notes on those that could not be read.
+
+    A sub-pipeline is part of the pipeline that launched it. Those in *without* are left out.
+    """
+    left_out = set(without)
+    usable = {each.name for each in snapshot.usable_workers()}
+    active = {
+        number: document
+        for number, document in snapshot.tasks.items()
+        if is_pipeline(document)
+        and document.get("status") not in _ENDED
+        and (number in snapshot.running or document.get("status") == "queued")
+    }
+    pipelines, notes = [], []
+    for number, document in active.items():
+        if number in left_out or document.get("parent") in {*active, *left_out}:
+            continue
+        name = f"{document.get('name')} ({number[:8]})"
+        worker = snapshot.running.get(number)
+        queue = str((document.get("execution") or {}).get("queue") or "")
+        try:
+            steps = resolve(plan_of_task(document), snapshot, client)
+        except Exception as error:  # noqa: BLE001  # somebody else's pipeline: told, not fatal
+            notes.append(f"{name} runs too, and could not be taken into account: {error}")
+            continue
+        if not steps:
+            continue
+        waits = worker is None and queue in snapshot.queues
+        pipelines.append(
+            Pipeline(
+                name=name,
+                queue=snapshot.queue_name(queue) if waits else None,
+                worker=worker if worker in usable else None,
+                steps=steps,
+            )
+        )
+    return pipelines, notes

@@ -1,0 +1,51 @@
+"""The settings of this extension: ``[tool.mlops-ext.clearml]``, ``MLOPS_EXT_CLEARML_<FIELD>``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops_ext import settings
+
+__all__ = ["ClearmlSettings", "load_settings"]
+
+SECTION = "clearml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearmlSettings:
+    """How pipelines are checked and watched."""
+
+    services_queue: str = "services"
+    """Where controllers go: the name that ClearML itself uses."""
+    fix: bool = False
+    """Whether a refused pipeline is rerouted. No: where tasks run is the user's decision."""
+    fresh_s: float = 75.0
+    """Age of a worker's last report above which it counts as dead. Agents report every 30 s; two
+    reports may get lost. The server itself lists a killed agent for 600 s."""
+    timeout_s: float = 10.0
+    """For each request to the server. A healthy one answers within a second."""
+    pending_s: float = 120.0
+    """How long a step may wait in a queue before it is explained. An agent asks for work every
+    few seconds, so two minutes mean that none is free."""
+    interval_s: float = 2.0
+    """Between two looks of the watchdog. Shorter than the 5 s in which an agent notices an abort,
+    so that children of an aborted controller are stopped before its agent is free again."""
+    move: bool = False
+    """Whether a step that waits too long is moved to a queue with a free agent. No: it could
+    land on a machine without what it needs."""
+    capacity: Path | None = None
+    """A topology file whose ``workers`` say how many slots the live ones of the same name have."""
+    check_only: Path | None = None
+    """File to write the result to instead of enqueueing anything: how ``check script.py`` works."""
+
+    def __post_init__(self) -> None:
+        """Refuse durations that are not positive."""
+        for name in ("fresh_s", "timeout_s", "pending_s", "interval_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected more than 0")
+
+
+def load_settings(**arguments: object) -> ClearmlSettings:
+    """The settings; *arguments* that are not None win over file and environment."""
+    return settings.load(ClearmlSettings, SECTION, arguments=arguments)
