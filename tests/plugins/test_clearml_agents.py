@@ -1,35 +1,265 @@
-"""The table of what ClearML does today, with real agents: it stands still bare, and does not here."""
+"""The table of what ClearML does today, with real agents: it stands still bare, and not with us."""
 
-import time
+import datetime as dt
+import json
 
 import pytest
 from tests.support.clearml_double.lab import Lab, pipeline_script
 
 pytest.importorskip("clearml_agent")
 
+WAIT_S = 150
+
 
 @pytest.fixture
 def lab(tmp_path):
-    with Lab(tmp_path) as lab:
+    with Lab(tmp_path, ["default", "services", "gpu"]) as lab:
         yield lab
 
 
+def pretend_agent(lab, name, queue):
+    """A worker that is listed, reports, and never takes a task: one that is busy for ever."""
+    number = next(n for n, row in lab.store.queues.items() if row["name"] == queue)
+    lab.store.workers_register({"worker": name, "queues": [number]})
+    lab.store.workers[name]["last_activity_time"] += dt.timedelta(hours=1)
+
+
+def statuses(lab):
+    return {task["name"]: task["status"] for task in lab.tasks()}
+
+
+def asked_in_vain(lab, times=3):
+    """Wait until the agents have asked for work *times* more."""
+    seen = lab.double.count("queues.get_next_task", "tasks.get_all")
+    lab.wait(lambda _: lab.double.count("queues.get_next_task", "tasks.get_all") > seen + times, 15)
+
+
 def stands_still(lab):
-    """Whether the controller runs, its step waits, and every agent asked again in vain."""
-    assert lab.wait_for("train", "queued"), lab.tasks()
-    asked = lab.double.count("queues.get_next_task")
-    lab.wait(lambda store: lab.double.count("queues.get_next_task") > asked + 3, 15)
-    statuses = {task["name"]: task["status"] for task in lab.tasks()}
-    return statuses == {"nightly": "in_progress", "train": "queued"}
+    """Whether the controller runs and its step waits, for as long as anything happens."""
+    assert lab.wait_for("train", "queued"), (statuses(lab), lab.log("a1")[-2000:])
+    asked_in_vain(lab)
+    return statuses(lab) == {"nightly": "in_progress", "train": "queued"}
 
 
-def test_separate_agents_complete_with_the_launcher(lab):
+def test_one_agent_stands_still_bare_and_is_refused_with_the_patch(lab):
+    lab.agent("a1", "services", "default")
+    result = lab.run(pipeline_script("services", "default"), patched=True)
+    assert result.returncode != 0
+    assert (
+        'controller holds host:a1 → step "train" waits in default → only host:a1 listens'
+        in result.stderr
+    )
+    assert lab.tasks() == []
+    assert lab.run(pipeline_script("services", "default")).returncode == 0
+    assert stands_still(lab)
+
+
+def test_a_launched_pipeline_completes_on_separate_agents(lab):
     lab.agent("a1", "services")
     lab.agent("a2", "default")
-    begin = time.monotonic()
     result = lab.run(pipeline_script("services", "default", "launcher"))
     assert result.returncode == 0, result.stderr
-    print("client", time.monotonic() - begin)
-    assert lab.wait_for("nightly")
-    print("done", time.monotonic() - begin)
-    assert {task["status"] for task in lab.tasks()} == {"completed"}, lab.log("a1")
+    assert lab.wait_for("nightly", timeout_s=WAIT_S), (statuses(lab), lab.log("a1")[-2000:])
+    assert statuses(lab) == {"nightly": "completed", "train": "completed"}, lab.log("a1")[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("queues", [("default", "default"), ("services", "default")])
+def test_a_pipeline_that_would_stand_still_completes_when_it_may_be_rerouted(lab, queues):
+    lab.agent("a1", *dict.fromkeys(queues))
+    result = lab.run(pipeline_script(*queues, "fix"))
+    assert result.returncode == 0, result.stderr
+    assert statuses(lab) == {"nightly": "completed", "train": "completed"}
+
+
+@pytest.mark.slow
+def test_controller_and_step_in_one_queue_stand_still_bare_and_are_refused(lab):
+    lab.agent("a1", "default")
+    assert lab.run(pipeline_script("default", "default", "launcher")).returncode == 1
+    assert lab.tasks() == []
+    lab.run(pipeline_script("default", "default"))
+    assert stands_still(lab)
+
+
+NESTED = """
+import sys
+from clearml import PipelineController, Task
+
+def work(x=1):
+    return x
+
+def make(name, **more):
+    return PipelineController(
+        name=name, project="lab", version="1.0.0", add_pipeline_tags=False, pool_frequency=0.01,
+        packages=[], **more)
+
+if __name__ == "__main__":
+    which, mode = {which!r}, {mode!r}
+    if which == "inner":
+        inner = make("inner")
+        inner.add_function_step("trial", work, packages=[], execution_queue="default")
+        inner.create_draft() if Task.running_locally() else inner.start()
+    else:
+        outer = make("outer")
+        outer.add_step("tune", base_task_id={base!r}, execution_queue={queue!r})
+        if mode == "launcher":
+            from clearml_ext import PipelineLauncher
+            PipelineLauncher(outer).launch("services")
+        else:
+            outer.start(queue="services")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sub_pipeline_on_the_steps_agent_stands_still_bare_and_is_refused(lab):
+    lab.run(NESTED.format(which="inner", mode="", base="", queue=""))
+    (inner,) = lab.tasks(type="controller")
+    lab.agent("s1", "services")
+    lab.agent("a1", "default")
+    script = {"which": "outer", "base": inner["id"]}
+    result = lab.run(NESTED.format(mode="launcher", queue="default", **script))
+    assert result.returncode == 1
+    assert 'sub-pipeline "tune" holds host:a1 → step "trial" waits in default' in result.stderr
+    assert [task["id"] for task in lab.tasks()] == [inner["id"]]
+    assert lab.run(NESTED.format(mode="bare", queue="default", **script)).returncode == 0
+    assert lab.wait_for("trial", "queued", timeout_s=WAIT_S), (statuses(lab), lab.log("a1"))
+    asked_in_vain(lab)
+    assert statuses(lab)["trial"] == "queued"
+    assert sorted(task["status"] for task in lab.tasks(type="controller")) == [
+        "created",
+        "in_progress",
+        "in_progress",
+    ]
+
+
+@pytest.mark.slow
+def test_a_missing_controller_queue_leaves_an_orphan_bare_and_nothing_with_the_launcher(lab):
+    pretend_agent(lab, "a2", "default")
+    result = lab.run(pipeline_script("srevices", "default", "launcher"))
+    assert result.returncode == 1
+    assert "did you mean 'services'?" in result.stderr
+    assert lab.tasks() == []
+    result = lab.run(pipeline_script("srevices", "default"))
+    assert "ValueError" in result.stderr
+    assert list(statuses(lab)) == ["nightly"]
+
+
+@pytest.mark.slow
+def test_a_missing_step_queue_hangs_bare_and_is_refused(lab):
+    lab.agent("a1", "services")
+    result = lab.run(pipeline_script("services", "defualt", "launcher"))
+    assert result.returncode == 1
+    assert "did you mean 'default'?" in result.stderr
+    assert lab.tasks() == []
+    lab.run(pipeline_script("services", "defualt"))
+    assert lab.wait_for("train", "created")
+    asked_in_vain(lab)
+    assert statuses(lab) == {"nightly": "in_progress", "train": "created"}
+
+
+@pytest.mark.slow
+def test_an_unwatched_step_queue_hangs_bare_and_is_refused(lab):
+    lab.agent("a1", "services")
+    result = lab.run(pipeline_script("services", "gpu", "launcher"))
+    assert "waits in gpu → no worker listens" in result.stderr
+    assert lab.tasks() == []
+    lab.run(pipeline_script("services", "gpu"))
+    assert stands_still(lab)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["bare", "launcher"])
+def test_a_time_limit_of_a_step_that_waits_ends_the_controller_only_bare(lab, mode):
+    lab.agent("a1", "services")
+    pretend_agent(lab, "a2", "default")
+    result = lab.run(pipeline_script("services", "default", mode, limit=0.5))
+    assert result.returncode == 0, result.stderr
+    assert lab.wait_for("train", "queued"), lab.log("a1")
+    if mode == "bare":
+        assert lab.wait_for("nightly"), lab.log("a1")
+        assert statuses(lab) == {"nightly": "completed", "train": "queued"}
+        return
+    assert stands_still(lab)
+    lab.agent("a3", "default")
+    assert lab.wait_for("nightly", timeout_s=WAIT_S), lab.log("a1")
+    assert "NoneType" not in lab.log("a1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["bare", "launcher"])
+def test_an_abort_takes_the_steps_along_only_with_the_launcher(lab, mode):
+    lab.agent("a1", "services")
+    pretend_agent(lab, "a2", "default")
+    assert lab.run(pipeline_script("services", "default", mode)).returncode == 0
+    assert lab.wait_for("train", "queued"), lab.log("a1")
+    with lab.store.lock:
+        lab.store.tasks_stop({"task": lab.controller()["id"], "status_reason": "by hand"})
+    assert lab.wait_for("nightly", "stopped"), (statuses(lab), lab.log("a1"))
+    if mode == "bare":
+        asked_in_vain(lab)
+        assert statuses(lab)["train"] == "queued"
+    else:
+        assert lab.wait_for("train", "stopped", timeout_s=20), statuses(lab)
+
+
+@pytest.mark.slow
+def test_a_clone_from_the_web_interface_is_checked_on_the_agent(lab):
+    agent = lab.agent("a1", "services")
+    pretend_agent(lab, "a2", "default")
+    assert lab.run(pipeline_script("services", "default", "launcher")).returncode == 0
+    assert lab.wait_for("train", "queued"), lab.log("a1")
+    lab.end(agent)
+    with lab.store.lock:
+        first = lab.controller()["id"]
+        lab.store.tasks_stopped({"task": first, "force": True})
+        lab.store.workers.clear()
+    lab.agent("b1", "default")
+    with lab.store.lock:
+        clone = lab.store.tasks_clone({"task": first, "new_task_name": "clone"})["id"]
+        lab.store.tasks[clone]["system_tags"] = ["pipeline"]
+        lab.store.tasks_enqueue({"task": clone, "queue_name": "default"})
+    assert lab.wait_for("clone", timeout_s=WAIT_S), (statuses(lab), lab.log("b1"))
+    assert lab.tasks(id=clone)[0]["status"] == "failed"
+    assert "only host:b1 listens" in lab.log("b1") + json.dumps(lab.tasks(id=clone)[0])
+    assert lab.tasks(parent=clone) == []
+
+
+COMPONENT = """
+from clearml import PipelineDecorator
+
+@PipelineDecorator.component(return_values=["y"], execution_queue="default", packages=[], cache=False)
+def inner(x):
+    return x + 1
+
+@PipelineDecorator.component(
+    return_values=["y"], execution_queue="default", packages=[], cache=False,
+    helper_functions=[])
+def outer(x):
+    return x + 1
+
+{decorator}
+def nightly(x=1):
+    print("result", outer(x))
+
+if __name__ == "__main__":
+    nightly()
+"""
+
+
+@pytest.mark.slow
+def test_a_decorated_pipeline_is_refused_before_anything_is_created(lab):
+    decorator = (
+        "from clearml_ext import guarded_pipeline\n"
+        '@guarded_pipeline(name="nightly", project="lab", version="1.0", pool_frequency=0.01)'
+    )
+    lab.agent("a1", "services", "default")
+    result = lab.run(COMPONENT.format(decorator=decorator))
+    assert result.returncode == 1
+    assert "waits in default → only host:a1 listens" in result.stderr
+    assert lab.double.count("tasks.create") == 0
+    lab.agent("a2", "default")
+    result = lab.run(COMPONENT.format(decorator=decorator))
+    assert result.returncode == 0, result.stderr
+    assert lab.wait_for("nightly", timeout_s=WAIT_S), (statuses(lab), lab.log("a1"))
+    assert statuses(lab)["outer"] == "completed", (statuses(lab), lab.log("a1")[-3000:])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.support.clearml_double.server import ACCESS_KEY, SECRET_KEY, ApiDouble
 
+CLI = str(Path(sys.executable).with_name("mlops-ext"))
 OVER = ("completed", "failed", "stopped")
 
 
@@ -88,7 +89,7 @@ class Lab:
         script.write_text(text)
         command = [sys.executable, str(script), *arguments]
         if patched:
-            cli = [sys.executable, "-m", "mlops_ext.cli", "run", "--patch", "clearml", "--"]
+            cli = [CLI, "run", "--patch", "clearml", "--"]
             command = [*cli, *command]
         return subprocess.run(
             command,
@@ -103,7 +104,7 @@ class Lab:
     def cli(self, *arguments, timeout_s=150, **environment):
         """Run ``mlops-ext clearml`` with *arguments*."""
         return subprocess.run(
-            [sys.executable, "-m", "mlops_ext.cli", "clearml", *map(str, arguments)],
+            [CLI, "clearml", *map(str, arguments)],
             env=self.environment | environment,
             cwd=self.folder,
             capture_output=True,

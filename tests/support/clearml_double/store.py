@@ -69,6 +69,10 @@ class Store:
         for name in queues:
             self.queues_create({"name": name})
 
+    def notify(self):
+        with self.changed:
+            self.changed.notify_all()
+
     # -- auth ------------------------------------------------------------------------------------
 
     def users_get_current_user(self, request):
@@ -191,7 +195,7 @@ class Store:
         if not queue["entries"]:
             return {}
         entry = queue["entries"].pop(0)
-        self.changed.notify_all()
+        self.notify()
         answer = {"entry": {"task": entry["task"], "added": entry["added"]}}
         if request.get("get_task_info"):
             answer["task_info"] = {"company": COMPANY, "user": USER}
@@ -216,12 +220,12 @@ class Store:
             "register_timeout": int(request.get("timeout") or REGISTER_TIMEOUT_S),
             "task_id": None,
         }
-        self.changed.notify_all()
+        self.notify()
         return {}
 
     def workers_unregister(self, request):
         self.workers.pop(request["worker"], None)
-        self.changed.notify_all()
+        self.notify()
         return {}
 
     def workers_status_report(self, request):
@@ -237,7 +241,7 @@ class Store:
             worker["tags"] = list(request["tags"])
         if request.get("task") in self.tasks:
             self.tasks[request["task"]]["last_worker"] = name
-        self.changed.notify_all()
+        self.notify()
         return {}
 
     def is_listed(self, worker, last_seen=None):
@@ -456,7 +460,7 @@ class Store:
                 "status_reason": request.get("status_reason", ""),
             }
             task.update(fields)
-            self.changed.notify_all()
+            self.notify()
             return {"fields": {"status": "in_progress", **fields}, "updated": 1}
         return {"fields": self.move({**request, "force": True}, "stopped", ()), "updated": 1}
 
@@ -505,7 +509,7 @@ class Store:
             raise ApiError(400, 110, f"Invalid task status: current_status={task['status']}")
         self.take_out(task["id"])
         del self.tasks[task["id"]]
-        self.changed.notify_all()
+        self.notify()
         return {
             "deleted": True,
             "updated_children": 0,
@@ -538,7 +542,7 @@ class Store:
         task["enqueue_status"] = earlier
         queue["entries"].append({"task": task["id"], "added": stamp()})
         queue["last_update"] = stamp()
-        self.changed.notify_all()
+        self.notify()
         answer = {
             "fields": {**fields, "enqueue_status": earlier, "execution.queue": number},
             "queued": 1,
@@ -583,7 +587,7 @@ class Store:
             "last_changed_by": USER,
         }
         task.update(fields)
-        self.changed.notify_all()
+        self.notify()
         return fields
 
     # -- events and models -----------------------------------------------------------------------
