@@ -23,7 +23,7 @@ def clearml() -> None:
 
 
 @clearml.command()
-@click.argument("targets", nargs=-1, required=True, metavar="FILE...")
+@click.argument("targets", nargs=-1, required=True, metavar="FILE|SCRIPT|TASK...")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
 @click.option(
     "--plot",
@@ -35,37 +35,109 @@ def clearml() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the topology that was checked to a .yaml or .json file.",
 )
-def check(targets: tuple[str, ...], *, as_json: bool, plot: Path | None, save: Path | None) -> None:
-    """Check whether pipelines can deadlock: topology files, scripts, or pipeline task ids.
+@click.option("--queue", help="The controller's queue, for a TASK.")
+def check(
+    targets: tuple[str, ...],
+    *,
+    as_json: bool,
+    plot: Path | None,
+    save: Path | None,
+    queue: str | None,
+) -> None:
+    """Check whether pipelines can deadlock; nothing is enqueued.
 
     A FILE that ends in .yaml, .yml or .json describes workers and pipelines, and needs no server.
+    A SCRIPT (.py) is run up to the point where it would enqueue its pipeline. A TASK is the id of
+    a pipeline's controller.
+
     Exit status: 0 safe, 1 unsafe, 2 not known.
     """
     from clearml_ext.results import exit_code
+    from clearml_ext.settings import load_settings
+    from clearml_ext.targets import check_target
 
     if len(targets) > 1 and (plot or save):
-        raise click.UsageError("--plot and --save take one FILE at a time")
+        raise click.UsageError("--plot and --save take one target at a time")
+    settings = load_settings()
     results = []
     for target in targets:
-        result = _check_one(target)
+        result = check_target(target, settings, queue)
         results.append(result)
         if as_json:
             click.echo(result.to_json())
         else:
             _show([result])
-        if result.topology is not None:
-            _keep(result, plot, save)
+        _keep(result, plot, save)
     sys.exit(exit_code(results))
 
 
-def _check_one(target: str) -> Result:
-    from clearml_ext.results import Answer, Result, examine
-    from clearml_ext.topology_file import read_topology
+@clearml.command(context_settings={"ignore_unknown_options": True})
+@click.option("--fix", is_flag=True, help="Reroute what is refused, where that helps.")
+@click.option("--dry-run", is_flag=True, help="Only show what would happen.")
+@click.argument("script", type=click.Path(exists=True, dir_okay=False))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def launch(script: str, arguments: tuple[str, ...], *, fix: bool, dry_run: bool) -> None:
+    """Run SCRIPT, whose pipelines are enqueued only if they cannot deadlock.
+
+    With --fix, in this order: reroute the controller, reroute steps to a free queue; else refuse.
+    Exit status: the script's; with --dry-run 0 safe, 1 unsafe, 2 not known.
+    """
+    from clearml_ext import targets
+    from clearml_ext.results import exit_code
 
     try:
-        return examine(target, read_topology(Path(target)))
+        if dry_run:
+            result = targets.check_script(script, arguments)
+            _show([result])
+            sys.exit(exit_code([result]))
+        sys.exit(targets.launch(script, arguments, {"fix": fix}))
     except MlopsExtError as error:
-        return Result(target=target, answer=Answer.UNKNOWN, reasons=(str(error),))
+        click.echo(f"mlops-ext: {error}", err=True)
+        sys.exit(2)
+
+
+@clearml.command()
+@click.argument("task")
+def explain(task: str) -> None:
+    """Say why a pipeline stands still: TASK is its controller, or a step that waits.
+
+    Exit status: 0 nothing is stuck, 1 a step is stuck, 2 not known.
+    """
+    from clearml_ext.watching import explain_task
+
+    try:
+        found = explain_task(task)
+    except MlopsExtError as error:
+        click.echo(f"mlops-ext: {error}", err=True)
+        sys.exit(2)
+    for each in found:
+        click.echo(each.text)
+    if not found:
+        click.echo("nothing waits")
+    sys.exit(1 if any(each.stuck for each in found) else 0)
+
+
+@clearml.command()
+@click.argument("task")
+@click.option(
+    "--move", is_flag=True, help="Move a step that is stuck to a queue with a free agent."
+)
+@click.option("--pending", type=float, metavar="SECONDS", help="How long a step may wait.")
+@click.option("--interval", type=float, metavar="SECONDS", help="Between two looks.")
+def watch(task: str, *, move: bool, pending: float | None, interval: float | None) -> None:
+    """Show the progress of the pipeline whose controller is TASK, and explain what waits.
+
+    Ends with the pipeline; the steps of one that was aborted are stopped.
+    Exit status: 0 completed, 1 not completed, 2 the server cannot be asked.
+    """
+    from clearml_ext.watching import watch_pipeline
+
+    try:
+        done = watch_pipeline(task, move=move or None, pending_s=pending, interval_s=interval)
+    except MlopsExtError as error:
+        click.echo(f"mlops-ext: {error}", err=True)
+        sys.exit(2)
+    sys.exit(0 if done else 1)
 
 
 def _keep(result: Result, plot: Path | None, save: Path | None) -> None:
@@ -91,6 +163,6 @@ def _show(results: Iterable[Result]) -> None:
         console.print(Text.assemble(f"{result.target}: ", (answer, styles[answer])))
         for reason in result.reasons:
             console.print(Text(f"  {reason}"))
-        for number, fix in enumerate(result.fixes):
+        for number, text in enumerate(result.remedies):
             lead = "  mend it: " if number == 0 else "  or:      "
-            console.print(Text.assemble((lead, "bold"), fix.text))
+            console.print(Text.assemble((lead, "bold"), text))

@@ -52,5 +52,5 @@ class UnsafePipelineError(MlopsExtError):
             why = "whether it can stand still for ever is not known"
         lines = [f"{result.target} was not launched: {why}"]
         lines += [f"  {reason}" for reason in result.reasons]
-        lines += [f"  mend it: {fix.text}" for fix in result.fixes]
+        lines += [f"  mend it: {text}" for text in result.remedies]
         super().__init__("\n".join(lines))

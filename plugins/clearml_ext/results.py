@@ -30,6 +30,7 @@ class Result:
         answer: what is known.
         reasons: why it is refused or not known, in words.
         fixes: changes that make it safe, the gentlest first.
+        advice: fixes that were found in another process, in words.
         topology: what was checked, or None where it could not be read.
         verdict: what the checker said, or None likewise.
     """
@@ -38,8 +39,14 @@ class Result:
     answer: Answer
     reasons: tuple[str, ...] = ()
     fixes: tuple[Fix, ...] = ()
+    advice: tuple[str, ...] = ()
     topology: Topology | None = None
     verdict: Verdict | None = None
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """The fixes in words."""
+        return (*(fix.text for fix in self.fixes), *self.advice)
 
     def to_json(self) -> str:
         """The result as one line of JSON."""
@@ -48,7 +55,7 @@ class Result:
                 "file": self.target,
                 "verdict": self.answer.value,
                 "reasons": list(self.reasons),
-                "fixes": [fix.text for fix in self.fixes],
+                "fixes": list(self.remedies),
             },
             ensure_ascii=False,
         )
