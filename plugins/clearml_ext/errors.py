@@ -47,9 +47,9 @@ class UnsafePipelineError(MlopsExtError):
 
     def __init__(self, result: Result) -> None:
         self.result = result
-        why = "it can stand still for ever"
+        why = "it can wait for ever"
         if result.answer.value == "unknown":
-            why = "whether it can stand still for ever is not known"
+            why = "whether it can wait for ever is not known"
         lines = [f"{result.target} was not launched: {why}"]
         lines += [f"  {reason}" for reason in result.reasons]
         lines += [f"  mend it: {text}" for text in result.remedies]

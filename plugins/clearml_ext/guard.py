@@ -21,7 +21,7 @@ from clearml_ext.fixes import Fix, FixKind
 from clearml_ext.plans import Node, Plan, is_pipeline, plan_of_controller, plan_of_task
 from clearml_ext.preflight import check_plan, preflight
 from clearml_ext.results import Answer, Result
-from clearml_ext.settings import ClearmlSettings
+from clearml_ext.settings import ClearmlSettings, load_settings
 from clearml_ext.snapshot import take_snapshot
 from mlops_ext.files import publish
 
@@ -94,11 +94,10 @@ def _delete(task: Any) -> None:
     """Delete *task*, which was made for a launch that does not take place."""
     try:
         task.close()
-        task.delete(delete_artifacts_and_models=False, raise_on_error=False)
-        if task.is_main_task():
-            task.__class__._Task__main_task = None  # noqa: SLF001  # or the exit hook looks for it
-    except Exception:  # the refusal matters more than the tidying
-        log.warning("the task %s could not be deleted", getattr(task, "id", "?"), exc_info=True)
+        client = Client.from_configuration(load_settings().timeout_s)
+        client.call("tasks.delete", {"task": str(task.id), "force": True})
+    except Exception as error:  # noqa: BLE001  # the refusal matters more than the tidying
+        log.warning("task %s is left over, it could not be deleted: %s", task.id, error)
 
 
 def before_enqueue(
@@ -124,7 +123,8 @@ def before_enqueue(
     client = Client.from_configuration(settings.timeout_s)
     snapshot = take_snapshot(client, settings, [task_id, *filter(None, [own])])
     document = snapshot.tasks.get(task_id)
-    if is_pipeline(document) and document is not None and own != document.get("parent"):
+    launched_here = own is not None and document is not None and document.get("parent") == own
+    if document is not None and is_pipeline(document) and not launched_here:
         plan = plan_of_task(document)
         result = check_plan(plan, queue, snapshot, settings, client=client)
         _report_check_only(result, settings, task)
@@ -173,7 +173,7 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
             return
         error = refuse(dataclasses.replace(result, target=f"pipeline {plan.name}"))
         task.mark_failed(
-            status_reason="mlops-ext: it could stand still for ever",
+            status_reason="mlops-ext: it could wait for ever",
             status_message=str(error)[:500],
             force=True,
         )

@@ -72,7 +72,8 @@ def plan_of_controller(pipeline: Any) -> Plan:
     """The plan of a ``PipelineController`` in this process."""
     values = {str(name): value for name, value in dict(pipeline.get_parameters()).items()}
     default = getattr(pipeline, "_default_execution_queue", None)
-    name = str(getattr(pipeline, "_name", "") or "pipeline")
+    task = getattr(pipeline, "_task", None)
+    name = str(task.name) if task is not None else "pipeline"
     nodes = []
     for each in list(pipeline._nodes.values()):  # noqa: SLF001  # the DAG has no public name
         if getattr(each, "draft", False):
@@ -92,7 +93,6 @@ def plan_of_controller(pipeline: Any) -> Plan:
                 values.get,
             )
         )
-    task = getattr(pipeline, "_task", None)
     return Plan(name=name, nodes=tuple(nodes), task=str(task.id) if task is not None else None)
 
 

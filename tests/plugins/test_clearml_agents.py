@@ -8,7 +8,9 @@ from tests.support.clearml_double.lab import Lab, pipeline_script
 
 pytest.importorskip("clearml_agent")
 
-WAIT_S = 150
+WAIT_S = 240
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

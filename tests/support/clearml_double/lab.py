@@ -83,7 +83,7 @@ class Lab:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def run(self, text, *arguments, patched=False, timeout_s=150, **environment):
+    def run(self, text, *arguments, patched=False, timeout_s=240, **environment):
         """Run a Python script, below ``mlops-ext run`` if *patched*."""
         script = self.folder / "pipeline.py"
         script.write_text(text)
@@ -101,7 +101,7 @@ class Lab:
             check=False,
         )
 
-    def cli(self, *arguments, timeout_s=150, **environment):
+    def cli(self, *arguments, timeout_s=240, **environment):
         """Run ``mlops-ext clearml`` with *arguments*."""
         return subprocess.run(
             [CLI, "clearml", *map(str, arguments)],
@@ -124,10 +124,10 @@ class Lab:
     def controller(self):
         return next(iter(self.tasks(type="controller")), None)
 
-    def wait(self, condition, timeout_s=120):
+    def wait(self, condition, timeout_s=240):
         return self.double.wait_until(condition, timeout_s)
 
-    def wait_for(self, name, *statuses, timeout_s=120):
+    def wait_for(self, name, *statuses, timeout_s=240):
         """Wait until a task called *name* has one of *statuses*; returns whether it came so far."""
         wanted = statuses or OVER
         return self.wait(
