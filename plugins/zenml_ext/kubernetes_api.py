@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kubernetes import client as k8s
@@ -157,7 +157,9 @@ class KubeApi:
         except ApiException as error:
             if error.status != _CONFLICT:
                 raise
-            return self.job(manifest["metadata"]["name"])
+            with _unless(_NOT_FOUND):
+                return self.job(manifest["metadata"]["name"])
+            raise  # a conflict of another kind
         found: Manifest = self.plain(created)
         return found
 
@@ -253,7 +255,7 @@ class KubeApi:
 
 
 @contextlib.contextmanager
-def _unless(status: int) -> Any:
+def _unless(status: int) -> Iterator[None]:
     try:
         yield
     except ApiException as error:

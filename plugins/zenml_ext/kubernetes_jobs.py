@@ -21,6 +21,7 @@ __all__ = [
     "ADOPTING_ENTRYPOINT",
     "ATTEMPTS_VARIABLE",
     "Successor",
+    "follower_of",
     "is_finished",
     "latest_jobs",
     "memory_of",
@@ -32,6 +33,7 @@ __all__ = [
 
 Manifest = dict[str, Any]
 
+FOLLOWER_ANNOTATION = f"{PREFIX}/superseded-by"
 ATTEMPT_LABEL = f"{PREFIX}/attempt"
 SUPERSEDED_LABELS = {"run_id": f"{PREFIX}/superseded-run-id", "step_run_id": f"{PREFIX}/superseded"}
 ATTEMPTS_VARIABLE = "MLOPS_EXT_MEMORY_ATTEMPTS"
@@ -220,9 +222,15 @@ def superseding_patch(job: Mapping[str, Any], follower: str) -> Manifest:
     return {
         "metadata": {
             "labels": changed,
-            "annotations": {f"{PREFIX}/superseded-by": follower},
+            "annotations": {FOLLOWER_ANNOTATION: follower},
         }
     }
+
+
+def follower_of(job: Mapping[str, Any]) -> str | None:
+    """Name of the Job that has followed *job*, as `superseding_patch` wrote it."""
+    found = (job["metadata"].get("annotations") or {}).get(FOLLOWER_ANNOTATION)
+    return str(found) if found else None
 
 
 def latest_jobs(jobs: Iterable[Manifest]) -> tuple[list[Manifest], list[tuple[Manifest, str]]]:

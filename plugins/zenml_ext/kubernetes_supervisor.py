@@ -25,6 +25,8 @@ from zenml_ext.kubernetes_decisions import Failed, GiveUp, Relaunch, after_failu
 from zenml_ext.kubernetes_evidence import Ending, ending_of
 from zenml_ext.kubernetes_jobs import (
     STEP_NAME_ANNOTATION,
+    SUPERSEDED_LABELS,
+    follower_of,
     latest_jobs,
     main_container,
     memory_of,
@@ -164,7 +166,7 @@ class Supervisor:
                 api.refresh()
             return JobStatus.RUNNING, f"Kubernetes does not answer now: {error_words(error)}"
 
-    def _look(self, api: KubeApi, watch: Watch, options: dict[str, Any]) -> Answer:
+    def _look(self, api: KubeApi, watch: Watch, options: dict[str, Any]) -> Answer:  # noqa: PLR0911
         self._tidy(api, watch)
         if watch.held is not None and watch.held_ending is not None:
             return self._after(api, watch, watch.held, watch.held_ending)
@@ -181,11 +183,15 @@ class Supervisor:
         track = track_of(job)
         if track is None:
             return status, message
+        if follower := follower_of(job):
+            watch.current = follower
+            return JobStatus.RUNNING, None
         pods = core.seen.get("list_namespaced_pod")
         found: list[dict[str, Any]] | None = api.plain(pods)["items"] if pods is not None else None
         if status is JobStatus.SUCCEEDED:
             self._learn(api, job, track)
-            return status, message
+            self._tidy(api, watch)
+            return (JobStatus.RUNNING, None) if watch.superseded else (status, message)
         if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
             ending = ending_of(job, found if found is not None else api.pods_of(watch.current))
             return self._after(api, watch, job, oom_of_node(api, ending))
@@ -390,4 +396,5 @@ class Supervisor:
 
 
 def _run_id(job: Manifest) -> str:
-    return str(job["metadata"]["labels"]["run_id"])
+    labels = job["metadata"]["labels"]
+    return str(labels.get("run_id") or labels[SUPERSEDED_LABELS["run_id"]])

@@ -163,7 +163,7 @@ def _repels(pod: Object, other: Object) -> bool:
 
 class Kubelet:
     """Runs pods. With real=False a pod ends as its annotations say, without a process:
-    ``double/ends`` holds "exit-code reason seconds"."""
+    ``double/ends`` holds "exit-code reason seconds", one for each attempt, with semicolons."""
 
     def __init__(self, store: Store, root: Path, images: dict[str, str], *, real: bool) -> None:
         self.store, self.root, self.images, self.real = store, root, images, real
@@ -206,7 +206,9 @@ class Kubelet:
 
     def _pretend(self, pod: Object, main: Object) -> Object:
         ends = (pod["metadata"].get("annotations") or {}).get("double/ends", "0 Completed 0")
-        code, reason, seconds = ends.split()[:3]
+        attempt = int(pod["metadata"]["labels"].get("mlops-ext.io/attempt", 1))
+        chosen = ends.split(";")
+        code, reason, seconds = chosen[min(attempt, len(chosen)) - 1].split()[:3]
         self._running(pod, main)
         deadline = time.monotonic() + float(seconds)
         while time.monotonic() < deadline and not self._gone(pod):
