@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import json
 import os
-import platform
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ def me() -> Owner:
     """The calling process as an owner; asked anew after a fork."""
     pid = os.getpid()
     return Owner(
-        host=platform.node(),
+        host=socket.gethostname(),
         boot=_read("/proc/sys/kernel/random/boot_id"),
         namespaces=" ".join(filter(None, map(_link, ("pid", "time")))),
         pid=pid,
@@ -144,7 +144,7 @@ def me() -> Owner:
 def start_of(pid: int) -> str | None:
     """When process *pid* started: None where it does not exist, "" where it cannot be told."""
     if sys.platform == "win32":
-        return _start_by_psutil(pid)
+        return _start_on_windows(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -174,6 +174,37 @@ def _start_by_psutil(pid: int) -> str | None:
         return None
     except psutil.Error:
         return ""
+
+
+def _start_on_windows(pid: int) -> str | None:
+    """The creation time that Windows keeps; `os.kill` would end the process there."""
+    if sys.platform != "win32":
+        return ""
+    import ctypes
+    from ctypes import wintypes
+
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel.OpenProcess.restype = wintypes.HANDLE
+    handle = kernel.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
+    if not handle:
+        return None if ctypes.get_last_error() == _NO_SUCH_PROCESS else ""
+    try:
+        handle = wintypes.HANDLE(handle)
+        code = wintypes.DWORD()
+        if kernel.GetExitCodeProcess(handle, ctypes.byref(code)) and code.value != _STILL_ACTIVE:
+            return None
+        created, *others = (wintypes.FILETIME() for _ in range(4))
+        times = (ctypes.byref(each) for each in (created, *others))
+        if not kernel.GetProcessTimes(handle, *times):
+            return ""
+        return f"{created.dwHighDateTime << 32 | created.dwLowDateTime}"
+    finally:
+        kernel.CloseHandle(handle)
+
+
+_QUERY_LIMITED_INFORMATION = 0x1000
+_NO_SUCH_PROCESS = 87  # ERROR_INVALID_PARAMETER: what OpenProcess says of an unused id
+_STILL_ACTIVE = 259
 
 
 def lock(descriptor: int) -> bool | None:

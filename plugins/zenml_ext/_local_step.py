@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
+import socket
 import sys
 import tempfile
 import threading
@@ -146,7 +146,7 @@ class StepJob:
             oom_killed=ending.oom_killed,
             memory_error=ending.exit_code == MEMORY_ERROR_EXIT,
             peak=ending.peak,
-            node=platform.node(),
+            node=socket.gethostname(),
         )
 
     def _may_fail_again(self, decision: Fail, row: StepRunResponse | None) -> bool:
@@ -206,7 +206,7 @@ class StepJob:
             peak=ending.peak,
             outcome=outcome,
             reason=reason,
-            node=platform.node(),
+            node=socket.gethostname(),
             runtime_s=ending.runtime_s,
             lost_s=0.0 if done else ending.runtime_s,
         )
