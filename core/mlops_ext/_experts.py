@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+_Expert = Callable[[Any, Any, Any, float], tuple[Any, Any]]
+
 __all__ = ["DEFAULT", "Runs", "names", "predict"]
 
 DEFAULT = "all"
@@ -33,6 +35,8 @@ _NEIGHBOURS = 8
 """Least number of runs within one bandwidth of a kernel."""
 _LEAST_WEIGHT = 1e-6
 """Weights below this fraction of the largest are dropped."""
+_SAME = 1e-9
+"""Inputs that differ by less than this, relatively, are the same."""
 _NO_SPREAD = 1e-12
 """A variance of log input below this has no line through it."""
 
@@ -63,19 +67,23 @@ def predict(name: str, runs: Runs, size: float | None) -> Peaks | None:
         return _equal(runs.peaks[-_RECENT:]) if len(runs.peaks) > _RECENT else None
     np = _numpy()
     expert = _BY_INPUT.get(name)
-    if np is None or expert is None or size is None or len(runs.peaks) < _FEWEST:
+    if np is None or expert is None or size is None:
         return None
+    return _by_input(np, expert, runs, size)
+
+
+def _by_input(np: Any, expert: _Expert, runs: Runs, size: float) -> Peaks | None:
+    """What *expert* expects, kept in reach of what was seen; None without enough inputs."""
     inputs = np.asarray(runs.inputs, dtype=float)
     peaks = np.asarray(runs.peaks, dtype=float)
     known = np.isfinite(inputs)
     if not known.all():
         inputs, peaks = inputs[known], peaks[known]
-        if len(peaks) < _FEWEST:
-            return None
-    spread = float(inputs.max() - inputs.min())
-    if spread <= 1e-9 * float(inputs.max()):
+    if len(peaks) < _FEWEST or inputs.max() - inputs.min() <= _SAME * inputs.max():
         return None
     values, weights = expert(np, inputs, peaks, size)
+    if not np.isfinite(values).all():
+        return None
     low, high = _CLAMP[0] * float(peaks.min()), _CLAMP[1] * float(peaks.max())
     return _weighted(np, np.clip(values, low, high), weights)
 
@@ -179,7 +187,7 @@ def _local_line(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Fl
     return max(mean - slope * centre, least) + (peaks - fitted), weights
 
 
-_BY_INPUT: dict[str, Callable[[Any, Any, Any, float], tuple[Any, Any]]] = {
+_BY_INPUT: dict[str, _Expert] = {
     "line": _line,
     "power law": _power,
     "neighbours": _neighbours(3.0),

@@ -106,13 +106,14 @@ class HistoryPolicy:
         runtime_s = runtime_s if math.isfinite(runtime_s) and runtime_s > 0 else 0.0
         size = features.known_input
         costs: dict[str, float] = {}
-        first = None
+        first, ratio = None, None
         with self._lock:
             try:
                 series = self._task(key).series
                 if not censored and len(series):
                     costs = series.costs_of(size, peak)
-                    first = int(series.forecast(size).ladder[0])
+                    forecast = series.forecast(size)
+                    first, ratio = int(forecast.ladder[0]), peak / forecast.peaks.median
                 self.records.append(
                     key,
                     Observation(
@@ -124,6 +125,7 @@ class HistoryPolicy:
                         curve=compress_curve(curve),
                         costs=costs,
                         first=first,
+                        ratio=ratio,
                     ),
                 )
             except HistoryError as error:

@@ -83,7 +83,7 @@ def _attempt(
 
 
 def best_choice(
-    runs: Sequence[tuple[Curve, float, float]], kill: float
+    runs: Sequence[tuple[Curve, float, float]], kill: float, resize: float
 ) -> tuple[Choice, float] | None:
     """The cheapest choice over *runs* and its mean cost in bytes, or None without runs.
 
@@ -91,6 +91,7 @@ def best_choice(
         runs: (running maximum, run time in seconds, first rung of the static plan that was in
             force) of earlier runs, oldest first.
         kill: price of a kill in bytes, as for the static ladder, so that both can be compared.
+        resize: price of a resize in bytes.
     """
     runs = [run for run in runs if run[0] and run[1] > 0 and run[2] > 0][-_MOST_CURVES:]
     best: tuple[Choice, float] | None = None
@@ -99,20 +100,24 @@ def best_choice(
             for growth in _GROWTHS:
                 choice = Choice(start=start, threshold=threshold, growth=growth)
                 bound = best[1] if best else math.inf
-                cost = _mean_cost(runs, choice, kill, bound)
+                cost = _mean_cost(runs, choice, (kill, resize), bound)
                 if cost < bound:
                     best = (choice, cost)
     return best
 
 
 def _mean_cost(
-    runs: Sequence[tuple[Curve, float, float]], choice: Choice, kill: float, bound: float
+    runs: Sequence[tuple[Curve, float, float]],
+    choice: Choice,
+    prices: tuple[float, float],
+    bound: float,
 ) -> float:
-    """Mean of allocation per run time plus kills; stops as soon as it exceeds *bound*."""
+    """Mean allocation per run time plus kills and resizes; stops where it exceeds *bound*."""
+    kill, resize = prices
     cost = 0.0
     for curve, runtime_s, first in runs:
         result = replay(curve, runtime_s, choice.start * first, choice)
-        cost += result.allocated / runtime_s + kill * result.kills
+        cost += result.allocated / runtime_s + kill * result.kills + resize * result.resizes
         if cost > bound * len(runs):
             break
     return cost / len(runs)

@@ -21,9 +21,12 @@ _UPPER = 0.8
 """The spread of the tail is taken from the peaks above this quantile."""
 _SPREAD = 0.7
 """Tail spread per mean excess over that quantile. Values from 0.35 to 0.7 do as well."""
-_LEAST_SPREAD = 0.001
-"""Least spread of the tail, relative to the largest peak: some tasks repeat to 0.1 %."""
-_FIRST_SPREAD = 0.5
+_PRICE_STEPS = 60
+"""Enough for any price: 1.5**60 is 4e10 times the first step."""
+_LEAST_SPREAD = 0.0003
+"""Least spread of the tail, relative to the largest peak: some tasks repeat to 0.1 %, and sizes are
+rounded up to whole MiB anyway."""
+_FIRST_SPREAD = 0.25
 """Least spread after one run; it falls with the square of the number of runs, as equal peaks
 soon speak for a narrow distribution."""
 
@@ -61,6 +64,12 @@ class Peaks:
         """Mean peak in bytes."""
         total: float = sum(map(operator.mul, self.values, self.weights))
         return total / sum(self.weights)
+
+    @property
+    def median(self) -> float:
+        """The least value with half of the mass at or below it."""
+        mass = list(itertools.accumulate(self.weights))
+        return self.values[bisect.bisect_left(mass, 0.5 * mass[-1])]
 
 
 def add_tail(peaks: Peaks) -> Peaks:
@@ -127,11 +136,12 @@ def best_ladder(peaks: Peaks, prices: Prices, *, most: int | None = None) -> lis
             result is the best ladder of its length).
     """
     kill = prices.kill
-    while True:
+    for _ in range(_PRICE_STEPS):
         rungs = _solve(peaks.values, peaks.weights, prices.failed, kill)
         if most is None or len(rungs) <= max(most, 1):
             return rungs
         kill = max(kill * 1.5, 0.02 * peaks.values[-1])
+    return [peaks.values[-1]]
 
 
 def _solve(

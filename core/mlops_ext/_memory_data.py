@@ -28,6 +28,8 @@ __all__ = [
     "TaskKey",
 ]
 
+_LARGEST_INPUT = 2.0**63
+
 Curve: TypeAlias = Sequence[tuple[float, int]]
 """(seconds since the start, bytes) pairs of a run's memory, in order of time."""
 
@@ -52,8 +54,8 @@ class Features:
     """What is known of a task *before* it starts.
 
     Attributes:
-        input_bytes: size of its input; None where it is not known. A value that is not positive
-            or not finite counts as not known.
+        input_bytes: size of its input; None where it is not known. A value below one byte or
+            beyond 2**63, or NaN, counts as not known.
     """
 
     input_bytes: float | None = None
@@ -62,7 +64,7 @@ class Features:
     def known_input(self) -> float | None:
         """The input size where it can be used, else None."""
         size = self.input_bytes
-        return float(size) if size is not None and math.isfinite(size) and size > 0 else None
+        return float(size) if size is not None and 1 <= size <= _LARGEST_INPUT else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

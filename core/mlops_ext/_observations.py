@@ -27,6 +27,7 @@ class Observation:
         curve: running maximum of its memory, at most `CURVE_POINTS` points.
         costs: what each expert's ladder would have cost this run, by the expert's name.
         first: first rung of the plan that was in force, or None.
+        ratio: the peak as a multiple of the median that was predicted for it, or None.
     """
 
     peak: int
@@ -37,6 +38,7 @@ class Observation:
     curve: Curve = ()
     costs: Mapping[str, float] = field(default_factory=dict)
     first: int | None = None
+    ratio: float | None = None
 
 
 class Records(Protocol):

@@ -11,15 +11,22 @@ from mlops_ext._escalation import MemorySettings
 from mlops_ext._experts import DEFAULT, Runs, names, predict
 from mlops_ext._in_place import Choice, best_choice
 from mlops_ext._ladder import Peaks, Prices, add_tail, best_ladder, cost_of
-from mlops_ext._memory_data import Curve
+from mlops_ext._memory_data import Curve, Features
 from mlops_ext._observations import Observation
 
 __all__ = ["WINDOW", "Forecast", "Series"]
 
 WINDOW = 400
 """Runs looked at. More would win about 1 % where thousands alike have run."""
-_MEMORY = 0.98
+_MEMORY = 0.99
 """Weight of an expert's past cost, per run since: a task whose need changed is followed."""
+_CHANGED = 0.001
+"""A task has changed where its last runs all lie above (or below) all the others, and chance
+would do that less often than this: two runs after 44, three after 17, four after 10."""
+_APART = 1.05
+"""They have to lie apart by this factor: a slow drift is no change."""
+_LONGEST = 6
+"""At most that many runs are taken together for this."""
 _MARGIN = 0.9
 """Another expert has to cost less than this much of the default one."""
 _PENDING = 8
@@ -30,6 +37,8 @@ _FEWEST_CURVES = 5
 """Curves needed before growing in place is planned."""
 _LONG_S = 300.0
 """Growing in place is for tasks longer than this: resizes take seconds to take effect."""
+_RESIZE_PRICE = 0.01
+"""Price of a resize, in mean peak times run time: a few API calls, and a chance to be refused."""
 _CLEARLY = 0.9
 """Growing in place has to cost less than this much of the static plan."""
 
@@ -40,10 +49,12 @@ class Forecast:
 
     Attributes:
         expert: its name.
+        peaks: the distribution it predicts, without a tail.
         ladder: the best ladder in bytes, not yet rounded.
     """
 
     expert: str
+    peaks: Peaks
     ladder: Sequence[float]
 
 
@@ -61,6 +72,7 @@ class Series:
         self._choice: Choice | None = None
         self._is_choice_current = True
         self._added = 0
+        self._ratios: list[float] = []
 
     def __len__(self) -> int:
         """Number of runs whose peak is known, of those in the window."""
@@ -89,12 +101,41 @@ class Series:
         self._inputs.append(size)
         self._runtimes.append(run.runtime_s)
         self._count_costs(run.costs, run.runtime_s)
+        self._notice_change(run.ratio)
         if run.curve and run.runtime_s > 0 and run.first:
             self._curves.append((run.curve, run.runtime_s, float(run.first), float(run.peak)))
             self._is_choice_current = False
         if len(self._peaks) > 2 * WINDOW:
-            for values in (self._peaks, self._inputs, self._runtimes):
+            for values in (self._peaks, self._inputs, self._runtimes, self._ratios):
                 del values[:-WINDOW]
+
+    def _notice_change(self, ratio: float | None) -> None:
+        """Forget the runs before a change; *ratio* is the latest peak's to its prediction.
+
+        Of n + r exchangeable runs the last r are the largest with chance 1 / C(n + r, r).
+        """
+        self._ratios.append(1.0 if ratio is None else ratio)
+        ratios = self._ratios[-WINDOW:]
+        for sign in (1, -1):
+            signed = [value**sign for value in ratios]
+            # Nearly always false, and cheap: the runs that are certainly earlier ones.
+            if signed[-1] <= _APART * max(signed[:-_LONGEST], default=math.inf):
+                continue
+            for latest in range(2, _LONGEST + 1):
+                chance = 1 / math.comb(len(signed), latest)
+                apart = min(signed[-latest:]) > _APART * max(signed[:-latest])
+                if apart and chance < _CHANGED:
+                    self._forget_before(latest)
+                    return
+
+    def _forget_before(self, latest: int) -> None:
+        """Keep the *latest* runs only."""
+        for values in (self._peaks, self._inputs, self._runtimes):
+            del values[:-latest]
+        self._ratios = [1.0] * latest  # they were taken against predictions that are gone
+        self._costs.clear()
+        self._curves.clear()
+        self._is_choice_current = False
 
     def _resolve(self, size: float, peak: int) -> None:
         """Forget the kills that this success explains, and the old ones."""
@@ -148,14 +189,11 @@ class Series:
         ranked = sorted(
             (cost, name) for name, cost in self._costs.items() if name != DEFAULT and cost < default
         )
-        for _, name in ranked:
+        for name in [*(name for _, name in ranked), DEFAULT]:
             peaks = predict(name, runs, size)
             if peaks is not None:
-                return Forecast(expert=name, ladder=self._ladder(peaks))
-        peaks = predict(DEFAULT, runs, size)
-        if peaks is None:
-            raise ValueError("a forecast needs a run")
-        return Forecast(expert=DEFAULT, ladder=self._ladder(peaks))
+                return Forecast(expert=name, peaks=peaks, ladder=self._ladder(peaks))
+        raise ValueError("a forecast needs a run")
 
     def costs_of(self, size: float | None, peak: int) -> dict[str, float]:
         """What each expert's ladder would cost a run with this *peak*, in bytes."""
@@ -183,7 +221,9 @@ class Series:
             return None
         mean_peak = math.fsum(self._peaks[-WINDOW:]) / len(runtimes)
         prices = self.prices(mean_peak)
-        best = best_choice([run[:3] for run in self._curves], prices.kill)
+        best = best_choice(
+            [run[:3] for run in self._curves], prices.kill, _RESIZE_PRICE * mean_peak
+        )
         if best is None:
             return None
         static = [
@@ -196,4 +236,5 @@ class Series:
 
 def _known(size: float | None) -> float:
     """An input size as the experts take it: NaN where it is not known."""
-    return size if size is not None and math.isfinite(size) and size > 0 else math.nan
+    known = Features(input_bytes=size).known_input
+    return math.nan if known is None else known

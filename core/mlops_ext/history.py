@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS run (
     pipeline TEXT NOT NULL, step TEXT NOT NULL, version TEXT NOT NULL,
     peak INTEGER NOT NULL, runtime_s REAL NOT NULL, input_bytes REAL,
     censored INTEGER NOT NULL, curve TEXT NOT NULL, costs TEXT NOT NULL,
-    first INTEGER
+    first INTEGER, ratio REAL
 );
 CREATE INDEX IF NOT EXISTS run_of_step ON run (pipeline, step, id);
 """
@@ -104,6 +104,7 @@ class History:
             json.dumps(compress_curve(observation.curve)),
             json.dumps(dict(observation.costs)),
             observation.first,
+            observation.ratio,
         )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ class History:
             database.execute("BEGIN IMMEDIATE")
             cursor = database.execute(
                 "INSERT INTO run (pipeline, step, version, peak, runtime_s, input_bytes, censored,"
-                " curve, costs, first) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " curve, costs, first, ratio) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
             number = cursor.lastrowid or 0
@@ -138,7 +139,7 @@ class History:
                 return []
             rows = database.execute(
                 "SELECT id, version, peak, runtime_s, input_bytes, censored, curve, costs,"
-                " first FROM run"
+                " first, ratio FROM run"
                 " WHERE pipeline = ? AND step = ? AND id > ? ORDER BY id DESC LIMIT ?",
                 (key.pipeline, key.step, after, limit),
             ).fetchall()
@@ -211,7 +212,7 @@ def _number(database: sqlite3.Connection, query: str) -> int:
 
 
 def _observation(row: Sequence[Any]) -> Observation:
-    _, version, peak, runtime_s, input_bytes, censored, curve, costs, first = row
+    _, version, peak, runtime_s, input_bytes, censored, curve, costs, first, ratio = row
     return Observation(
         peak=int(peak),
         runtime_s=float(runtime_s),
@@ -225,6 +226,7 @@ def _observation(row: Sequence[Any]) -> Observation:
             if math.isfinite(cost)
         },
         first=None if first is None else int(first),
+        ratio=None if ratio is None else float(ratio),
     )
 
 

@@ -50,6 +50,7 @@ def test_what_was_appended_is_read_in_order(records):
         curve=((0.0, 1), (2.5, 2**40)),
         costs={"all": 1.25},
         first=7,
+        ratio=0.25,
     )
     records.append(KEY, first)
     records.append(OTHER, first)
