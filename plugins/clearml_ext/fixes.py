@@ -16,6 +16,8 @@ _CHECKS = 60
 """Changed topologies that are checked at most; each takes milliseconds where it is small."""
 _CHECKS_OF_LARGE = 6
 """The same where a check takes a good part of a second."""
+_STATES = 5_000
+"""States that each of these checks may search: a fraction of a second."""
 _LARGE = 400
 """Workers and steps from which a topology counts as large here."""
 _NEW_AGENTS = 8
@@ -66,7 +68,7 @@ def propose(topology: Topology, verdict: Verdict) -> Iterator[Fix]:
         if not left:
             return
         left -= 1
-        if check(fix.topology, search_states=20_000).safe:
+        if check(fix.topology, search_states=_STATES).safe:
             found.add(fix.kind)
             yield fix
 
@@ -113,7 +115,7 @@ def _known_queues(topology: Topology) -> list[str]:
 def separate(topology: Topology, name: str) -> Iterator[Fix]:
     """Fixes that put the controller of pipeline *name* in a queue that none of its steps uses."""
     for fix in (*_move_controllers(topology, [name]), *_services_agent(topology, [name])):
-        if check(fix.topology, search_states=20_000).safe:
+        if check(fix.topology, search_states=_STATES).safe:
             yield fix
             return
 

@@ -7,10 +7,10 @@ from the web interface and reruns pass the second one on the agent.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
+import sys
 import threading
 from typing import Any
 
@@ -25,12 +25,24 @@ from clearml_ext.settings import ClearmlSettings, load_settings
 from clearml_ext.snapshot import take_snapshot
 from mlops_ext.files import publish
 
-__all__ = ["RUNTIME_KEY", "before_enqueue", "before_first_step", "choose_fix", "refuse", "reroute"]
+__all__ = [
+    "IN_FORCE",
+    "RUNTIME_KEY",
+    "before_enqueue",
+    "before_first_step",
+    "choose_fix",
+    "refuse",
+    "report_check_only",
+    "reroute",
+]
 
 log = logging.getLogger(__name__)
 
 RUNTIME_KEY = "mlops_ext_queues"
 """Runtime property of a controller's task: JSON of old queue → new queue of its steps."""
+
+IN_FORCE = "_mlops_ext_guarded"
+"""Mark of a ``_prepare_pipeline`` that is guarded already."""
 
 _passed = threading.local()
 _checked: set[str] = set()
@@ -45,6 +57,11 @@ class passing:  # noqa: N801  # a context manager, used like a function
 
     def __exit__(self, *error: object) -> None:
         _passed.depth -= 1
+
+
+def is_passing() -> bool:
+    """Whether this thread enqueues what was checked already."""
+    return bool(getattr(_passed, "depth", 0))
 
 
 def choose_fix(result: Result, settings: ClearmlSettings, *, local: bool = True) -> Fix | None:
@@ -83,11 +100,17 @@ def remembered_queues(pipeline: Any) -> tuple[tuple[str, str], ...]:
         return ()
 
 
-def refuse(result: Result, task: Any = None) -> UnsafePipelineError:
+def refuse(result: Result, settings: ClearmlSettings, task: Any = None) -> UnsafePipelineError:
     """The error to raise, after the task that was made for the launch is gone."""
     if task is not None:
         _delete(task)
-    return UnsafePipelineError(result)
+    error = UnsafePipelineError(result)
+    if settings.exit_on_refusal and own_task_id() is None:
+        sys.stdout.flush()
+        sys.stderr.write(f"mlops-ext: {error}\n")
+        sys.stderr.flush()
+        os._exit(1 if result.answer is Answer.UNSAFE else 2)
+    return error
 
 
 def _delete(task: Any) -> None:
@@ -112,7 +135,7 @@ def before_enqueue(
         UnsafePipelineError: it could stand still for ever.
         MlopsExtError: that cannot be told.
     """
-    if getattr(_passed, "depth", 0) or not queue:
+    if is_passing() or not queue:
         return None
     own = own_task_id()
     if task is not None and (
@@ -125,9 +148,9 @@ def before_enqueue(
     document = snapshot.tasks.get(task_id)
     launched_here = own is not None and document is not None and document.get("parent") == own
     if document is not None and is_pipeline(document) and not launched_here:
-        plan = plan_of_task(document)
+        plan = _plan_here(task_id) or plan_of_task(document)
         result = check_plan(plan, queue, snapshot, settings, client=client)
-        _report_check_only(result, settings, task)
+        report_check_only(result, settings, task)
         return _settle(result, settings, task)
     if own is not None and own not in _checked:
         name = "the running task"
@@ -135,8 +158,19 @@ def before_enqueue(
         plan = Plan(name=name, nodes=(node,), task=own)
         result = check_plan(plan, None, snapshot, settings, client=client, own_task=own)
         if result.answer is Answer.UNSAFE:
-            raise refuse(result)
+            raise refuse(result, settings)
     return None
+
+
+def _plan_here(task_id: str) -> Plan | None:
+    """The plan of a decorated pipeline of this process, whose task does not carry it yet."""
+    from clearml import PipelineDecorator
+
+    pipeline = getattr(PipelineDecorator, "_singleton", None)
+    task = getattr(pipeline, "_task", None)
+    if task is None or str(task.id) != task_id:
+        return None
+    return plan_of_controller(pipeline)
 
 
 def _settle(result: Result, settings: ClearmlSettings, task: Any) -> str | None:
@@ -148,7 +182,7 @@ def _settle(result: Result, settings: ClearmlSettings, task: Any) -> str | None:
         if fix is not None and fix.kind is FixKind.CONTROLLER_QUEUE:
             log.warning("%s", fix.text)
             return fix.controller_queue
-    raise refuse(result, task)
+    raise refuse(result, settings, task)
 
 
 def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
@@ -164,14 +198,14 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
     plan = plan_of_controller(pipeline)
     result = preflight(plan, None, settings, own_task=str(task.id))
     _checked.add(str(task.id))
-    _report_check_only(result, settings, task)
+    report_check_only(result, settings, task)
     if result.answer is Answer.UNSAFE:
         fix = choose_fix(result, settings, local=False)
         if fix is not None and fix.queues:
             log.warning("%s", fix.text)
             reroute(pipeline, fix.queues)
             return
-        error = refuse(dataclasses.replace(result, target=f"pipeline {plan.name}"))
+        error = refuse(result, settings)
         task.mark_failed(
             status_reason="mlops-ext: it could wait for ever",
             status_message=str(error)[:500],
@@ -187,7 +221,7 @@ def _runs_steps_here(pipeline: Any) -> bool:
     return "Local" in getattr(pipeline._clearml_job_class, "__name__", "")  # noqa: SLF001  # the only sign of it
 
 
-def _report_check_only(result: Result, settings: ClearmlSettings, task: Any) -> None:
+def report_check_only(result: Result, settings: ClearmlSettings, task: Any) -> None:
     """In a check, write the result, remove the task, and leave before anything is enqueued."""
     if settings.check_only is None:
         return

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from clearml_ext._process import own_task_id
-from clearml_ext.errors import UnsafePipelineError
 from clearml_ext.fixes import FixKind
 from clearml_ext.guard import (
+    IN_FORCE,
     before_first_step,
     choose_fix,
     passing,
     refuse,
+    report_check_only,
     reroute,
 )
 from clearml_ext.plans import plan_of_components, plan_of_controller
@@ -28,8 +29,6 @@ __all__ = ["PipelineLauncher", "guarded_pipeline"]
 log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_IN_FORCE = "_mlops_ext_guarded"
 
 
 class PipelineLauncher:
@@ -74,11 +73,12 @@ class PipelineLauncher:
             with passing():
                 return bool(self.pipeline.start(queue=queue, **start))
         result = self.preflight(queue)
+        report_check_only(result, self.settings, self.pipeline._task)  # noqa: SLF001  # it has no public name
         local = False
         if result.answer is not Answer.SAFE:
             fix = choose_fix(result, self.settings) if result.answer is Answer.UNSAFE else None
             if fix is None:
-                raise refuse(result, self.pipeline._task)  # noqa: SLF001  # it has no public name
+                raise refuse(result, self.settings, self.pipeline._task)  # noqa: SLF001  # likewise
             log.warning("%s", fix.text)
             reroute(self.pipeline, fix.queues)
             queue = fix.controller_queue or queue
@@ -94,7 +94,7 @@ class PipelineLauncher:
 def _guard(pipeline: Any, settings: ClearmlSettings) -> None:
     """Have *pipeline* checked and watched in this process, once its steps are known."""
     original = pipeline._prepare_pipeline  # noqa: SLF001  # the moment before the first step
-    if getattr(original, _IN_FORCE, False):
+    if getattr(original, IN_FORCE, False):
         return
 
     @functools.wraps(original)
@@ -105,7 +105,7 @@ def _guard(pipeline: Any, settings: ClearmlSettings) -> None:
         start_watchdog(pipeline, settings)
         return answer
 
-    setattr(prepare, _IN_FORCE, True)
+    setattr(prepare, IN_FORCE, True)
     pipeline._prepare_pipeline = prepare  # noqa: SLF001  # likewise
 
 
@@ -168,11 +168,12 @@ def _checked(
     if pipeline.get("start_controller_locally"):
         queue = None
     result = preflight(plan, queue, settings, instances=instances)
+    report_check_only(result, settings, None)
     if result.answer is Answer.SAFE:
         return pipeline
     fix = choose_fix(result, settings) if result.answer is Answer.UNSAFE else None
     if fix is None:
-        raise UnsafePipelineError(result)
+        raise refuse(result, settings)
     log.warning("%s", fix.text)
     moved = dict(fix.queues)
     for component in components:
@@ -195,7 +196,7 @@ class _guarded_controllers:  # noqa: N801  # a context manager, used like a func
 
         self.own = vars(self.decorator).get("_prepare_pipeline")
         current = self.decorator._prepare_pipeline  # noqa: SLF001  # the moment before the first step
-        if getattr(current, "__module__", "") != guard_controller.__module__:
+        if not getattr(current, IN_FORCE, False):
             self.decorator._prepare_pipeline = guard_controller(current, self.settings)  # noqa: SLF001  # likewise
 
     def __exit__(self, *error: object) -> None:

@@ -11,7 +11,7 @@ from mlops_ext.patching import Patch
 if TYPE_CHECKING:
     from clearml_ext.settings import ClearmlSettings
 
-__all__ = ["PATCHES", "guard_controller", "guard_enqueue"]
+__all__ = ["PATCHES", "guard_controller", "guard_enqueue", "guard_start"]
 
 VERSIONS = ">=1.14,<3"
 _TESTS = "tests/plugins/test_clearml_agents.py"
@@ -25,6 +25,17 @@ PATCHES = (
         target="clearml.task:Task.enqueue",
         replacement="clearml_ext.patches:guard_enqueue",
         reason="a controller that is enqueued where its steps wait for its own agent never ends",
+        upstream="https://github.com/clearml/clearml/issues/1640",
+        verified_by=f"{_TESTS}::test_one_agent_stands_still_bare_and_is_refused_with_the_patch",
+    ),
+    Patch(
+        id="clearml.start-guard",
+        framework="clearml",
+        distribution="clearml",
+        versions=VERSIONS,
+        target="clearml.automation.controller:PipelineController.start",
+        replacement="clearml_ext.patches:guard_start",
+        reason="a pipeline is enqueued where its steps wait for its own agent, and never ends",
         upstream="https://github.com/clearml/clearml/issues/1640",
         verified_by=f"{_TESTS}::test_one_agent_stands_still_bare_and_is_refused_with_the_patch",
     ),
@@ -69,6 +80,24 @@ def guard_enqueue(original: Any) -> Any:
     return classmethod(enqueue)
 
 
+def guard_start(original: Any) -> Any:
+    """``PipelineController.start`` by way of the launcher; a draft (no queue) is left alone."""
+
+    @functools.wraps(original)
+    def start(self: Any, queue: str | None = "services", *args: Any, **kwargs: Any) -> Any:
+        from clearml_ext.guard import is_passing
+        from clearml_ext.launcher import PipelineLauncher
+
+        if queue is None or is_passing():
+            return original(self, queue, *args, **kwargs)
+        names = ("step_task_created_callback", "step_task_completed_callback", "wait")
+        return PipelineLauncher(self).launch(
+            queue, **dict(zip(names, args, strict=False)), **kwargs
+        )
+
+    return start
+
+
 def guard_controller(original: Any, given: ClearmlSettings | None = None) -> Any:
     """``_prepare_pipeline`` after which the pipeline is checked, and watched while it runs."""
 
@@ -84,4 +113,5 @@ def guard_controller(original: Any, given: ClearmlSettings | None = None) -> Any
         start_watchdog(self, settings)
         return answer
 
+    prepare._mlops_ext_guarded = True  # type: ignore[attr-defined]  # noqa: SLF001  # guard.IN_FORCE
     return prepare

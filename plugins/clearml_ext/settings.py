@@ -36,6 +36,9 @@ class ClearmlSettings:
     land on a machine without what it needs."""
     capacity: Path | None = None
     """A topology file whose ``workers`` say how many slots the live ones of the same name have."""
+    exit_on_refusal: bool = False
+    """Whether a refusal ends the process with one message, and no traceback: how ``launch`` works.
+    No: in a program it is an exception like others."""
     check_only: Path | None = None
     """File to write the result to instead of enqueueing anything: how ``check script.py`` works."""
 

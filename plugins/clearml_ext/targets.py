@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -110,7 +109,7 @@ def _require_server(settings: ClearmlSettings) -> None:
     """
     from clearml_ext._api import Client
 
-    Client.from_configuration(settings.timeout_s).call("users.get_current_user", {})
+    Client.from_configuration(settings.timeout_s).call("queues.get_all", {"only_fields": ["id"]})
 
 
 def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -> int:
@@ -118,7 +117,6 @@ def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -
     _require_server(load_settings())
     return subprocess.run(
         [sys.executable, script, *arguments],
-        env={**guarded_environment(**settings), "PYTHONUNBUFFERED": "1"},
+        env=guarded_environment(exit_on_refusal=True, **settings),
         check=False,
-        cwd=os.fspath(Path.cwd()),
     ).returncode

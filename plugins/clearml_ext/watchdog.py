@@ -157,14 +157,14 @@ def start_watchdog(pipeline: Any, settings: ClearmlSettings) -> None:
     threading.Thread(
         target=_run, args=(pipeline, watch), name="mlops-ext-watchdog", daemon=True
     ).start()
-    if own_task_id() is not None:
-        _start_undertaker(client, watch.controller)
 
 
 def _run(pipeline: Any, watch: Watch) -> None:
     """The watchdog's thread: one look per interval until the controller's own thread ends."""
     stop = pipeline._stop_event  # noqa: SLF001  # the loop's only sign of its end
     failed_before = False
+    if own_task_id() is not None:
+        _start_undertaker(watch.client, watch.controller)
     while not stop.wait(watch.settings.interval_s):
         guard_time_limits(pipeline)
         try:

@@ -265,3 +265,32 @@ def test_a_decorated_pipeline_is_refused_before_anything_is_created(lab):
     assert result.returncode == 0, result.stderr
     assert lab.wait_for("nightly", timeout_s=WAIT_S), (statuses(lab), lab.log("a1"))
     assert statuses(lab)["outer"] == "completed", (statuses(lab), lab.log("a1")[-3000:])
+
+
+@pytest.mark.slow
+def test_the_command_line_refuses_with_one_message_and_leaves_nothing(lab):
+    pretend_agent(lab, "a1", "services")
+    script = lab.folder / "nightly.py"
+    script.write_text(pipeline_script("services", "gpu"))
+    result = lab.cli("launch", script)
+    assert result.returncode == 1
+    assert "nightly was not launched" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = lab.cli("check", "--json", script)
+    assert (result.returncode, json.loads(result.stdout)["verdict"]) == (1, "unsafe")
+    lab.double.faults["workers.get_all"] = ("status", 500, "boom")
+    result = lab.cli("launch", script)
+    assert result.returncode == 2
+    assert "answered workers.get_all with 500 (boom)" in result.stderr
+    assert lab.tasks() == []
+    assert lab.double.count("tasks.enqueue") == 0
+
+
+def test_the_command_line_gives_an_absent_server_up_at_once(lab):
+    script = lab.folder / "nightly.py"
+    script.write_text(pipeline_script("services", "gpu"))
+    result = lab.cli("launch", script, CLEARML_API_HOST="http://user:secret@127.0.0.1:9")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "cannot be reached" in result.stderr
+    assert "secret" not in result.stderr
