@@ -148,8 +148,8 @@ def test_a_refusal_without_proof_says_that_it_is_cautious():
             name="late", queue="default", after=("first",), steps=(Step(name="x", queue="default"),)
         ),
     )
-    pipeline = Pipeline(name="p", queue="services", steps=steps, instances=60)
-    agents = [agent("s", "services", slots=None), agent("a", "default", slots=60)]
+    pipeline = Pipeline(name="p", queue="services", steps=steps, instances=150)
+    agents = [agent("s", "services", slots=None), agent("a", "default", slots=150)]
     verdict = verdict_of(agents, pipeline)
     assert not verdict.safe
     assert not verdict.exact
