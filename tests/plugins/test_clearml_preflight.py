@@ -140,7 +140,7 @@ def test_a_dead_agent_that_is_still_listed_does_not_count(double):
     add_worker(double, "a2", "default", age_s=300)
     result = check(double, "default")
     assert result.answer is Answer.UNSAFE
-    assert "a2 is listed for default, but was last seen 30" in " ".join(result.reasons)
+    assert "a2 is listed for default, but was last seen" in " ".join(result.reasons)
 
 
 def test_pipelines_that_run_already_are_counted(double):
