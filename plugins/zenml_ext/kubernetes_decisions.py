@@ -162,14 +162,14 @@ def _more_memory(
         seen = failed.ending.evidence.peak or _DEFAULT_REQUEST
         request = Quantity(max(seen, _request_of(failed), _DEFAULT_REQUEST))
         request = min(request, cap) if cap else request
-        limit = cap or decision.memory or request
+        within = f", with a limit of {cap.human}" if cap else ""
         reason = (
             "The node ran out of memory, and nobody knows what this step needs: it runs again on"
-            f" a node without other steps of the run, with a limit of {limit.human}."
+            f" a node without other steps of the run{within}."
         )
         change = replace(
             change,
-            limit=max(limit, request),
+            limit=max(cap, request) if cap else None,
             request=request,
             track=replace(change.track, alone=True),
         )

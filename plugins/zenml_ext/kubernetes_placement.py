@@ -16,6 +16,15 @@ SIZED_LABEL = f"{PREFIX}/sized"
 """Whether the pod's memory is held to a limit that equals its request."""
 
 
+_PRESSURE = {
+    "key": "node.kubernetes.io/memory-pressure",
+    "operator": "Exists",
+    "effect": "NoSchedule",
+}
+"""A node keeps this taint for five minutes after it ran out. A pod whose memory the scheduler has
+set aside need not wait so long; the kubelet takes it, as it takes all but best-effort pods."""
+
+
 def place(job: Manifest, track: Track, *, avoid_node: str, is_limited: bool) -> None:
     """Affinities: away from a node, and away from steps that nothing holds to their size."""
     pod = job["spec"]["template"]["spec"]
@@ -23,7 +32,7 @@ def place(job: Manifest, track: Track, *, avoid_node: str, is_limited: bool) -> 
     if avoid_node:
         _avoid(affinity, avoid_node)
     labels = job["metadata"].get("labels") or {}
-    if is_limited and "run_id" in labels:
+    if (is_limited or track.alone) and "run_id" in labels:
         same_run = {"matchLabels": {"run_id": labels["run_id"]}}
         rule = (
             {"key": "step_name", "operator": "Exists"}
@@ -44,6 +53,9 @@ def place(job: Manifest, track: Track, *, avoid_node: str, is_limited: bool) -> 
             affinity.pop("podAntiAffinity")
     if affinity:
         pod["affinity"] = affinity
+    if track.oom_retries and (is_limited or track.alone):
+        others = [one for one in pod.get("tolerations") or () if one != _PRESSURE]
+        pod["tolerations"] = [*others, dict(_PRESSURE)]
 
 
 def _avoid(affinity: Manifest, node: str) -> None:

@@ -226,6 +226,18 @@ def test_a_step_without_a_limit_that_exhausts_its_node_runs_alone_to_show_its_ne
     }
 
 
+def test_where_nodes_may_not_be_read_it_runs_alone_without_a_limit():
+    next_ = after_failure(unlimited(), POLICY, in_place=True)
+    assert next_.change.limit is None
+    job = successor(step_job(None), next_.change)
+    limit, request = memory_of(main_container(job))
+    assert limit is None
+    assert request == 400 * MIB
+    spec = job["spec"]["template"]["spec"]
+    assert "podAntiAffinity" in spec["affinity"]
+    assert spec["tolerations"][0]["key"] == "node.kubernetes.io/memory-pressure"
+
+
 def test_once_a_sibling_has_shown_the_need_the_scheduler_is_told_it():
     next_ = after_failure(unlimited(family_peak=Quantity(1000 * MIB)), POLICY, in_place=True)
     assert next_.change.limit == 1200 * MIB
