@@ -130,6 +130,9 @@ def after_failure(failed: Failed, policy: MemoryPolicy, *, in_place: bool) -> Re
         change = _change(failed, plan, record, in_place=in_place)
         moved = replace(change.track, disruptions=track.disruptions + 1)
         change = replace(change, track=moved, avoid_node=ending.evidence.node or "")
+        if ending.memory is None and "memory" in ending.evidence.disruption:
+            change, reason = _sized(failed, plan, change)
+            return Relaunch(change=change, adopt=True, attempt=record, reason=reason)
         return Relaunch(change=change, adopt=True, attempt=record, reason=decision.reason)
     return _users_retry(failed, plan, decision, record, in_place=in_place)
 
@@ -143,37 +146,35 @@ def _more_memory(
     if not is_node_exhaustion(failed):
         change = replace(change, limit=decision.memory, request=None)
         return Relaunch(change=change, adopt=True, attempt=record, reason=decision.reason)
+    change, reason = _sized(failed, plan, change)
+    return Relaunch(change=change, adopt=True, attempt=record, reason=reason)
+
+
+def _sized(failed: Failed, plan: MemoryPlan, change: Successor) -> tuple[Successor, str]:
+    """What follows where the node ran out: the scheduler is told what is known of the need."""
     cap = plan.cap.memory if plan.cap else None
-    if failed.ending.memory is not None:
-        reason = (
-            f"The node ran out of memory while it used {_human(failed.ending.evidence.peak)} of"
-            f" its {failed.ending.memory.human}: it runs again, apart from steps without a limit."
+    limit, seen = failed.ending.memory, failed.ending.evidence.peak
+    if limit is not None:
+        return replace(change, limit=limit, request=None), (
+            f"The node ran out of memory while it used {_human(seen)} of its {limit.human}: it"
+            " runs again, apart from steps without a limit."
         )
-        change = replace(change, limit=failed.ending.memory, request=None)
-    elif failed.family_peak is not None:
+    if failed.family_peak is not None:
         fits = Quantity(math.ceil(failed.family_peak * _HEADROOM))
         size = min(fits, cap) if cap else fits
-        reason = (
+        return replace(change, limit=size, request=None), (
             f"The node ran out of memory; a step of the same code used"
             f" {failed.family_peak.human}: it runs again with {size.human}."
         )
-        change = replace(change, limit=size, request=None)
-    else:
-        seen = failed.ending.evidence.peak or _DEFAULT_REQUEST
-        request = Quantity(max(seen, _request_of(failed), _DEFAULT_REQUEST))
-        request = min(request, cap) if cap else request
-        within = f", with a limit of {cap.human}" if cap else ""
-        reason = (
-            "The node ran out of memory, and nobody knows what this step needs: it runs again on"
-            f" a node without other steps of the run{within}."
-        )
-        change = replace(
-            change,
-            limit=max(cap, request) if cap else None,
-            request=request,
-            track=replace(change.track, alone=True),
-        )
-    return Relaunch(change=change, adopt=True, attempt=record, reason=reason)
+    request = Quantity(max(seen or 0, _request_of(failed), _DEFAULT_REQUEST))
+    request = min(request, cap) if cap else request
+    alone = replace(change.track, alone=True)
+    within = f", with a limit of {cap.human}" if cap else ""
+    most = max(cap, request) if cap else None
+    return replace(change, limit=most, request=request, track=alone), (
+        "The node ran out of memory, and nobody knows what this step needs: it runs again on a"
+        f" node without other steps of the run{within}."
+    )
 
 
 def _users_retry(

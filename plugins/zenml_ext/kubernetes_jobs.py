@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops_ext.memory import MemoryPlan, Quantity
-from zenml_ext.kubernetes_placement import SIZED_LABEL, place
+from zenml_ext.kubernetes_placement import SIZED_LABEL, place, tolerate_pressure
 from zenml_ext.kubernetes_track import PREFIX, TRACK_ANNOTATION, Track, track_of
 
 __all__ = [
@@ -130,6 +130,8 @@ def prepare_step_job(
     spec["podFailurePolicy"] = {"rules": [*copy.deepcopy(list(_RULES)), *rules]}
     labels = {SIZED_LABEL: str(limit is not None).lower(), ATTEMPT_LABEL: "1"}
     _label(job, labels)
+    if plan is not None and plan.first is not None:
+        tolerate_pressure(job)
     track = Track(base=meta["name"], plan=plan, family=family)
     meta["annotations"] = {**(meta.get("annotations") or {}), TRACK_ANNOTATION: track.dump()}
     _use_own_entrypoint(container, step_run_id=None)

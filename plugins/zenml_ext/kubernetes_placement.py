@@ -8,7 +8,7 @@ from typing import Any
 
 from zenml_ext.kubernetes_track import PREFIX, Track
 
-__all__ = ["SIZED_LABEL", "place"]
+__all__ = ["SIZED_LABEL", "place", "tolerate_pressure"]
 
 Manifest = dict[str, Any]
 
@@ -46,16 +46,22 @@ def place(job: Manifest, track: Track, *, avoid_node: str, is_limited: bool) -> 
         terms = affinity.setdefault("podAntiAffinity", {})
         key = "requiredDuringSchedulingIgnoredDuringExecution"
         others = [one for one in terms.get(key) or () if not _is_ours(one)]
-        if track.oom_retries and (track.alone or _was_unlimited(track)):
+        if track.attempts and (track.alone or _was_unlimited(track)):
             others.append(term)
         terms[key] = others
         if not others:
             affinity.pop("podAntiAffinity")
     if affinity:
         pod["affinity"] = affinity
-    if track.oom_retries and (is_limited or track.alone):
-        others = [one for one in pod.get("tolerations") or () if one != _PRESSURE]
-        pod["tolerations"] = [*others, dict(_PRESSURE)]
+    if is_limited or track.alone:
+        tolerate_pressure(job)
+
+
+def tolerate_pressure(job: Manifest) -> None:
+    """Let the pod run on a node that was short of memory a moment ago."""
+    pod = job["spec"]["template"]["spec"]
+    others = [one for one in pod.get("tolerations") or () if one != _PRESSURE]
+    pod["tolerations"] = [*others, dict(_PRESSURE)]
 
 
 def _avoid(affinity: Manifest, node: str) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.memory import Quantity
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 KILLED_EXIT_CODE = 137
 """What the failure policy of the step's Job looks for, and what a killed container ends with."""
+_INTERRUPTED = "RunInterruptedException"
+"""What ZenML raises on SIGTERM where nobody has stopped the run; by name, since it came late."""
 RETRY_MEMORY_ERROR_VARIABLE = "MLOPS_EXT_RETRY_MEMORY_ERROR"
 
 _watcher: StepWatcher | None = None
@@ -104,8 +106,8 @@ def _kills_are_no_failures(watcher: StepWatcher | None) -> Iterator[None]:
     """End as if killed, before ZenML publishes a failure, where a kill is what caused it.
 
     On cgroup v1 the kernel kills one process: a step whose worker was killed sees an ordinary
-    exception, and ZenML would declare the step failed, for good. Its step run must stay RUNNING
-    for the next attempt to adopt.
+    exception, and ZenML would declare the step failed, for good. So it does when the pod is
+    taken from its node. The step run must stay RUNNING for the next attempt to adopt.
     """
     from zenml.orchestrators import step_runner
 
@@ -125,6 +127,9 @@ def _kills_are_no_failures(watcher: StepWatcher | None) -> Iterator[None]:
 def _end_where_memory_is_the_cause(
     watcher: StepWatcher | None, error: BaseException | None
 ) -> None:
+    if type(error).__name__ == _INTERRUPTED:
+        log.warning("The pod is being taken away: the step run is left for the next attempt.")
+        _end_as_if_killed(watcher)
     if watcher is None:
         return
     watcher.look()
@@ -134,7 +139,12 @@ def _end_where_memory_is_the_cause(
         return
     cause = "one of its processes was killed for memory" if watcher.oom_kills else "MemoryError"
     log.error("The step ends because %s: %r", cause, error)
-    watcher.write_report(memory_error=is_memory_error)
+    _end_as_if_killed(watcher, memory_error=is_memory_error)
+
+
+def _end_as_if_killed(watcher: StepWatcher | None, **report: bool) -> NoReturn:
+    if watcher is not None:
+        watcher.write_report(**report)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -238,6 +238,19 @@ def test_where_nodes_may_not_be_read_it_runs_alone_without_a_limit():
     assert spec["tolerations"][0]["key"] == "node.kubernetes.io/memory-pressure"
 
 
+def test_a_step_without_a_limit_that_is_evicted_for_memory_is_sized_too():
+    found = unlimited()
+    evidence = dataclasses.replace(
+        found.ending.evidence,
+        oom_killed=False,
+        disruption="TerminationByKubelet: The node was low on resource: memory.",
+    )
+    found = dataclasses.replace(found, ending=dataclasses.replace(found.ending, evidence=evidence))
+    next_ = after_failure(found, POLICY, in_place=True)
+    assert next_.change.track.alone
+    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+
+
 def test_once_a_sibling_has_shown_the_need_the_scheduler_is_told_it():
     next_ = after_failure(unlimited(family_peak=Quantity(1000 * MIB)), POLICY, in_place=True)
     assert next_.change.limit == 1200 * MIB
