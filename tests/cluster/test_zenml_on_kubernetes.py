@@ -1,0 +1,332 @@
+"""ZenML pipelines on a real cluster: what the double cannot promise.
+
+Runs against whatever these name, and is skipped where one is missing:
+
+* ``KUBECONFIG``: a cluster of Kubernetes 1.33 or later, context ``MLOPS_EXT_TEST_CONTEXT`` (default
+  ``local``), in which the namespace ``zenml`` may be made and used;
+* ``MLOPS_EXT_TEST_IMAGE``: an image with Python, ZenML, its Kubernetes integration and mlops-ext;
+* ``ZENML_STORE_URL`` (and its credentials): a ZenML server that pods reach;
+* ``MLOPS_EXT_TEST_STORE``: a folder that this machine and the nodes share by the same path.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from tests.kubedouble.pipelines import FOOTER, HEADER, SETUP, Outcome
+
+NEEDED = ("KUBECONFIG", "MLOPS_EXT_TEST_IMAGE", "ZENML_STORE_URL", "MLOPS_EXT_TEST_STORE")
+MISSING = [name for name in NEEDED if not os.environ.get(name)]
+pytestmark = [
+    pytest.mark.needs_cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(bool(MISSING), reason=f"not set: {', '.join(MISSING)}"),
+]
+STORE = os.environ.get("MLOPS_EXT_TEST_STORE", "")
+CONTEXT = os.environ.get("MLOPS_EXT_TEST_CONTEXT", "local")
+COMMON = """
+MOUNT = {
+    "volumes": [{"name": "store", "hostPath": {"path": os.environ.get("MLOPS_EXT_TEST_STORE", "/")}}],
+    "volume_mounts": [
+        {"name": "store", "mountPath": os.environ.get("MLOPS_EXT_TEST_STORE", "/store")}],
+}
+BARE = os.environ.get("TEST_STACK") == "bare"
+
+def orchestrator(limit=None, **more):
+    if BARE:
+        more = {}
+    pod = {**MOUNT, "resources": {"limits": {"memory": limit}, "requests": {"memory": limit}}}
+    return {"orchestrator": {
+        "orchestrator_pod_settings": MOUNT, "pod_settings": pod if limit else MOUNT, **more}}
+
+# nothing learnt from earlier runs, nothing resized
+COLD = {"memory_policy": "double", "in_place": False}
+"""
+ROLE = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: mlops-ext-resize, namespace: zenml}
+rules: [{apiGroups: [""], resources: ["pods/resize"], verbs: ["patch"]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: mlops-ext-resize, namespace: zenml}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: mlops-ext-resize}
+subjects: [{kind: ServiceAccount, name: default, namespace: zenml}]
+"""
+
+
+def kubectl(*arguments, text=None):
+    command = ["kubectl", "--context", CONTEXT, "-n", "zenml", *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+
+
+def objects(kind, labels=""):
+    return json.loads(kubectl("get", kind, "-l", labels, "-o", "json").stdout)["items"]
+
+
+class Project:
+    """A client of the ZenML server with the stacks ``bare`` and ``ours``."""
+
+    def __init__(self, home):
+        self.home = home
+        (home / ".zen").mkdir()
+        setup = SETUP.replace(
+            '"kubernetes_context": "double"', f'"kubernetes_context": "{CONTEXT}"'
+        )
+        setup = setup.replace('"local": True,', "").replace('"job_monitoring_interval": 1.0', "")
+        store = (
+            'client.create_stack_component("shared", flavor="local",'
+            f' component_type=Kind.ARTIFACT_STORE, configuration={{"path": {STORE!r}}})\n'
+        )
+        setup = setup.replace("for name, flavor", store + "for name, flavor")
+        setup = setup.replace('Kind.ARTIFACT_STORE: "default"', 'Kind.ARTIFACT_STORE: "shared"')
+        done = self._run("-c", f"{GUARD}{textwrap.indent(setup, '    ')}")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _environment(self, stack):
+        return {
+            **os.environ,
+            "ZENML_CONFIG_PATH": str(self.home / "config"),
+            "ZENML_ANALYTICS_OPT_IN": "false",
+            "ZENML_ENABLE_RICH_TRACEBACK": "false",
+            "TEST_STACK": stack,
+        }
+
+    def _run(self, *arguments):
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command,
+            env=self._environment("ours"),
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def start(self, code, stack="ours"):
+        image = os.environ["MLOPS_EXT_TEST_IMAGE"]
+        header = HEADER.replace("localhost/zenml:test", image) + COMMON
+        (self.home / "run_it.py").write_text(header + textwrap.dedent(code) + FOOTER)
+        return subprocess.Popen(
+            [sys.executable, "run_it.py"],
+            env=self._environment(stack),
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, process):
+        output, _ = process.communicate(timeout=1100)
+        lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
+        assert lines, output
+        found = json.loads(lines[-1].removeprefix("RESULT "))
+        return Outcome(status=found["status"], error=found["error"], run=found, output=output)
+
+    def run(self, code, stack="ours"):
+        return self.finish(self.start(code, stack))
+
+
+GUARD = """
+from zenml.client import Client
+if not Client().list_stacks(name="ours").total:
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    kubectl("create", "namespace", "zenml")
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+def outcomes(found, step):
+    return [attempt["outcome"] for attempt in found.attempts(step)]
+
+
+HUNGRY = """
+@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+def hungry() -> int:
+    return eat(700, 5)
+
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
+def the_pipeline():
+    hungry()
+"""
+
+
+def test_the_step_that_fails_on_zenml_completes_after_one_kill(project):
+    assert project.run(HUNGRY, "bare").statuses() == {"hungry": "failed"}
+    found = project.run(HUNGRY)
+    assert found.status == "completed", found.output
+    assert outcomes(found, "hungry") == ["killed for memory", "completed"]
+
+
+GROWING = """
+@step(enable_cache=False, settings=orchestrator("500Mi", memory_policy="double"))
+def growing() -> int:
+    return eat(900, 20)
+
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
+def the_pipeline():
+    growing()
+"""
+
+
+def test_a_growing_step_is_resized_and_never_restarted_where_it_may(project):
+    kubectl("delete", "rolebinding", "mlops-ext-resize")
+    refused = project.run(GROWING)
+    assert refused.status == "completed", refused.output
+    assert "killed for memory" in outcomes(refused, "growing")
+    kubectl("apply", "-f", "-", text=ROLE)
+    found = project.run(GROWING)
+    assert found.status == "completed", found.output
+    assert outcomes(found, "growing") == ["completed"]
+    assert "grown in place" in found.attempts("growing")[0]["reason"]
+    (pod,) = objects("pods", f"run_id={found.run['id']},step_name=growing")
+    assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+CAUSES = """
+import subprocess, tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from zenml.enums import ExecutionMode
+
+@step(enable_cache=False, settings=orchestrator("700Mi", **COLD))
+def child() -> int:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(eat, 600).result()
+
+@step(enable_cache=False, settings=orchestrator("700Mi", **COLD))
+def child_ignored() -> int:
+    code = "b = bytearray(1000 << 20); b[::4096] = b'x' * len(b[::4096])"
+    return subprocess.run([sys.executable, "-c", code]).returncode
+
+@step(enable_cache=False, settings=orchestrator(memory="900Gi", **COLD))
+def never() -> int:
+    return 1
+
+def place(volume, **more):
+    temp = {"path": "/scratch", "volume": volume, **more}
+    return orchestrator(temp_dir=temp, **COLD)
+
+@step(enable_cache=False, settings=place("emptyDir", size_limit="200Mi"))
+def temp_empty() -> str:
+    assert os.path.ismount("/scratch")
+    return tempfile.gettempdir()
+
+@step(enable_cache=False, settings=place("hostPath", host_path=MOUNT["volumes"][0]["hostPath"]["path"]))
+def temp_host() -> str:
+    assert os.path.ismount("/scratch")
+    return tempfile.gettempdir()
+
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)},
+          execution_mode=ExecutionMode.CONTINUE_ON_FAILURE)
+def the_pipeline():
+    child(); child_ignored(); never(); temp_empty(); temp_host()
+"""
+
+
+def test_children_that_are_killed_what_never_fits_and_temporary_directories(project):
+    found = project.run(CAUSES)
+    assert found.statuses() == {
+        "child": "completed",
+        "child_ignored": "completed",
+        "never": "failed",
+        "temp_empty": "completed",
+        "temp_host": "completed",
+    }, found.output
+    assert outcomes(found, "child") == ["killed for memory", "completed"]
+    assert outcomes(found, "child_ignored") == ["completed"]
+
+
+DYNAMIC = """
+@step(enable_cache=False, runtime="isolated", settings=orchestrator("600Mi", **COLD))
+def hungry(number: int) -> int:
+    return eat(700, 5)
+
+@step(enable_cache=False)
+def light() -> int:
+    return 2
+
+@pipeline(dynamic=True, enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
+def the_pipeline():
+    hungry(light())
+"""
+
+
+def test_a_dynamic_pipelines_step_is_run_again(project):
+    found = project.run(DYNAMIC)
+    assert found.status == "completed", found.output
+    assert outcomes(found, "hungry") == ["killed for memory", "completed"]
+
+
+TEN = """
+@step(enable_cache=False, settings=orchestrator(**COLD))
+def big(number: int) -> int:
+    return eat(1000, 10)
+
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
+def the_pipeline():
+    for number in range(10):
+        big(number, id=f"big_{number}")
+"""
+
+
+def test_ten_steps_without_limits_on_a_small_node_all_complete(project):
+    (node, *_) = objects("nodes")
+    if int(node["status"]["allocatable"]["memory"].removesuffix("Ki")) > 4 << 20:
+        pytest.skip("the node has more than 4Gi for pods: bring it up with CLUSTER_RESERVED=20Gi")
+    found = project.run(TEN)
+    assert set(found.statuses().values()) == {"completed"}, found.output
+    for number in range(10):
+        kills = [one for one in outcomes(found, f"big_{number}") if one != "completed"]
+        assert len(kills) <= 1
+
+
+CHAIN = """
+@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+def one() -> int:
+    return eat(700, 5)
+
+@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+def two(number: int) -> int:
+    return eat(700, 5)
+
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
+def the_pipeline():
+    two(one())
+"""
+
+
+def test_orchestrators_that_die_lose_no_step_and_run_none_twice_at_once(project):
+    process = project.start(CHAIN)
+    killed, overlaps = set(), []
+    end = time.monotonic() + 900
+    while process.poll() is None and time.monotonic() < end:
+        pods = objects("pods", "run_id")
+        running = [
+            (pod["metadata"]["labels"]["run_id"], pod["metadata"]["labels"]["step_name"])
+            for pod in pods
+            if "step_name" in pod["metadata"]["labels"] and pod["status"]["phase"] == "Running"
+        ]
+        overlaps += [step for step in running if running.count(step) > 1]
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            is_orchestrator = "step_name" not in pod["metadata"]["labels"]
+            if is_orchestrator and pod["status"]["phase"] == "Running" and len(killed) < 5:
+                time.sleep(7 * len(killed) % 23)
+                kubectl("delete", "pod", name, "--grace-period=1", "--wait=false")
+                killed.add(name)
+        time.sleep(1)
+    found = project.finish(process)
+    rows = found.statuses()
+    assert len(killed) == 5
+    assert overlaps == []
+    assert rows == {"one": "completed", "two": "completed"}, found.output
