@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 from mlops_ext._names import temp_name
 
@@ -123,7 +124,8 @@ def publish(
         OSError: what the file system reported; the target is as it was.
     """
     target = Path(target)
-    pieces: Sequence[Buffer] = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
+    single = isinstance(data, (bytes, bytearray, memoryview))
+    pieces = cast("Sequence[Buffer]", [data] if single else data)
     for attempt in range(1, _TRIES + 1):
         temp = target.with_name(temp_name(target.name))
         try:

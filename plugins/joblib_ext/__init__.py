@@ -1,1 +1,33 @@
-"""The joblib extension of mlops-ext."""
+"""A cache that many machines can share: ``Memory(location, backend="shared")``.
+
+Importing this package makes the backend known to joblib: at once where joblib is imported, else
+as soon as it is. joblib itself is not imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from joblib_ext._register import register
+
+if TYPE_CHECKING:
+    from joblib_ext._options import SharedOptions
+    from joblib_ext.backend import SharedStoreBackend
+
+__all__ = ["SharedOptions", "SharedStoreBackend", "register"]
+
+_HOMES = {
+    "SharedOptions": "joblib_ext._options",
+    "SharedStoreBackend": "joblib_ext.backend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+register()

@@ -1,0 +1,77 @@
+"""A call on its way: what `_cached_call` of joblib holds on to until it ends, one way or another.
+
+joblib keeps the answer of ``get_cached_func_info`` in a local variable of the call. When the call
+ends, by returning or by the user's exception, that answer goes, and with it the claim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from joblib_ext._claims import Claim, release
+from joblib_ext._payload import Buffer
+from joblib_ext._store import Address
+
+if TYPE_CHECKING:
+    from joblib_ext._writer import Writer
+
+__all__ = ["Call", "CallInfo"]
+
+
+class CallInfo(dict[str, str]):
+    """What ``get_cached_func_info`` answers; `call` is set when the call has to compute."""
+
+    __slots__ = ("call", "func_id")
+
+    def __init__(self, location: str, func_id: str) -> None:
+        super().__init__(location=location)
+        self.func_id = func_id
+        self.call: Call | None = None
+
+
+class Call:
+    """A call that missed, with the claim under which it computes.
+
+    Attributes:
+        call_id: joblib's pair of function and arguments; the very tuple identifies the call.
+        path: where the entry goes, as decided when the call began.
+        address: what its checksum binds it to.
+        home: the version of the function that is computing.
+        pending: the result as bytes, between ``dump_item`` and ``store_metadata``.
+        item: the result, for a memory-mapped reload that the store could not serve.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "address",
+        "call_id",
+        "claim",
+        "home",
+        "item",
+        "path",
+        "pending",
+        "writer",
+    )
+
+    def __init__(
+        self, writer: Writer, call_id: Any, path: str, address: bytes, home: Address
+    ) -> None:
+        self.writer, self.call_id, self.path = writer, call_id, path
+        self.address, self.home = address, home
+        self.claim: Claim | None = None
+        self.pending: tuple[Sequence[Buffer], int] | None = None
+        self.item: tuple[Any] | None = None
+
+    def release(self) -> None:
+        """Give up the claim."""
+        claim, self.claim = self.claim, None
+        if claim is not None and claim.held:
+            release(claim)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # an interpreter that ends takes modules away
+            if self.pending is not None:
+                self.writer.finish(self, {})
+            self.release()

@@ -1,0 +1,170 @@
+"""Values as bytes: a pickle, the large buffers beside it, compression on top.
+
+The body of an entry is the pickle (protocol 5), then each out-of-band buffer at a multiple of 64
+bytes, then a table of offset and length per buffer. A body without buffers is the pickle alone.
+"""
+
+from __future__ import annotations
+
+import bz2
+import copyreg
+import lzma
+import pickle
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from typing import Any
+
+from mlops_ext.errors import MissingExtraError
+
+__all__ = ["ALIGN", "Buffer", "compress", "decompress", "dump_body", "load_body", "read_table"]
+
+ALIGN = 64
+"""A cache line, and what SIMD loads of any array type like."""
+_TABLE_ROW = struct.Struct("<QQ")
+_ALWAYS_APART = 64
+"""So many buffers stand apart whatever their size; more of them only when they are worth it."""
+_APART_BYTES = 4096
+"""A page: below it, copying costs less than a row in the table."""
+_GZIP_WINDOW = 31  # zlib's own number for the gzip container
+
+Buffer = bytes | bytearray | memoryview
+_pickler: type[pickle.Pickler] | None = None
+
+
+def _memmap_as_array(array: Any) -> Any:
+    """A memory-mapped array is stored by value, as joblib does: its file may go away."""
+    numpy = sys.modules["numpy"]
+    return numpy.asarray(array).__reduce_ex__(5)
+
+
+def _pickler_class() -> type[pickle.Pickler]:
+    global _pickler
+    if _pickler is None:
+        numpy: Any = sys.modules.get("numpy")
+        if numpy is None or not hasattr(numpy, "memmap"):
+            return pickle.Pickler
+
+        class ArrayPickler(pickle.Pickler):
+            """Pickles memory-mapped arrays as arrays."""
+
+            dispatch_table = copyreg.dispatch_table | {numpy.memmap: _memmap_as_array}
+
+        _pickler = ArrayPickler
+    return _pickler
+
+
+def dump_body(value: object) -> tuple[list[Buffer], int]:
+    """The body of *value* in pieces that are not copied, and its number of buffers.
+
+    Raises:
+        Exception: whatever pickling *value* raises.
+    """
+    buffers: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True  # not contiguous
+        if not raw.nbytes or (len(buffers) >= _ALWAYS_APART and raw.nbytes < _APART_BYTES):
+            return True
+        buffers.append(raw)
+        return False
+
+    if isinstance(value, (int, str, float, bytes, type(None))):
+        return [pickle.dumps(value, 5)], 0
+    stream = BytesIO()
+    _pickler_class()(stream, 5, buffer_callback=keep_in_band).dump(value)
+    data = stream.getvalue()
+    if not buffers:
+        return [data], 0
+    pieces: list[Buffer] = [data]
+    position = len(data)
+    rows = []
+    for raw in buffers:
+        padding = -position % ALIGN
+        pieces += [b"\0" * padding, raw]
+        rows.append(_TABLE_ROW.pack(position + padding, raw.nbytes))
+        position += padding + raw.nbytes
+    pieces += [b"\0" * (-position % 8), *rows]
+    return pieces, len(buffers)
+
+
+def read_table(tail: Buffer, count: int, body_length: int) -> list[tuple[int, int]]:
+    """Offset and length of each of *count* buffers, from the last bytes of a body.
+
+    Raises:
+        ValueError: a row points outside of the body.
+    """
+    rows = list(_TABLE_ROW.iter_unpack(memoryview(tail)[len(tail) - count * _TABLE_ROW.size :]))
+    limit = body_length - count * _TABLE_ROW.size
+    if any(offset + length > limit for offset, length in rows):
+        raise ValueError("a buffer stands outside of its entry")
+    return rows
+
+
+def load_body(body: Buffer, count: int) -> Any:
+    """The value of a body that is in memory whole; its buffers are copied, so writable."""
+    if not count:
+        return pickle.loads(body)  # noqa: S301  # verified and, with a key, signed
+    view = memoryview(body)
+    rows = read_table(view, count, view.nbytes)
+    buffers = [bytearray(view[offset : offset + length]) for offset, length in rows]
+    return pickle.loads(view, buffers=buffers)  # noqa: S301  # verified and, with a key, signed
+
+
+def compress(pieces: Iterable[Buffer], codec: str, level: int) -> list[bytes]:
+    """The pieces as one compressed stream."""
+    if codec == "lz4":
+        frame = _lz4()
+        context = frame.LZ4FrameCompressor(compression_level=level)
+        out = [context.begin()]
+        out += [context.compress(bytes(piece)) for piece in pieces]
+        return [*out, context.flush()]
+    makers: dict[str, Callable[[], Any]] = {
+        "zlib": lambda: zlib.compressobj(level),
+        "gzip": lambda: zlib.compressobj(level, zlib.DEFLATED, _GZIP_WINDOW),
+        "bz2": lambda: bz2.BZ2Compressor(max(level, 1)),
+        "lzma": lambda: lzma.LZMACompressor(lzma.FORMAT_ALONE, preset=level),
+        "xz": lambda: lzma.LZMACompressor(lzma.FORMAT_XZ, preset=level),
+    }
+    maker = makers[codec]()
+    return [*(maker.compress(piece) for piece in pieces), maker.flush()]
+
+
+def decompress(data: Buffer, codec: str, length: int) -> bytes:
+    """The *length* bytes that *data* stands for; never more, whatever the stream says.
+
+    Raises:
+        ValueError: the stream is not whole, or holds another number of bytes.
+    """
+    try:
+        if codec in ("zlib", "gzip"):
+            stream = zlib.decompressobj(_GZIP_WINDOW if codec == "gzip" else 15)
+            out = stream.decompress(data, length + 1)
+        elif codec == "lz4":
+            out = _lz4().LZ4FrameDecompressor().decompress(bytes(data), length + 1)
+        else:
+            reader: Any = bz2.BZ2Decompressor() if codec == "bz2" else lzma.LZMADecompressor()
+            out = reader.decompress(data, length + 1)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:
+        raise ValueError(f"the {codec} stream is damaged: {error}") from error
+    if len(out) != length:
+        raise ValueError(f"the {codec} stream holds another number of bytes than it says")
+    return bytes(out)
+
+
+def _lz4() -> Any:
+    try:
+        import lz4.frame  # type: ignore[import-not-found,unused-ignore]  # optional
+    except ImportError as error:
+        raise MissingExtraError("lz4", "joblib") from error
+    return lz4.frame
+
+
+def total(pieces: Sequence[Buffer]) -> int:
+    """The number of bytes of all pieces."""
+    return sum(len(piece) for piece in pieces)

@@ -1,0 +1,86 @@
+"""Walking over a store: folders by ``scandir``, one ``stat`` an entry, no entry opened."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import gc
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from joblib_ext._layout import CLAIM_MAX, Layout
+from mlops_ext.files import TEMP_SUFFIX
+
+__all__ = ["Namespace", "items", "namespaces", "shards"]
+
+_SHARD_DIGITS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace:
+    """One version of one function on disk.
+
+    Attributes:
+        folder: the function's folder name.
+        name: the namespace.
+        path: its path.
+    """
+
+    folder: str
+    name: str
+    path: str
+
+
+def subfolders(path: str) -> list[str]:
+    """Names of the folders in *path*; [] where it is gone."""
+    try:
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def namespaces(layout: Layout) -> Iterator[Namespace]:
+    """All versions of all functions."""
+    for folder in subfolders(layout.items):
+        for name in subfolders(f"{layout.items}/{folder}"):
+            yield Namespace(folder=folder, name=name, path=f"{layout.items}/{folder}/{name}")
+
+
+def shards(layout: Layout) -> list[str]:
+    """Paths of all folders that hold entries."""
+    return [
+        f"{space.path}/{name}" for space in namespaces(layout) for name in subfolders(space.path)
+    ]
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Hold the cyclic collector back: it would walk over each list while it grows."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def items(layout: Layout, make: Callable[[str, int, dt.datetime], Any]) -> list[Any]:
+    """All entries as joblib wants them: *make* gets path, size and last access."""
+    out: list[Any] = []
+    when = dt.datetime.fromtimestamp
+    add = out.append
+    with without_collector():
+        for shard in shards(layout):
+            with contextlib.suppress(OSError), os.scandir(shard) as entries:
+                for entry in entries:
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue  # somebody removed it meanwhile
+                    if found.st_size >= CLAIM_MAX and not entry.name.endswith(TEMP_SUFFIX):
+                        add(make(entry.path, found.st_size, when(found.st_atime)))
+    return out

@@ -1,0 +1,294 @@
+"""Reading, publishing and setting aside entries of one store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from joblib_ext._claim_record import ClaimRecord
+from joblib_ext._entry import HEADER, MAGIC, Entry, build, is_foreign, open_small, parse_header
+from joblib_ext._events import Events
+from joblib_ext._fresh import fresh_path
+from joblib_ext._large import CorruptEntryError, LargeEntry
+from joblib_ext._layout import CODE_FILE, Layout
+from joblib_ext._options import SharedOptions
+from joblib_ext._payload import Buffer
+from mlops_ext.files import Patience, remove, sync_directory, temp_name, write_new
+from mlops_ext.files import publish as publish_file
+
+__all__ = ["AMBIGUOUS", "UNUSABLE", "Address", "Store", "Unusable", "View"]
+
+AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
+"""After these the destination decides: the reply can be lost though the operation took place."""
+_SMALL = 1 << 16
+"""One read brings an entry up to this size; most are far below."""
+_JOIN = 1 << 20
+"""Pieces are joined to writes of about this size: a write is a round trip."""
+_TRIES = 5
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_REREAD_PAUSES_S = (0.0, 0.02, 0.1)
+"""A view that a cache made old gets these chances to become whole before it is called corrupt."""
+
+
+class Unusable:
+    """Something stands there that can neither be used nor moved aside."""
+
+
+UNUSABLE = Unusable()
+View = Entry | LargeEntry | ClaimRecord | Unusable | None
+"""What stands at a path; None is nothing."""
+
+
+class Address:
+    """One version of a function: where its entries stand, and what their checksums bind them to."""
+
+    __slots__ = ("base", "code", "func_id", "namespace", "prefix")
+
+    def __init__(self, layout: Layout, func_id: str, namespace: str, code: str = "") -> None:
+        self.func_id, self.namespace, self.code = func_id, namespace, code
+        self.base = layout.namespace(func_id, namespace) + "/"
+        self.prefix = f"{func_id}\0{namespace}\0".encode("utf-8", "surrogatepass")
+
+
+class Store:
+    """The entries below one location. Errors of the file system end here as misses."""
+
+    def __init__(self, location: str, options: SharedOptions) -> None:
+        self.layout = Layout(location)
+        self.options = options
+        self.events = Events(self.layout.events)
+        self.key = options.sign_key
+
+    def look(self, path: str, address: bytes) -> View:
+        """What stands at *path*: a verified entry, an open large one, a claim, or None.
+
+        One open and one read for what is small. What does not verify is looked at again past
+        the client's caches, and then moved aside.
+        """
+        try:
+            descriptor = os.open(path, _READ)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return self._look_closely(path, address, error)
+        try:
+            data = os.read(descriptor, _SMALL)
+        except OSError as error:
+            os.close(descriptor)
+            return self._look_closely(path, address, error)
+        if len(data) < _SMALL:
+            entry = open_small(data, address, self.key)
+            if entry is not None and self.options.mmap_mode and entry.header.buffers:
+                return LargeEntry(descriptor, path, entry.header, address, self.key)
+            os.close(descriptor)
+            return entry or self._judge(path, address, data)
+        large = self.open_large(descriptor, path, address, data)
+        return large or self._look_closely(path, address, None)
+
+    def open_large(
+        self, descriptor: int, path: str, address: bytes, data: bytes
+    ) -> LargeEntry | None:
+        """The large entry that *descriptor* is open on; otherwise the descriptor is closed."""
+        header = parse_header(data)
+        try:
+            good = (
+                header is not None
+                and os.fstat(descriptor).st_size == header.size
+                and header.signed == (self.key is not None)
+            )
+        except OSError:
+            good = False
+        if header is None or not good:
+            os.close(descriptor)
+            return None
+        return LargeEntry(descriptor, path, header, address, self.key)
+
+    def _judge(self, path: str, address: bytes, data: bytes) -> View:
+        """A small file that is no entry: a claim, or something to look at closely."""
+        return ClaimRecord.parse(data) or self._look_closely(path, address, None)
+
+    def _look_closely(self, path: str, address: bytes, error: OSError | None) -> View:
+        """Look again, with attributes from the server; what is still wrong is moved aside."""
+        data = b""
+        for pause_s in _REREAD_PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                fresh_path(path)
+                descriptor = os.open(path, _READ)
+            except FileNotFoundError:
+                return None
+            except OSError as caught:
+                error = caught
+                continue
+            try:
+                data = os.read(descriptor, _SMALL)
+            except OSError as caught:
+                os.close(descriptor)
+                error = caught
+                continue
+            error = None
+            if len(data) == _SMALL:
+                large = self.open_large(descriptor, path, address, data)
+                if large is not None:
+                    return large
+                continue
+            os.close(descriptor)
+            found = open_small(data, address, self.key) or ClaimRecord.parse(data)
+            if found is not None:
+                return found
+        if error is not None:
+            self.events.warn_once("read", f"a cached result could not be read: {error}", error)
+            return UNUSABLE
+        if is_foreign(data):
+            return UNUSABLE
+        return None if self.set_aside(path, address) else UNUSABLE
+
+    def set_aside(self, path: str, address: bytes) -> bool:
+        """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
+        aside = f"{self.layout.corrupt}/{temp_name(os.path.basename(path))[:-4]}"  # noqa: PTH119
+        try:
+            os.makedirs(self.layout.corrupt, exist_ok=True)  # noqa: PTH103  # texts throughout
+            os.rename(path, aside)  # noqa: PTH104  # as above
+        except OSError as error:
+            if error.errno not in AMBIGUOUS or not os.path.lexists(aside):
+                self.events.warn_once("aside", f"a corrupt entry stays at {path}: {error}", error)
+                return False
+            self.events.note("lost-reply", path)
+        if self._verifies(aside, address):  # somebody put a good one there meanwhile
+            with contextlib.suppress(OSError):
+                os.link(aside, path)
+            with contextlib.suppress(OSError):
+                os.unlink(aside)  # noqa: PTH108
+            return False
+        self.events.note("corrupt", path)
+        self.events.warn_once(
+            f"corrupt {path}",
+            f"a cached result did not verify; it is computed again. The damaged file: {aside}",
+        )
+        return True
+
+    def _verifies(self, path: str, address: bytes) -> bool:
+        try:
+            descriptor = os.open(path, _READ)
+            try:
+                data = os.read(descriptor, _SMALL)
+                if len(data) < _SMALL:
+                    good = open_small(data, address, self.key) or ClaimRecord.parse(data)
+                    return good is not None
+                large = self.open_large(os.dup(descriptor), path, address, data)
+            finally:
+                os.close(descriptor)
+            if large is None:
+                return False
+            large.verify()
+        except (OSError, CorruptEntryError):
+            return False
+        return True
+
+    def build(
+        self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], address: bytes
+    ) -> tuple[list[Buffer], bytes]:
+        """An entry in pieces, joined to few writes, and its token."""
+        options = self.options
+        whole, token = build(
+            pieces,
+            buffers,
+            metadata,
+            address,
+            codec=options.codec,
+            level=options.level,
+            key=self.key,
+        )
+        return _join(whole), token
+
+    def publish(self, path: str, pieces: Sequence[Buffer], token: bytes, home: Address) -> None:
+        """Put an entry at *path*, all or nothing, in place of whatever stands there.
+
+        Leans on: O_EXCL creation, an atomic rename within a directory. A rename whose reply was
+        lost is recognised by the token at the destination.
+
+        Raises:
+            OSError: the file system refused; nothing is left behind.
+        """
+        folder = path[: path.rindex("/") + 1]
+        for attempt in range(1, _TRIES + 1):
+            temp = folder + temp_name("entry")
+            try:
+                write_new(temp, pieces, durability=self.options.sync)
+                os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
+            except OSError as error:
+                _discard(temp)
+                if error.errno not in AMBIGUOUS:
+                    raise
+                if self.token_at(path) == token:
+                    self.events.note("lost-reply", path)
+                    break
+                if attempt == _TRIES:
+                    raise
+                self.make_folder(folder, home)
+            else:
+                break
+        if self.options.durability == "fsync":
+            sync_directory(folder)
+
+    def remove(self, path: str) -> None:
+        """Remove an entry or a folder; where that is not possible, say so once."""
+        removal = remove(path, patience=Patience(total_s=0.2))
+        if removal.left:
+            left, _, error = removal.left[0]
+            self.events.warn_once("remove", f"{left} could not be removed: {error}", error)
+
+    @staticmethod
+    def token_at(path: str) -> bytes | None:
+        """The token of the entry at *path*, from its first bytes, or None."""
+        try:
+            descriptor = os.open(path, _READ)
+            try:
+                data = os.read(descriptor, HEADER.size)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return None
+        return data[40:48] if data[:8] == MAGIC else None
+
+    def make_folder(self, folder: str, home: Address) -> None:
+        """Make a shard, its namespace and the note of what the namespace is.
+
+        A lost reply shows as an error here; the next try to use the folder tells.
+        """
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # texts throughout
+        note = home.base + CODE_FILE
+        if not os.path.lexists(note):
+            content = {"function": home.func_id, "code": home.code}
+            with contextlib.suppress(OSError):
+                publish_file(note, json.dumps(content).encode(), replace=False)
+
+
+def _discard(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def _join(pieces: Sequence[Buffer]) -> list[Buffer]:
+    """The same bytes in fewer pieces; large ones are not copied."""
+    out: list[Buffer] = []
+    run: list[Buffer] = []
+    size = 0
+    for piece in pieces:
+        if len(piece) >= _JOIN:
+            out += [b"".join(run)] if run else []
+            out.append(piece)
+            run, size = [], 0
+            continue
+        run.append(piece)
+        size += len(piece)
+        if size >= _JOIN:
+            out.append(b"".join(run))
+            run, size = [], 0
+    return [*out, b"".join(run)] if run else out

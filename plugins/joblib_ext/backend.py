@@ -1,0 +1,418 @@
+"""The ``shared`` store backend of ``joblib.Memory``.
+
+How joblib's calls are used: only ``_cached_call`` asks for ``get_cached_func_info``, so that
+question arms the claim that ``contains_item`` then takes or waits for; what ``contains_item`` read
+answers ``get_metadata`` and ``load_item``; ``dump_item`` serialises, and ``store_metadata``, which
+follows, publishes value and metadata as one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from joblib._store_backends import CacheItemInfo, StoreBackendBase, StoreBackendMixin
+from joblib.disk import mkdirp
+from joblib.logger import format_time
+
+from joblib_ext import _limits, _scan, _trash
+from joblib_ext._call import Call, CallInfo
+from joblib_ext._claim_record import ClaimRecord
+from joblib_ext._entry import Entry
+from joblib_ext._flight import claim_or_wait
+from joblib_ext._functions import Functions
+from joblib_ext._large import CorruptEntryError, LargeEntry
+from joblib_ext._metadata import NAMESPACE, LazyMetadata
+from joblib_ext._options import SharedOptions, read_options
+from joblib_ext._store import Address, Store, View
+from joblib_ext._tier import LocalTier
+from joblib_ext._writer import Writer
+
+__all__ = ["SharedStoreBackend"]
+
+_DIRECT = "0" * 24
+"""Namespace of items that are dumped by hand, without a function."""
+_TALKATIVE, _VERY_TALKATIVE = 1, 10
+
+
+class _PerThread(threading.local):
+    """What one thread has under way: the armed call, and what it read last."""
+
+    armed: CallInfo | None = None
+    found: tuple[Any, Entry | LargeEntry] | None = None
+
+
+class _Runtime:
+    """What a backend needs at run time and does not take along when it is pickled."""
+
+    __slots__ = ("calls", "functions", "local", "store", "tier", "verified", "writer")
+
+    def __init__(self, location: str, options: SharedOptions) -> None:
+        self.store = Store(location, options)
+        self.functions = Functions(self.store.layout, options.sign_key)
+        self.writer = Writer(self.store)
+        self.local = _PerThread()
+        self.calls: weakref.WeakValueDictionary[int, Call] = weakref.WeakValueDictionary()
+        self.tier = (
+            LocalTier(options.local_tier, options.local_tier_bytes, self.store)
+            if options.local_tier is not None
+            else None
+        )
+        self.verified: set[bytes] = set()
+
+
+class _Unpickled:
+    """Holds what is not part of a backend's state, outside of its ``__dict__``."""
+
+    __slots__ = ("_runtime",)
+    _runtime: _Runtime
+
+
+class SharedStoreBackend(_Unpickled, StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
+    """Keeps results on a file system that several machines may share.
+
+    Use it as ``Memory(location, backend="shared", backend_options={...})``; the options are those
+    of `joblib_ext.SharedOptions`. Nothing that the file system does is raised into a cached call.
+    """
+
+    location: str
+    verbose: int = 0
+    compress: Any = None
+    mmap_mode: str | None = None
+    options: SharedOptions | None = None
+
+    def configure(
+        self,
+        location: str,
+        verbose: int = 1,
+        backend_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Set the store up; a location that cannot be written only costs a warning later.
+
+        Raises:
+            SettingsError: an option is unknown or has a value that cannot be used.
+        """
+        given = dict(backend_options or {})
+        self.options = read_options(given)
+        self.location, self.verbose = location, verbose
+        self.compress = given.get("compress", False)
+        self.mmap_mode = self.options.mmap_mode
+        self._prepare_location()
+
+    def _prepare_location(self) -> None:
+        """As joblib does: the folder, and a .gitignore beside or in it."""
+        folder = Path(self.location)
+        with contextlib.suppress(OSError):
+            mkdirp(self.location)
+            base = folder.parent if folder.name == "joblib" else folder
+            ignore = base / ".gitignore"
+            if not ignore.exists():
+                ignore.write_text("# Created by joblib automatically.\n*\n", encoding="utf-8")
+
+    @property
+    def _run(self) -> _Runtime:
+        try:
+            return self._runtime
+        except AttributeError:
+            self._runtime = _Runtime(self.location, self.options or SharedOptions())
+            return self._runtime
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    # -- the function's code --------------------------------------------------------------------
+
+    def get_cached_func_code(self, call_id: Sequence[str]) -> str:
+        """A text that equals the code at hand: each version has a namespace of its own."""
+        return self._run.functions.learning_code(call_id[0])
+
+    def store_cached_func_code(self, call_id: Sequence[str], func_code: str | None = None) -> None:
+        """Note the version of a function; its folder is made with its first entry."""
+        if func_code is not None:
+            header, _, code = func_code.partition("\n")
+            code = code if header.startswith("# first line:") else func_code
+            self._run.functions.learn(call_id[0], code)
+
+    def get_cached_func_info(self, call_id: Sequence[str]) -> CallInfo:
+        """Where the function's entries are; arms the claim of the call that asks."""
+        info = CallInfo(self.location, call_id[0])
+        self._run.local.armed = info
+        return info
+
+    # -- one item -------------------------------------------------------------------------------
+
+    def contains_item(self, call_id: Sequence[str]) -> bool:
+        """Whether a verified result is there; in a cached call, wait for it or claim it."""
+        run = self._run
+        local = run.local
+        info, local.armed = local.armed, None
+        local.found = None
+        func_id, arguments = call_id
+        known = run.functions.known.get(id(func_id))
+        if known is not None and known[0] is func_id:
+            home: Address | None = known[1]
+        else:
+            home = run.functions.home_of_caller(func_id)
+        if home is None:
+            return self._search(call_id) is not None
+        path, address = _place(home, arguments)
+        look = run.store.look if run.tier is None else run.tier.look
+        found: View = look(path, address)
+        if not isinstance(found, (Entry, LargeEntry)):
+            if info is None or info.func_id is not func_id:
+                return False
+            found = self._claim(info, Call(run.writer, call_id, path, address, home), found)
+            if not isinstance(found, (Entry, LargeEntry)):
+                return False
+        local.found = call_id, found
+        return True
+
+    def _claim(self, info: CallInfo, call: Call, view: View) -> Entry | LargeEntry | None:
+        """The result that another process computed, or None: then *call* is to compute."""
+        run = self._run
+        if run.store.options.single_flight:
+            found = claim_or_wait(run.store, call.path, call.address, call.home, view)
+            if isinstance(found, (Entry, LargeEntry)):
+                return found
+            if found is not None:
+                call.claim = found
+                found.note_frame()
+        info.call = call
+        run.calls[id(call.call_id)] = call
+        return None
+
+    def get_metadata(self, call_id: Sequence[str]) -> dict[str, Any]:
+        """What joblib noted of the call; {} where there is no entry."""
+        entry = self._entry(call_id, None)
+        if entry is None:
+            return {}
+        return LazyMetadata(lambda: _metadata_of(entry))
+
+    def load_item(
+        self,
+        call_id: Sequence[str],
+        verbose: int = 1,
+        timestamp: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The value of an item.
+
+        Raises:
+            KeyError: there is none.
+            Exception: whatever unpickling raises.
+        """
+        if verbose > _TALKATIVE:
+            self._tell(call_id, verbose, timestamp, metadata)
+        entry = self._entry(call_id, metadata)
+        if entry is not None:
+            try:
+                return self._value(entry)
+            except CorruptEntryError:
+                self._set_aside(entry)
+                raise
+        call = self._run.calls.get(id(call_id))
+        if call is not None and call.item is not None:
+            return call.item[0]
+        raise KeyError(f"Non-existing item (may have been cleared): {call_id[0]}, {call_id[1]}")
+
+    def dump_item(self, call_id: Sequence[str], item: Any, verbose: int = 1) -> None:
+        """Take a result; within a cached call it is published by `store_metadata`."""
+        run = self._run
+        call = run.calls.get(id(call_id))
+        if call is not None and call.call_id is call_id:
+            if verbose > _VERY_TALKATIVE:
+                print(f"Persisting in {call.path}")  # noqa: T201  # as joblib's own
+            call.item = (item,) if self.mmap_mode else None
+            call.pending = run.writer.serialise(item)
+            if call.pending is None:
+                call.release()
+            return
+        body = run.writer.serialise(item)
+        if body is not None and len(call_id) > 1 and not isinstance(call_id, str):
+            home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
+            run.writer.write(*_place(home, call_id[1]), home, body, {})
+
+    def store_metadata(self, call_id: Sequence[str], metadata: dict[str, Any]) -> None:
+        """Publish a computed result together with its metadata, as one file."""
+        run = self._run
+        call = run.calls.get(id(call_id))
+        if call is not None and call.call_id is call_id:
+            metadata[NAMESPACE] = call.home.namespace
+            run.writer.finish(call, metadata)
+            return
+        home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
+        metadata[NAMESPACE] = home.namespace
+        run.writer.add_metadata(*_place(home, call_id[1]), home, metadata)
+
+    def clear_item(self, call_id: Sequence[str]) -> None:
+        """Remove an item; one that somebody renewed since it was looked at stays."""
+        run = self._run
+        judged = run.local.found
+        run.local.found = None
+        for home in self._homes(call_id):
+            path, _ = _place(home, call_id[1])
+            run.writer.forget(path)
+            if judged is not None and judged[0] is call_id:
+                token = run.store.token_at(path)
+                if token is not None and token != judged[1].header.token:
+                    continue
+            run.store.remove(path)
+
+    # -- many items -----------------------------------------------------------------------------
+
+    def contains_path(self, call_id: Sequence[str]) -> bool:
+        """Whether any version of a function has a folder."""
+        return os.path.isdir(self._run.store.layout.function(call_id[0]))  # noqa: PTH112  # a text
+
+    def clear_path(self, call_id: Sequence[str]) -> None:
+        """Remove the results of the function's version at hand; other versions keep theirs."""
+        run = self._run
+        home = run.functions.home_of_caller(call_id[0]) or run.functions.home(call_id[0])
+        folder = home.base[:-1] if home else run.store.layout.function(call_id[0])
+        run.local.found = None
+        run.writer.forget(folder)
+        _trash.move_to_trash(run.store, folder)
+
+    def clear(self) -> None:
+        """Remove everything of this store: one rename, the rest in the background."""
+        run = self._run
+        run.local.found = None
+        run.writer.forget("")
+        _trash.move_to_trash(run.store, run.store.layout.items)
+
+    def clear_location(self, location: str) -> None:
+        """Remove an item or a folder, by its path."""
+        if location == self.location:
+            self.clear()
+        else:
+            self._run.store.remove(location)
+
+    def get_items(self) -> Any:
+        """All entries: path, size and last access."""
+        return _scan.items(self._run.store.layout, CacheItemInfo)
+
+    def enforce_store_limits(
+        self, bytes_limit: Any, items_limit: int | None = None, age_limit: Any = None
+    ) -> None:
+        """Remove the entries that were not used for longest; see `_limits`."""
+        _limits.enforce(self._run.store, bytes_limit, items_limit, age_limit)
+
+    # -- the rest of joblib's interface ---------------------------------------------------------
+
+    def _open_item(self, f: str, mode: str) -> Any:
+        return Path(f).open(mode)
+
+    def _item_exists(self, location: str) -> Any:
+        return os.path.exists(location)  # noqa: PTH110  # a text
+
+    def _move_item(self, src: str, dst: str) -> None:
+        Path(src).replace(dst)
+
+    def create_location(self, location: str) -> None:
+        """Make a folder."""
+        mkdirp(location)
+
+    def _home(self, func_id: str) -> Address | None:
+        functions = self._run.functions
+        return functions.home_of_caller(func_id) or functions.home(func_id)
+
+    def _homes(self, call_id: Sequence[str]) -> list[Address]:
+        """The version that is meant; where it cannot be known, all that have such an item."""
+        home = self._home(call_id[0])
+        return [home] if home is not None else self._holders(call_id)
+
+    def _holders(self, call_id: Sequence[str]) -> list[Address]:
+        run = self._run
+        folder = run.store.layout.function(call_id[0])
+        with contextlib.suppress(OSError):
+            homes = [run.functions.at(call_id[0], name) for name in os.listdir(folder)]  # noqa: PTH208  # names
+            return [home for home in homes if run.store.token_at(_place(home, call_id[1])[0])]
+        return []
+
+    def _search(self, call_id: Sequence[str]) -> Entry | LargeEntry | None:
+        """An item whose version is not known: found if exactly one version has it."""
+        holders = self._holders(call_id)
+        if len(holders) != 1:
+            return None
+        return self._read(holders[0], call_id)
+
+    def _read(self, home: Address, call_id: Sequence[str]) -> Entry | LargeEntry | None:
+        run = self._run
+        path, address = _place(home, call_id[1])
+        look = run.store.look if run.tier is None else run.tier.look
+        found = look(path, address)
+        if isinstance(found, (Entry, LargeEntry)):
+            return found
+        return None if isinstance(found, ClaimRecord) else run.writer.recall(path)
+
+    def _entry(
+        self, call_id: Sequence[str], metadata: Mapping[str, Any] | None
+    ) -> Entry | LargeEntry | None:
+        """What `contains_item` found for this very call, or what stands there now."""
+        run = self._run
+        found = run.local.found
+        if found is not None and found[0] is call_id:
+            return found[1]
+        namespace = metadata.get(NAMESPACE) if metadata else None
+        if isinstance(namespace, str):
+            return self._read(run.functions.at(call_id[0], namespace), call_id)
+        home = run.functions.home(call_id[0])
+        return self._read(home, call_id) if home else self._search(call_id)
+
+    def _value(self, entry: Entry | LargeEntry) -> Any:
+        if isinstance(entry, Entry):
+            return entry.value()
+        if self.mmap_mode is None:
+            return entry.value()
+        run = self._run
+        verify = run.store.options.verify
+        if verify == "always" or (verify == "first" and entry.header.token not in run.verified):
+            entry.verify()
+            run.verified.add(entry.header.token)
+        return entry.map(self.mmap_mode)
+
+    def _set_aside(self, entry: Entry | LargeEntry) -> None:
+        run = self._run
+        run.local.found = None
+        if isinstance(entry, LargeEntry):
+            run.store.set_aside(entry.path, entry.address)
+
+    def _tell(
+        self,
+        call_id: Sequence[str],
+        verbose: int,
+        timestamp: float | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
+        """Say what is loaded, in joblib's words."""
+        age = f"{format_time(time.time() - timestamp): <16}" if timestamp is not None else ""
+        signature = os.path.basename(call_id[0])  # noqa: PTH119  # a text
+        if metadata and "input_args" in metadata:
+            arguments = ", ".join(f"{name}={text}" for name, text in metadata["input_args"].items())
+            signature += f"({arguments})"
+        more = "..." if verbose < _VERY_TALKATIVE else f" from {self.location}"
+        print(f"[Memory]{age}: Loading {signature}{more}")  # noqa: T201  # as joblib's own
+
+
+def _place(home: Address, arguments: str) -> tuple[str, bytes]:
+    """Path and address of an item."""
+    if "/" in arguments:
+        arguments = quote(arguments, safe="")
+    return f"{home.base}{arguments[:2]}/{arguments}", home.prefix + arguments.encode()
+
+
+def _metadata_of(entry: Entry | LargeEntry) -> dict[str, Any]:
+    try:
+        return entry.metadata()
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,70 @@
+"""What mlops-ext knows of the joblib extension; joblib itself is not imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
+from mlops_ext.patching import Patch
+
+__all__ = ["SHARED_BACKEND"]
+
+_SUPPORTED = ">=1.4,<1.7"
+
+SHARED_BACKEND = Patch(
+    id="joblib.shared-backend",
+    framework="joblib",
+    distribution="joblib",
+    versions=_SUPPORTED,
+    target="joblib.memory:_STORE_BACKENDS[shared]",
+    replacement="joblib_ext._register:backend_factory",
+    expects="nothing",
+    reason="a cache folder that several machines share gives wrong values and stampedes",
+    upstream="https://joblib.readthedocs.io/en/stable/generated/joblib.register_store_backend.html",
+    verified_by="tests/plugins/test_joblib_versions.py",
+)
+
+
+@hookimpl
+def mlops_ext_frameworks() -> Iterable[Framework]:
+    """Joblib."""
+    return [
+        Framework(
+            name="joblib",
+            distribution="joblib",
+            supported=_SUPPORTED,
+            extension="joblib_ext",
+            summary='Memory(..., backend="shared"): a cache that many machines can share',
+        )
+    ]
+
+
+@hookimpl
+def mlops_ext_patches() -> Iterable[Patch]:
+    """The registration of the backend."""
+    return [SHARED_BACKEND]
+
+
+@hookimpl
+def mlops_ext_doctor_checks() -> Iterable[DoctorCheck]:
+    """Whether the fast checksum is there."""
+    return [DoctorCheck(name="joblib.checksum", framework="joblib", run=_check_checksum)]
+
+
+def _check_checksum() -> Iterator[Finding]:
+    from importlib.util import find_spec
+
+    if find_spec("xxhash") is None:
+        yield Finding(
+            check="joblib.checksum",
+            severity=Severity.NOTE,
+            message="xxhash is not installed: entries are checked with crc32, which is slower,"
+            " and entries that others wrote with xxh3 count as misses",
+            advice="pip install 'mlops-ext[joblib]'",
+        )
+    else:
+        yield Finding(
+            check="joblib.checksum",
+            severity=Severity.OK,
+            message="entries are checked with xxh3",
+        )
