@@ -107,11 +107,9 @@ def _step(
     if isinstance(view, Unusable):
         return _COMPUTE
     if isinstance(view, ClaimRecord):
-        if _would_deadlock(path):
-            return _COMPUTE
         own = _claims.adopt(store, path, view)
-        if own is not None:
-            return own
+        if own is not None or _would_deadlock(path):
+            return own or _COMPUTE
         if not (watch.is_dead(view) and _claims.remove_dead(store, path, view)):
             return _WAIT
     taken = _claims.take(store, path, home)

@@ -17,10 +17,9 @@ import statistics
 from collections.abc import Sequence
 
 from joblib_ext._layout import CLAIM_MAX
-from joblib_ext._scan import shards, without_collector
+from joblib_ext._scan import is_item, shards, without_collector
 from joblib_ext._store import Store
 from joblib_ext._trash import empty_later
-from mlops_ext.files import TEMP_SUFFIX
 
 __all__ = ["EXACT_UP_TO", "enforce"]
 
@@ -79,7 +78,7 @@ def _list(folders: Sequence[str]) -> dict[str, list[str]]:
     for folder in folders:
         with contextlib.suppress(OSError):
             names = os.listdir(folder)  # noqa: PTH208  # names are all that is needed
-            found[folder] = [name for name in names if not name.endswith(TEMP_SUFFIX)]
+            found[folder] = [name for name in names if is_item(name)]
     return found
 
 

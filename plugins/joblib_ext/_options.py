@@ -36,7 +36,7 @@ class SharedOptions:
     level: int = _DEFAULT_LEVEL
     mmap_mode: str | None = None
     durability: Literal["none", "fsync"] = "none"
-    """A cache can be computed again; "fsync" costs milliseconds an entry and suroutlives power cuts."""
+    """A cache can be computed again; "fsync" costs milliseconds an entry."""
     verify: Literal["always", "first", "never"] = "always"
     """When a memory-mapped entry is checked. Always: a wrong value costs more than a reading."""
     single_flight: bool = True

@@ -13,9 +13,17 @@ from typing import Any
 from joblib_ext._layout import CLAIM_MAX, Layout
 from mlops_ext.files import TEMP_SUFFIX
 
-__all__ = ["Namespace", "items", "namespaces", "shards"]
+__all__ = ["Namespace", "is_item", "items", "namespaces", "shards"]
 
 _SHARD_DIGITS = 2
+
+
+def is_item(name: str) -> bool:
+    """Whether a name can be an entry's: not temporary, and not what is left of an open file.
+
+    NFS and FUSE rename an open file that is removed to ``.nfs...`` or ``.fuse_hidden...``.
+    """
+    return not name.endswith(TEMP_SUFFIX) and not name.startswith(".")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +89,6 @@ def items(layout: Layout, make: Callable[[str, int, dt.datetime], Any]) -> list[
                         found = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue  # somebody removed it meanwhile
-                    if found.st_size >= CLAIM_MAX and not entry.name.endswith(TEMP_SUFFIX):
+                    if found.st_size >= CLAIM_MAX and is_item(entry.name):
                         add(make(entry.path, found.st_size, when(found.st_atime)))
     return out

@@ -128,7 +128,8 @@ class SharedStoreBackend(_Unpickled, StoreBackendBase, StoreBackendMixin):  # ty
         return dict(vars(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        for name, value in state.items():
+            setattr(self, name, value)
 
     # -- the function's code --------------------------------------------------------------------
 

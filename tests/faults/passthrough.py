@@ -1,0 +1,189 @@
+"""A network file system for tests: a FUSE passthrough, one process a mount.
+
+    python passthrough.py BACKING MOUNTPOINT PLAN ATTRIBUTE_SECONDS
+
+The kernel caches attributes, names and missing names for ATTRIBUTE_SECONDS, as an NFS client does.
+PLAN is a JSON file that may change at any time:
+
+    {"round_trip_s": 0.0005,
+     "lose": {"operations": ["link", ...], "rate": 0.05, "errno": 5},
+     "fail": [{"operations": ["open"], "errno": 116, "rate": 0.1, "times": 3, "name": "text"}]}
+
+A lost reply takes place and then fails; a failure does not take place. `times` bounds a failure,
+`name` restricts it to paths that hold the text. Without `rate` it is certain.
+"""
+
+import errno
+import json
+import os
+import random
+import sys
+import threading
+import time
+
+import mfusepy
+
+
+class Plan:
+    """The faults to inject, read anew when the file changes."""
+
+    def __init__(self, path):
+        self.path, self.stamp, self.data = path, None, {}
+        self.left = {}
+        self.lock = threading.Lock()
+
+    def current(self):
+        try:
+            stamp = os.stat(self.path).st_mtime_ns
+        except OSError:
+            return self.data
+        with self.lock:
+            if stamp != self.stamp:
+                try:
+                    with open(self.path) as file:
+                        self.data = json.load(file)
+                    self.stamp = stamp
+                    self.left = {
+                        number: rule["times"]
+                        for number, rule in enumerate(self.data.get("fail", []))
+                        if "times" in rule
+                    }
+                except ValueError:
+                    pass  # half written; the next operation reads it
+            return self.data
+
+    def before(self, operation, paths):
+        data = self.current()
+        if data.get("round_trip_s"):
+            time.sleep(data["round_trip_s"])
+        for number, rule in enumerate(data.get("fail", [])):
+            if operation not in rule["operations"]:
+                continue
+            if "name" in rule and not any(rule["name"] in str(path) for path in paths):
+                continue
+            if random.random() >= rule.get("rate", 1.0):
+                continue
+            with self.lock:
+                if self.left.get(number, 1) <= 0:
+                    continue
+                if number in self.left:
+                    self.left[number] -= 1
+            raise mfusepy.FuseOSError(rule["errno"])
+
+    def after(self, operation):
+        lose = self.current().get("lose")
+        if lose and operation in lose["operations"] and random.random() < lose["rate"]:
+            raise mfusepy.FuseOSError(lose.get("errno", errno.EIO))
+
+
+def faulty(function):
+    """Runs an operation with the round trip, the failures and the lost replies of the plan."""
+
+    def run(self, path, *args):
+        self.plan.before(function.__name__, (path, *args[:1]))
+        done = function(self, path, *args)
+        self.plan.after(function.__name__)
+        return done
+
+    run.__name__ = function.__name__
+    return run
+
+
+class Passthrough(mfusepy.Operations):
+    use_ns = True
+
+    def __init__(self, backing, plan):
+        self.backing, self.plan = backing, Plan(plan)
+
+    def _real(self, path):
+        return self.backing + path
+
+    @faulty
+    def getattr(self, path, fh=None):
+        st = os.lstat(self._real(path))
+        names = ("mode", "nlink", "uid", "gid", "size", "blocks")
+        found = {f"st_{name}": getattr(st, f"st_{name}") for name in names}
+        return found | {f"st_{n}": getattr(st, f"st_{n}_ns") for n in ("atime", "mtime", "ctime")}
+
+    @faulty
+    def readdir(self, path, fh):
+        return [".", "..", *os.listdir(self._real(path))]
+
+    @faulty
+    def open(self, path, flags):
+        return os.open(self._real(path), flags)
+
+    @faulty
+    def create(self, path, mode, fi=None):
+        return os.open(self._real(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+
+    @faulty
+    def read(self, path, size, offset, fh):
+        return os.pread(fh, size, offset)
+
+    @faulty
+    def write(self, path, data, offset, fh):
+        return os.pwrite(fh, data, offset)
+
+    @faulty
+    def flush(self, path, fh):
+        return 0
+
+    def release(self, path, fh):
+        os.close(fh)
+        return 0
+
+    @faulty
+    def fsync(self, path, datasync, fh):
+        os.fsync(fh)
+        return 0
+
+    @faulty
+    def truncate(self, path, length, fh=None):
+        os.truncate(self._real(path), length)
+
+    @faulty
+    def mkdir(self, path, mode):
+        os.mkdir(self._real(path), mode)
+
+    @faulty
+    def rmdir(self, path):
+        os.rmdir(self._real(path))
+
+    @faulty
+    def unlink(self, path):
+        os.unlink(self._real(path))
+
+    @faulty
+    def rename(self, old, new):
+        os.rename(self._real(old), self._real(new))
+
+    @faulty
+    def link(self, target, source):
+        os.link(self._real(source), self._real(target))
+
+    @faulty
+    def chmod(self, path, mode):
+        os.chmod(self._real(path), mode)
+
+    @faulty
+    def utimens(self, path, times=None):
+        os.utime(self._real(path), ns=times)
+
+    def statfs(self, path):
+        found = os.statvfs(self._real(path))
+        return {name: getattr(found, name) for name in dir(found) if name.startswith("f_")}
+
+    readlink = symlink = mknod = chown = None
+
+
+if __name__ == "__main__":
+    backing, mountpoint, plan, seconds = sys.argv[1:]
+    mfusepy.FUSE(
+        Passthrough(os.path.realpath(backing), plan),
+        mountpoint,
+        foreground=True,
+        attr_timeout=float(seconds),
+        entry_timeout=float(seconds),
+        negative_timeout=float(seconds),
+    )
