@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from nodes import LOST, Node, finish, need_namespaces, shares, wait_for
+from tests.faults.nodes import LOST, Node, finish, need_namespaces, shares, wait_for
 
 pytestmark = [pytest.mark.needs_namespaces]
 
