@@ -7,6 +7,7 @@ file, and one heartbeat serves all claims of the process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from pathlib import Path
@@ -17,11 +18,19 @@ from mlops_ext.files import temp_name
 
 __all__ = ["ClaimSource", "source_of"]
 
+_TRIES = 5
+_AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 
 class ClaimSource:
-    """The file that this process's claims on one store are links to."""
+    """The file that this process's claims on one store are links to.
+
+    Attributes:
+        path: the file, or "" where there is none yet.
+        record: what it says.
+        former: tokens of earlier files of this process, which beat no more.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -30,6 +39,7 @@ class ClaimSource:
         self._beats = 0
         self.path = ""
         self.record: ClaimRecord = own_record()
+        self.former: set[bytes] = set()
 
     def ready(self, stale: str = "") -> str:
         """The path to link from; made if it is missing, or if it is *stale*: somebody reaped it.
@@ -42,13 +52,23 @@ class ClaimSource:
         with self._lock:
             if self.path and self.path != stale:
                 return self.path
-            self._make()
+            for _ in range(_TRIES):  # a reply can be lost: the next name is another one
+                try:
+                    self._make()
+                    break
+                except OSError as error:
+                    if error.errno not in _AMBIGUOUS:
+                        raise
+            else:
+                self._make()
             return self.path
 
     def _make(self) -> None:
         self._close()
-        Path(self._folder).mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            Path(self._folder).mkdir(parents=True, exist_ok=True)
         path = f"{self._folder}/{temp_name('owner')}"
+        self.former.add(self.record.token)
         self.record = own_record()
         descriptor = os.open(path, _CREATE, 0o666)
         try:
@@ -81,6 +101,7 @@ class ClaimSource:
         self._lock = threading.Lock()
         self._close()
         self.path = ""
+        self.former.clear()
 
     def remove(self) -> None:
         """Take the file away: the process ends."""

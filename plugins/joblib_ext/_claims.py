@@ -19,6 +19,7 @@ from types import FrameType
 
 from joblib_ext._claim_record import ClaimRecord
 from joblib_ext._claim_source import ClaimSource, all_sources, source_of
+from joblib_ext._fresh import fresh_path
 from joblib_ext._store import AMBIGUOUS, Address, Store
 from mlops_ext.files import temp_name
 
@@ -183,9 +184,8 @@ def take(store: Store, path: str, home: Address) -> Claim | Taken:
     source = source_of(store.layout)
     try:
         origin = source.ready()
-    except OSError as error:
-        store.events.warn_once("claim", f"computing is not coordinated: {error}", error)
-        return Taken.NOT_POSSIBLE
+    except OSError:
+        return Taken.NOT_POSSIBLE  # writing the result will say why
     claim = Claim(path, source, store.options.lease_s)
     if _held.setdefault(path, claim) is not claim:
         return Taken.BY_OTHERS
@@ -196,7 +196,7 @@ def take(store: Store, path: str, home: Address) -> Claim | Taken:
             if tried is not None:
                 outcome = tried
                 break
-            if attempt:
+            if attempt and _is_gone(origin):
                 origin = source.ready(stale=origin)
                 claim.record = source.record
             store.make_folder(path[: path.rindex("/") + 1], home)
@@ -232,9 +232,22 @@ def _link(store: Store, origin: str, claim: Claim) -> Claim | Taken | None:
     return claim
 
 
+def _is_gone(path: str) -> bool:
+    """Whether the file server has no such file, whatever a cache says."""
+    try:
+        fresh_path(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def adopt(store: Store, path: str, record: ClaimRecord) -> Claim | None:
     """This process's own claim that it does not know of: the reply to the link was lost."""
     source = source_of(store.layout)
+    if record.token in source.former:
+        _remove(path, record)  # it would never beat again
     if not source.path or record.token != source.record.token:
         return None
     claim = Claim(path, source, store.options.lease_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import mmap
@@ -45,7 +46,8 @@ class LargeEntry:
         self.address, self.key = address, key
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):  # some file systems report an earlier write here
+            os.close(self._descriptor)
 
     def metadata(self) -> dict[str, Any]:
         """What joblib noted of the call; not verified, and nothing but JSON is read."""

@@ -32,7 +32,7 @@ _JOIN = 1 << 20
 _TRIES = 5
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _REREAD_PAUSES_S = (0.0, 0.02, 0.1)
-"""A view that a cache made old gets these chances to become whole before it is called corrupt."""
+"""A view that a cache made old gets these chances to become what the server has."""
 
 
 class Unusable:
@@ -79,13 +79,13 @@ class Store:
         try:
             data = os.read(descriptor, _SMALL)
         except OSError as error:
-            os.close(descriptor)
+            _close(descriptor)
             return self._look_closely(path, address, error)
         if len(data) < _SMALL:
             entry = open_small(data, address, self.key)
             if entry is not None and self.options.mmap_mode and entry.header.buffers:
                 return LargeEntry(descriptor, path, entry.header, address, self.key)
-            os.close(descriptor)
+            _close(descriptor)
             return entry or self._judge(path, address, data)
         large = self.open_large(descriptor, path, address, data)
         return large or self._look_closely(path, address, None)
@@ -104,7 +104,7 @@ class Store:
         except OSError:
             good = False
         if header is None or not good:
-            os.close(descriptor)
+            _close(descriptor)
             return None
         return LargeEntry(descriptor, path, header, address, self.key)
 
@@ -118,35 +118,39 @@ class Store:
         for pause_s in _REREAD_PAUSES_S:
             time.sleep(pause_s)
             try:
-                fresh_path(path)
-                descriptor = os.open(path, _READ)
+                size = fresh_path(path).size
+                found, data = self._read_again(path, address)
             except FileNotFoundError:
                 return None
             except OSError as caught:
                 error = caught
                 continue
-            try:
-                data = os.read(descriptor, _SMALL)
-            except OSError as caught:
-                os.close(descriptor)
-                error = caught
-                continue
             error = None
-            if len(data) == _SMALL:
-                large = self.open_large(descriptor, path, address, data)
-                if large is not None:
-                    return large
-                continue
-            os.close(descriptor)
-            found = open_small(data, address, self.key) or ClaimRecord.parse(data)
             if found is not None:
                 return found
+            header = parse_header(data)
+            is_large = len(data) == _SMALL
+            if size == len(data) or (is_large and (header is None or size != header.size)):
+                break  # that is all the server has, and it is wrong
         if error is not None:
             self.events.warn_once("read", f"a cached result could not be read: {error}", error)
             return UNUSABLE
         if is_foreign(data):
             return UNUSABLE
         return None if self.set_aside(path, address) else UNUSABLE
+
+    def _read_again(
+        self, path: str, address: bytes
+    ) -> tuple[Entry | LargeEntry | ClaimRecord | None, bytes]:
+        """What is valid at *path*, and its first bytes."""
+        descriptor = os.open(path, _READ)
+        try:
+            data = os.read(descriptor, _SMALL)
+            if len(data) < _SMALL:
+                return open_small(data, address, self.key) or ClaimRecord.parse(data), data
+            return self.open_large(os.dup(descriptor), path, address, data), data
+        finally:
+            _close(descriptor)
 
     def set_aside(self, path: str, address: bytes) -> bool:
         """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
@@ -172,23 +176,22 @@ class Store:
         )
         return True
 
+    def peek(self, path: str, address: bytes) -> Entry | LargeEntry | ClaimRecord | None:
+        """What is in the file at *path*, or None for nothing valid; a large entry is not verified.
+
+        Raises:
+            OSError: it could not be read.
+        """
+        return self._read_again(path, address)[0]
+
     def _verifies(self, path: str, address: bytes) -> bool:
         try:
-            descriptor = os.open(path, _READ)
-            try:
-                data = os.read(descriptor, _SMALL)
-                if len(data) < _SMALL:
-                    good = open_small(data, address, self.key) or ClaimRecord.parse(data)
-                    return good is not None
-                large = self.open_large(os.dup(descriptor), path, address, data)
-            finally:
-                os.close(descriptor)
-            if large is None:
-                return False
-            large.verify()
+            found = self.peek(path, address)
+            if isinstance(found, LargeEntry):
+                found.verify()
         except (OSError, CorruptEntryError):
             return False
-        return True
+        return found is not None
 
     def build(
         self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], address: bytes
@@ -268,6 +271,12 @@ class Store:
             content = {"function": home.func_id, "code": home.code}
             with contextlib.suppress(OSError):
                 publish_file(note, json.dumps(content).encode(), replace=False)
+
+
+def _close(descriptor: int) -> None:
+    """Close after reading: some file systems report there what an earlier write met."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _discard(path: str) -> None:

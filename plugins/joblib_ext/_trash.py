@@ -9,10 +9,10 @@ import threading
 from joblib_ext._store import AMBIGUOUS, Store
 from mlops_ext.files import Patience, remove, temp_name
 
-__all__ = ["empty", "move_to_trash"]
+__all__ = ["clear_now", "empty", "empty_later", "move_to_trash"]
 
 
-def move_to_trash(store: Store, folder: str) -> None:
+def move_to_trash(store: Store, folder: str, *, background: bool = True) -> None:
     """Make *folder* disappear at once for every process, and remove its files later.
 
     Leans on: an atomic rename of a directory. Writers that meet the gap make the folder anew.
@@ -31,7 +31,14 @@ def move_to_trash(store: Store, folder: str) -> None:
             store.events.warn_once("clear", f"the cache could not be cleared: {error}", error)
             return
         store.events.note("lost-reply", folder)
-    empty_later(store)
+    if background:
+        empty_later(store)
+
+
+def clear_now(store: Store) -> int:
+    """Clear the store and wait until its files are gone; the number of files and folders."""
+    move_to_trash(store, store.layout.items, background=False)
+    return empty(store.layout.trash)
 
 
 def empty_later(store: Store) -> None:

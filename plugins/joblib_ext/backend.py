@@ -11,18 +11,17 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from joblib._store_backends import CacheItemInfo, StoreBackendBase, StoreBackendMixin
+from joblib._store_backends import CacheItemInfo
 from joblib.disk import mkdirp
-from joblib.logger import format_time
 
 from joblib_ext import _limits, _scan, _trash
+from joblib_ext._base import VERY_TALKATIVE, FolderBackend
 from joblib_ext._call import Call, CallInfo
 from joblib_ext._claim_record import ClaimRecord
 from joblib_ext._entry import Entry
@@ -39,7 +38,7 @@ __all__ = ["SharedStoreBackend"]
 
 _DIRECT = "0" * 24
 """Namespace of items that are dumped by hand, without a function."""
-_TALKATIVE, _VERY_TALKATIVE = 1, 10
+_TALKATIVE = 1
 
 
 class _PerThread(threading.local):
@@ -75,7 +74,7 @@ class _Unpickled:
     _runtime: _Runtime
 
 
-class SharedStoreBackend(_Unpickled, StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
+class SharedStoreBackend(_Unpickled, FolderBackend):
     """Keeps results on a file system that several machines may share.
 
     Use it as ``Memory(location, backend="shared", backend_options={...})``; the options are those
@@ -231,7 +230,7 @@ class SharedStoreBackend(_Unpickled, StoreBackendBase, StoreBackendMixin):  # ty
         run = self._run
         call = run.calls.get(id(call_id))
         if call is not None and call.call_id is call_id:
-            if verbose > _VERY_TALKATIVE:
+            if verbose > VERY_TALKATIVE:
                 print(f"Persisting in {call.path}")  # noqa: T201  # as joblib's own
             call.item = (item,) if self.mmap_mode else None
             call.pending = run.writer.serialise(item)
@@ -308,21 +307,6 @@ class SharedStoreBackend(_Unpickled, StoreBackendBase, StoreBackendMixin):  # ty
         """Remove the entries that were not used for longest; see `_limits`."""
         _limits.enforce(self._run.store, bytes_limit, items_limit, age_limit)
 
-    # -- the rest of joblib's interface ---------------------------------------------------------
-
-    def _open_item(self, f: str, mode: str) -> Any:
-        return Path(f).open(mode)
-
-    def _item_exists(self, location: str) -> Any:
-        return os.path.exists(location)  # noqa: PTH110  # a text
-
-    def _move_item(self, src: str, dst: str) -> None:
-        Path(src).replace(dst)
-
-    def create_location(self, location: str) -> None:
-        """Make a folder."""
-        mkdirp(location)
-
     def _home(self, func_id: str) -> Address | None:
         functions = self._run.functions
         return functions.home_of_caller(func_id) or functions.home(func_id)
@@ -387,22 +371,6 @@ class SharedStoreBackend(_Unpickled, StoreBackendBase, StoreBackendMixin):  # ty
         run.local.found = None
         if isinstance(entry, LargeEntry):
             run.store.set_aside(entry.path, entry.address)
-
-    def _tell(
-        self,
-        call_id: Sequence[str],
-        verbose: int,
-        timestamp: float | None,
-        metadata: Mapping[str, Any] | None,
-    ) -> None:
-        """Say what is loaded, in joblib's words."""
-        age = f"{format_time(time.time() - timestamp): <16}" if timestamp is not None else ""
-        signature = os.path.basename(call_id[0])  # noqa: PTH119  # a text
-        if metadata and "input_args" in metadata:
-            arguments = ", ".join(f"{name}={text}" for name, text in metadata["input_args"].items())
-            signature += f"({arguments})"
-        more = "..." if verbose < _VERY_TALKATIVE else f" from {self.location}"
-        print(f"[Memory]{age}: Loading {signature}{more}")  # noqa: T201  # as joblib's own
 
 
 def _place(home: Address, arguments: str) -> tuple[str, bytes]:

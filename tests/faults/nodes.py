@@ -1,5 +1,7 @@
 """Machines for tests: namespaces as nodes, FUSE mounts as network file systems."""
 
+# ruff: noqa: PTH110
+
 import contextlib
 import json
 import os
@@ -20,9 +22,10 @@ LOST = ["link", "rename", "unlink", "mkdir", "create"]
 
 
 def need_namespaces():
-    works = shutil.which("unshare") and not subprocess.run(
-        [*UNSHARE, "true"], capture_output=True, check=False
-    ).returncode
+    works = (
+        shutil.which("unshare")
+        and not subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode
+    )
     if not works:
         pytest.skip("unsharing UTS and PID namespaces is not permitted here")
 
@@ -104,7 +107,7 @@ class Node:
 
     def start(self, code, *arguments, **environ):
         """Run Python *code* here; it sees the share's path as ``sys.argv[1]``."""
-        script = f"hostname {self.name} && exec {sys.executable} -c \"$CODE\" \"$@\""
+        script = f'hostname {self.name} && exec {sys.executable} -c "$CODE" "$@"'
         process = subprocess.Popen(
             [*UNSHARE, "sh", "-c", script, "sh", str(self.share.path), *map(str, arguments)],
             env={**os.environ, "CODE": textwrap.dedent(code), **environ},

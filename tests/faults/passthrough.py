@@ -13,6 +13,8 @@ A lost reply takes place and then fails; a failure does not take place. `times` 
 `name` restricts it to paths that hold the text. Without `rate` it is certain.
 """
 
+# ruff: noqa: PTH116, PTH123, PTH208, PTH102, PTH106, PTH108, PTH104, PTH101
+
 import errno
 import json
 import os

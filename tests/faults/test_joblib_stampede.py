@@ -113,5 +113,3 @@ def test_thirty_two_processes_with_cached_attributes_and_lost_replies(tmp_path):
         for share in found:
             share.inject(round_trip_s=0.0005, lose={"operations": LOST, "rate": 0.05})
         assert stampede(found, tmp_path, processes=32, seconds=3.0) == 1
-
-

@@ -5,6 +5,8 @@ import joblib.memory
 
 from joblib_ext.backend import SharedStoreBackend
 
+pytest_plugins = ["run_coroutines"]
+
 joblib._store_backends.FileSystemStoreBackend = SharedStoreBackend
 joblib.memory.FileSystemStoreBackend = SharedStoreBackend
 joblib.memory._STORE_BACKENDS["local"] = SharedStoreBackend

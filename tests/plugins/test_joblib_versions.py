@@ -1,0 +1,219 @@
+"""Code versions share a cache, results keep their version, and the backend becomes known."""
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+from joblib import Memory
+
+import joblib_ext  # noqa: F401  # registers the backend
+
+MODEL = "VERSION = {version}\n\n\ndef predict(x):\n    return {version}, x\n"
+CALLER = """
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, sys.argv[1])
+    import joblib_ext
+    from joblib import Memory
+    import model
+    memory = Memory(sys.argv[2], backend=sys.argv[3], verbose=0)
+    calls = 0
+    cached = memory.cache(model.predict)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line == "clear\\n":
+            cached.clear(warn=False)
+            print("cleared", flush=True)
+        else:
+            print(*cached(int(line)), flush=True)
+"""
+
+
+class Caller:
+    """A process with one version of the function."""
+
+    def __init__(self, base, version, backend):
+        code = base / f"code{version}"
+        code.mkdir(exist_ok=True)
+        (code / "model.py").write_text(MODEL.format(version=version))
+        self.process = subprocess.Popen(
+            [sys.executable, "-B", "-c", textwrap.dedent(CALLER), code, base / "cache", backend],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+        self.version = version
+
+    def ask(self, text):
+        self.process.stdin.write(f"{text}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def wrong(self, x):
+        return self.ask(x) != f"{self.version} {x}"
+
+    def close(self):
+        self.process.communicate()
+
+
+@pytest.mark.parametrize(("backend", "correct"), [("local", False), ("shared", True)])
+@pytest.mark.parametrize("clear", [False, True])
+def test_two_versions_of_a_function_share_a_cache(tmp_path, backend, correct, clear):
+    one, two = Caller(tmp_path, 1, backend), Caller(tmp_path, 2, backend)
+    wrong = 0
+    for x in range(30):
+        first, second = (one, two) if x % 3 else (two, one)
+        wrong += first.wrong(x) + second.wrong(x) + first.wrong(x)
+        if clear and x % 7 == 3:
+            first.ask("clear")
+    one.close()
+    two.close()
+    assert (wrong == 0) is correct
+
+
+def test_versions_do_not_wipe_each_other(tmp_path):
+    for _ in range(2):
+        for version in (1, 2):
+            caller = Caller(tmp_path, version, "shared")
+            assert not caller.wrong(5)
+            caller.close()
+    entries = [path for path in tmp_path.rglob("items/*/*/*/*") if path.is_file()]
+    assert len(entries) == 2
+
+
+def make(memory, number):
+    """Functions of one name whose code differs."""
+    scope = {}
+    source = f"def same(x):\n    return {number}, x\n"
+    filename = f"<ipython-input-{number}-000000000000>"
+    exec(compile(source, filename, "exec"), scope)
+    scope["same"].__module__ = "notebook"
+    return memory.cache(scope["same"])
+
+
+def test_functions_of_one_name_in_one_process_do_not_mix(tmp_path):
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one, two = make(memory, 1), make(memory, 2)
+        one.clear(warn=False)  # joblib now trusts its own table for this one
+        for _ in range(3):
+            assert (one(1), two(1), one(2), two(2)) == ((1, 1), (2, 1), (1, 2), (2, 2))
+
+
+def test_a_nested_call_of_a_namesake_does_not_move_the_outer_result(tmp_path):
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+    calls = []
+
+    def outer():
+        def same(x):
+            calls.append("outer")
+            return ("outer", inner_cached(x))
+
+        return same
+
+    def inner():
+        def same(x):
+            calls.append("inner")
+            return "inner", x
+
+        return same
+
+    first, second = outer(), inner()
+    first.__qualname__ = second.__qualname__ = first.__name__ = second.__name__ = "same"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inner_cached = memory.cache(second)
+        outer_cached = memory.cache(first)
+        for _ in range(2):
+            assert outer_cached(1) == ("outer", ("inner", 1))
+            assert inner_cached(1) == ("inner", 1)
+    assert calls == ["outer", "inner"]
+
+
+def test_changed_code_of_a_living_function_gets_a_namespace_of_its_own(tmp_path):
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+
+    def function(x):
+        return "old", x
+
+    def newer(x):
+        return "new", x
+
+    cached = memory.cache(function)
+    assert cached(1) == ("old", 1)
+    function.__code__ = newer.__code__
+    assert cached(1) == ("new", 1)
+    assert cached.call(2)[0] if isinstance(cached.call(2), tuple) else True
+    assert cached(2) == ("new", 2)
+
+
+def test_a_function_known_to_another_store_is_still_told_apart(tmp_path):
+    def function(x):
+        return x
+
+    local = Memory(str(tmp_path / "local"), verbose=0).cache(function)
+    local(1)  # joblib notes the function in a table that all stores share
+    memory = Memory(str(tmp_path / "shared"), backend="shared", verbose=0)
+    shared = memory.cache(function)
+    shared(1)
+    assert shared.check_call_in_cache(1)
+    assert not shared.check_call_in_cache(2)
+
+
+def test_a_reference_keeps_its_version(tmp_path):
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one, two = make(memory, 1), make(memory, 2)
+        references = [one.call_and_shelve(1), two.call_and_shelve(1), one.call_and_shelve(1)]
+        again = pickle.loads(pickle.dumps(references))
+    assert [reference.get() for reference in references] == [(1, 1), (2, 1), (1, 1)]
+    assert [reference.get() for reference in again] == [(1, 1), (2, 1), (1, 1)]
+
+
+def test_a_cache_of_joblibs_own_is_left_alone(tmp_path):
+    def function(x):
+        return x
+
+    local = Memory(str(tmp_path), verbose=0)
+    local.cache(function)(1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    shared = Memory(str(tmp_path), backend="shared", verbose=0)
+    shared.cache(function)(1)
+    shared.reduce_size(items_limit=0)
+    shared.clear(warn=False)
+    after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    assert after == before
+    assert len(local.store_backend.get_items()) == 1
+
+
+@pytest.mark.parametrize("order", ["import joblib, joblib_ext", "import joblib_ext, joblib"])
+def test_importing_the_extension_makes_the_backend_known(tmp_path, order):
+    code = f"{order}\nprint(joblib.Memory({str(tmp_path)!r}, backend='shared').store_backend)"
+    out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert out.startswith("SharedStoreBackend")
+
+
+def test_importing_the_extension_does_not_import_joblib():
+    code = (
+        "import sys, joblib_ext, joblib_ext.plugin, joblib_ext.cli; print('joblib' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_a_command_run_by_mlops_ext_knows_the_backend(tmp_path):
+    code = f"import joblib; print(joblib.Memory({str(tmp_path)!r}, backend='shared').store_backend)"
+    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert bare.returncode != 0
+    tool = os.path.join(os.path.dirname(sys.executable), "mlops-ext")
+    for extra in ([], ["--patch", "joblib"]):
+        out = subprocess.check_output(
+            [tool, "run", *extra, "--", sys.executable, "-c", code], text=True
+        )
+        assert out.startswith("SharedStoreBackend")
