@@ -1,11 +1,11 @@
 """Code versions share a cache, results keep their version, and the backend becomes known."""
 
-import os
 import pickle
 import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 from joblib import Memory
@@ -211,7 +211,7 @@ def test_a_command_run_by_mlops_ext_knows_the_backend(tmp_path):
     code = f"import joblib; print(joblib.Memory({str(tmp_path)!r}, backend='shared').store_backend)"
     bare = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert bare.returncode != 0
-    tool = os.path.join(os.path.dirname(sys.executable), "mlops-ext")
+    tool = Path(sys.executable).with_name("mlops-ext")
     for extra in ([], ["--patch", "joblib"]):
         out = subprocess.check_output(
             [tool, "run", *extra, "--", sys.executable, "-c", code], text=True
