@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
 import multiprocessing
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,7 +33,16 @@ from kserve_ext._rest import RestPart
 from kserve_ext._workers import WorkersPart
 from mlops_ext.shutdown import Limits
 
-__all__ = ["OLD_LINE", "SUPPORTED", "hook_of", "installed", "make_old_line", "parts_of"]
+__all__ = [
+    "OLD_LINE",
+    "SUPPORTED",
+    "hook_of",
+    "installed",
+    "make_old_line",
+    "parts_of",
+    "pristine_app",
+    "register_old_line",
+]
 
 SUPPORTED = ">=0.13,<0.22"
 OLD_LINE = ">=0.13,<0.14.1"
@@ -137,6 +147,27 @@ def make_old_line(server: Any, drain: Drain) -> Coroutines:
         drain.parts.append(GrpcPart(server._grpc_server, drain))
         coroutines.append(server._grpc_server.start(server.max_threads))
     return coroutines
+
+
+@contextlib.contextmanager
+def pristine_app() -> Iterator[None]:
+    """Give KServe's application back as it was, so that a process can start a server again.
+
+    It is one object for all servers of a process (0.14 and later), and each adds its routes.
+    """
+    app = getattr(importlib.import_module("kserve.model_server"), "app", None)
+    if app is None:
+        yield
+        return
+    routes, layers = list(app.router.routes), list(app.user_middleware)
+    handlers, stack = dict(app.exception_handlers), app.middleware_stack
+    try:
+        yield
+    finally:
+        app.router.routes[:], app.user_middleware[:] = routes, layers
+        app.exception_handlers.clear()
+        app.exception_handlers.update(handlers)
+        app.middleware_stack = stack
 
 
 def _listening_socket(port: int) -> socket.socket:

@@ -25,7 +25,7 @@ class RestPart:
         self.gate: LameDuck | None = None
         self._done = asyncio.Event()
         self._sockets: list[Any] = []
-        self._startup, self._lifespan_is_up = server.startup, False
+        self._startup, self._lifespan_ended = server.startup, False
         server.capture_signals = contextlib.nullcontext  # uvicorn 0.29 and later
         server.install_signal_handlers = lambda: None  # before
         server.startup = self._start
@@ -67,6 +67,8 @@ class RestPart:
         """Let uvicorn's ``serve`` return."""
         self.server.should_exit = True
         self._done.set()
+        if self.gate is not None:  # before 0.22 uvicorn leaves it open after an early end
+            await self._end_lifespan()
 
     async def _start(self, sockets: list[Any] | None = None) -> None:
         self._sockets = list(sockets or ())
@@ -84,5 +86,9 @@ class RestPart:
         if not self.drain.ending:  # something else set should_exit: drain all the same
             self.drain.signal(0)
         await self._done.wait()
-        if not self.server.force_exit:
+        await self._end_lifespan()
+
+    async def _end_lifespan(self) -> None:
+        if not self._lifespan_ended and not self.server.force_exit:
+            self._lifespan_ended = True
             await self.server.lifespan.shutdown()

@@ -80,12 +80,18 @@ def start(
         upstream(server, models)
         return
     limits = load(arguments).value.limits
+    if _has_running_loop():
+        _start_beside(server, models, upstream, Drain(limits, may_kill=False))
+    else:
+        _start_here(server, models, upstream, Drain(limits, may_kill=_is_main()))
+
+
+def _has_running_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        _start_here(server, models, upstream, Drain(limits, may_kill=_is_main()))
-    else:
-        _start_beside(server, models, upstream, Drain(limits, may_kill=False))
+        return False
+    return True
 
 
 def shutdown(server: Any, *, wait: bool = True, timeout_s: float | None = None) -> bool:
@@ -156,7 +162,7 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
     run = Run(server, drain, watch)
     _runs[server] = run
     try:
-        with _event_loop(), exported(drain), console_events(drain):
+        with _event_loop(), _lines.pristine_app(), exported(drain), console_events(drain):
             if _lines.is_in(_lines.OLD_LINE):
                 _lines.register_old_line(server, models)
                 asyncio.run(run.serve(_lines.make_old_line))

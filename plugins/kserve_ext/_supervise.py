@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
@@ -16,9 +17,9 @@ SETTLE_S = 0.5
 QUIET_S = 0.02
 """A pause without a new request that long means that the kernel's queues are empty."""
 
-NEWBORN_S = 1.0
-"""A server that nobody has asked anything for so long after its start ends at once: traffic is
-sent only to who has answered a readiness probe, and those come once a second at most."""
+NEWBORN_S = 2.0
+"""A server that nobody has asked anything since it listens ends at once, for so long: traffic is
+sent only to who has answered a readiness probe. After it, somebody may count on us unasked."""
 LOOK_S = 0.005
 """How often the start is looked at, in its first second only."""
 
@@ -41,6 +42,11 @@ async def supervise(
     driver = asyncio.create_task(_drive(drain, stop))
     try:
         await _until(driver, tasks, drain)
+    except BaseException:
+        # Ports are let go, and gRPC is not left to its finalizer, which needs the loop.
+        with contextlib.suppress(Exception):
+            await asyncio.gather(*(part.finish() for part in drain.parts))
+        raise
     finally:
         for task in (announcer, driver, *tasks):
             task.cancel()

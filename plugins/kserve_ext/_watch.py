@@ -71,6 +71,7 @@ class Watch:
         self.also: list[Callable[[], float]] = []
         self._previous: dict[signal.Signals, Any] = {}
         self.passive = False
+        self._interrupted = False
         self._original_fd = -1
         self._loop_fd = -1
         self._seen: Counter[tuple[int, bool]] = Counter()
@@ -134,7 +135,7 @@ class Watch:
 
         It takes about a second with all that KServe imports, and frees what the kernel frees.
         """
-        if self.drain.ending:
+        if self.drain.ending or self._interrupted:
             gc.freeze()
 
     def release_in_child(self) -> None:
@@ -151,6 +152,7 @@ class Watch:
         with contextlib.suppress(OSError):  # the buffer is full: the thread has enough to read
             self._writer.send(bytes([FROM_PYTHON | number]))
         if self.interrupting and number not in self.hush:
+            self._interrupted = True
             raise SystemExit(0)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:

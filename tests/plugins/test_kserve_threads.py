@@ -30,6 +30,11 @@ def run_script(folder, code, timeout=120):
     )
 
 
+def said(done):
+    """What the script printed; uvicorn's access log goes there too."""
+    return [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
+
+
 def test_bare_server_does_not_start_in_a_thread(tmp_path):
     http_port, grpc_port = free_ports()
     done = run_script(
@@ -97,14 +102,14 @@ def test_start_works_in_a_notebook_and_twice(tmp_path):
                 model.load()
                 server = GracefulModelServer(http_port={http_port}, grpc_port={grpc_port} + offset, lame_duck_s=0.1)
                 server.start([model])
-                print((await get({http_port}, "/v2/health/ready"))[0])
-                print(server.shutdown())
+                print(">", (await get({http_port}, "/v2/health/ready"))[0])
+                print(">", server.shutdown())
 
         asyncio.run(cells())
         assert signal.getsignal(signal.SIGTERM) == before or callable(signal.getsignal(signal.SIGTERM))
     """,
     )
-    assert done.stdout.split() == ["200", "True"] * 2, done.stderr[-2000:]
+    assert said(done) == ["200", "True"] * 2, done.stderr[-2000:]
     assert done.returncode == 0
 
 
@@ -123,33 +128,29 @@ def test_earlier_handlers_come_back(tmp_path):
         server = GracefulModelServer(http_port={http_port}, grpc_port={grpc_port}, lame_duck_s=0.1)
         threading.Timer(2, server.shutdown).start()
         server.start([model])
-        print(signal.getsignal(signal.SIGTERM) is mine)
-        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-        print(signal.getsignal(signal.SIGQUIT) == signal.SIG_DFL)
-        print(signal.set_wakeup_fd(-1))
+        print(">", signal.getsignal(signal.SIGTERM) is mine)
+        print(">", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        print(">", signal.getsignal(signal.SIGQUIT) == signal.SIG_DFL)
+        print(">", signal.set_wakeup_fd(-1))
     """,
     )
-    assert done.stdout.split() == ["True", "True", "True", "-1"], done.stderr[-2000:]
+    assert said(done) == ["True", "True", "True", "-1"], done.stderr[-2000:]
 
 
 async def transformed(folder, way):
     """Answers of a transformer that gets SIGTERM with requests in flight."""
     with Server(folder, way="subclass", flags=("--sleep", "1.5")) as predictor:
         await predictor.up()
-        flags = ("--predictor_host", f"127.0.0.1:{predictor.http_port}")
+        host = f"127.0.0.1:{predictor.http_port}"
+        flags = ("--predictor_host", host, "--predictor_protocol", "v2")
+        kinds = ("v2-new", "grpc-new", "v2-kept")
         with Server(folder, way=way, script=TRANSFORMER, flags=flags, lame_duck_s=0.2) as server:
-            await server.up()
-            asked = [
-                asyncio.create_task(server.client().ask(kind))
-                for kind in ("v1-new", "grpc-new", "v1-kept") * 3
-            ]
+            await server.up(kinds)
+            asked = [asyncio.create_task(server.client().ask(kind)) for kind in kinds * 3]
             await asyncio.sleep(0.5)
             server.signal()
             answers = await asyncio.gather(*asked, return_exceptions=True)
             return answers, await server.ended()
-
-
-grpc_to_v1 = "gRPC to a v1 predictor"
 
 
 @pytest.mark.slow

@@ -117,14 +117,14 @@ class Server:
     def client(self, **options):
         return Client(self.http_port, self.grpc_port, **options)
 
-    async def up(self):
-        """Wait until REST and gRPC answer, from every worker."""
+    async def up(self, kinds=("v1-new", "grpc-new")):
+        """Wait until each of *kinds* is answered, and every worker serves."""
         client, end = self.client(), time.monotonic() + BOOT_S
         while True:
             assert self.process.poll() is None, self.log[-3000:]
             assert time.monotonic() < end, f"not up\n{self.log[-3000:]}"
             with contextlib.suppress(Exception):
-                if await client.ask("v1-new") and await client.ask("grpc-new"):
+                if all([await client.ask(kind) for kind in kinds]):
                     break
             await asyncio.sleep(0.05)
         if self.workers > 1 and self.way != "bare":
