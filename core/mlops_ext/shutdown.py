@@ -147,7 +147,8 @@ class Shutdown:
         close_at, refuse_at, stop_at, kill_at: when the next steps are due at the latest;
             infinite while no signal came.
         refused: whether REFUSE was given.
-        killed: whether KILL was given.
+        killed: whether KILL cut something off.
+        served: whether the server ever accepted requests, so that something can be cut off.
         now: the latest time seen; an event from before it counts as happening now.
     """
 
@@ -161,6 +162,7 @@ class Shutdown:
     kill_at: float = math.inf
     refused: bool = False
     killed: bool = False
+    served: bool = False
     now: float = -math.inf
 
     @property
@@ -170,7 +172,7 @@ class Shutdown:
 
     @property
     def exit_status(self) -> int:
-        """The status to end with: 128 + signal where the process was cut off, else 0."""
+        """The status to end with: 128 + signal where something was cut off, else 0."""
         return 128 + self.signal if self.killed else 0
 
     @property
@@ -192,8 +194,9 @@ class Shutdown:
         if isinstance(event, Signal):
             return _signalled(state, event)
         if isinstance(event, Started):
-            begun = state.phase is Phase.STARTING
-            return Moved(state=replace(state, phase=Phase.SERVING) if begun else state)
+            if state.phase is not Phase.STARTING:
+                return Moved(state=state)
+            return Moved(state=replace(state, phase=Phase.SERVING, served=True))
         if isinstance(event, Stopped):
             stopping = state.phase is Phase.STOPPING
             return _end(state, Step.LEAVE) if stopping else Moved(state=state)
@@ -266,7 +269,9 @@ def _ticked(state: Shutdown, in_flight: int) -> Moved:
             steps.append(Step.STOP)
     if state.phase is Phase.STOPPING and state.now >= state.kill_at:
         ended = _end(state, Step.KILL)
-        return replace(ended, steps=(*steps, *ended.steps))
+        # Nothing was in flight before the server served: this is a clean end, only not by itself.
+        after = replace(ended.state, killed=state.served)
+        return Moved(state=after, steps=(*steps, *ended.steps))
     return Moved(state=state, steps=tuple(steps))
 
 

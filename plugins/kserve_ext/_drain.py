@@ -108,7 +108,7 @@ class Drain:
         if state.phase is Phase.ENDED and number and not self.released:
             # All is stopped, but something keeps the process: a signal still ends it.
             if at - (state.began_at or 0.0) > state.limits.echo_s:
-                self.state = replace(state, signal=number)
+                self.state = replace(state, signal=number, killed=True)
                 self._kill()
             return
         if self.has_clients():
@@ -211,4 +211,4 @@ class Drain:
         for callback in self.on_kill:
             with contextlib.suppress(Exception):  # nothing may keep the process now
                 callback()
-        os._exit(128 + self.state.signal)
+        os._exit(self.state.exit_status)

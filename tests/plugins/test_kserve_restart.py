@@ -57,6 +57,7 @@ def test_nothing_is_lost_again(tmp_path, repetition):
     assert (load.count()["ok"], status) == (len(load.answers), 0), load.why()
 
 
+@pytest.mark.slow
 @needs_workers
 def test_bare_workers_lose_requests(tmp_path):
     """0.13: the workers serve on for ever; 0.15: models are gone while gRPC is in flight."""

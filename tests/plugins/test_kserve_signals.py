@@ -28,7 +28,7 @@ HAS_RACE = Version("0.15") <= KSERVE
 @pytest.mark.skipif(not HAS_RACE, reason="only 0.15 and later stop gRPC while it starts")
 def test_bare_server_crashes_on_a_signal_while_it_starts(tmp_path):
     statuses = []
-    for delay in (0.005, 0.02, 0.04, 0.06):
+    for delay in (0.02, 0.04):
         with Server(tmp_path, way="bare") as server:
             server.wait_for("start")
             time.sleep(delay)
@@ -63,7 +63,9 @@ def test_a_hundred_signals_while_it_starts(tmp_path):
     print(f"100 signals, slowest exit {max(late):.2f} s")
 
 
-@pytest.mark.parametrize("way", ["subclass", "patch", "run"])
+@pytest.mark.parametrize(
+    "way", ["run", *(pytest.param(way, marks=pytest.mark.slow) for way in ("subclass", "patch"))]
+)
 def test_a_signal_while_a_model_loads_ends_it_cleanly(tmp_path, way):
     with Server(tmp_path, way=way, flags=("--load_s", "60")) as server:
         server.wait_for("loading")
@@ -79,7 +81,9 @@ as_pid_1 = pytest.mark.skipif(
 
 @as_pid_1
 @pytest.mark.needs_namespaces
-@pytest.mark.parametrize("way", ["bare", "subclass", "patch"])
+@pytest.mark.parametrize(
+    "way", ["subclass", *(pytest.param(way, marks=pytest.mark.slow) for way in ("bare", "patch"))]
+)
 def test_pid_1_gets_a_signal_while_a_model_loads(tmp_path, way):
     """The kernel drops signals without a handler for PID 1: the bare server never hears it."""
     prefix = ("unshare", "--pid", "--fork", "--kill-child")
@@ -136,7 +140,13 @@ async def grpc_ready(server):
         return first.ready, second.ready
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGQUIT,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_each_signal_drains(tmp_path, number):
     async def scenario():
         with Server(tmp_path, lame_duck_s=0.2) as server:
@@ -153,6 +163,7 @@ def test_each_signal_drains(tmp_path, number):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_RACE, reason="before 0.15 SIGQUIT is handled as SIGTERM")
 def test_bare_server_survives_sigquit(tmp_path):
     async def scenario():
@@ -165,7 +176,9 @@ def test_bare_server_survives_sigquit(tmp_path):
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=needs_workers)])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=needs_workers)]
+)
 def test_a_second_signal_ends_it_at_once(tmp_path, workers):
     async def scenario():
         with Server(tmp_path, workers=workers) as server:
@@ -183,6 +196,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path, workers):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_bare_server_ignores_a_second_signal(tmp_path):
     async def scenario():
         with Server(tmp_path, way="bare") as server:
@@ -202,7 +216,9 @@ def test_bare_server_ignores_a_second_signal(tmp_path):
     assert asyncio.run(scenario()) is None
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=needs_workers)])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=needs_workers)]
+)
 def test_one_ctrl_c_to_the_group_is_one_signal(tmp_path, workers):
     """A Ctrl-C reaches the parent, the workers and a wrapper that passes it on."""
 
@@ -249,6 +265,7 @@ def test_requests_past_the_deadline_get_an_answer(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_model_that_blocks_the_loop_does_not_keep_the_process(tmp_path):
     async def scenario():
         with Server(tmp_path, lame_duck_s=0.1, drain_s=0.3) as server:
@@ -280,6 +297,7 @@ def test_workers_of_a_killed_parent_end(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @needs_workers
 def test_a_dead_worker_is_replaced(tmp_path):
     async def scenario():

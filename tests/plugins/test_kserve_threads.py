@@ -70,6 +70,7 @@ def test_a_server_in_a_thread_drains_on_shutdown(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_signals_are_left_alone_in_a_thread(tmp_path):
     async def scenario():
         with Server(tmp_path, flags=("--in_thread",)) as server:
@@ -113,6 +114,7 @@ def test_start_works_in_a_notebook_and_twice(tmp_path):
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_earlier_handlers_come_back(tmp_path):
     http_port, grpc_port = free_ports()
     done = run_script(

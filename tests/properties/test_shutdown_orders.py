@@ -177,7 +177,8 @@ def test_a_signal_before_serving_ends_at_once():
     assert moved.state.wake_at == pytest.approx(3.8)
     late = moved.state.on(Tick(at=3.8, in_flight=0))
     assert late.steps == (Step.KILL,)
-    assert late.state.exit_status == 143
+    assert late.state.exit_status == 0, "nothing was in flight"
+    assert moved.state.on(Signal(at=3.5, number=2)).state.exit_status == 130
 
 
 def test_limits_refuse_what_is_not_a_time():
