@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from _memory_traces import NODE
+
 GIB = 1024**3
 MIB = 1024**2
 
@@ -116,7 +118,7 @@ class Tovar(Baseline):
         largest = max(self.peaks, default=request)
         if allocated < largest:
             return largest
-        return 2 * allocated if self.doubles else math.inf
+        return 2 * allocated if self.doubles else NODE
 
 
 class WittPercentile(Baseline):

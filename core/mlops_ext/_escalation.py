@@ -224,30 +224,13 @@ def request_plan(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DoublePolicy:
-    """The user's request first, twice as much after each out-of-memory kill."""
+class _Forgetful:
+    """What policies share that learn nothing."""
 
     settings: MemorySettings = field(default_factory=MemorySettings)
 
-    def decide(
-        self,
-        key: TaskKey,  # noqa: ARG002 - part of the interface
-        features: Features,  # noqa: ARG002 - part of the interface
-        request: Quantity | None,
-        caps: Caps,
-    ) -> MemoryPlan:
-        """The request, then doubling."""
-        growth = self.settings.growth
-        return request_plan(
-            request,
-            caps,
-            self.settings,
-            growth=growth,
-            why=f"Request, then {growth:g} times as much after each kill",
-        )
-
     def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
-        """The next rung after an out-of-memory kill; see `escalate`."""
+        """What follows from the plan; see `escalate`."""
         return escalate(plan, attempt, evidence, self.settings)
 
     def observe(
@@ -264,10 +247,28 @@ class DoublePolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FixedPolicy:
-    """The user's request, whatever happens: an out-of-memory kill is final."""
+class DoublePolicy(_Forgetful):
+    """The user's request first, twice as much after each out-of-memory kill."""
 
-    settings: MemorySettings = field(default_factory=MemorySettings)
+    def decide(
+        self,
+        key: TaskKey,  # noqa: ARG002 - part of the interface
+        features: Features,  # noqa: ARG002 - part of the interface
+        request: Quantity | None,
+        caps: Caps,
+    ) -> MemoryPlan:
+        """The request, then doubling."""
+        growth = self.settings.growth
+        why = f"Request, then {growth:g} times as much after each kill"
+        return request_plan(request, caps, self.settings, growth=growth, why=why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedPolicy(_Forgetful):
+    """The user's request, whatever happens: an out-of-memory kill is final.
+
+    A disruption still moves the task to another node.
+    """
 
     def decide(
         self,
@@ -278,19 +279,3 @@ class FixedPolicy:
     ) -> MemoryPlan:
         """The request."""
         return request_plan(request, caps, self.settings, growth=1.0, why="Fixed")
-
-    def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
-        """Never more memory; a disruption still moves the task to another node."""
-        return escalate(plan, attempt, evidence, self.settings)
-
-    def observe(
-        self,
-        key: TaskKey,
-        features: Features,
-        peak: Quantity,
-        runtime_s: float,
-        *,
-        censored: bool = False,
-        curve: Curve = (),
-    ) -> None:
-        """Nothing: this policy learns nothing."""

@@ -147,13 +147,22 @@ class HistoryPolicy:
 
     def _first_plan(self, series: Series, request: Quantity | None, caps: Caps) -> MemoryPlan:
         """The request, or more where a run was killed at more and never got through."""
-        growth = self.settings.growth
+        settings = self.settings
         killed = series.largest_killed
-        if killed and killed * growth > (request or 0):
-            wanted = Quantity(math.ceil(killed * growth))
-            why = f"Killed at {Quantity(int(killed)).human} before, and never got through"
-            return request_plan(wanted, caps, self.settings, growth=growth, why=why)
-        return request_plan(request, caps, self.settings, growth=growth, why="First run")
+        wanted = Quantity(math.ceil(killed * settings.growth))
+        if not killed or wanted <= (request or 0):
+            return request_plan(request, caps, settings, growth=settings.growth, why="First run")
+        cap = caps.binding
+        given = wanted if cap is None else min(wanted, cap.memory)
+        limit = f"; the cap is {cap}" if cap is not None and given < wanted else ""
+        return MemoryPlan(
+            ladder=(given,),
+            reason=f"Killed at {Quantity(int(killed)).human} before, and never got through:"
+            f" {given.human}{limit}.",
+            cap=cap,
+            growth=settings.growth,
+            request=request or None,
+        )
 
     def _in_place(self, series: Series, first: Quantity, cap: Cap | None) -> InPlace | None:
         choice = series.choice()

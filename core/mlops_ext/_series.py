@@ -116,17 +116,18 @@ class Series:
         """
         self._ratios.append(1.0 if ratio is None else ratio)
         ratios = self._ratios[-WINDOW:]
-        for sign in (1, -1):
-            signed = [value**sign for value in ratios]
-            # Nearly always false, and cheap: the runs that are certainly earlier ones.
-            if signed[-1] <= _APART * max(signed[:-_LONGEST], default=math.inf):
-                continue
-            for latest in range(2, _LONGEST + 1):
-                chance = 1 / math.comb(len(signed), latest)
-                apart = min(signed[-latest:]) > _APART * max(signed[:-latest])
-                if apart and chance < _CHANGED:
-                    self._forget_before(latest)
-                    return
+        certainly_earlier = ratios[:-_LONGEST]
+        if not certainly_earlier:
+            return
+        if ratios[-1] * _APART < min(certainly_earlier):
+            ratios = [1.0 / value for value in ratios]
+        elif ratios[-1] <= _APART * max(certainly_earlier):
+            return
+        for latest in range(2, _LONGEST + 1):
+            is_apart = min(ratios[-latest:]) > _APART * max(ratios[:-latest])
+            if is_apart and math.comb(len(ratios), latest) * _CHANGED > 1:
+                self._forget_before(latest)
+                return
 
     def _forget_before(self, latest: int) -> None:
         """Keep the *latest* runs only."""

@@ -132,7 +132,7 @@ class History:
         Raises:
             HistoryError: the file cannot be read.
         """
-        if not self.path.exists():
+        if not self._is_there():
             return []
         with self._connect(create=False) as database:
             if database is None:
@@ -151,7 +151,7 @@ class History:
         Raises:
             HistoryError: the file cannot be read.
         """
-        if not self.path.exists():
+        if not self._is_there():
             return []
         with self._connect(create=False) as database:
             if database is None:
@@ -160,6 +160,12 @@ class History:
                 "SELECT pipeline, step, COUNT(*) FROM run GROUP BY pipeline, step"
                 " ORDER BY pipeline, step"
             ).fetchall()
+
+    def _is_there(self) -> bool:
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise HistoryError(self.path, str(error)) from error
 
     def _prune(self, database: sqlite3.Connection, key: TaskKey) -> None:
         database.execute(

@@ -82,6 +82,18 @@ def test_waste_is_failed_attempts_plus_what_was_left_over(benchmark, ttf, waste)
     assert score.waste == pytest.approx(waste)
 
 
+def test_tovar_goes_on_with_the_whole_node(benchmark):
+    baselines, traces = benchmark["_memory_baselines"], benchmark["_memory_traces"]
+    method = baselines.Tovar(doubles=False)
+    for _ in range(5):
+        method.add(1.0, 1e9, 1.0)
+    task = traces.Task(size=1.0, peak=3e9, hours=1.0, request=1e9, submit=0, complete=1)
+    score = traces.Score()
+    traces.attempt(method, task, 1.0, score)
+    assert score.kills == 1
+    assert score.waste == pytest.approx(1 + 128 - 3)
+
+
 def test_arrival_knows_only_what_had_completed(benchmark):
     traces, baselines = benchmark["_memory_traces"], benchmark["_memory_baselines"]
 

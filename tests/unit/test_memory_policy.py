@@ -129,7 +129,10 @@ def test_a_kill_is_at_least_its_limit_and_never_a_peak(policy):
     observe(policy, [4 * GB], censored=True)
     plan = decide(policy, request="2Gi")
     assert plan.first == Quantity(8 * GB)
-    assert "never got through" in plan.reason
+    assert plan.reason == "Killed at 3.73Gi before, and never got through: 7.45Gi."
+    capped = decide(policy, request="2Gi", caps=Caps(node=q("5Gi")))
+    assert capped.ladder == (q("5Gi"),)
+    assert "the cap is 5Gi (the largest node)" in capped.reason
     observe(policy, [5 * GB])
     after = decide(policy, request="2Gi")
     assert 5 * GB <= after.first < 8 * GB
