@@ -134,7 +134,7 @@ class Growth:
         expected = max(reading.used, min(ahead, round(FORESIGHT * limit)))
         wanted = self.rule.next_limit(limit, expected)
         if wanted is not None and wanted > limit:
-            self._ask(limit, whole_mebibytes(wanted), reading.used, now)
+            self._ask(limit, whole_mebibytes(wanted - 1), reading.used, now)
 
     def _follow(self, used: int, now: float) -> None:
         """The pace of growth: quick to rise, slow to forget."""
