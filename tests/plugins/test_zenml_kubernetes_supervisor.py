@@ -3,6 +3,7 @@
 Real Kubernetes client, ZenML's real look at a Job; pods end as told, without a process.
 """
 
+import inspect
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -23,7 +24,9 @@ from zenml_ext.kubernetes_supervisor import Supervisor
 
 RUN = "11111111-1111-1111-1111-111111111111"
 JobStatus = kube_utils.JobStatus
-OPTIONS = {"fail_on_container_waiting_reasons": ["ErrImagePull"], "max_retries": 0}
+OPTIONS = {"fail_on_container_waiting_reasons": ["ErrImagePull"]}
+if "max_retries" in inspect.signature(kube_utils.check_job_status).parameters:
+    OPTIONS["max_retries"] = 0
 
 
 class FakeBook:
@@ -267,6 +270,7 @@ def test_an_api_error_never_fails_a_step(cluster, code, after, verb):
     assert names(cluster) == ["a-step-m2"]
 
 
+@pytest.mark.skipif("max_retries" not in OPTIONS, reason="this ZenML retries for seconds first")
 @pytest.mark.parametrize("code", [401, 429, 500])
 def test_zenmls_own_check_fails_on_such_an_error(cluster, code):
     batch, core, manifest = bare_calls(cluster)
