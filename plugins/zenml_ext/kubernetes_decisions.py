@@ -120,34 +120,28 @@ def after_failure(failed: Failed, policy: MemoryPolicy, *, in_place: bool) -> Re
     plan = cap_plan(track.plan or empty, failed.caps)
     attempt = Attempt(memory=ending.memory, oom_retries=track.oom_retries, container=MAIN)
     decision = policy.on_failure(plan, attempt, ending.evidence)
-    record = _record(failed, decision)
+    change = _same_again(failed, plan, in_place=in_place)
     if isinstance(decision, Retry):
-        return _more_memory(failed, plan, decision, record, in_place=in_place)
+        return _more_memory(failed, plan, decision, change)
     if isinstance(decision, RetryElsewhere):
         if track.disruptions >= _MOST_DISRUPTIONS:
             reason = f"It was taken from its node {track.disruptions + 1} times."
-            return GiveUp(reason=reason, attempt=record, cause=decision.cause)
-        change = _change(failed, plan, record, in_place=in_place)
+            return _give_up(failed, decision, reason)
         moved = replace(change.track, disruptions=track.disruptions + 1)
         change = replace(change, track=moved, avoid_node=ending.evidence.node or "")
+        reason = decision.reason
         if ending.memory is None and "memory" in ending.evidence.disruption:
             change, reason = _sized(failed, plan, change)
-            return Relaunch(change=change, adopt=True, attempt=record, reason=reason)
-        return Relaunch(change=change, adopt=True, attempt=record, reason=decision.reason)
-    return _users_retry(failed, plan, decision, record, in_place=in_place)
+        return _relaunch(failed, change, reason)
+    return _users_retry(failed, decision, change)
 
 
-def _more_memory(
-    failed: Failed, plan: MemoryPlan, decision: Retry, record: AttemptRecord, *, in_place: bool
-) -> Relaunch:
-    change = _change(failed, plan, record, in_place=in_place)
+def _more_memory(failed: Failed, plan: MemoryPlan, decision: Retry, change: Successor) -> Relaunch:
     counted = replace(change.track, oom_retries=failed.track.oom_retries + 1)
     change = replace(change, track=counted)
-    if not is_node_exhaustion(failed):
-        change = replace(change, limit=decision.memory, request=None)
-        return Relaunch(change=change, adopt=True, attempt=record, reason=decision.reason)
-    change, reason = _sized(failed, plan, change)
-    return Relaunch(change=change, adopt=True, attempt=record, reason=reason)
+    if is_node_exhaustion(failed):
+        return _relaunch(failed, *_sized(failed, plan, change))
+    return _relaunch(failed, replace(change, limit=decision.memory, request=None), decision.reason)
 
 
 def _sized(failed: Failed, plan: MemoryPlan, change: Successor) -> tuple[Successor, str]:
@@ -177,9 +171,7 @@ def _sized(failed: Failed, plan: MemoryPlan, change: Successor) -> tuple[Success
     )
 
 
-def _users_retry(
-    failed: Failed, plan: MemoryPlan, decision: Fail, record: AttemptRecord, *, in_place: bool
-) -> Relaunch | GiveUp:
+def _users_retry(failed: Failed, decision: Fail, change: Successor) -> Relaunch | GiveUp:
     """A failure that is not ours: one of the user's own retries, where a kill cut them short.
 
     Kubernetes retries on its own what is counted; a signal 9 ends the Job by our rule.
@@ -187,32 +179,31 @@ def _users_retry(
     left = int(failed.job["spec"].get("backoffLimit") or 0) - failed.ending.failed
     ended_by_rule = failed.ending.reason == "PodFailurePolicy"
     if decision.cause is not Cause.AMBIGUOUS or not ended_by_rule or left < 0:
-        reason = f"{failed.ending.message}. {decision.reason}"
-        return GiveUp(reason=reason, attempt=record, cause=decision.cause)
-    change = _change(failed, plan, record, in_place=in_place)
-    return Relaunch(
-        change=replace(change, backoff_limit=left),
-        adopt=False,
-        attempt=record,
-        reason=f"It was ended by signal 9; {left} of its own retries are left after this one.",
-    )
+        return _give_up(failed, decision, f"{failed.ending.message}. {decision.reason}")
+    reason = f"It was ended by signal 9; {left} of its own retries are left after this one."
+    return _relaunch(failed, replace(change, backoff_limit=left), reason, adopt=False)
 
 
-def _change(
-    failed: Failed, plan: MemoryPlan, record: AttemptRecord, *, in_place: bool
-) -> Successor:
-    """The same again, with this attempt on record and what is left of the user's retries."""
+def _relaunch(failed: Failed, change: Successor, reason: str, *, adopt: bool = True) -> Relaunch:
+    """*change* with the attempt that has ended on its record."""
+    attempt = _record(failed, reason)
+    attempts = (*failed.track.attempts, attempt.dump())
+    change = replace(change, track=replace(change.track, attempts=attempts))
+    return Relaunch(change=change, adopt=adopt, attempt=attempt, reason=reason)
+
+
+def _give_up(failed: Failed, decision: Decision, reason: str) -> GiveUp:
+    return GiveUp(reason=reason, attempt=_record(failed, reason), cause=decision.cause)
+
+
+def _same_again(failed: Failed, plan: MemoryPlan, *, in_place: bool) -> Successor:
+    """The next Job with the same memory, and with what is left of the user's retries."""
     track, ending = failed.track, failed.ending
     _, request = memory_of(main_container(failed.job))
     limit = ending.memory
     left = int(failed.job["spec"].get("backoffLimit") or 0) - max(0, ending.failed - 1)
     return Successor(
-        track=replace(
-            track,
-            number=track.number + 1,
-            plan=plan,
-            attempts=(*track.attempts, record.dump()),
-        ),
+        track=replace(track, number=track.number + 1, plan=plan),
         limit=limit,
         request=None if limit is not None and request == limit else request,
         backoff_limit=max(0, left),
@@ -224,14 +215,14 @@ def _request_of(failed: Failed) -> int:
     return memory_of(main_container(failed.job))[1] or 0
 
 
-def _record(failed: Failed, decision: Decision) -> AttemptRecord:
+def _record(failed: Failed, reason: str) -> AttemptRecord:
     ending = failed.ending
     return AttemptRecord(
         number=failed.track.number,
         memory=ending.memory,
         peak=ending.evidence.peak,
         outcome=_outcome(ending.evidence),
-        reason=f"{ending.message}. {decision.reason}",
+        reason=reason if reason.startswith(ending.message) else f"{ending.message}. {reason}",
         node=ending.evidence.node or "",
         runtime_s=ending.runtime_s,
         lost_s=ending.runtime_s,
