@@ -61,13 +61,20 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
     console.print(frameworks)
 
     fixes = Table(title="Fixes that patch a framework", title_justify="left")
-    for column in ("fix", "needed", "active", "what hurts without it", "why / next"):
-        fixes.add_column(column, overflow="fold")
+    fixes.add_column("fix", no_wrap=True)
+    for column in ("needed", "active"):
+        fixes.add_column(column)
+    fixes.add_column("what hurts without it")
     for fix in diagnosis.fixes:
         needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
         active = "[green]yes[/]" if fix.active else "[dim]no[/]"
-        fixes.add_row(fix.id, needed, active, escape(fix.reason), escape(fix.why))
+        why = "" if fix.needed else f" [dim]({escape(fix.why)})[/]"
+        fixes.add_row(fix.id, needed, active, escape(fix.reason) + why)
     console.print(fixes)
+    waiting = sorted({fix.framework for fix in diagnosis.fixes if fix.needed and not fix.active})
+    if waiting:
+        flags = " ".join(f"--patch {name}" for name in waiting)
+        console.print(f"activate what you need: mlops-ext run {escape(flags)} -- CMD")
 
     for finding in diagnosis.findings:
         colour = _COLOURS[finding.severity]
