@@ -153,12 +153,16 @@ def before_enqueue(
         report_check_only(result, settings, task)
         return _settle(result, settings, task)
     if own is not None and own not in _checked:
-        name = "the running task"
+        name = f"task {own[:8]}"
         node = Node(name=task_id[:8], queue=queue, base_task=task_id if document else None)
         plan = Plan(name=name, nodes=(node,), task=own)
         result = check_plan(plan, None, snapshot, settings, client=client, own_task=own)
         if result.answer is Answer.UNSAFE:
-            raise refuse(result, settings)
+            error = refuse(result, settings)
+            # The SDK only warns when enqueueing fails, and waits on: a failed task ends that.
+            told = {"status_reason": "mlops-ext", "status_message": str(error)[:500]}
+            client.call("tasks.failed", {"task": task_id, "force": True, **told})
+            raise error
     return None
 
 

@@ -6,6 +6,8 @@ import json
 import pytest
 from tests.support.clearml_double.lab import Lab, pipeline_script
 
+from mlops_ext.cli._run import child_environment
+
 pytest.importorskip("clearml_agent")
 
 WAIT_S = 240
@@ -229,39 +231,66 @@ def test_a_clone_from_the_web_interface_is_checked_on_the_agent(lab):
 
 COMPONENT = """
 from clearml import PipelineDecorator
-
-@PipelineDecorator.component(return_values=["y"], execution_queue="default", packages=[], cache=False)
-def inner(x):
-    return x + 1
+{imports}
 
 @PipelineDecorator.component(
-    return_values=["y"], execution_queue="default", packages=[], cache=False,
-    helper_functions=[])
+    return_values=["y"], execution_queue="default", packages=[], cache=False)
 def outer(x):
+    {body}
     return x + 1
 
-{decorator}
+@{decorator}(name="nightly", project="lab", version="1.0", pool_frequency=0.01)
 def nightly(x=1):
     print("result", outer(x))
 
 if __name__ == "__main__":
     nightly()
 """
+BODY_WITH_COMPONENT = """
+    from clearml import PipelineDecorator
+    @PipelineDecorator.component(
+        return_values=["y"], execution_queue="default", packages=[], cache=False)
+    def inner(x):
+        return x + 1
+    print("inner gave", str(inner(x)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_component_called_inside_a_step_waits_for_its_own_agent_only_bare(lab, patched):
+    armed = child_environment(["clearml"]) if patched else {}
+    kept = {k: v for k, v in armed.items() if k in ("PYTHONPATH", "MLOPS_EXT_AUTOPATCH")}
+    lab.agent("a1", "services")
+    lab.agent("a2", "default", **kept)
+    script = COMPONENT.format(
+        imports="", decorator="PipelineDecorator.pipeline", body=BODY_WITH_COMPONENT.strip()
+    )
+    assert lab.run(script).returncode == 0
+    if not patched:
+        assert lab.wait_for("inner", "queued", timeout_s=WAIT_S), (statuses(lab), lab.log("a2"))
+        asked_in_vain(lab)
+        assert statuses(lab)["outer"] == "in_progress"
+        return
+    assert lab.wait_for("inner", "failed", timeout_s=WAIT_S), (statuses(lab), lab.log("a2"))
+    assert "only host:a2 listens" in lab.log("a2")
+    assert lab.wait_for("outer", timeout_s=WAIT_S), (statuses(lab), lab.log("a2"))
 
 
 @pytest.mark.slow
 def test_a_decorated_pipeline_is_refused_before_anything_is_created(lab):
-    decorator = (
-        "from clearml_ext import guarded_pipeline\n"
-        '@guarded_pipeline(name="nightly", project="lab", version="1.0", pool_frequency=0.01)'
+    script = COMPONENT.format(
+        imports="from clearml_ext import guarded_pipeline",
+        decorator="guarded_pipeline",
+        body="pass",
     )
     lab.agent("a1", "services", "default")
-    result = lab.run(COMPONENT.format(decorator=decorator))
+    result = lab.run(script)
     assert result.returncode == 1
     assert "waits in default → only host:a1 listens" in result.stderr
     assert lab.double.count("tasks.create") == 0
     lab.agent("a2", "default")
-    result = lab.run(COMPONENT.format(decorator=decorator))
+    result = lab.run(script)
     assert result.returncode == 0, result.stderr
     assert lab.wait_for("nightly", timeout_s=WAIT_S), (statuses(lab), lab.log("a1"))
     assert statuses(lab)["outer"] == "completed", (statuses(lab), lab.log("a1")[-3000:])

@@ -22,6 +22,7 @@ class Lab:
         self.double = ApiDouble(queues)
         self.store = self.double.store
         self.processes = []
+        (folder / "tmp").mkdir()
         (folder / "clearml.conf").write_text(
             'agent { package_manager.pip_version: "" }\n'
             "sdk { development { store_uncommitted_code_diff: true, vcs_repo_detect_async: true } }\n"
@@ -46,6 +47,7 @@ class Lab:
         }
         return env | {
             "HOME": str(self.folder),
+            "TMPDIR": str(self.folder / "tmp"),  # agents keep locks on their names in it
             "CLEARML_CONFIG_FILE": str(self.folder / "clearml.conf"),
             "CLEARML_API_HOST": self.double.url,
             "CLEARML_WEB_HOST": self.double.url,
