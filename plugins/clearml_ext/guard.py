@@ -209,15 +209,20 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
             log.warning("%s", fix.text)
             reroute(pipeline, fix.queues)
             return
-        error = refuse(result, settings)
-        task.mark_failed(
-            status_reason="mlops-ext: it could wait for ever",
-            status_message=str(error)[:500],
-            force=True,
-        )
-        raise error
+    elif result.answer is Answer.SAFE:
+        return
+    if own_task_id() is None:
+        raise refuse(result, settings, task)
     if result.answer is Answer.UNKNOWN:
         log.warning("the pipeline goes on unchecked: %s", "; ".join(result.reasons))
+        return
+    error = refuse(result, settings)
+    task.mark_failed(
+        status_reason="mlops-ext: it could wait for ever",
+        status_message=str(error)[:500],
+        force=True,
+    )
+    raise error
 
 
 def _runs_steps_here(pipeline: Any) -> bool:

@@ -121,7 +121,7 @@ def take_snapshot(
         workers = _workers(worker_rows["workers"], client.server_time, settings)
         workers = _with_queue_capacity(workers, queue_rows["queues"])
         running = {
-            str(row["task"]["id"]): str(row["id"])
+            str(row["task"]["id"]): _parent(str(row["id"]))
             for row in worker_rows["workers"]
             if row.get("task")
         }
@@ -159,6 +159,12 @@ def fetch_controllers(client: Client, task_ids: Iterable[str]) -> dict[str, Mapp
         ) from error
 
 
+def _parent(worker: str) -> str:
+    """The worker whose slot *worker* takes: its own, or that of the one it runs a task for."""
+    found = _CHILD.match(worker)
+    return found.group(1) if found else worker
+
+
 def _entry_id(entry: Mapping[str, Any]) -> str:
     task = entry["task"]
     return str(task["id"] if isinstance(task, dict) else task)
@@ -171,12 +177,12 @@ def _workers(
 ) -> list[LiveWorker]:
     rows = list(rows)
     moment = server_time or dt.datetime.now(dt.timezone.utc)
-    children = {str(row["id"]): _CHILD.match(str(row["id"])) for row in rows}
-    serving = {found.group(1) for found in children.values() if found}
+    names = [str(row["id"]) for row in rows]
+    serving = {_parent(name) for name in names if _parent(name) != name}
     workers = []
     for row in rows:
         name = str(row["id"])
-        if children[name]:
+        if _parent(name) != name:
             continue
         age_s = _age(row.get("last_activity_time") or row.get("last_report_time"), moment)
         workers.append(

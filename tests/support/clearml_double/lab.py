@@ -85,7 +85,7 @@ class Lab:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def run(self, text, *arguments, patched=False, timeout_s=240, **environment):
+    def run(self, text, *arguments, patched=False, timeout_s=400, **environment):
         """Run a Python script, below ``mlops-ext run`` if *patched*."""
         script = self.folder / "pipeline.py"
         script.write_text(text)
@@ -103,7 +103,7 @@ class Lab:
             check=False,
         )
 
-    def cli(self, *arguments, timeout_s=240, **environment):
+    def cli(self, *arguments, timeout_s=400, **environment):
         """Run ``mlops-ext clearml`` with *arguments*."""
         return subprocess.run(
             [CLI, "clearml", *map(str, arguments)],
