@@ -180,8 +180,11 @@ def _show(steps: list[StepMemory]) -> None:
         raise MlopsExtError(
             "no step of it has a recorded attempt; only runs on local_oom and kubernetes_oom have"
         )
-    table = Table(title="Memory by attempt", title_justify="left")
-    for column in ("run", "step", "#", "limit", "peak", "outcome", "seconds", "lost", "node"):
+    runs = {step.run for step in steps}
+    title = f"Memory by attempt, run {runs.pop()}" if len(runs) == 1 else "Memory by attempt"
+    table = Table(title=title, title_justify="left")
+    columns = ("step", "#", "limit", "peak", "outcome", "seconds", "lost", "node")
+    for column in (*(("run",) if runs else ()), *columns):
         right = column in {"#", "limit", "peak", "seconds", "lost"}
         table.add_column(column, justify="right" if right else "left")
     total, lost = 0.0, 0.0
@@ -190,7 +193,7 @@ def _show(steps: list[StepMemory]) -> None:
         for attempt in step.attempts:
             lost += attempt.lost_s
             table.add_row(
-                step.run,
+                *((step.run,) if runs else ()),
                 step.step,
                 str(attempt.number),
                 attempt.memory.human if attempt.memory else "none",

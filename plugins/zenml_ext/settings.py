@@ -83,7 +83,7 @@ class TempDir(BaseModel):
             return value
         if PureWindowsPath(value).is_absolute():
             return value
-        raise ValueError("expected an absolute path, such as /scratch")
+        raise ValueError("temp_dir: expected an absolute path, such as /scratch")
 
     @field_validator("size_limit")
     @classmethod

@@ -119,6 +119,44 @@ def test_a_memory_error_is_retried_where_the_user_wants_it(failures):
     ]
 
 
+DYNAMIC = """
+    import os
+    from zenml import pipeline, step
+    from zenml.client import Client
+
+    @step(runtime="isolated", settings={"orchestrator": {"memory": "500Mi"}})
+    def hungry() -> int:
+        data = bytearray(600 * 1024**2)
+        data[::4096] = b"x" * len(data[::4096])
+        return len(data)
+
+    @step(runtime="inline")
+    def after(eaten: int) -> int:
+        return eaten
+
+    @pipeline(dynamic=True, enable_cache=False)
+    def dynamic():
+        after(hungry())
+
+    def main():
+        Client().activate_stack("oom")
+        dynamic()
+        report("dynamic")
+"""
+
+
+@pytest.mark.slow
+def test_an_isolated_step_of_a_dynamic_pipeline_runs_again_with_more(zenml_home):
+    output, report = zenml_home.run(zenml_home.script("dynamic", DYNAMIC))
+    assert report["status"] == "completed", output
+    report["by_name"] = {s["name"]: s for s in report["steps"]}
+    assert [outcome for _, outcome in attempts(report, "hungry")] == [
+        "killed for memory",
+        "completed",
+    ]
+    assert [(s["name"], s["version"]) for s in report["steps"]] == [("hungry", 1), ("after", 1)]
+
+
 @pytest.fixture
 def endless(zenml_home):
     """A run whose one step goes on for ever: the client's process, and the step's pid."""
