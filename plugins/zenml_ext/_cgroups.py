@@ -15,13 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MemoryGroup", "create", "own_limit"]
+__all__ = ["MemoryGroup", "create", "own_limit", "sweep"]
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "mlops-ext-"
 _NO_LIMIT = 1 << 60
 """Version 1 writes a number of about 2**63 for "no limit"."""
+_SETTLED_S = 60.0
+"""A group whose owner we cannot see (another pid namespace) has its process by then."""
 _EMPTIES_WITHIN_S = 5.0
 """A killed process leaves its group within milliseconds, unless it is in the middle of I/O."""
 
@@ -140,7 +142,8 @@ def sweep() -> None:
             owner = path.name.removeprefix(_PREFIX).partition("-")[0]
             if owner.isdigit() and not Path(f"/proc/{owner}").exists() and not _pids(path):
                 with suppress(OSError):
-                    path.rmdir()
+                    if time.time() - path.stat().st_mtime > _SETTLED_S:
+                        path.rmdir()
 
 
 def _parents() -> list[tuple[Path, int]]:

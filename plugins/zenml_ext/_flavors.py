@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +42,6 @@ class Registered:
 def register(client: Client) -> Iterator[Registered]:
     """Register each flavor that can be used here; doing so again changes nothing."""
     from zenml.enums import StackComponentType
-    from zenml.stack.flavor import validate_flavor_source
 
     kind = StackComponentType.ORCHESTRATOR
     for name, source in FLAVORS.items():
@@ -56,7 +56,8 @@ def register(client: Client) -> Iterator[Registered]:
             yield Registered(name=name, outcome=Known.NEW)
             continue
         found = page[0]
-        _, ours = validate_flavor_source(source=source, component_type=kind)
+        module, _, attribute = source.rpartition(".")
+        ours = getattr(importlib.import_module(module), attribute)()
         if found.source != source:
             yield Registered(name=name, outcome=Known.FOREIGN, detail=found.source)
         elif found.config_schema == ours.config_schema:

@@ -17,7 +17,10 @@ from typing import IO, Any
 from mlops_ext.memory import Quantity
 from zenml_ext import _cgroups
 
-__all__ = ["LIFELINE", "Ending", "run", "total_memory"]
+__all__ = ["GROUP", "LIFELINE", "Ending", "run", "total_memory"]
+
+GROUP = "MLOPS_EXT_MEMORY_GROUP"
+"""Variable with the version and the path of the command's cgroup: ``1:/sys/fs/cgroup/…``."""
 
 LIFELINE = "MLOPS_EXT_LIFELINE"
 """Variable with the descriptor of a pipe that ends when the orchestrator does, however it does."""
@@ -107,6 +110,8 @@ def _started(
     lifeline, ours = os.pipe() if posix else (-1, -1)
     options: dict[str, Any] = {"start_new_session": True, "pass_fds": (lifeline,)} if posix else {}
     environment = {**environment, LIFELINE: str(lifeline)} if posix else environment
+    if group:
+        environment = {**environment, GROUP: f"{group.version}:{group.path}"}
     try:
         process = subprocess.Popen(
             command,

@@ -15,7 +15,7 @@ from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.orchestrators import publish_utils
 
-from zenml_ext import _limited
+from zenml_ext import _cgroups, _limited
 from zenml_ext._local_dag import Dag, MemoryBudget, Mode, State
 from zenml_ext._local_step import StepJob
 
@@ -65,6 +65,7 @@ class LocalRun:
         )
         most = self.most or os.cpu_count() or 1
         budget = MemoryBudget(_limited.total_memory())
+        _cgroups.sweep()
         with ThreadPoolExecutor(most, thread_name_prefix="step") as pool:
             try:
                 self._loop(dag, budget, pool, most)

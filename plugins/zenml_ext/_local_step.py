@@ -8,10 +8,11 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from uuid import UUID
 
 from zenml.client import Client
@@ -42,6 +43,10 @@ __all__ = ["StepJob"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+"""SQLite itself waits for 5 s; a restart of a small server takes about as long as these."""
 _TAIL_BYTES = 4000
 """What is shown of a failed step's kept output: about forty lines."""
 _ENTRYPOINT = f"{LocalEntrypoint.__module__}.{LocalEntrypoint.__qualname__}"
@@ -153,7 +158,7 @@ class StepJob:
         """Whether the user's own retries allow another attempt; waits for their delay."""
         allowed = self.retry.max_retries if self.retry else 0
         if row is not None and row.status in _OPEN:
-            publish_utils.publish_failed_step_run(row.id)
+            _patiently(lambda: publish_utils.publish_failed_step_run(row.id))
         log.warning("Step %s: %s", self.name, decision.reason)
         if self.failures >= allowed or self.step_run_id is not None:
             return False
@@ -178,9 +183,7 @@ class StepJob:
             )
         self._note(memory, why, ending, "completed", row)
         if ending.peak is not None:
-            self.policy.observe(
-                self.key, self.features, ending.peak, ending.runtime_s, curve=ending.curve
-            )
+            self._observe(ending.peak, ending, censored=False)
 
     def _learn(self, memory: Quantity | None, ending: Ending, cause: Cause) -> None:
         """Tell the policy of a kill: the peak is at least the limit."""
@@ -188,7 +191,16 @@ class StepJob:
             return
         least = memory or ending.peak
         if least:
-            self.policy.observe(self.key, self.features, least, ending.runtime_s, censored=True)
+            self._observe(least, ending, censored=True)
+
+    def _observe(self, peak: Quantity, ending: Ending, *, censored: bool) -> None:
+        curve = () if censored else ending.curve
+        try:
+            self.policy.observe(
+                self.key, self.features, peak, ending.runtime_s, censored=censored, curve=curve
+            )
+        except Exception:  # somebody else's policy: what it does not learn fails no step
+            log.warning("the memory policy did not take note of %s", self.name, exc_info=True)
 
     def _note(
         self,
@@ -213,14 +225,14 @@ class StepJob:
         self.attempts.append(attempt)
         log.log(
             logging.INFO if done else logging.WARNING,
-            "Step %s, attempt %d with %s: %s after %.1f s, peak %s. %s",
+            "Step %s, attempt %d with %s: %s after %.1f s, peak %s.%s",
             self.name,
             attempt.number,
             memory.human if memory else "no limit",
             outcome,
             ending.runtime_s,
             ending.peak.human if ending.peak else "not known",
-            reason if not done or attempt.number > 1 else "",
+            "" if done else f" {reason}",
         )
         if row is not None and row.status != ExecutionStatus.CACHED:
             metadata.record(row.id, self.attempts)
@@ -229,10 +241,13 @@ class StepJob:
 
     def _row(self) -> StepRunResponse | None:
         """The latest step run of this step."""
-        if self.step_run_id is not None:
-            return Client().get_run_step(self.step_run_id, hydrate=False)
-        page = Client().list_run_steps(
-            name=self.name, pipeline_run_id=self.run_id, sort_by="desc:created", size=1
+        known = self.step_run_id
+        if known is not None:
+            return _patiently(lambda: Client().get_run_step(known, hydrate=False))
+        page = _patiently(
+            lambda: Client().list_run_steps(
+                name=self.name, pipeline_run_id=self.run_id, sort_by="desc:created", size=1
+            )
         )
         return page[0] if page.total else None
 
@@ -241,9 +256,9 @@ class StepJob:
         row = self._row()
         if row is not None and not row.status.is_finished:
             if state is State.STOPPED:
-                publish_utils.publish_stopped_step_run(row.id)
+                _patiently(lambda: publish_utils.publish_stopped_step_run(row.id))
             elif row.status in _OPEN:
-                publish_utils.publish_failed_step_run(row.id)
+                _patiently(lambda: publish_utils.publish_failed_step_run(row.id))
         return state
 
     def _show(self, output: IO[bytes] | None) -> None:
@@ -255,6 +270,17 @@ class StepJob:
 
 
 _OUTCOMES = {Cause.OUT_OF_MEMORY: "killed for memory", Cause.MEMORY_ERROR: "memory error"}
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What *ask* returns; a server that is busy or away for a moment is asked again."""
+    for pause in _PAUSES_S:
+        try:
+            return ask()
+        except Exception:  # of a database or a network: any of them may pass
+            log.debug("asking the server again in %s s", pause, exc_info=True)
+            time.sleep(pause)
+    return ask()
 
 
 @contextmanager

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zenml.steps import BaseStep
 
 from mlops_ext import settings
-from zenml_ext._limited import LIFELINE
+from zenml_ext._cgroups import MemoryGroup
+from zenml_ext._limited import GROUP, LIFELINE
 from zenml_ext.adoption import AdoptingEntrypointConfiguration
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ RETRY_MEMORY_ERROR = "MLOPS_EXT_RETRY_MEMORY_ERROR"
 MEMORY_ERROR_EXIT = 122
 """Exit code of a step that ended in a MemoryError which is to be retried. Free of other meaning:
 shells use 126 and up, sysexits.h 64 to 78."""
+_KILLED = 137
+"""As a shell reports signal 9: the orchestrator finds the kill counted in the cgroup."""
 
 
 class LocalEntrypoint(AdoptingEntrypointConfiguration):
@@ -43,8 +47,9 @@ class LocalEntrypoint(AdoptingEntrypointConfiguration):
 
     def _run_step(self, step: Step, snapshot: PipelineSnapshotResponse) -> None:
         _end_with_the_orchestrator()
-        if settings.environment().get(RETRY_MEMORY_ERROR):
-            _leave_on_memory_error()
+        _leave_for_want_of_memory(
+            memory_errors=bool(settings.environment().get(RETRY_MEMORY_ERROR))
+        )
         super()._run_step(step=step, snapshot=snapshot)
 
 
@@ -65,19 +70,36 @@ def _end_with_the_orchestrator() -> None:
     threading.Thread(target=wait, name="mlops-ext-lifeline", daemon=True).start()
 
 
-def _leave_on_memory_error() -> None:
-    """Let a MemoryError end the process before ZenML publishes the step as failed.
+def _leave_for_want_of_memory(*, memory_errors: bool) -> None:
+    """Let what memory brought down end the process before ZenML publishes the step as failed.
 
-    A step run that is FAILED cannot be adopted; one that is left RUNNING can.
+    A step run that is FAILED cannot be adopted; one that is left RUNNING can. That concerns a
+    step that fails because one of its children was killed (a worker of a data loader), and,
+    where the user wants it, a MemoryError.
     """
     original = BaseStep.call_entrypoint
 
     def call_entrypoint(self: BaseStep, *args: Any, **kwargs: Any) -> Any:
         try:
             return original(self, *args, **kwargs)
-        except MemoryError:
-            log.exception("The step ran out of memory by itself.")
-            sys.stderr.flush()
-            os._exit(MEMORY_ERROR_EXIT)
+        except Exception as error:
+            if _children_killed():
+                log.exception("The step failed after a process of it was killed for memory.")
+                _leave(_KILLED)
+            if memory_errors and isinstance(error, MemoryError):
+                log.exception("The step ran out of memory by itself.")
+                _leave(MEMORY_ERROR_EXIT)
+            raise
 
     BaseStep.call_entrypoint = call_entrypoint  # type: ignore[method-assign]  # this process only
+
+
+def _children_killed() -> int:
+    version, _, path = settings.environment().get(GROUP, "").partition(":")
+    return MemoryGroup(path=Path(path), version=int(version)).kills() if path else 0
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

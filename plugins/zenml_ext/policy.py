@@ -76,10 +76,12 @@ def request_of(settings: OomSettings, step: Step) -> Quantity | None:
     """What the user asked for: the setting, else ``ResourceSettings(memory=…)``, else None."""
     if settings.memory:
         return Quantity.parse(settings.memory)
-    from zenml.config.resource_settings import ByteUnit
-
-    size = step.config.resource_settings.get_memory(unit=ByteUnit.B)
-    return Quantity.parse(float(size)) if size else None
+    text = step.config.resource_settings.memory
+    if not text:
+        return None
+    # ZenML writes 500MB, 1GiB; Kubernetes the same without the B, and a small k for kilo.
+    text = text.removesuffix("B")
+    return Quantity.parse(text[:-1] + "k" if text.endswith("K") else text)
 
 
 def without_limit(settings: OomSettings, request: Quantity | None) -> MemoryPlan | None:

@@ -62,8 +62,16 @@ PIPELINE = '''
         code = "x = bytearray(700 * 1024**2); x[::4096] = b'x' * len(x[::4096])"
         return subprocess.run([sys.executable, "-c", code]).returncode
 
+    @step(settings=LIMITED)
+    def loader() -> int:
+        """As a data loader: fails when one of its workers is killed."""
+        code = "x = bytearray(400 * 1024**2); x[::4096] = b'x' * len(x[::4096])"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return 1
+
     @pipeline(enable_cache=False)
     def survivors():
+        loader()
         after(hungry())
         flaky_and_hungry()
         left()
@@ -129,6 +137,14 @@ def test_a_killed_child_of_a_step_that_completes_is_a_warning(survivors):
     (attempt,) = survivors["attempts"]["careless_parent"]
     assert attempt["outcome"] == "completed"
     assert "one of its processes was killed for memory" in survivors["output"]
+
+
+def test_a_step_that_fails_because_its_child_was_killed_runs_again_with_more(survivors):
+    assert outcomes(survivors, "loader") == [
+        ("500Mi", "killed for memory"),
+        (DOUBLED, "completed"),
+    ]
+    assert survivors["rows"]["loader"] == [(1, "completed")]
 
 
 def test_metadata_of_step_and_run_tell_every_attempt(survivors):

@@ -78,6 +78,8 @@ def test_the_request_is_the_setting_else_zenmls_own_resources():
     assert policy.request_of(OomSettings(memory="600Mi"), step_with("1GB")) == 600 * 1024**2
     assert policy.request_of(OomSettings(), step_with("1GB")) == 10**9
     assert policy.request_of(OomSettings(), step_with("1GiB")) == 1024**3
+    assert policy.request_of(OomSettings(), step_with("4000KB")) == 4 * 10**6
+    assert policy.request_of(OomSettings(), step_with("4KiB")) == 4096
     assert policy.request_of(OomSettings(), step_with(None)) is None
 
 
