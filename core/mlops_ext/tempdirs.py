@@ -185,8 +185,15 @@ def _close_all() -> None:
     _open.clear()
 
 
+def _after_fork() -> None:
+    """A child owns none of its parent's directories, and no lock that was held at the fork."""
+    global _lock
+    _open.clear()
+    _lock = threading.RLock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open.clear)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ import pytest
 
 from zenml_ext import _cgroups, _limited
 
+pytestmark = pytest.mark.timeout(900)  # a run takes about 40 s on a free machine
+
 FAILURES = """
     from pathlib import Path
     from zenml import pipeline, step

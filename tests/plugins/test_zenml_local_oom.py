@@ -8,6 +8,8 @@ import pytest
 from mlops_ext.memory import Quantity
 from zenml_ext import _limited
 
+pytestmark = pytest.mark.timeout(900)  # a run takes about 40 s on a free machine
+
 PIPELINE = '''
     import subprocess, sys, time
     from pathlib import Path
