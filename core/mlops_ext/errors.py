@@ -5,7 +5,6 @@ A message says what failed, what was found, and what to do next.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -199,6 +198,8 @@ class TempDirError(MlopsExtError, OSError):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name closest to *name* (case folded), or None where none is near."""
+    import difflib  # only a misspelt name needs it; every start would pay
+
     by_folded = {candidate.casefold(): candidate for candidate in known}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return by_folded[found[0]] if found else None
