@@ -1,0 +1,340 @@
+"""joblib's own store, diskcache and the shared backend, side by side in one run.
+
+    python benchmarks/joblib_store.py [--quick] [--json]
+
+Each figure is a median; hits and misses are measured in a fresh process a store, three rounds,
+the stores in turn. The rows for 100,000 items run on /dev/shm where that is there.
+"""
+
+# ruff: noqa: PTH110, PTH112
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STORES = ("joblib", "diskcache", "shared")
+PASSTHROUGH = Path(__file__).resolve().parent.parent / "tests" / "faults" / "passthrough.py"
+
+PRELUDE = """
+import gc, json, os, sys, time, warnings, statistics
+warnings.simplefilter("ignore")
+kind, folder, extra = sys.argv[1:4]
+extra = json.loads(extra)
+sys.path.insert(0, os.path.dirname(folder))
+import work
+import joblib_ext
+from joblib import Memory, register_store_backend
+
+def memory(**options):
+    backend = {"joblib": "local", "null": "null"}.get(kind, "shared")
+    return Memory(folder, backend=backend, verbose=0, **options)
+
+if kind == "null":
+    from joblib_ext.backend import SharedStoreBackend
+    class Null(SharedStoreBackend):
+        def contains_item(self, call_id): return True
+        def load_item(self, call_id, **_): return 1
+        def get_metadata(self, call_id): return {}
+        def get_cached_func_info(self, call_id): return {"location": ""}
+    register_store_backend("null", Null)
+
+def cached(function, **options):
+    if kind != "diskcache":
+        return memory(**options).cache(function)
+    import diskcache
+    return diskcache.Cache(folder).memoize()(function)
+
+def median(call, arguments):
+    times = []
+    for argument in arguments:
+        start = time.perf_counter()
+        call(argument)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+"""
+WORK = """
+def identity(x):
+    return x
+
+def array(x):
+    import numpy
+    return numpy.full(12_500_000, x, dtype=float)
+"""
+MISS = """
+call = cached(work.identity)
+call(-1)
+print(median(call, range(extra["items"])))
+"""
+HIT = """
+call = cached(work.identity)
+call(-1)
+print(median(call, range(extra["items"])))
+"""
+ARRAY = """
+import numpy
+call = cached(work.array, **extra["options"])
+if extra["fill"]:
+    call(1)
+    call(2)
+    print(0.0)
+else:
+    call(2)
+    print(median(call, [1] * extra["rounds"]))
+"""
+VERIFY_NEVER = {"mmap_mode": "r", "backend_options": {"verify": "never"}}
+FILL = """
+call = cached(work.identity)
+for number in range(extra["items"]):
+    call(number)
+print(0.0)
+"""
+ITEMS = """
+if kind == "diskcache":
+    import diskcache
+    cache = diskcache.Cache(folder)
+    start = time.perf_counter()
+    found = len(list(cache.iterkeys()))
+else:
+    backend = memory().store_backend
+    start = time.perf_counter()
+    found = len(backend.get_items())
+print(time.perf_counter() - start)
+assert found == extra["items"], found
+"""
+EVICT = """
+if kind == "diskcache":
+    import diskcache
+    cache = diskcache.Cache(folder, cull_limit=0)
+    size = cache.volume()
+    start = time.perf_counter()
+    cache.reset("cull_limit", 10)
+    cache.reset("size_limit", int(size * 0.9))
+    cache.cull()
+else:
+    target = memory()
+    start = time.perf_counter()
+    target.reduce_size(items_limit=int(extra["items"] * 0.9))
+print(time.perf_counter() - start)
+if kind != "diskcache":
+    assert len(target.store_backend.get_items()) == int(extra["items"] * 0.9)
+"""
+CLEAR = """
+if kind == "diskcache":
+    import diskcache
+    cache = diskcache.Cache(folder)
+    start = time.perf_counter()
+    cache.clear()
+else:
+    target = memory()
+    start = time.perf_counter()
+    target.clear(warn=False)
+print(time.perf_counter() - start)
+os._exit(0)
+"""
+STAMPEDE = """
+def slow(x):
+    descriptor = os.open(extra["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, b"x")
+    os.close(descriptor)
+    time.sleep(1.0)
+    return x
+slow.__module__ = "work"
+call = cached(slow)
+print("ready", flush=True)
+sys.stdin.readline()
+call(1)
+"""
+OPENS = """
+call = cached(work.identity)
+call(0)
+os.stat("/begin-of-hit")
+call(1)
+os.stat("/end-of-hit")
+"""
+
+
+class Bench:
+    def __init__(self, base, quick):
+        self.base, self.quick = base, quick
+        self.fast = tempfile.mkdtemp(dir="/dev/shm") if os.path.isdir("/dev/shm") else str(base)
+        self.rounds = 1 if quick else 3
+
+    def folder(self, name, *, fast=False):
+        parent = Path(self.fast if fast else self.base, name)
+        parent.mkdir(parents=True, exist_ok=True)
+        (parent / "work.py").write_text(WORK)
+        return parent / "cache"
+
+    def run(self, kind, code, folder, **extra):
+        command = [sys.executable, "-c", PRELUDE + code, kind, str(folder), json.dumps(extra)]
+        out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        return float(out.split()[-1])
+
+    def rows(self):
+        yield from self.small_items()
+        yield self.opens()
+        yield from self.round_trip()
+        yield from self.arrays()
+        yield from self.many_items()
+        yield self.stampede()
+
+    def small_items(self):
+        items = 500 if self.quick else 2000
+        miss = {kind: [] for kind in STORES}
+        hit = {kind: [] for kind in (*STORES, "null")}
+        for number in range(self.rounds):
+            for kind in STORES:
+                folder = self.folder(f"small-{kind}-{number}")
+                miss[kind].append(self.run(kind, MISS, folder, items=items))
+            for kind, found in hit.items():
+                folder = self.folder(f"small-{kind}-{number}")
+                found.append(self.run(kind, HIT, folder, items=items))
+        yield row("hit, int, fresh process", "µs", hit)
+        yield row("miss, int, fresh process", "µs", miss)
+
+    def opens(self):
+        """Files opened in one hit, counted by strace."""
+        counts = {}
+        if shutil.which("strace"):
+            for kind in ("joblib", "shared"):
+                folder = self.folder(f"opens-{kind}")
+                self.run(kind, FILL, folder, items=3)
+                command = ["strace", "-f", "-e", "trace=open,openat,stat,newfstatat", "-o"]
+                trace = self.base / f"trace-{kind}"
+                extra = json.dumps({})
+                python = [
+                    sys.executable,
+                    "-c",
+                    PRELUDE + OPENS.replace("os.stat", "os.path.exists"),
+                ]
+                subprocess.run([*command, trace, *python, kind, str(folder), extra], check=True)
+                text = trace.read_text()
+                part = text[text.index("/begin-of-hit") : text.index("/end-of-hit")]
+                counts[kind] = [float(len(re.findall(r"open(?:at)?\(.*O_RDONLY.*\) = \d", part)))]
+        return row("file opens in a hit", "", counts)
+
+    def round_trip(self):
+        """Hits over a network file system with a round trip of 0.5 ms and cached attributes."""
+        if not os.path.exists("/dev/fuse"):
+            return
+        hit = {}
+        for kind in ("joblib", "shared"):
+            folder = self.folder(f"network-{kind}")
+            mountpoint, plan = self.base / f"mount-{kind}", self.base / f"plan-{kind}.json"
+            mountpoint.mkdir()
+            plan.write_text('{"round_trip_s": 0.0005}')
+            self.run(kind, FILL, folder, items=60)
+            command = [sys.executable, PASSTHROUGH, folder.parent, mountpoint, plan, "3"]
+            with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+                while not os.path.ismount(mountpoint) and server.poll() is None:
+                    time.sleep(0.01)
+                if server.poll() is not None:
+                    return
+                try:
+                    hit[kind] = [self.run(kind, HIT, mountpoint / "cache", items=60)]
+                finally:
+                    subprocess.run(["umount", "-l", mountpoint], check=False)
+        yield row("hit, int, 0.5 ms round trip, cached attributes", "ms", hit)
+
+    def arrays(self):
+        rounds = 3 if self.quick else 9
+        plain, mapped = {}, {}
+        for kind in STORES:
+            folder = self.folder(f"array-{kind}", fast=False)
+            extra = {"rounds": rounds, "options": {}}
+            self.run(kind, ARRAY, folder, fill=True, **extra)
+            plain[kind] = [self.run(kind, ARRAY, folder, fill=False, **extra)]
+            if kind != "diskcache":
+                options = VERIFY_NEVER if kind == "shared" else {"mmap_mode": "r"}
+                extra = {"rounds": rounds * 5, "options": options}
+                mapped[kind] = [self.run(kind, ARRAY, folder, fill=False, **extra)]
+            shutil.rmtree(folder)
+        yield row("hit, 100 MB array", "ms", plain)
+        yield row("hit, 100 MB array, memory-mapped, verify never", "µs", mapped)
+
+    def many_items(self):
+        items = 5_000 if self.quick else 100_000
+        found = {name: {} for name in ("get_items", "evict 10 %", "clear")}
+        for kind in STORES:
+            folder = self.folder(f"many-{kind}", fast=True)
+            self.run(kind, FILL, folder, items=items)
+            for name, code in zip(found, (ITEMS, EVICT, CLEAR), strict=True):
+                found[name][kind] = [self.run(kind, code, folder, items=items)]
+            shutil.rmtree(folder, ignore_errors=True)
+        for name, values in found.items():
+            yield row(f"{name}, {items:,} items, tmpfs", "ms", values)
+
+    def stampede(self):
+        count = 6 if self.quick else 32
+        computed = {}
+        for kind in ("joblib", "shared"):
+            folder = self.folder(f"stampede-{kind}")
+            log = self.base / f"log-{kind}"
+            extra = json.dumps({"log": str(log)})
+            command = [sys.executable, "-c", PRELUDE + STAMPEDE, kind, str(folder), extra]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            workers = [subprocess.Popen(command, **pipes) for _ in range(count)]
+            for worker in workers:
+                worker.stdout.readline()
+            for worker in workers:
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+            for worker in workers:
+                worker.communicate()
+            computed[kind] = [float(log.stat().st_size)]
+        return row(f"computations, {count} processes on a cold function", "", computed)
+
+
+def row(name, unit, values):
+    scale = {"µs": 1e6, "ms": 1e3, "": 1.0}[unit]
+    medians = {kind: statistics.median(found) * scale for kind, found in values.items()}
+    ratio = None
+    if medians.get("shared") and "joblib" in medians:
+        ratio = medians["joblib"] / medians["shared"]
+    return {"row": name, "unit": unit, "medians": medians, "joblib/shared": ratio}
+
+
+def show(rows):
+    print(f"{'':52}{'joblib':>11}{'diskcache':>11}{'shared':>11}{'ratio':>8}")
+    for found in rows:
+        cells = "".join(
+            f"{found['medians'][kind]:>11.1f}" if kind in found["medians"] else f"{'':>11}"
+            for kind in STORES
+        )
+        ratio = found["joblib/shared"]
+        text = f"{found['row']}{', ' if found['unit'] else ''}{found['unit']}"
+        print(f"{text:52}{cells}{'' if ratio is None else f'{ratio:.1f}x':>8}", flush=True)
+        if "null" in found["medians"]:
+            print(
+                f"{'  of which Memory itself (a store that does nothing)':52}{'':22}"
+                f"{found['medians']['null']:>11.1f}"
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer items and rounds")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="joblib-store-", ignore_cleanup_errors=True) as folder:
+        bench = Bench(Path(folder), options.quick)
+        try:
+            rows = list(bench.rows())
+        finally:
+            shutil.rmtree(bench.fast, ignore_errors=True)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show(rows)
+
+
+if __name__ == "__main__":
+    main()
