@@ -19,6 +19,7 @@ __all__ = [
     "TempDirError",
     "TopologyError",
     "UnknownNameError",
+    "UnknownSettingError",
     "UnsupportedVersionError",
 ]
 
@@ -59,6 +60,20 @@ class TopologyError(MlopsExtError, ValueError):
     def __init__(self, where: str, found: object, allowed: str) -> None:
         self.where, self.found, self.allowed = where, found, allowed
         super().__init__(f"{where} is {found!r}: expected {allowed}")
+
+
+class UnknownSettingError(SettingsError):
+    """A setting that nothing reads; its value is not shown, as it may be a misspelt secret.
+
+    Attributes:
+        known: the settings that exist.
+    """
+
+    def __init__(self, setting: str, name: str, known: Iterable[str]) -> None:
+        self.setting, self.value, self.known = setting, None, sorted(known)
+        near = nearest(name, self.known)
+        self.allowed = f"did you mean {near}?" if near else f"known: {', '.join(self.known)}"
+        MlopsExtError.__init__(self, f"{setting} is not a setting; {self.allowed}")
 
 
 class QuantityError(MlopsExtError, ValueError):

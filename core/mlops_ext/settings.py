@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from mlops_ext.errors import SettingsError, nearest
+from mlops_ext.errors import SettingsError, UnknownSettingError
 
 __all__ = ["CoreSettings", "Resolved", "environment", "load", "resolve"]
 
@@ -123,7 +123,8 @@ def resolve(
     except SettingsError:
         raise
     except (TypeError, ValueError) as error:
-        raise SettingsError(section or "mlops-ext", values, str(error)) from error
+        # The values stay out of the message: one of them may be a secret.
+        raise SettingsError(section or "mlops-ext", sorted(values), str(error)) from error
 
 
 def _toml_name(section: str, name: str) -> str:
@@ -162,11 +163,8 @@ def _refuse_unknown(
     table: Mapping[str, object], names: list[str], section: str, *, is_top: bool
 ) -> None:
     for key, value in table.items():
-        if key in names or (is_top and isinstance(value, dict)):
-            continue
-        near = nearest(key, names)
-        hint = f"did you mean {near}?" if near else f"one of {', '.join(names)}"
-        raise SettingsError(_toml_name(section, key), value, f"a known setting; {hint}")
+        if key not in names and not (is_top and isinstance(value, dict)):
+            raise UnknownSettingError(_toml_name(section, key), key, names)
 
 
 def _convert(value: object, hint: Any, label: str) -> object:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlops_ext import settings
-from mlops_ext.errors import SettingsError, nearest
+from mlops_ext.errors import SettingsError, UnknownSettingError
 from mlops_ext.files import Durability
 
 __all__ = ["CODECS", "SharedOptions", "read_options"]
@@ -102,11 +102,10 @@ def read_options(given: Mapping[str, Any]) -> SharedOptions:
     if mmap_mode not in _MMAP_MODES:
         raise SettingsError("mmap_mode", mmap_mode, "None, 'r', 'c', 'r+' or 'w+'")
     names = list(_Texts.__dataclass_fields__)
-    for name, value in rest.items():
+    for name in rest:
         if name not in names:
-            near = nearest(name, [*names, "compress", "mmap_mode"])
-            hint = f"did you mean {near}?" if near else f"one of {', '.join(names)}"
-            raise SettingsError(f"backend_options[{name!r}]", value, f"a known option; {hint}")
+            known = [*names, "compress", "mmap_mode"]
+            raise UnknownSettingError(f"backend_options[{name!r}]", name, known)
     key = rest.pop("sign_key", None)
     if isinstance(rest.get("local_tier"), str):
         rest["local_tier"] = Path(rest["local_tier"])
