@@ -122,7 +122,8 @@ def main():
     from zenml.enums import StackComponentType as T
     client = Client()
     client.create_stack_component("local_oom", flavor="local_oom",
-                                  component_type=T.ORCHESTRATOR, configuration={})
+                                  component_type=T.ORCHESTRATOR,
+                                  configuration={"max_parallel_steps": 3})
     client.create_stack("oom", {T.ORCHESTRATOR: "local_oom", T.ARTIFACT_STORE: "default"})
 """
 

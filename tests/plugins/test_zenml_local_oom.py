@@ -45,7 +45,7 @@ PIPELINE = '''
 
     def meet(mine, other):
         (HERE / mine).touch()
-        for _ in range(1200):
+        for _ in range(6000):
             if (HERE / other).exists():
                 return True
             time.sleep(0.1)
