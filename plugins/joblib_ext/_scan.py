@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,19 +76,22 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def items(layout: Layout, make: Callable[[str, int, dt.datetime], Any]) -> list[Any]:
-    """All entries as joblib wants them: *make* gets path, size and last access."""
+def items(layout: Layout, kind: type[Any]) -> list[Any]:
+    """All entries as joblib wants them: tuples of *kind* with path, size and last access."""
     out: list[Any] = []
     when = dt.datetime.fromtimestamp
-    add = out.append
+    add, make = out.append, tuple.__new__  # a named tuple's own constructor costs twice as much
     with without_collector():
         for shard in shards(layout):
             with contextlib.suppress(OSError), os.scandir(shard) as entries:
                 for entry in entries:
+                    name = entry.name
+                    if name[0] == "." or name[-4:] == TEMP_SUFFIX:
+                        continue  # as `is_item` says; a call for each costs a tenth
                     try:
                         found = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue  # somebody removed it meanwhile
-                    if found.st_size >= CLAIM_MAX and is_item(entry.name):
-                        add(make(entry.path, found.st_size, when(found.st_atime)))
+                    if found.st_size >= CLAIM_MAX:
+                        add(make(kind, (f"{shard}/{name}", found.st_size, when(found.st_atime))))
     return out
