@@ -23,6 +23,7 @@ from clearml_ext.preflight import check_plan, preflight
 from clearml_ext.results import Answer, Result
 from clearml_ext.settings import ClearmlSettings, load_settings
 from clearml_ext.snapshot import take_snapshot
+from mlops_ext.errors import MlopsExtError
 from mlops_ext.files import publish
 
 __all__ = [
@@ -102,7 +103,7 @@ def remembered_queues(pipeline: Any) -> tuple[tuple[str, str], ...]:
 
 def refuse(result: Result, settings: ClearmlSettings, task: Any = None) -> UnsafePipelineError:
     """The error to raise, after the task that was made for the launch is gone."""
-    if task is not None:
+    if _made_here(task) is not None:
         _delete(task)
     error = UnsafePipelineError(result)
     if settings.exit_on_refusal and own_task_id() is None:
@@ -132,8 +133,7 @@ def before_enqueue(
     enqueues itself is checked as if the step were its controller: it holds a worker meanwhile.
 
     Raises:
-        UnsafePipelineError: it could stand still for ever.
-        MlopsExtError: that cannot be told.
+        UnsafePipelineError: it could wait for ever, or that cannot be told.
     """
     if is_passing() or not queue:
         return None
@@ -143,15 +143,24 @@ def before_enqueue(
         or (own is None and str(getattr(task, "task_type", "controller")) != "controller")
     ):
         return None
-    client = Client.from_configuration(settings.timeout_s)
-    snapshot = take_snapshot(client, settings, [task_id, *filter(None, [own])])
-    document = snapshot.tasks.get(task_id)
-    launched_here = own is not None and document is not None and document.get("parent") == own
-    if document is not None and is_pipeline(document) and not launched_here:
-        plan = _plan_here(task_id) or plan_of_task(document)
-        result = check_plan(plan, queue, snapshot, settings, client=client)
-        report_check_only(result, settings, task)
-        return _settle(result, settings, task)
+    try:
+        client = Client.from_configuration(settings.timeout_s)
+        snapshot = take_snapshot(client, settings, [task_id, *filter(None, [own])])
+        document = snapshot.tasks.get(task_id)
+        launched_here = own is not None and document is not None and document.get("parent") == own
+        if document is not None and is_pipeline(document) and not launched_here:
+            plan = _plan_here(task_id) or plan_of_task(document)
+            result = check_plan(plan, queue, snapshot, settings, client=client)
+            report_check_only(result, settings, task)
+            return _settle(result, settings, task)
+    except UnsafePipelineError:
+        raise
+    except MlopsExtError as caught:
+        if own is not None:
+            log.warning("task %s is enqueued unchecked: %s", task_id, caught)
+            return None
+        unknown = Result(target=task_id, answer=Answer.UNKNOWN, reasons=(str(caught),))
+        raise refuse(unknown, settings, task) from caught
     if own is not None and own not in _checked:
         name = f"task {own[:8]}"
         node = Node(name=task_id[:8], queue=queue, base_task=task_id if document else None)
@@ -175,6 +184,13 @@ def _plan_here(task_id: str) -> Plan | None:
     if task is None or str(task.id) != task_id:
         return None
     return plan_of_controller(pipeline)
+
+
+def _made_here(task: Any) -> Any:
+    """*task* where it was made for the launch that is going on, else None: it is someone's own."""
+    if task is None or _plan_here(str(task.id)) is not None:
+        return task
+    return task if str(task.status) == "in_progress" else None
 
 
 def _settle(result: Result, settings: ClearmlSettings, task: Any) -> str | None:
@@ -235,6 +251,6 @@ def report_check_only(result: Result, settings: ClearmlSettings, task: Any) -> N
     if settings.check_only is None:
         return
     publish(settings.check_only, [result.to_json().encode()])
-    if task is not None:
+    if _made_here(task) is not None:
         _delete(task)
     os._exit(0)
