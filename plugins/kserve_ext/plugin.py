@@ -36,49 +36,47 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
 @hookimpl
 def mlops_ext_patches() -> Iterable[Patch]:
     """The patches, one place of KServe each; `GracefulModelServer` needs none of them."""
-    yield Patch(
-        id="kserve.start",
-        framework="kserve",
-        distribution="kserve",
-        versions=SUPPORTED,
+    yield _patch(
+        "start",
         target=f"{CLASS}.start",
-        replacement="kserve_ext._patched:start",
         reason="readiness stays true after SIGTERM, and requests are refused, cut off or answered"
         " by models that have stopped",
-        verified_by="tests/plugins/test_kserve_restart.py",
+        verified_by="restart",
     )
-    yield Patch(
-        id="kserve.stop",
-        framework="kserve",
-        distribution="kserve",
-        versions=SUPPORTED,
+    yield _patch(
+        "stop",
         target=f"{CLASS}.stop",
-        replacement="kserve_ext._patched:stop",
         reason="stop() unloads the models while requests are in flight, and crashes the"
         " interpreter while gRPC starts",
-        verified_by="tests/plugins/test_kserve_signals.py",
+        verified_by="signals",
     )
-    yield Patch(
-        id="kserve.shutdown",
-        framework="kserve",
-        distribution="kserve",
-        versions=SUPPORTED,
+    yield _patch(
+        "shutdown",
         target=f"{CLASS}.shutdown",
-        replacement="kserve_ext._patched:shutdown",
         expects="nothing",
         reason="a server in a thread or a notebook cannot be ended",
-        verified_by="tests/plugins/test_kserve_threads.py",
+        verified_by="threads",
     )
-    yield Patch(
-        id="kserve.flags",
+    yield _patch(
+        "parser",
+        target="kserve.model_server:parser",
+        expects="argparse",
+        reason="the parser of a model server refuses --lame_duck_s and --drain_s",
+        verified_by="settings",
+    )
+
+
+def _patch(name: str, *, target: str, reason: str, verified_by: str, expects: str = "") -> Patch:
+    return Patch(
+        id=f"kserve.{name}",
         framework="kserve",
         distribution="kserve",
         versions=SUPPORTED,
-        target="kserve.model_server:parser",
-        replacement="kserve_ext._patched:parser",
-        expects="argparse",
-        reason="the parser of a model server refuses --lame_duck_s and --drain_s",
-        verified_by="tests/plugins/test_kserve_settings.py",
+        target=target,
+        replacement=f"kserve_ext._patched:{name}",
+        expects=expects,
+        reason=reason,
+        verified_by=f"tests/plugins/test_kserve_{verified_by}.py",
     )
 
 
