@@ -62,13 +62,15 @@ def install(snapshot_id: str) -> Supervisor:
         found: Any = list_jobs(batch_api=batch_api, namespace=namespace, **options)
         api = KubeApi(batch_api, None, namespace, options.get("api_request_timeout"))
         counted = supervisor.take_over(api, api.plain(found)["items"])
-        open_again = {
-            job["metadata"]["name"]: bool(job["status"].get("conditions")) for job in counted
+        shown = {
+            job["metadata"]["name"]: {one["type"] for one in job["status"].get("conditions") or ()}
+            for job in counted
         }
-        found.items = [job for job in found.items if job.metadata.name in open_again]
+        found.items = [job for job in found.items if job.metadata.name in shown]
         for job in found.items:
-            if not open_again[job.metadata.name]:
-                job.status.conditions = None
+            types = shown[job.metadata.name]
+            kept = [one for one in job.status.conditions or () if one.type in types]
+            job.status.conditions = kept or None
         return found
 
     seams: Any = kube_utils

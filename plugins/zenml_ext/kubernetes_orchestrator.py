@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import logging
@@ -21,7 +22,7 @@ from mlops_ext.memory import Quantity
 from zenml_ext.kubernetes_api import KubeApi, error_words
 from zenml_ext.kubernetes_book import StepFacts
 from zenml_ext.kubernetes_flavor import KubernetesOomConfig, KubernetesOomSettings
-from zenml_ext.kubernetes_jobs import is_finished, latest_jobs
+from zenml_ext.kubernetes_jobs import is_finished, latest_jobs, superseding_patch
 from zenml_ext.kubernetes_supervisor import Supervisor
 from zenml_ext.kubernetes_tempdir import VOLUME_NAME, temp_dir_parts
 from zenml_ext.policy import request_of
@@ -153,13 +154,17 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         if not current:
             log.warning("No Job for step run %s: somebody deleted it.", step_run.id)
             return ExecutionStatus.FAILED
-        self._known_facts()[step_run.name] = StepFacts(
-            name=step_run.name,
-            pipeline=_pipeline_name(step_run),
-            step=_step_of(step_run),
-            settings=cast("KubernetesOomSettings", self.get_settings(_step_of(step_run))),
-        )
-        del followed
+        for job, follower in followed:
+            with contextlib.suppress(ApiException, HTTPError, OSError):
+                api.patch_job(job["metadata"]["name"], superseding_patch(job, follower))
+        if step_run.name not in self._known_facts():
+            step = _step_of(step_run)
+            self._known_facts()[step_run.name] = StepFacts(
+                name=step_run.name,
+                pipeline=_pipeline_name(step_run),
+                step=step,
+                settings=cast("KubernetesOomSettings", self.get_settings(step)),
+            )
         status, message = self._supervise().check(
             batch_api=api.batch,
             core_api=api.core,

@@ -15,7 +15,7 @@ from zenml_ext.kubernetes_api import KubeApi
 from zenml_ext.kubernetes_caps import CapsReader, Refused, read_refusal
 from zenml_ext.kubernetes_evidence import Ending, unschedulable
 
-__all__ = ["never_fits", "oom_of_node", "why_no_pod"]
+__all__ = ["is_without_pod", "never_fits", "oom_of_node", "why_no_pod"]
 
 Manifest = Mapping[str, Any]
 
@@ -47,6 +47,19 @@ def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest) -> str | None:
     return (
         f"no node can ever run it: it asks for {found.request.human}, and {nodes}."
         " Lower its memory, or add a larger node"
+    )
+
+
+def is_without_pod(status: Manifest) -> bool:
+    """Whether a Job that has begun has no pod, nor had one that is about to be counted."""
+    uncounted = status.get("uncountedTerminatedPods") or {}
+    return bool(status.get("startTime")) and not any(
+        (
+            status.get("active"),
+            status.get("terminating"),
+            status.get("succeeded"),
+            *uncounted.values(),
+        )
     )
 
 

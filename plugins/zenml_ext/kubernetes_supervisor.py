@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from kubernetes.client.rest import ApiException
@@ -34,8 +33,9 @@ from zenml_ext.kubernetes_jobs import (
     successor,
     superseding_patch,
 )
-from zenml_ext.kubernetes_pending import never_fits, oom_of_node, why_no_pod
+from zenml_ext.kubernetes_pending import is_without_pod, never_fits, oom_of_node, why_no_pod
 from zenml_ext.kubernetes_track import Track, track_of
+from zenml_ext.kubernetes_watch import Watch
 
 __all__ = ["Supervisor"]
 
@@ -49,27 +49,10 @@ _BEAT_S = 20.0
 """ZenML's own worker beats every 15 s, and its thresholds are minutes."""
 _EVENTS_S = 10.0
 """A Job without a pod is asked why this often, no oftener."""
+_PODLESS_S = 2.0
+"""Kubernetes makes a Job's pod within a second; asking earlier would be a call for nothing."""
+_FAILURES = frozenset({"Failed", "FailureTarget"})
 _GONE = 404
-
-
-@dataclass(slots=True, kw_only=True)
-class Watch:
-    """A step under supervision, in this process.
-
-    Attributes:
-        current: name of the Job that counts now.
-        held: its Job has failed, and what follows waits for another step.
-    """
-
-    current: str
-    held: Manifest | None = None
-    held_ending: Ending | None = None
-    superseded: list[tuple[Manifest, str]] = field(default_factory=list)
-    row: StepRow | None = None
-    beats: bool = True
-    beat_at: float = float("-inf")
-    events_at: float = float("-inf")
-    told: str = ""
 
 
 class Supervisor:
@@ -143,7 +126,7 @@ class Supervisor:
             conditions = job["status"].get("conditions") or []
             if track.alone and not any(c["type"] == "Complete" for c in conditions):
                 self._probes[track.family] = track.base
-            job["status"]["conditions"] = [c for c in conditions if c["type"] != "Failed"]
+            job["status"]["conditions"] = [c for c in conditions if c["type"] not in _FAILURES]
         return current
 
     # -- a step runs --------------------------------------------------------------------------
@@ -336,7 +319,7 @@ class Supervisor:
             if verdict is not None:
                 api.delete_job(watch.current)
                 return JobStatus.FAILED, verdict
-        if not status.get("active") and not status.get("terminating") and status.get("startTime"):
+        if is_without_pod(status):
             refused = self._refused(api, watch)
             if refused is not None and refused.for_good:
                 api.delete_job(watch.current)
@@ -344,10 +327,16 @@ class Supervisor:
             if refused is not None:
                 self._tell(watch, job, refused.message)
                 return JobStatus.RUNNING, refused.message
+        else:
+            watch.podless_since = None
         return JobStatus.RUNNING, message
 
     def _refused(self, api: KubeApi, watch: Watch) -> Refused | None:
-        """Why a Job has no pod, asked now and then."""
+        """Why a Job has no pod, asked now and then, and not about the moment before it has one."""
+        if watch.podless_since is None:
+            watch.podless_since = self._clock()
+        if self._clock() - watch.podless_since < _PODLESS_S:
+            return None
         if self._clock() - watch.events_at < _EVENTS_S:
             return Refused(message=watch.told, for_good=False) if watch.told else None
         watch.events_at = self._clock()

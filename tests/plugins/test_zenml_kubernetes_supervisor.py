@@ -243,6 +243,32 @@ def test_an_orchestrator_that_dies_at_any_call_leaves_no_step_lost_or_doubled(cl
     assert sorted(pod["status"]["phase"] for pod in pods) == ["Failed", "Succeeded"]
 
 
+@pytest.mark.parametrize("side", ["bare", "ours"])
+def test_zenml_takes_a_kill_between_two_orchestrators_for_a_failure_and_we_do_not(
+    cluster, side, monkeypatch
+):
+    """What ZenML's entrypoint makes of the Jobs it finds when it goes on with a run."""
+    from zenml.integrations.kubernetes.orchestrators import kubernetes_orchestrator_entrypoint
+
+    from zenml_ext import kubernetes_entrypoint
+
+    for name in ("create_job", "list_jobs", "check_job_status"):
+        monkeypatch.setattr(kube_utils, name, getattr(kube_utils, name))
+    ours = Orchestrator(cluster, FakeBook())
+    name = ours.start("137 OOMKilled 0;0 Completed 0")
+    failed_job(cluster, name)
+    if side == "ours":
+        kubernetes_entrypoint.install("none")
+    spec = SimpleNamespace(upstream_steps=[])
+    (node,) = kubernetes_orchestrator_entrypoint._reconstruct_nodes(
+        snapshot=SimpleNamespace(step_configurations={"step": SimpleNamespace(spec=spec)}),
+        pipeline_run=SimpleNamespace(id=RUN, steps={}),
+        namespace="zenml",
+        batch_api=ours.batch,
+    )
+    assert node.status.value == {"bare": "failed", "ours": "running"}[side]
+
+
 def test_two_orchestrators_at_once_create_one_follower(cluster):
     book = FakeBook()
     one, other = Orchestrator(cluster, book), Orchestrator(cluster, book)
@@ -362,12 +388,14 @@ def test_a_quota_that_can_never_grant_it_is_told_and_not_waited_for(cluster):
 def test_a_quota_in_use_is_told_and_waited_for(cluster):
     quota(cluster, "300Mi")
     ours = Orchestrator(cluster, FakeBook())
-    first = ours.start("0 Completed 1.5", name="one", step="one")
+    first = ours.start("0 Completed 8", name="one", step="one")
     cluster.wait_for(lambda: cluster.list("pods", "step_name=one"))
     second = ours.start("0 Completed 0", name="two", step="two")
     cluster.wait_for(lambda: [e for e in cluster.list("events") if e["reason"] == "FailedCreate"])
     status, message = ours.check(second)
     assert status is JobStatus.RUNNING
+    while message is None and status is JobStatus.RUNNING:
+        status, message = ours.check(second)
     assert "starts when others have finished" in message
     assert ours.until_over(first)[0] is JobStatus.SUCCEEDED
     assert ours.until_over(second)[0] is JobStatus.SUCCEEDED
