@@ -7,7 +7,7 @@ ends, by returning or by the user's exception, that answer goes, and with it the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from joblib_ext._claims import Claim, release
@@ -40,6 +40,7 @@ class Call:
         address: what its checksum binds it to.
         home: the version of the function that is computing.
         pending: the result as bytes, between ``dump_item`` and ``store_metadata``.
+        metadata: what joblib noted, for a large result, which is published when the call ends.
         item: the result, for a memory-mapped reload that the store could not serve.
     """
 
@@ -50,6 +51,7 @@ class Call:
         "claim",
         "home",
         "item",
+        "metadata",
         "path",
         "pending",
         "writer",
@@ -62,6 +64,7 @@ class Call:
         self.address, self.home = address, home
         self.claim: Claim | None = None
         self.pending: tuple[Sequence[Buffer], int] | None = None
+        self.metadata: Mapping[str, Any] = {}
         self.item: tuple[Any] | None = None
 
     def release(self) -> None:
@@ -73,5 +76,5 @@ class Call:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # an interpreter that ends takes modules away
             if self.pending is not None:
-                self.writer.finish(self, {})
+                self.writer.finish(self, self.metadata)
             self.release()

@@ -30,6 +30,7 @@ from joblib_ext._functions import Functions
 from joblib_ext._large import CorruptEntryError, LargeEntry
 from joblib_ext._metadata import NAMESPACE, LazyMetadata
 from joblib_ext._options import SharedOptions, read_options
+from joblib_ext._payload import total
 from joblib_ext._store import Address, Store, View
 from joblib_ext._tier import LocalTier
 from joblib_ext._writer import Writer
@@ -39,6 +40,9 @@ __all__ = ["SharedStoreBackend"]
 _DIRECT = "0" * 24
 """Namespace of items that are dumped by hand, without a function."""
 _TALKATIVE = 1
+_LATE = 8 << 20
+"""A result from this size on is published when the call ends: joblib times `store_metadata`, and
+warns of large arguments when that takes half a second."""
 
 
 class _PerThread(threading.local):
@@ -213,6 +217,9 @@ class SharedStoreBackend(_Unpickled, FolderBackend):
         """
         if verbose > _TALKATIVE:
             self._tell(call_id, verbose, timestamp, metadata)
+        call = self._run.calls.get(id(call_id))
+        if call is not None and call.call_id is call_id:
+            self._run.writer.finish(call, call.metadata)
         entry = self._entry(call_id, metadata)
         if entry is not None:
             try:
@@ -220,7 +227,6 @@ class SharedStoreBackend(_Unpickled, FolderBackend):
             except CorruptEntryError:
                 self._set_aside(entry)
                 raise
-        call = self._run.calls.get(id(call_id))
         if call is not None and call.item is not None:
             return call.item[0]
         raise KeyError(f"Non-existing item (may have been cleared): {call_id[0]}, {call_id[1]}")
@@ -248,7 +254,9 @@ class SharedStoreBackend(_Unpickled, FolderBackend):
         call = run.calls.get(id(call_id))
         if call is not None and call.call_id is call_id:
             metadata[NAMESPACE] = call.home.namespace
-            run.writer.finish(call, metadata)
+            call.metadata = metadata
+            if call.pending is not None and total(call.pending[0]) < _LATE:
+                run.writer.finish(call, metadata)
             return
         home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
         metadata[NAMESPACE] = home.namespace

@@ -457,3 +457,22 @@ def no_claims_left():
     yield
     with contextlib.suppress(KeyError):
         assert not _claims._held
+
+
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
+    np = pytest.importorskip("numpy")
+    calls = []
+    memory = Memory(str(tmp_path), backend="shared", verbose=0, mmap_mode=mmap_mode)
+
+    def function(x):
+        calls.append(x)
+        return np.full(2_000_000, x, dtype=float)
+
+    cached = memory.cache(function)
+    assert cached(1)[-1] == 1
+    assert cached.check_call_in_cache(1)
+    assert cached.call_and_shelve(2).get()[0] == 2
+    assert cached(1)[0] == 1
+    assert cached(2)[0] == 2
+    assert calls == [1, 2]
