@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import requests  # type: ignore[import-untyped]  # its stubs are a package of their own
+import requests
 
 from clearml_ext.errors import ServerError
 
