@@ -107,11 +107,23 @@ def refuse(result: Result, settings: ClearmlSettings, task: Any = None) -> Unsaf
         _delete(task)
     error = UnsafePipelineError(result)
     if settings.exit_on_refusal and own_task_id() is None:
-        sys.stdout.flush()
-        sys.stderr.write(f"mlops-ext: {error}\n")
-        sys.stderr.flush()
-        os._exit(1 if result.answer is Answer.UNSAFE else 2)
+        _leave(f"mlops-ext: {error}", 1 if result.answer is Answer.UNSAFE else 2)
     return error
+
+
+def _leave(text: str, status: int) -> None:
+    """End this process now: no hook of ClearML's gets to wait for what will not come."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _is_component_call() -> bool:
+    """Whether this process, which runs a step, launches a component of the step's pipeline."""
+    from clearml import PipelineDecorator
+
+    return getattr(PipelineDecorator, "_singleton", None) is not None
 
 
 def _delete(task: Any) -> None:
@@ -168,9 +180,11 @@ def before_enqueue(
         result = check_plan(plan, None, snapshot, settings, client=client, own_task=own)
         if result.answer is Answer.UNSAFE:
             error = refuse(result, settings)
-            # The SDK only warns when enqueueing fails, and waits on: a failed task ends that.
             told = {"status_reason": "mlops-ext", "status_message": str(error)[:500]}
             client.call("tasks.failed", {"task": task_id, "force": True, **told})
+            if _is_component_call():
+                # The SDK only warns when this raises, and waits for the component for ever.
+                _leave(f"mlops-ext: {error}", 1)
             raise error
     return None
 
