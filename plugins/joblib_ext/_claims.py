@@ -132,14 +132,29 @@ _heart = _Heart()
 
 def _release_abandoned(claims: list[Claim]) -> None:
     """Release claims whose call has ended while somebody keeps its exception, and so its frame."""
-    frames = sys._current_frames()  # noqa: SLF001  # the only way to see another thread's stack
-    for claim in claims:
-        if claim.frame and claim.held:
-            frame: FrameType | None = frames.get(claim.thread)
-            while frame is not None and id(frame) != claim.frame:
-                frame = frame.f_back
-            if frame is None:
+    judged = [(claim, claim.frame) for claim in claims if claim.frame and claim.held]
+    if judged:
+        running = _running_frames({claim.thread for claim, _ in judged})
+        for claim, frame in judged:
+            if frame not in running and claim.held:
                 release(claim)
+
+
+def _running_frames(threads: set[int]) -> set[int]:
+    """Identities of all frames on the stacks of these threads."""
+    found: set[int] = set()
+    frames = sys._current_frames()  # noqa: SLF001  # the only way to see another thread's stack
+    frame: FrameType | None = None
+    try:
+        for thread in threads:
+            frame = frames.get(thread)
+            while frame is not None:
+                found.add(id(frame))
+                frame = frame.f_back
+    finally:
+        frames.clear()  # this very frame is in it: a cycle that would keep all the others alive
+        frame = None
+    return found
 
 
 def _after_fork_in_child() -> None:

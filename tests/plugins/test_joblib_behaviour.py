@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -476,3 +477,22 @@ def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
     assert cached(1)[0] == 1
     assert cached(2)[0] == 2
     assert calls == [1, 2]
+
+
+def test_the_heartbeat_keeps_no_frame_of_a_call(tmp_path):
+    np = pytest.importorskip("numpy")
+    cached = Memory(str(tmp_path), backend="shared", verbose=0).cache(large_with_a_beat)
+    gc.disable()
+    try:
+        assert cached(np.arange(3))[0] == 2
+        assert cached.check_call_in_cache(np.arange(3))
+    finally:
+        gc.enable()
+
+
+def large_with_a_beat(x):
+    """A large result, which is published when the call's frame goes; a beat looks at it before."""
+    beat = threading.Thread(target=_claims._release_abandoned, args=(list(_claims._held.values()),))
+    beat.start()
+    beat.join()
+    return x[2].repeat(2_000_000)
