@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from joblib_ext._claim_record import ClaimRecord
+from joblib_ext._closing import Closer
 from joblib_ext._entry import HEADER, MAGIC, Entry, build, is_foreign, open_small, parse_header
 from joblib_ext._events import Events
 from joblib_ext._fresh import fresh_path
@@ -63,6 +64,7 @@ class Store:
         self.options = options
         self.events = Events(self.layout.events)
         self.key = options.sign_key
+        self.closer = Closer()
 
     def look(self, path: str, address: bytes) -> View:
         """What stands at *path*: a verified entry, an open large one, a claim, or None.
@@ -85,7 +87,7 @@ class Store:
             entry = open_small(data, address, self.key)
             if entry is not None and self.options.mmap_mode and entry.header.buffers:
                 return LargeEntry(descriptor, path, entry.header, address, self.key)
-            _close(descriptor)
+            self.closer.close(descriptor)
             return entry or self._judge(path, address, data)
         large = self.open_large(descriptor, path, address, data)
         return large or self._look_closely(path, address, None)
