@@ -10,6 +10,8 @@ from mlops_ext._queues_flow import possibly_stuck
 from mlops_ext._queues_model import compile_topology
 from mlops_ext.queues import Pipeline, Step, Topology, Worker, check
 
+pytest.importorskip("networkx", reason="the clearml extra brings it")
+
 
 def random_steps(rng, queues, budget, depth):
     steps = []
