@@ -31,7 +31,7 @@ class Writer:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.recent: deque[tuple[str, Entry]] = deque(maxlen=_REMEMBERED)
+        self.recent: deque[tuple[str, bytes]] = deque(maxlen=_REMEMBERED)
 
     def serialise(self, item: object) -> tuple[list[Any], int] | None:
         """The body of *item*, or None with a warning, as joblib gives it."""
@@ -95,10 +95,7 @@ class Writer:
             )
             return False
         if len(pieces) == 1 and total(pieces) < _REMEMBERED_BYTES:
-            data = bytes(pieces[0])
-            header = parse_header(data)
-            if header is not None:
-                self.recent.append((path, Entry(data, header)))
+            self.recent.append((path, bytes(pieces[0])))
         return True
 
     def add_metadata(
@@ -113,9 +110,10 @@ class Writer:
 
     def recall(self, path: str) -> Entry | None:
         """A result that was written or read here lately, although its file is gone."""
-        for known, entry in reversed(self.recent):
+        for known, data in reversed(self.recent):
             if known == path:
-                return entry
+                header = parse_header(data)
+                return Entry(data, header) if header is not None else None
         return None
 
     def forget(self, prefix: str) -> None:
