@@ -30,8 +30,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from joblib_ext._options import CODECS
 from joblib_ext._payload import Buffer, compress, decompress, load_body, total
@@ -89,9 +88,8 @@ class Hasher:
         return int(self._xxh.intdigest()) if self._xxh is not None else self._crc
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The fixed part of an entry."""
+class Header(NamedTuple):
+    """The fixed part of an entry. A tuple: each hit makes one, and a frozen dataclass is slow."""
 
     algorithm: int
     codec: int
