@@ -27,6 +27,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "SharedStoreBackend":
+        import_module("joblib")  # its import asks for the backend, which must not be half there
     return getattr(import_module(_HOMES[name]), name)
 
 

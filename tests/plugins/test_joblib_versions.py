@@ -217,3 +217,9 @@ def test_a_command_run_by_mlops_ext_knows_the_backend(tmp_path):
             [tool, "run", *extra, "--", sys.executable, "-c", code], text=True
         )
         assert out.startswith("SharedStoreBackend")
+
+
+def test_the_backend_can_be_imported_before_joblib():
+    code = "from joblib_ext import SharedStoreBackend as s; print(s.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "SharedStoreBackend\n"
