@@ -268,6 +268,11 @@ def adopt(store: Store, path: str, record: ClaimRecord) -> Claim | None:
     claim = Claim(path, source, store.options.lease_s)
     if _held.setdefault(path, claim) is not claim:
         return None
+    # Another thread may have had this claim when *record* was read, and have published since.
+    found = read_record(path)
+    if found is None or found.token != record.token:
+        claim.stop()
+        return None
     store.events.note("lost-reply", path)
     _heart.start()
     return claim
@@ -287,8 +292,9 @@ def read_record(path: str) -> ClaimRecord | None:
 
 def release(claim: Claim) -> None:
     """Give the claim up without an entry: the next one computes. Never raises OSError."""
-    claim.stop()
-    if _remove(claim.path, claim.record) is None:
+    gone = _remove(claim.path, claim.record)
+    claim.stop()  # only now: a thread that sees the file before must not take it for its own
+    if gone is None:
         _unreleased[claim.path] = claim.record
         _heart.start()
 

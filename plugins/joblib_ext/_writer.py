@@ -57,13 +57,13 @@ class Writer:
         pending, call.pending = call.pending, None
         if pending is None:
             return
-        if call.claim is not None:
-            call.claim.stop()
         done = self.write(call.path, call.address, call.home, pending, metadata)
-        if done:
-            call.claim = None
-        elif call.claim is not None:
+        if not done:
             self._give_up(call)
+        elif call.claim is not None:
+            # Not before the entry stands: another thread would take the claim there for its own.
+            call.claim.stop()
+            call.claim = None
 
     @staticmethod
     def _give_up(call: Call) -> None:
