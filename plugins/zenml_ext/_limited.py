@@ -108,7 +108,6 @@ def _started(
         entrance = str(group.entrance) if group else ""
         command = [sys.executable, "-I", "-S", str(_CHILD), entrance, *command]
     lifeline, ours = os.pipe() if posix else (-1, -1)
-    options: dict[str, Any] = {"start_new_session": True, "pass_fds": (lifeline,)} if posix else {}
     environment = {**environment, LIFELINE: str(lifeline)} if posix else environment
     if group:
         environment = {**environment, GROUP: f"{group.version}:{group.path}"}
@@ -119,7 +118,8 @@ def _started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
-            **options,
+            start_new_session=posix,
+            pass_fds=(lifeline,) if posix else (),
         )
     except BaseException:
         if posix:
