@@ -3,7 +3,6 @@
 import os
 
 from hypothesis import settings
-
 from tests.windows import wine_python
 from tests.zenml_project import zenml_home
 
