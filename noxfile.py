@@ -54,4 +54,5 @@ def _register(row):
 
 
 for _row in ROWS:
-    _register(_row)
+    if not _row.get("main"):
+        _register(_row)

@@ -1,10 +1,10 @@
-"""Tables of the README that are made from data. Run this file to write them anew.
+"""Tables of the README that are made from data. Write them anew with
+``python -m tests.support.tables``.
 
 The supported ranges come from the extensions' own `Framework`, the versions that the tests were
 run with from ``tests/versions.toml``: a row counts where ``seen`` says when it passed.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -37,9 +37,11 @@ def versions_table():
 
 def in_readme(text):
     """The table that stands in *text*."""
-    return re.search(f"{BEGIN}\n(.*?)\n{END}", text, re.DOTALL)[1]
+    return text.partition(f"{BEGIN}\n")[2].partition(f"{END}")[0].rstrip("\n")
 
 
 if __name__ == "__main__":
     readme = README.read_text(encoding="utf-8")
-    README.write_text(readme.replace(in_readme(readme), versions_table()), encoding="utf-8")
+    before, _, rest = readme.partition(BEGIN)
+    after = rest.partition(END)[2]
+    README.write_text(f"{before}{BEGIN}\n{versions_table()}\n{END}{after}", encoding="utf-8")

@@ -51,3 +51,9 @@ def test_an_extra_allows_what_its_extension_supports():
 
 def test_no_installed_extension_is_broken():
     assert extensions().problems == {}
+
+
+def test_the_table_of_versions_in_the_readme_is_made_from_the_data():
+    from tests.support import tables
+
+    assert tables.in_readme(tables.README.read_text(encoding="utf-8")) == tables.versions_table()
