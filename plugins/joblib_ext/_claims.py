@@ -285,7 +285,8 @@ def read_record(path: str) -> ClaimRecord | None:
         try:
             return ClaimRecord.parse(os.read(descriptor, 256))
         finally:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # what was read was read
+                os.close(descriptor)
     except OSError:
         return None
 
