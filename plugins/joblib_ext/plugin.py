@@ -21,7 +21,8 @@ SHARED_BACKEND = Patch(
     expects="nothing",
     reason="a cache folder that several machines share gives wrong values and stampedes",
     upstream="https://joblib.readthedocs.io/en/stable/generated/joblib.register_store_backend.html",
-    verified_by="tests/plugins/test_joblib_versions.py",
+    verified_by="tests/plugins/test_joblib_versions.py"
+    "::test_two_versions_of_a_function_share_a_cache",
 )
 
 

@@ -41,28 +41,28 @@ def mlops_ext_patches() -> Iterable[Patch]:
         target=f"{CLASS}.start",
         reason="readiness stays true after SIGTERM, and requests are refused, cut off or answered"
         " by models that have stopped",
-        verified_by="restart",
+        verified_by="restart.py::test_nothing_is_lost",
     )
     yield _patch(
         "stop",
         target=f"{CLASS}.stop",
         reason="stop() unloads the models while requests are in flight, and crashes the"
         " interpreter while gRPC starts",
-        verified_by="signals",
+        verified_by="signals.py::test_bare_server_crashes_on_a_signal_while_it_starts",
     )
     yield _patch(
         "shutdown",
         target=f"{CLASS}.shutdown",
         expects="nothing",
         reason="a server in a thread or a notebook cannot be ended",
-        verified_by="threads",
+        verified_by="threads.py::test_a_server_in_a_thread_drains_on_shutdown",
     )
     yield _patch(
         "parser",
         target="kserve.model_server:parser",
         expects="argparse",
         reason="the parser of a model server refuses --lame_duck_s and --drain_s",
-        verified_by="settings",
+        verified_by="settings.py::test_argument_then_flag_then_file_then_environment",
     )
 
 
@@ -76,7 +76,7 @@ def _patch(name: str, *, target: str, reason: str, verified_by: str, expects: st
         replacement=f"kserve_ext._patched:{name}",
         expects=expects,
         reason=reason,
-        verified_by=f"tests/plugins/test_kserve_{verified_by}.py",
+        verified_by=f"tests/plugins/test_kserve_{verified_by}",
     )
 
 

@@ -37,6 +37,7 @@ def test_every_patch_names_a_test_that_exists():
         path, _, name = patch.verified_by.partition("::")
         file = ROOT / path
         assert file.is_file(), f"{patch.id}: {patch.verified_by}"
+        assert name, f"{patch.id} names a file of tests, not a test"
         assert re.search(rf"def {re.escape(name.partition('[')[0])}\b", file.read_text()), patch.id
 
 
