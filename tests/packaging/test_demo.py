@@ -23,6 +23,7 @@ def test_a_demo_whose_claims_hold_passes_without_noise(environment):
     assert done.returncode == 0
     assert "all 1 claims hold" in done.stdout
     assert "noise" not in done.stdout + done.stderr
+    assert "acme (1/1): asking" in done.stdout, "a pipe gets a line for each thing begun"
 
 
 @pytest.mark.parametrize("name", ["acme-false", "acme-crash", "acme-silent"])

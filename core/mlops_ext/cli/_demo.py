@@ -31,7 +31,7 @@ from mlops_ext.settings import environment
 
 __all__ = ["demo"]
 
-LIMIT_S = 240.0
+LIMIT_S = 600.0
 """A demo that takes longer hangs: the slowest takes about a minute on two busy cores."""
 GRACE_S = 5.0
 """Time for a demo to end its own children after SIGTERM before its process group is killed."""
@@ -80,15 +80,26 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
 
 
 def _show(chosen: list[str], console: Console) -> Iterator[_Result]:
-    columns = (SpinnerColumn(), TextColumn("[bold]{task.fields[name]}"), TimeElapsedColumn())
+    name_column, text_column = (
+        TextColumn("[bold]{task.fields[name]}"),
+        TextColumn("{task.description}"),
+    )
+    columns = (SpinnerColumn(), name_column, TimeElapsedColumn(), text_column)
     for number, name in enumerate(chosen, start=1):
-        with Bar(
-            *columns, TextColumn("{task.description}"), console=console, transient=True
-        ) as bar:
-            task = bar.add_task("starting", name=f"{name} ({number}/{len(chosen)})", total=None)
-            result = _run(name, functools.partial(_describe, bar, task))
+        title = f"{name} ({number}/{len(chosen)})"
+        if console.is_terminal:
+            with Bar(*columns, console=console, transient=True) as bar:
+                task = bar.add_task("starting", name=title, total=None)
+                result = _run(name, functools.partial(_describe, bar, task))
+        else:
+            result = _run(name, functools.partial(_print_line, console, title))
         _draw(result, console)
         yield result
+
+
+def _print_line(console: Console, title: str, text: str) -> None:
+    """Progress into a pipe or a log: a line for each thing begun."""
+    console.print(f"{title}: {text}", markup=False, highlight=False)
 
 
 def _describe(bar: Bar, task: TaskID, text: str) -> None:
