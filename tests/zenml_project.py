@@ -76,7 +76,7 @@ class ZenmlHome:
             text=True,
         )
 
-    def run(self, script, *arguments, timeout=840, **variables):
+    def run(self, script, *arguments, timeout=220, **variables):
         """Run a script to its end: its output, and what it reported."""
         process = self.start(script, *arguments, **variables)
         try:

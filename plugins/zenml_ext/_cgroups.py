@@ -59,14 +59,18 @@ class MemoryGroup:
     def set_limit(self, limit: int) -> None:
         """Limit memory, and swap with it, to *limit* bytes.
 
+        Where the kernel can, it then ends all processes of the group when one must go
+        (``memory.oom.group``, version 2), as Kubernetes lets it do since 1.28.
+
         Raises:
             OSError: the kernel refuses.
         """
         text = f"{limit:d}"  # bytes, also of a Quantity, whose own text the kernel cannot read
         if self.version == 2:  # noqa: PLR2004
             (self.path / "memory.max").write_text(text)
-            with suppress(OSError):
-                (self.path / "memory.swap.max").write_text("0")
+            for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
+                with suppress(OSError):
+                    (self.path / name).write_text(value)
             return
         (self.path / "memory.limit_in_bytes").write_text(text)
         with suppress(OSError):  # swap accounting is off in many kernels

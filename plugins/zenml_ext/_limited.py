@@ -27,7 +27,8 @@ LIFELINE = "MLOPS_EXT_LIFELINE"
 
 _CHILD = Path(__file__).with_name("_local_child.py")
 _KERNEL_PERIOD_S = 0.1
-"""How often usage is read where the kernel enforces the limit: only the peak depends on it."""
+"""How often usage and kills are read where the kernel enforces the limit: the peak depends on it,
+and on cgroup v1 how long a command lives on with one of its processes killed."""
 _WATCH_PERIOD_S = 0.05
 """How often usage is read where we enforce it: at 1 GB/s a step overshoots by 50 MB."""
 _MOST_POINTS = 4096
@@ -40,7 +41,8 @@ class Ending:
 
     Attributes:
         exit_code: as a shell counts: 128 plus the signal for one that was killed.
-        oom_killed: something in it was killed for memory.
+        oom_killed: something in it was killed for memory. Then all of it was, unless it came to
+            its end before that was seen: the exit code is its own in that case, and may be 0.
         peak: the most anon and shared memory it was seen to use; None where nobody looked.
         runtime_s: how long it ran.
         stopped: it was ended because *stopping* said so.
@@ -182,6 +184,11 @@ class _Watch:
         )
 
     def _look(self) -> None:
+        if self.group and not self.killed and self.group.kills():
+            # Version 1 takes one process, and what waits for it may wait for ever.
+            self.killed = True
+        if self.group and self.killed:
+            self.group.kill()  # each time we look: it may have been forking
         used = self.group.used() if self.group else _tree_memory(self.process.pid, _resident)
         if not self.group and self.limit and used > self.limit:
             # Pages that processes share were counted once for each: count again, exactly.

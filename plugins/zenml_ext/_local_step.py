@@ -104,7 +104,7 @@ class StepJob:
                 if ending.exit_code and not ending.stopped:
                     self._show(output)
             row = self._row()
-            if ending.exit_code == 0:
+            if ending.exit_code == 0 or _is_done(row, ending):
                 self._completed(memory, why, ending, row)
                 return State.COMPLETED
             if ending.stopped:
@@ -267,6 +267,11 @@ class StepJob:
             output.seek(max(0, output.tell() - _TAIL_BYTES))
             tail = output.read().decode("utf-8", "replace").strip()
             log.warning("The end of what step %s printed:\n%s", self.name, tail)
+
+
+def _is_done(row: StepRunResponse | None, ending: Ending) -> bool:
+    """Whether the step had published its result before memory brought its process down."""
+    return ending.oom_killed and row is not None and row.status == ExecutionStatus.COMPLETED
 
 
 _OUTCOMES = {Cause.OUT_OF_MEMORY: "killed for memory", Cause.MEMORY_ERROR: "memory error"}

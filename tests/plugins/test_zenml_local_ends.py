@@ -5,14 +5,19 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
 import psutil
 import pytest
 
 from zenml_ext import _cgroups, _limited
 
-pytestmark = pytest.mark.timeout(900)  # a run takes about 40 s on a free machine
+pytestmark = pytest.mark.timeout(240)  # a run takes about 20 s on a free machine
+PATIENCE_S = 100
+"""What a test waits for at most: states that come within a second or two."""
 
 FAILURES = """
     from pathlib import Path
@@ -166,18 +171,32 @@ def endless(zenml_home):
     marker.unlink(missing_ok=True)
     script = zenml_home.script("endless", ENDLESS)
     client = zenml_home.start(script)
+    try:
+        yield client, int(written(marker, by=client))
+    finally:
+        client.kill()
+        client.communicate(timeout=PATIENCE_S)
+
+
+def written(marker, *, by):
+    """The text of a file, as soon as process *by* has written it."""
+    deadline = time.monotonic() + PATIENCE_S
     while not marker.exists() or not marker.read_text():
-        assert client.poll() is None, client.stdout.read()
+        assert by.poll() is None, by.stdout.read()
+        assert time.monotonic() < deadline, f"{marker.name} was never written"
         time.sleep(0.05)
-    yield client, int(marker.read_text())
-    client.kill()
-    client.communicate()
+    return marker.read_text()
 
 
 def gone(pid):
-    """Wait until a process is gone; the test's own timeout is the limit."""
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.05)
+    """Whether a process ends, and soon."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        deadline = time.monotonic() + PATIENCE_S
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
     return True
 
 
@@ -192,7 +211,7 @@ def test_a_stop_from_elsewhere_ends_the_step_and_the_run(zenml_home, endless):
     assert run["status"] == "running"
     zenml_home.command("zenml", "pipeline", "runs", "stop", run["id"], "--yes", check=False)
     assert gone(pid)
-    client.wait(60)
+    client.wait(PATIENCE_S)
     run = look(zenml_home)
     assert run["status"] == "stopped"
     assert [s["status"] for s in run["steps"]] == ["stopped"]
@@ -202,7 +221,7 @@ def test_ctrl_c_stops_the_step_and_the_run(zenml_home, endless):
     client, pid = endless
     client.send_signal(signal.SIGINT)
     assert gone(pid)
-    assert client.wait(60)
+    assert client.wait(PATIENCE_S)
     run = look(zenml_home)
     assert run["status"] == "stopped"
     assert [s["status"] for s in run["steps"]] == ["stopped"]
@@ -218,14 +237,28 @@ EAT = "import sys; b = bytearray(int(sys.argv[1]) * 1024**2); b[::4096] = b'x' *
 
 
 def limited(*command, limit=None, kernel=True, stopping=None):
-    return _limited.run(
-        [sys.executable, *map(str, command)],
-        environment=dict(os.environ),
-        limit=limit,
-        stopping=stopping or threading.Event(),
-        grace_s=0.5,
-        kernel=kernel,
-    )
+    """Run Python with *command*; a command that does not end by itself is stopped, and fails."""
+    stopping, hung = stopping or threading.Event(), threading.Event()
+
+    def give_up():
+        hung.set()
+        stopping.set()
+
+    bound = threading.Timer(PATIENCE_S, give_up)
+    bound.start()
+    try:
+        ending = _limited.run(
+            [sys.executable, *map(str, command)],
+            environment=dict(os.environ),
+            limit=limit,
+            stopping=stopping,
+            grace_s=0.5,
+            kernel=kernel,
+        )
+    finally:
+        bound.cancel()
+    assert not hung.is_set(), "the command did not end"
+    return ending
 
 
 @pytest.fixture(params=[True, False], ids=["kernel", "watchdog"])
@@ -251,17 +284,42 @@ def test_what_stays_below_the_limit_is_left_alone(kernel):
     assert (ending.exit_code, ending.oom_killed) == (0, False)
 
 
+CHILDREN = """
+import subprocess, sys, time
+HOLD = "b = bytearray(60 * 1024**2); b[::4096] = b'x' * len(b[::4096]); input()"
+EAT = "b = bytearray(400 * 1024**2); b[::4096] = b'x' * len(b[::4096])"
+def child(code):
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+"""
+
+
 def test_memory_of_children_counts(kernel):
-    parent = (
-        "import subprocess, sys\n"
-        "hold = 'b = bytearray(60 * 1024**2); b[::4096] = b\"x\" * len(b[::4096]); input()'\n"
-        "run = [subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE)"
-        " for _ in range(3)]\n"
-        "codes = [p.wait() for p in run[:1]]\n"
-        "sys.exit(9)"
-    )
+    parent = CHILDREN + "run = [child(HOLD) for _ in range(3)]\nrun[0].wait()\nsys.exit(9)"
     ending = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
     assert ending.oom_killed
+    assert ending.exit_code in {9, 137}  # 9: it was killed on v1, and its parent was faster than we
+
+
+def test_a_command_never_lives_on_with_a_killed_child(kernel):
+    """As a pool of workers does, or a loader of data: its parent would wait for ever."""
+    parent = CHILDREN + "child(EAT).wait()\ntime.sleep(600)"
+    ending = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
+    assert (ending.exit_code, ending.oom_killed) == (137, True)
+    assert ending.peak >= 120 * 1024**2
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_kill_is_told_also_where_the_command_came_to_its_own_end(monkeypatch, code):
+    group = _cgroups.create(64 * 1024**2)
+    if group is None:
+        pytest.skip("no memory cgroup can be made here")
+    group.close()
+    if group.version != 1:
+        pytest.skip("cgroup v2 ends the whole group by itself")
+    monkeypatch.setattr(_limited, "_KERNEL_PERIOD_S", 60)  # it ends before we look again
+    parent = CHILDREN + f"child(EAT).wait()\nsys.exit({code})"
+    ending = limited("-c", parent, limit=120 * 1024**2)
+    assert (ending.exit_code, ending.oom_killed) == (code, True)
 
 
 def test_an_exit_code_of_its_own_is_no_kill(kernel):
@@ -286,8 +344,8 @@ def test_what_ignores_sigterm_is_killed_after_the_grace(kernel, tmp_path):
     stopping = threading.Event()
 
     def stop():
-        while not ready.exists():
-            time.sleep(0.01)
+        while not ready.exists() and not stopping.wait(0.01):
+            pass
         stopping.set()
 
     threading.Thread(target=stop).start()
@@ -314,3 +372,47 @@ def test_no_group_is_left_behind():
         for g in Path(parent).glob(f"mlops-ext-{os.getpid()}-*")
     ]
     assert left == []
+
+
+@pytest.mark.parametrize("exit_code", [0, 137])
+def test_a_step_that_has_published_its_result_is_done_whatever_was_killed(
+    monkeypatch, caplog, exit_code
+):
+    """A kill can come between the publishing of the result and the end of the process."""
+    _local_step = pytest.importorskip("zenml_ext._local_step")
+    from zenml.enums import ExecutionStatus
+
+    from mlops_ext.memory import MemoryPlan, Quantity
+    from zenml_ext._local_dag import MemoryBudget, State
+    from zenml_ext.local_flavor import LocalOomSettings
+
+    runs = []
+
+    def run(*command, **options):
+        runs.append(command)
+        return _limited.Ending(
+            exit_code=exit_code, oom_killed=True, peak=Quantity(5), runtime_s=1, stopped=False
+        )
+
+    monkeypatch.setattr(_local_step._limited, "run", run)
+    monkeypatch.setattr(_local_step.metadata, "record", lambda *_: None)
+    row = SimpleNamespace(id="row", status=ExecutionStatus.COMPLETED)
+    monkeypatch.setattr(_local_step.StepJob, "_row", lambda _: row)
+    job = _local_step.StepJob(
+        name="careless",
+        snapshot_id=uuid4(),
+        run_id="run",
+        settings=LocalOomSettings(),
+        environment={},
+        policy=SimpleNamespace(observe=lambda *_, **__: None),
+        plan=MemoryPlan(ladder=(Quantity(9),), reason="as asked"),
+        key=None,
+        features=None,
+        retry=None,
+        budget=MemoryBudget(100),
+        stopping=threading.Event(),
+    )
+    with caplog.at_level("WARNING"):
+        assert job.run() is State.COMPLETED
+    assert len(runs) == 1
+    assert "one of its processes was killed for memory" in caplog.text
