@@ -20,10 +20,8 @@ def demo() -> Iterator[Event]:
         needed = [fix for fix in diagnosis.fixes if fix.framework == name and fix.needed]
         yield Claim(
             what=f"{name} {support.version or '(not installed)'}",
-            before=support.framework.summary,
-            after=f"{len(needed)} patches fit this version"
-            if needed
-            else "no patch needed: a plug-in does it",
+            before=f"faults that a patch mends: {len(needed)}",
+            after=support.framework.summary,
             holds=support.supported,
         )
     problems = [f.message for f in diagnosis.findings if f.severity.value == "problem"]
