@@ -15,7 +15,10 @@ import os
 import sys
 import threading
 import time
+from itertools import accumulate, chain, repeat, starmap
+from operator import itemgetter
 from types import FrameType
+from typing import Any
 
 from joblib_ext._claim_record import ClaimRecord
 from joblib_ext._claim_source import ClaimSource, all_sources, source_of
@@ -143,18 +146,24 @@ def _release_abandoned(claims: list[Claim]) -> None:
 def _running_frames(threads: set[int]) -> set[int]:
     """Identities of all frames on the stacks of these threads."""
     found: set[int] = set()
-    frames = sys._current_frames()  # noqa: SLF001  # the only way to see another thread's stack
-    frame: FrameType | None = None
-    try:
-        for thread in threads:
-            frame = frames.get(thread)
-            while frame is not None:
-                found.add(id(frame))
-                frame = frame.f_back
-    finally:
-        frames.clear()  # this very frame is in it: a cycle that would keep all the others alive
-        frame = None
+    for thread in threads:
+        stack = _stack(thread)
+        found.update(map(id, stack))
+        stack.clear()  # a frame that is kept keeps a call's result
     return found
+
+
+def _stack(thread: int) -> list[FrameType]:
+    """The frames of a running thread, innermost first; [] where it has ended.
+
+    Taken without a bytecode in between, at which the thread might go on: a generator that yields
+    then loses its ``f_back``, and everything below it would look as if it had ended.
+    """
+    now: Any = starmap(sys._current_frames, [()])  # noqa: SLF001  # the only way to see its stack
+    frames: list[FrameType] = []
+    with contextlib.suppress(KeyError, AttributeError):  # no such thread; the outermost frame
+        frames.extend(accumulate(chain(map(itemgetter(thread), now), repeat("f_back")), getattr))
+    return frames
 
 
 def _after_fork_in_child() -> None:

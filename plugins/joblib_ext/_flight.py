@@ -110,12 +110,19 @@ def _step(
         own = _claims.adopt(store, path, view)
         if own is not None or _would_deadlock(path):
             return own or _COMPUTE
-        if not (watch.is_dead(view) and _claims.remove_dead(store, path, view)):
+        is_dead = not _is_ours(path, view) and watch.is_dead(view)
+        if not (is_dead and _claims.remove_dead(store, path, view)):
             return _WAIT
     taken = _claims.take(store, path, home)
     if isinstance(taken, Claim):
         return taken
     return _WAIT if taken is Taken.BY_OTHERS else _COMPUTE
+
+
+def _is_ours(path: str, record: ClaimRecord) -> bool:
+    """Whether another thread of this process computes under *record*: no lease is needed then."""
+    claim = _claims.held_by_this_process(path)
+    return claim is not None and claim.record.token == record.token
 
 
 def _would_deadlock(path: str) -> bool:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +24,12 @@ from joblib_ext._call import Call, CallInfo
 from joblib_ext._claim_record import ClaimRecord
 from joblib_ext._entry import Entry
 from joblib_ext._flight import claim_or_wait
-from joblib_ext._functions import Functions
 from joblib_ext._large import CorruptEntryError, LargeEntry
 from joblib_ext._metadata import NAMESPACE, LazyMetadata
 from joblib_ext._options import SharedOptions, read_options
 from joblib_ext._payload import total
-from joblib_ext._store import Address, Store, View
-from joblib_ext._tier import LocalTier
-from joblib_ext._writer import Writer
+from joblib_ext._runtime import HasRuntime
+from joblib_ext._store import Address, View
 
 __all__ = ["SharedStoreBackend"]
 
@@ -45,40 +41,7 @@ _LATE = 8 << 20
 warns of large arguments when that takes half a second."""
 
 
-class _PerThread(threading.local):
-    """What one thread has under way: the armed call, and what it read last."""
-
-    armed: CallInfo | None = None
-    found: tuple[Any, Entry | LargeEntry] | None = None
-
-
-class _Runtime:
-    """What a backend needs at run time and does not take along when it is pickled."""
-
-    __slots__ = ("calls", "functions", "local", "store", "tier", "verified", "writer")
-
-    def __init__(self, location: str, options: SharedOptions) -> None:
-        self.store = Store(location, options)
-        self.functions = Functions(self.store.layout, options.sign_key)
-        self.writer = Writer(self.store)
-        self.local = _PerThread()
-        self.calls: weakref.WeakValueDictionary[int, Call] = weakref.WeakValueDictionary()
-        self.tier = (
-            LocalTier(options.local_tier, options.local_tier_bytes, self.store)
-            if options.local_tier is not None
-            else None
-        )
-        self.verified: set[bytes] = set()
-
-
-class _Unpickled:
-    """Holds what is not part of a backend's state, outside of its ``__dict__``."""
-
-    __slots__ = ("_runtime",)
-    _runtime: _Runtime
-
-
-class SharedStoreBackend(_Unpickled, FolderBackend):
+class SharedStoreBackend(HasRuntime, FolderBackend):
     """Keeps results on a file system that several machines may share.
 
     Use it as ``Memory(location, backend="shared", backend_options={...})``; the options are those
@@ -118,14 +81,6 @@ class SharedStoreBackend(_Unpickled, FolderBackend):
             ignore = base / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("# Created by joblib automatically.\n*\n", encoding="utf-8")
-
-    @property
-    def _run(self) -> _Runtime:
-        try:
-            return self._runtime
-        except AttributeError:
-            self._runtime = _Runtime(self.location, self.options or SharedOptions())
-            return self._runtime
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))

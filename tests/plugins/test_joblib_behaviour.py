@@ -1,27 +1,17 @@
-"""The shared backend in one process: claims, options, limits, the local tier, the command line."""
+"""The shared backend in one process: options, limits, the local tier, the command line."""
 
-import asyncio
-import contextlib
-import gc
 import json
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from joblib import Memory, expires_after
-from tests.faults.nodes import wait_for
 
 import joblib_ext  # noqa: F401  # registers the backend
-from joblib_ext import _claims, _limits
+from joblib_ext import _limits
 from joblib_ext.cli import joblib as command
 from mlops_ext.errors import SettingsError
 
@@ -35,181 +25,6 @@ def memory(tmp_path):
 
 def stored(location, pattern="items/*/*/*/*"):
     return [path for path in Path(location).rglob(pattern) if path.is_file()]
-
-
-class TestSingleFlight:
-    def test_threads_compute_once(self, memory):
-        calls, started = [], threading.Barrier(8)
-
-        def function(x):
-            calls.append(x)
-            time.sleep(0.2)
-            return x
-
-        cached = memory.cache(function)
-
-        def run(_):
-            started.wait()
-            return cached(1)
-
-        with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(run, range(8))) == [1] * 8
-        assert calls == [1]
-
-    def test_an_exception_of_the_user_releases_the_claim(self, memory, tmp_path):
-        kept = []
-
-        def function(x):
-            raise ValueError(x)
-
-        cached = memory.cache(function)
-        for x in (1, 1, 2, 2):
-            try:
-                cached(x)
-            except ValueError as error:
-                if x == 2:
-                    kept.append(error)  # keeps joblib's frame, and all it holds on to
-            if x == 1:
-                assert stored(tmp_path) == []
-        wait_for(lambda: not stored(tmp_path))  # the heartbeat sees that the calls have ended
-        assert len(kept) == 2
-
-    def test_nested_and_recursive_calls_do_not_wait_for_themselves(self, memory):
-        def inner(x):
-            return x + 1
-
-        inner_cached = memory.cache(inner)
-
-        def factorial(n):
-            return 1 if n == 0 else n * cached(n - 1) * inner_cached(0)
-
-        cached = memory.cache(factorial)
-        assert cached(6) == 720
-
-    def test_a_call_of_the_same_key_from_within_computes(self, memory):
-        depth = []
-
-        def function(x):
-            depth.append(x)
-            return x if len(depth) > 1 else cached(x)
-
-        cached = memory.cache(function)
-        assert cached(5) == 5
-        assert depth == [5, 5]
-
-    def test_a_forked_child_does_not_wait_for_its_parent(self, memory):
-        in_child = []
-
-        def function(x):
-            if in_child:
-                return x
-            child = os.fork()
-            if child == 0:
-                in_child.append(True)
-                os._exit(0 if cached(x) == x else 1)
-            return os.waitpid(child, 0)[1]
-
-        cached = memory.cache(function)
-        assert cached(1) == 0
-
-    def test_an_event_loop_is_never_blocked(self, memory):
-        calls = []
-
-        async def function(x):
-            calls.append(x)
-            await asyncio.sleep(0.05)
-            return x
-
-        cached = memory.cache(function)
-
-        async def main():
-            return await asyncio.gather(*(cached(1) for _ in range(4)), cached(2))
-
-        assert asyncio.run(asyncio.wait_for(main(), 20)) == [1, 1, 1, 1, 2]
-        count = len(calls)
-        assert asyncio.run(main()) == [1, 1, 1, 1, 2]
-        assert len(calls) == count
-
-    def test_looking_and_forcing_take_no_claim(self, memory, tmp_path):
-        seen = []
-
-        def function(x):
-            seen.extend(_claims._held)
-            return x
-
-        cached = memory.cache(function)
-        assert not cached.check_call_in_cache(1)
-        assert stored(tmp_path) == []
-        cached.call(1)
-        assert seen == []
-        assert cached.check_call_in_cache(1)
-
-    def test_it_can_be_switched_off(self, tmp_path):
-        options = {"single_flight": False}
-        memory = Memory(str(tmp_path), backend="shared", verbose=0, backend_options=options)
-        seen = []
-
-        def function(x):
-            seen.extend(_claims._held)
-            return x
-
-        assert memory.cache(function)(1) == 1
-        assert seen == []
-
-    def test_a_bounded_wait_ends_in_computing(self, tmp_path):
-        options = {"wait_s": 0.3}
-        memory = Memory(str(tmp_path), backend="shared", verbose=0, backend_options=options)
-        first, release = threading.Event(), threading.Event()
-        calls = []
-
-        def function(x):
-            calls.append(x)
-            if len(calls) == 1:
-                first.set()
-                release.wait(60)
-            return x
-
-        cached = memory.cache(function)
-        owner = threading.Thread(target=cached, args=(1,))
-        owner.start()
-        first.wait()
-        assert cached(1) == 1
-        release.set()
-        owner.join()
-        assert calls == [1, 1]
-
-    def test_a_stopped_owner_is_taken_over_and_its_late_result_does_no_harm(self, tmp_path):
-        code = """
-            import sys, time
-            import joblib_ext
-            from joblib import Memory
-            options = {"lease_s": 0.5}
-            memory = Memory(sys.argv[1], backend="shared", verbose=0, backend_options=options)
-            def function(x):
-                if sys.argv[2] == "slow":
-                    print("computing", flush=True)
-                    sys.stdin.readline()
-                return x
-            function.__module__ = "work"
-            print(memory.cache(function)(7), flush=True)
-        """
-
-        def start(speed):
-            return subprocess.Popen(
-                [sys.executable, "-c", textwrap.dedent(code), tmp_path, speed],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-
-        owner = start("slow")
-        assert owner.stdout.readline() == "computing\n"
-        owner.send_signal(signal.SIGSTOP)
-        other = start("fast")
-        assert other.communicate(timeout=60)[0] == "7\n"
-        owner.send_signal(signal.SIGCONT)
-        assert owner.communicate("\n", timeout=60)[0] == "7\n"
-        assert start("fast").communicate(timeout=60)[0] == "7\n"
 
 
 class TestOptions:
@@ -453,13 +268,6 @@ class TestCommandLine:
         assert "holds no cache of the shared backend" in str(done.exception)
 
 
-@pytest.fixture(autouse=True)
-def no_claims_left():
-    yield
-    with contextlib.suppress(KeyError):
-        assert not _claims._held
-
-
 @pytest.mark.parametrize("mmap_mode", [None, "r"])
 def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
     np = pytest.importorskip("numpy")
@@ -477,22 +285,3 @@ def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
     assert cached(1)[0] == 1
     assert cached(2)[0] == 2
     assert calls == [1, 2]
-
-
-def test_the_heartbeat_keeps_no_frame_of_a_call(tmp_path):
-    np = pytest.importorskip("numpy")
-    cached = Memory(str(tmp_path), backend="shared", verbose=0).cache(large_with_a_beat)
-    gc.disable()
-    try:
-        assert cached(np.arange(3))[0] == 2
-        assert cached.check_call_in_cache(np.arange(3))
-    finally:
-        gc.enable()
-
-
-def large_with_a_beat(x):
-    """A large result, which is published when the call's frame goes; a beat looks at it before."""
-    beat = threading.Thread(target=_claims._release_abandoned, args=(list(_claims._held.values()),))
-    beat.start()
-    beat.join()
-    return x[2].repeat(2_000_000)
