@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.needs_namespaces]
 WORKER = """
     import os, sys, time
     share, log, backend, seconds = sys.argv[1:5]
-    options = {} if backend == "local" else {"lease_s": 3.0}
+    options = {} if backend == "local" else {"lease_s": 10.0}
     import joblib_ext
     from joblib import Memory
 
