@@ -8,11 +8,14 @@ Every interpreter below ``mlops-ext run`` imports this module, so it finds exten
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 
@@ -73,6 +76,7 @@ def apply_on_import(framework: str, module: str | None = None) -> None:
         _apply_guarded(framework)
 
     wrapt.register_post_import_hook(on_import, module)
+    sys.meta_path.insert(0, _BeforeImport(framework, module))
 
 
 def autopatch(names: Iterable[str] | None = None) -> None:
@@ -101,6 +105,68 @@ def trigger_of(framework: str) -> str:
 
     found = extensions().framework(framework).framework
     return framework if found.module == framework else f"{framework}={found.module}"
+
+
+class _BeforeImport:
+    """A finder that calls a framework's ``before_import`` when its module begins to run.
+
+    Asking whether the module is there (``importlib.util.find_spec``) is not yet an import.
+    """
+
+    def __init__(self, framework: str, module: str) -> None:
+        self.framework, self.module = framework, module
+        self._looking = False
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The other finders' spec of our module, with our loader around theirs."""
+        del path, target
+        if name != self.module or self._looking:
+            return None
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._looking = False
+        if spec is not None and spec.loader is not None:
+            loader: Any = _Announcing(spec.loader, self)
+            spec.loader = loader
+        return spec
+
+    def begins(self) -> None:
+        """The import begins."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        _call_before_import(self.framework)
+
+
+class _Announcing(wrapt.ObjectProxy):  # type: ignore[type-arg]  # not generic at run time
+    """A loader that says when its module begins to run, and steps back."""
+
+    def __init__(self, loader: Any, finder: _BeforeImport) -> None:
+        super().__init__(loader)
+        self._self_finder = finder
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run *module*, whose loader is then the one it would have without us."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.__wrapped__
+        module.__loader__ = self.__wrapped__
+        self._self_finder.begins()
+        self.__wrapped__.exec_module(module)
+
+
+def _call_before_import(framework: str) -> None:
+    from mlops_ext.discovery import extensions
+
+    try:
+        support = extensions().framework(framework)
+        module, _, function = support.framework.before_import.partition(":")
+        if module and support.supported:
+            getattr(importlib.import_module(module), function)()
+    except Exception:  # inside a foreign import statement: recorded, never raised
+        log.exception("%s: its extension could not prepare for the import", framework)
 
 
 def _apply_guarded(framework: str) -> None:

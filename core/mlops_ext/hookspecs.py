@@ -39,6 +39,8 @@ class Framework:
         extension: import package of the extension ("zenml_ext").
         summary: what the extension does for it, in one line.
         module: top-level module whose import triggers its patches; "" means *name*.
+        before_import: ``module:function`` that is called with nothing when the import of
+            *module* begins in a process that waits for it to apply the patches; "" for none.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Framework:
     extension: str
     summary: str
     module: str = ""
+    before_import: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a specifier that packaging cannot read."""

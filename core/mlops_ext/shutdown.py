@@ -10,6 +10,9 @@ What it promises for every order of events:
 - STOP comes only when nothing is in flight any more, or REFUSE came before it;
 - the time from the first signal to LEAVE or KILL is bounded by `Limits.total_s`;
 - no step comes without a signal.
+
+A server that accepts requests but was not asked anything yet ends after a short pause, for nobody
+is known to send to it. The first request in that pause makes the end a full one.
 """
 
 from __future__ import annotations
@@ -18,8 +21,18 @@ import enum
 import math
 from dataclasses import dataclass, field, replace
 
-__all__ = ["Event", "Limits", "Moved", "Phase", "Shutdown", "Signal", "Started", "Step", "Stopped"]
-__all__ += ["Tick"]
+__all__ = [
+    "Asked",
+    "Deadlines",
+    "Event",
+    "Limits",
+    "Moved",
+    "Phase",
+    "Shutdown",
+    "Signal",
+    "Started",
+]
+__all__ += ["Step", "Stopped", "Tick"]
 
 
 class Phase(enum.Enum):
@@ -56,15 +69,19 @@ class Limits:
     """Time for the answers to refused requests to reach the network."""
     stop_s: float = 0.5
     """Time left to stop past the deadline: with refuse_s below the 1 s that is promised."""
+    newborn_s: float = 0.2
+    """Pause before a server that nobody has asked stops accepting: a balancer that has just
+    begun to send is heard, and the rest of abort_s is left to stop."""
     abort_s: float = 0.8
-    """Time for a process that does not serve yet to end by itself; below 1 s, as promised."""
+    """Time for a process that serves nobody yet to end by itself; below 1 s, as promised."""
     echo_s: float = 0.15
     """The same signal again within this time is an echo: a Ctrl-C reaches a whole process group,
     and wrappers pass it on. A person cannot press it twice that fast."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a time."""
-        for name in ("lame_duck_s", "drain_s", "refuse_s", "stop_s", "abort_s", "echo_s"):
+        names = ("lame_duck_s", "drain_s", "refuse_s", "stop_s", "newborn_s", "abort_s", "echo_s")
+        for name in names:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} = {value!r}: expected a number of seconds, 0 or more")
@@ -73,6 +90,36 @@ class Limits:
     def total_s(self) -> float:
         """The longest time from the first signal to the end."""
         return max(self.lame_duck_s + self.drain_s + self.refuse_s + self.stop_s, self.abort_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """When the steps of a shutdown are due at the latest; infinite while no signal came."""
+
+    close_at: float = math.inf
+    refuse_at: float = math.inf
+    stop_at: float = math.inf
+    kill_at: float = math.inf
+
+    @classmethod
+    def after(cls, close_at: float, limits: Limits) -> Deadlines:
+        """Those that follow from the end of accepting."""
+        refuse_at = close_at + limits.drain_s
+        stop_at = refuse_at + limits.refuse_s
+        kill_at = stop_at + limits.stop_s
+        return cls(close_at=close_at, refuse_at=refuse_at, stop_at=stop_at, kill_at=kill_at)
+
+    def within(self, limit_s: float, now: float, limits: Limits) -> Deadlines:
+        """The same, each within *limit_s* from *now*."""
+        last = now + max(0.0, limit_s)
+        stop_at = max(now, last - limits.stop_s)
+        refuse_at = max(now, stop_at - limits.refuse_s)
+        return Deadlines(
+            close_at=min(self.close_at, now),
+            refuse_at=min(self.refuse_at, refuse_at),
+            stop_at=min(self.stop_at, stop_at),
+            kill_at=min(self.kill_at, last),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +136,11 @@ class Event:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(Event):
     """The server accepts requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Event):
+    """Somebody has sent a request, or could have for so long that somebody may count on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +196,11 @@ class Shutdown:
         phase: the current phase.
         signal: number of the signal that began it, or of the one that ended it; 0 for a call.
         began_at: when the first signal came; None before.
-        close_at, refuse_at, stop_at, kill_at: when the next steps are due at the latest;
-            infinite while no signal came.
+        due: when the next steps are due at the latest.
+        if_asked: the same, once somebody asks a server that nobody had asked at the signal.
         refused: whether REFUSE was given.
         killed: whether KILL cut something off.
-        served: whether the server ever accepted requests, so that something can be cut off.
+        served: whether the server was ever asked, so that something can be cut off.
         now: the latest time seen; an event from before it counts as happening now.
     """
 
@@ -156,10 +208,8 @@ class Shutdown:
     phase: Phase = Phase.STARTING
     signal: int = 0
     began_at: float | None = None
-    close_at: float = math.inf
-    refuse_at: float = math.inf
-    stop_at: float = math.inf
-    kill_at: float = math.inf
+    due: Deadlines = field(default_factory=Deadlines)
+    if_asked: Deadlines | None = None
     refused: bool = False
     killed: bool = False
     served: bool = False
@@ -179,10 +229,10 @@ class Shutdown:
     def wake_at(self) -> float:
         """When a `Tick` is due at the latest; infinite where only an event can move things."""
         if self.phase is Phase.LAME_DUCK:
-            return self.close_at
+            return self.due.close_at
         if self.phase is Phase.DRAINING:
-            return self.stop_at if self.refused else self.refuse_at
-        return self.kill_at if self.phase is Phase.STOPPING else math.inf
+            return self.due.stop_at if self.refused else self.due.refuse_at
+        return self.due.kill_at if self.phase is Phase.STOPPING else math.inf
 
     def on(self, event: Event) -> Moved:
         """The state after *event*, and the steps to take."""
@@ -194,9 +244,10 @@ class Shutdown:
         if isinstance(event, Signal):
             return _signalled(state, event)
         if isinstance(event, Started):
-            if state.phase is not Phase.STARTING:
-                return Moved(state=state)
-            return Moved(state=replace(state, phase=Phase.SERVING, served=True))
+            starting = state.phase is Phase.STARTING
+            return Moved(state=replace(state, phase=Phase.SERVING) if starting else state)
+        if isinstance(event, Asked):
+            return Moved(state=_asked(state))
         if isinstance(event, Stopped):
             stopping = state.phase is Phase.STOPPING
             return _end(state, Step.LEAVE) if stopping else Moved(state=state)
@@ -223,53 +274,63 @@ def _begin(state: Shutdown, event: Signal) -> Moved:
     limits, now = state.limits, state.now
     state = replace(state, signal=event.number, began_at=now)
     if state.phase is Phase.STARTING:
-        kill_at = now + limits.abort_s
-        state = replace(state, phase=Phase.STOPPING, kill_at=kill_at)
+        due = Deadlines(kill_at=now + limits.abort_s)
+        state = replace(state, phase=Phase.STOPPING, due=due)
         return Moved(state=state, steps=(Step.NOT_READY, Step.CLOSE, Step.STOP))
-    close_at = now + (limits.lame_duck_s if event.lame_duck else 0.0)
-    state = _timed(replace(state, phase=Phase.LAME_DUCK), close_at)
+    lame_duck_s = limits.lame_duck_s if event.lame_duck else 0.0
+    due = Deadlines.after(now + lame_duck_s, limits)
+    state = replace(state, phase=Phase.LAME_DUCK, due=due)
+    if not state.served:
+        state = replace(state, due=_newborn(due, now, limits), if_asked=due)
     if event.limit_s is not None:
         state = _tightened(state, event.limit_s)
     return Moved(state=state, steps=(Step.NOT_READY,))
 
 
-def _timed(state: Shutdown, close_at: float) -> Shutdown:
-    refuse_at = close_at + state.limits.drain_s
-    stop_at = refuse_at + state.limits.refuse_s
-    kill_at = stop_at + state.limits.stop_s
-    return replace(state, close_at=close_at, refuse_at=refuse_at, stop_at=stop_at, kill_at=kill_at)
+def _newborn(due: Deadlines, now: float, limits: Limits) -> Deadlines:
+    """The deadlines of a server that accepts requests and was not asked anything yet."""
+    kill_at = min(due.kill_at, now + limits.abort_s)
+    close_at = min(due.close_at, now + limits.newborn_s, kill_at)
+    return Deadlines(
+        close_at=close_at,
+        refuse_at=max(close_at, min(due.refuse_at, kill_at)),
+        stop_at=max(close_at, min(due.stop_at, kill_at)),
+        kill_at=kill_at,
+    )
+
+
+def _asked(state: Shutdown) -> Shutdown:
+    """Somebody counts on the server: give its end the whole time."""
+    if state.phase is Phase.STARTING or state.served:
+        return state
+    if state.if_asked is None or state.phase is Phase.STOPPING:
+        return replace(state, served=True)
+    return replace(state, served=True, due=state.if_asked, if_asked=None)
 
 
 def _tightened(state: Shutdown, limit_s: float) -> Shutdown:
     """The same state with every deadline within *limit_s* from now."""
-    last = state.now + max(0.0, limit_s)
-    stop_at = max(state.now, last - state.limits.stop_s)
-    refuse_at = max(state.now, stop_at - state.limits.refuse_s)
-    return replace(
-        state,
-        close_at=min(state.close_at, state.now),
-        refuse_at=min(state.refuse_at, refuse_at),
-        stop_at=min(state.stop_at, stop_at),
-        kill_at=min(state.kill_at, last),
-    )
+    due = state.due.within(limit_s, state.now, state.limits)
+    if_asked = state.if_asked and state.if_asked.within(limit_s, state.now, state.limits)
+    return replace(state, due=due, if_asked=if_asked)
 
 
 def _ticked(state: Shutdown, in_flight: int) -> Moved:
     steps: list[Step] = []
-    if state.phase is Phase.LAME_DUCK and state.now >= state.close_at:
+    if state.phase is Phase.LAME_DUCK and state.now >= state.due.close_at:
         state = replace(state, phase=Phase.DRAINING)
         # What was accepted up to here is counted at the next tick, not at this one.
         return Moved(state=state, steps=(Step.CLOSE,))
     if state.phase is Phase.DRAINING:
-        if in_flight > 0 and state.now >= state.refuse_at and not state.refused:
+        if in_flight > 0 and state.now >= state.due.refuse_at and not state.refused:
             state = replace(state, refused=True)
             steps.append(Step.REFUSE)
-        if in_flight == 0 or (state.refused and state.now >= state.stop_at):
+        if in_flight == 0 or (state.refused and state.now >= state.due.stop_at):
             state = replace(state, phase=Phase.STOPPING)
             steps.append(Step.STOP)
-    if state.phase is Phase.STOPPING and state.now >= state.kill_at:
+    if state.phase is Phase.STOPPING and state.now >= state.due.kill_at:
         ended = _end(state, Step.KILL)
-        # Nothing was in flight before the server served: this is a clean end, only not by itself.
+        # Nothing was in flight before the server was asked: a clean end, only not by itself.
         after = replace(ended.state, killed=state.served)
         return Moved(state=after, steps=(*steps, *ended.steps))
     return Moved(state=state, steps=tuple(steps))

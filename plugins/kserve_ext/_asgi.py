@@ -29,8 +29,8 @@ CLOSE = (b"connection", b"close")
 class LameDuck:
     """An ASGI application around another one.
 
-    Before a signal it counts requests. After it, readiness says 503, each answer closes its
-    connection, and a request that is cancelled past the deadline is answered with 503.
+    It counts requests. After a signal readiness says 503, which is not counted, each answer
+    closes its connection, and a request that is cancelled past the deadline is answered with 503.
     """
 
     def __init__(self, app: App, drain: Drain) -> None:
@@ -44,10 +44,10 @@ class LameDuck:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        self.seen += 1
         if self.drain.ending and scope["method"] == "GET" and READINESS.fullmatch(scope["path"]):
             await _answer(send, scope, "the server is shutting down")
             return
+        self.seen += 1
         task = asyncio.current_task()
         assert task is not None
         answer = _Answer(send, self.drain, scope)

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
 
-from mlops_ext.shutdown import Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
+from mlops_ext.shutdown import Asked, Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
 
 __all__ = ["Drain", "Part", "log"]
 
@@ -39,6 +39,10 @@ class Part(Protocol):
 
     def arrivals(self) -> int:
         """Requests seen since the start, probes included."""
+        ...
+
+    def has_clients(self) -> bool:
+        """Whether somebody has asked it, or is connected to do so."""
         ...
 
     def in_flight(self) -> int:
@@ -111,8 +115,7 @@ class Drain:
                 self.state = replace(state, signal=number, killed=True)
                 self._kill()
             return
-        if self.has_clients():
-            self.began()
+        self.look()
         self.feed(Signal(at=at, number=number, lame_duck=lame_duck, limit_s=limit_s))
 
     def feed(self, event: Event) -> None:
@@ -161,13 +164,14 @@ class Drain:
     def guard(self) -> float:
         """Do what is due where the loop is stuck; seconds until this is needed again."""
         state = self.state
-        if state.kill_at == math.inf or self.released:
+        kill_at = state.due.kill_at
+        if kill_at == math.inf or self.released:
             return math.inf
-        left = state.kill_at - self.clock()
+        left = kill_at - self.clock()
         if left > 0:
             return left
         while self.state.phase is not Phase.ENDED:
-            self.feed(Tick(at=max(self.clock(), state.kill_at), in_flight=1))
+            self.feed(Tick(at=max(self.clock(), kill_at), in_flight=1))
         self._kill()  # ended in time, but something keeps the process: an executor's thread
         return math.inf
 
@@ -192,16 +196,23 @@ class Drain:
         """Whether every part accepts requests."""
         return bool(self.parts) and all(part.started for part in self.parts)
 
-    def has_clients(self) -> bool:
-        """Whether it is up and was asked anything, so that someone may know of it."""
-        return self.is_up() and any(part.arrivals() for part in self.parts)
+    def look(self) -> None:
+        """Tell the sequence what is new: that the server accepts, that somebody asked it."""
+        if self.state.served:
+            return
+        asked = any(part.has_clients() for part in self.parts)
+        if self.state.phase is Phase.STARTING and (asked or self.is_up()):
+            self.feed(Started(at=self.clock()))
+        if asked:
+            self.began()
 
     def began(self) -> None:
-        """Say that the server serves: from now on its end is a drain."""
-        if self.state.phase is Phase.STARTING:
-            self.feed(Started(at=self.clock()))
-            for notify in self.on_serving:
-                notify()
+        """Say that somebody counts on the server: from now on its end is a drain."""
+        if self.state.phase is Phase.STARTING or self.state.served:
+            return
+        self.feed(Asked(at=self.clock()))
+        for notify in self.on_serving:
+            notify()
 
     def _kill(self) -> None:
         if not self._may_kill:

@@ -47,6 +47,10 @@ class GrpcPart:
         """Calls seen since the start."""
         return self.seen
 
+    def has_clients(self) -> bool:
+        """Whether it was called."""
+        return self.seen > 0
+
     def in_flight(self) -> int:
         """Calls not yet answered; once closed, also those that grpc has not handed over."""
         waiting = self._stopping is not None and not self._stopping.done()
@@ -61,8 +65,7 @@ class GrpcPart:
         if not self._started.is_set():
             return  # never stop what is still starting; the process ends without
         state = self.drain.state
-        grace = 0.0 if not self.tasks and not self.seen else state.stop_at - self.drain.clock()
-        grace = min(max(grace, 0.0), self.drain.state.limits.total_s)
+        grace = min(max(state.due.stop_at - self.drain.clock(), 0.0), state.limits.total_s)
         self._stopping = asyncio.create_task(self._aio.stop(grace))
         await asyncio.sleep(0)
 
@@ -114,10 +117,11 @@ class GrpcPart:
 
     def _readiness(self, inner: Behaviour) -> Behaviour:
         async def answer(request: Any, context: Any) -> Any:
-            self.seen += 1
             response = await inner(request, context)
             if self.drain.ending:
                 response.ready = False
+            else:
+                self.seen += 1
             return response
 
         return answer

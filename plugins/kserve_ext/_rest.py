@@ -40,6 +40,10 @@ class RestPart:
         """Requests seen since the start."""
         return self.gate.seen if self.gate else 0
 
+    def has_clients(self) -> bool:
+        """Whether it was asked, or somebody is connected to ask."""
+        return bool(self.arrivals() or (self.gate and self.server.server_state.connections))
+
     def in_flight(self) -> int:
         """Requests not yet answered, and, once closed, connections not yet flushed."""
         if self.server.should_exit:

@@ -17,11 +17,13 @@ SETTLE_S = 0.5
 QUIET_S = 0.02
 """A pause without a new request that long means that the kernel's queues are empty."""
 
-NEWBORN_S = 2.0
-"""A server that nobody has asked anything since it listens ends at once, for so long: traffic is
-sent only to who has answered a readiness probe. After it, somebody may count on us unasked."""
+NEWBORN_S = 1.0
+"""How long a server that was not asked anything counts as unknown to all: traffic is sent to who
+has answered a readiness probe, and probes come each second at most. After it, somebody may count
+on us unasked: a balancer without probes."""
 LOOK_S = 0.005
-"""How often the start is looked at, in its first second only."""
+"""How often a server is looked at that nobody has asked yet: in its first second, and while it
+ends."""
 
 
 async def supervise(
@@ -76,12 +78,15 @@ async def _announce(drain: Drain) -> None:
     """Tell the drain when the server serves: somebody asked, or could have for a while."""
     while not drain.is_up():  # noqa: ASYNC110  # parts are of several kinds, some in processes
         await asyncio.sleep(LOOK_S)
+    drain.look()
     for notify in drain.on_up:
         notify()
     alone_until = drain.clock() + NEWBORN_S
-    while not drain.has_clients() and drain.clock() < alone_until:  # noqa: ASYNC110  # as above
+    while not drain.state.served:
+        drain.look()
+        if not drain.ending and drain.clock() >= alone_until:
+            drain.began()
         await asyncio.sleep(LOOK_S)
-    drain.began()
 
 
 async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
@@ -105,7 +110,7 @@ def _tell_not_ready(drain: Drain) -> None:
     log.info(
         "shutdown: signal %d, not ready; accepting for %.1f s more, %d requests in flight",
         state.signal,
-        max(0.0, min(state.close_at, state.kill_at) - drain.clock()),
+        max(0.0, min(state.due.close_at, state.due.kill_at) - drain.clock()),
         drain.in_flight(),
     )
 
@@ -113,13 +118,14 @@ def _tell_not_ready(drain: Drain) -> None:
 async def _close(drain: Drain) -> None:
     """Take in what has reached the kernel already, then stop accepting everywhere together."""
     until = drain.clock() + SETTLE_S
-    while drain.clock() < min(until, drain.state.refuse_at):
+    while drain.clock() < min(until, drain.state.due.refuse_at):
         before = sum(part.arrivals() for part in drain.parts)
         for _ in range(3):  # accept, read, parse: a turn of the loop each
             await asyncio.sleep(0)
         await asyncio.sleep(QUIET_S)
         if sum(part.arrivals() for part in drain.parts) == before:
             break
+    drain.look()  # who asked in the last moment gets the time for an answer
     log.info("drain: stop accepting, %d requests in flight", drain.in_flight())
     await asyncio.gather(*(part.close() for part in drain.parts))
 

@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from kserve_ext._drain import Drain
+from mlops_ext.first_signals import is_stand_in
 
 __all__ = ["Watch", "early", "handled_signals", "is_interactive"]
 
@@ -88,7 +89,9 @@ class Watch:
         """
         for number in handled_signals():
             standing = signal.getsignal(number)
-            default = standing in (signal.SIG_DFL, signal.default_int_handler)
+            default = is_stand_in(standing) or standing in (
+                signal.SIG_DFL, signal.default_int_handler
+            )  # fmt: skip
             if standing != self._handle and (default or not only_default):
                 self._previous[number] = standing
                 signal.signal(number, self._handle)

@@ -113,6 +113,8 @@ def _listen(pipe: Connection, drain: Drain) -> None:
             number, lame_duck, limit_s = details
             if not drain.ending:  # the group's own signal may have been faster
                 drain.signal(number, lame_duck=lame_duck, limit_s=limit_s)
+        elif kind == SERVING:
+            drain.began()
         else:
             pipe.send((kind,))
 

@@ -83,6 +83,7 @@ class WorkersPart:
         self._finish = False
         drain.on_not_ready.append(self._announce)
         drain.on_kill.append(self._kill_all)
+        drain.on_serving.append(self._tell_serving)
 
     @property
     def started(self) -> bool:
@@ -106,8 +107,12 @@ class WorkersPart:
             worker.pipe.close()
 
     def arrivals(self) -> int:
-        """Workers that serve clients."""
+        """Workers that were asked."""
         return sum(worker.serving for worker in self.workers)
+
+    def has_clients(self) -> bool:
+        """Whether a worker was asked."""
+        return any(worker.serving for worker in self.workers)
 
     def in_flight(self) -> int:
         """Workers that still run."""
@@ -142,7 +147,10 @@ class WorkersPart:
         with contextlib.suppress(EOFError, OSError):
             while worker.pipe.poll():
                 kind, *_ = worker.pipe.recv()
-                worker.ready = worker.ready or kind == READY
+                if kind == READY:
+                    worker.ready = True
+                    if self.drain.state.served:
+                        worker.tell(SERVING)
                 worker.serving = worker.serving or kind == SERVING
                 worker.answered_at = now
         if self.drain.ending:
@@ -167,6 +175,11 @@ class WorkersPart:
         limit = self.drain.state.limits.abort_s / 2 if starting else event.limit_s
         for worker in self.workers:
             worker.tell(DRAIN, event.number, event.lame_duck, limit)
+
+    def _tell_serving(self) -> None:
+        """Somebody asked one of us: every worker's end is a drain."""
+        for worker in self.workers:
+            worker.tell(SERVING)
 
     def _kill_all(self) -> None:
         for worker in self.workers:

@@ -29,6 +29,7 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
             supported=SUPPORTED,
             extension="kserve_ext",
             summary="model servers that start and stop without losing a request",
+            before_import="kserve_ext._watch:early",
         )
     ]
 

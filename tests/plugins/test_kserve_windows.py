@@ -10,7 +10,7 @@ from tests.servers.harness import OLD, free_ports
 
 from kserve_ext import _console
 from kserve_ext._drain import Drain
-from mlops_ext.shutdown import Phase
+from mlops_ext.shutdown import Phase, Started
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,13 +68,14 @@ def test_a_loop_without_signals_is_enough(tmp_path):
 def test_a_closing_console_drains_within_the_limit_of_windows(event):
     now = [100.0]
     drain = Drain(may_kill=False, clock=lambda: now[0])
+    drain.feed(Started(at=now[0]))
     drain.began()
     drain.finished.set()  # the handler must not wait here for what nobody drives
     assert _console.handler_of(drain)(event) == 1
     assert drain.ending
     assert drain.state.phase is Phase.LAME_DUCK
-    assert drain.state.close_at == 100.0, "nobody balances load to a console"
-    assert drain.state.kill_at <= 100.0 + 4.5
+    assert drain.state.due.close_at == 100.0, "nobody balances load to a console"
+    assert drain.state.due.kill_at <= 100.0 + 4.5
 
 
 @pytest.mark.parametrize("event", [0, 1])
@@ -89,11 +90,12 @@ import ctypes, os, signal, subprocess, sys, threading, time
 from kserve_ext._console import console_events, own_process_group
 from kserve_ext._drain import Drain
 from kserve_ext._watch import Watch
-from mlops_ext.shutdown import Limits, Stopped, Tick
+from mlops_ext.shutdown import Limits, Started, Stopped, Tick
 
 kernel = ctypes.WinDLL("kernel32", use_last_error=True)
 drain = Drain(Limits(lame_duck_s=0, drain_s=1), may_kill=False)
 {watch}
+drain.feed(Started(at=drain.clock()))
 drain.began()
 
 def drive():

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mlops_ext.shutdown import Limits, Phase, Shutdown, Signal, Started, Step, Stopped, Tick
+from mlops_ext.shutdown import (
+    Asked,
+    Limits,
+    Phase,
+    Shutdown,
+    Signal,
+    Started,
+    Step,
+    Stopped,
+    Tick,
+)
 
 ORDER = list(Step)
 PHASES = list(Phase)
@@ -15,11 +25,12 @@ seconds = st.floats(0, 10, allow_nan=False)
 limits = st.builds(
     Limits,
     lame_duck_s=seconds, drain_s=seconds, refuse_s=seconds,
-    stop_s=seconds, abort_s=seconds, echo_s=st.floats(0, 1),
+    stop_s=seconds, newborn_s=seconds, abort_s=seconds, echo_s=st.floats(0, 1),
 )  # fmt: skip
 gaps = st.one_of(st.just(0.0), st.floats(0, 0.2), st.floats(-1, 8))
 events = st.one_of(
     st.builds(lambda: Started(at=0)),
+    st.builds(lambda: Asked(at=0)),
     st.builds(
         lambda n, d, limit: Signal(at=0, number=n, lame_duck=d, limit_s=limit),
         st.sampled_from([0, 1, 2, 3, 15]), st.booleans(), st.one_of(st.none(), seconds),
@@ -80,7 +91,10 @@ def test_accepting_ends_only_after_the_lame_duck(limits, history):
             signals.append(event)
         if Step.CLOSE in moved.steps and before.phase is not Phase.STARTING:
             hurried = not signals[0].lame_duck or any(s.limit_s is not None for s in signals)
-            assert hurried or moved.state.now >= before.began_at + limits.lame_duck_s
+            pause = limits.lame_duck_s if before.served else min(
+                limits.lame_duck_s, limits.newborn_s, limits.abort_s
+            )  # fmt: skip
+            assert hurried or moved.state.now >= before.began_at + pause
 
 
 @given(limits, histories)
@@ -120,8 +134,8 @@ TINY_S = 1e-6
 """Below this a sum of times may round to the time itself."""
 
 
-@given(limits, st.integers(0, 60), st.integers(0, 40))
-def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight):
+@given(limits, st.integers(0, 60), st.integers(0, 40), st.booleans())
+def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight, asked):
     """Waking up more often than told changes nothing.
 
     But where nothing is in flight and no time is left to stop: then only a driver that wakes
@@ -131,6 +145,7 @@ def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight):
 
     def run(times):
         state = Shutdown(limits=limits).on(Started(at=0)).state
+        state = state.on(Asked(at=0)).state if asked else state
         state = state.on(Signal(at=1, number=15)).state
         steps = []
         while state.phase is not Phase.ENDED:
@@ -151,10 +166,12 @@ def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight):
         assert few == many
 
 
-@given(limits, seconds)
-def test_a_limit_of_the_system_is_kept(limits, limit):
+@given(limits, seconds, st.sampled_from(["before", "after", "never"]))
+def test_a_limit_of_the_system_is_kept(limits, limit, asked):
     state = Shutdown(limits=limits).on(Started(at=0)).state
+    state = state.on(Asked(at=0)).state if asked == "before" else state
     state = state.on(Signal(at=1, number=1, limit_s=limit)).state
+    state = state.on(Asked(at=1)).state if asked == "after" else state
     while state.phase is not Phase.ENDED:
         state = state.on(Tick(at=state.wake_at, in_flight=1)).state
     assert state.now <= 1 + limit + 1e-6
@@ -164,6 +181,7 @@ def test_the_whole_sequence_with_the_defaults():
     state = Shutdown()
     script = [
         (Started(at=0.0), Phase.SERVING, ()),
+        (Asked(at=0.5), Phase.SERVING, ()),
         (Signal(at=10.0, number=15), Phase.LAME_DUCK, (Step.NOT_READY,)),
         (Signal(at=10.1, number=15), Phase.LAME_DUCK, ()),
         (Tick(at=14.9, in_flight=4), Phase.LAME_DUCK, ()),
@@ -188,6 +206,39 @@ def test_a_signal_before_serving_ends_at_once():
     assert late.steps == (Step.KILL,)
     assert late.state.exit_status == 0, "nothing was in flight"
     assert moved.state.on(Signal(at=3.5, number=2)).state.exit_status == 130
+
+
+def test_a_server_that_nobody_asked_ends_within_a_second():
+    state = Shutdown().on(Started(at=0.0)).state
+    moved = state.on(Signal(at=1.0, number=15))
+    assert moved.steps == (Step.NOT_READY,)
+    assert moved.state.wake_at == pytest.approx(1.2)
+    moved = moved.state.on(Tick(at=1.3, in_flight=0))
+    assert moved.steps == (Step.CLOSE,)
+    moved = moved.state.on(Tick(at=1.3, in_flight=0))
+    assert moved.steps == (Step.STOP,)
+    late = moved.state.on(Tick(at=1.8, in_flight=0))
+    assert late.steps == (Step.KILL,)
+    assert late.state.exit_status == 0, "nothing was in flight"
+
+
+def test_the_first_request_after_the_signal_makes_the_end_a_full_one():
+    state = Shutdown().on(Started(at=0.0)).state
+    state = state.on(Signal(at=1.0, number=15)).state
+    state = state.on(Asked(at=1.1)).state
+    assert state.wake_at == pytest.approx(6.0)
+    moved = state.on(Tick(at=6.0, in_flight=1))
+    assert moved.steps == (Step.CLOSE,)
+    assert moved.state.on(Tick(at=25.9, in_flight=1)).steps == ()
+
+
+def test_a_request_while_accepting_ends_gets_its_time():
+    state = Shutdown().on(Started(at=0.0)).state
+    state = state.on(Signal(at=1.0, number=15)).state
+    state = state.on(Tick(at=1.3, in_flight=0)).state
+    state = state.on(Asked(at=1.31)).state
+    assert state.on(Tick(at=20.0, in_flight=1)).steps == ()
+    assert state.on(Tick(at=20.0, in_flight=0)).steps == (Step.STOP,)
 
 
 def test_limits_refuse_what_is_not_a_time():

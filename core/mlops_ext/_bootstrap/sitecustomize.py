@@ -25,6 +25,9 @@ def _run_the_users_own() -> None:
 def _arm() -> None:
     """Arm the frameworks of ``MLOPS_EXT_AUTOPATCH``."""
     try:
+        from mlops_ext.first_signals import hear_as_pid_1
+
+        hear_as_pid_1()  # first: until then the kernel drops SIGTERM for PID 1
         from mlops_ext.activation import autopatch
     except ImportError as error:
         sys.stderr.write(f"mlops-ext: no patches in {sys.executable}: {error}\n")
