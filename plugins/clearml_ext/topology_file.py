@@ -5,11 +5,14 @@ The schema is in ``docs/reference/clearml.md``. YAML and JSON hold the same docu
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clearml_ext._documents import read_document
 from mlops_ext.errors import MissingExtraError, MlopsExtError, TopologyError, nearest
 from mlops_ext.files import publish
 from mlops_ext.queues import Pipeline, Step, Topology, Worker
@@ -20,7 +23,10 @@ UNBOUNDED = "unbounded"
 """The word for any number of slots."""
 
 _MAX_DEPTH = 100
-"""Sub-pipelines within each other; nobody nests a tenth of that, and a cyclic YAML file would."""
+"""Sub-pipelines within each other; nobody nests a tenth of that."""
+
+_MAX_STEPS = 100_000
+"""Steps of all pipelines, a hundred times a large plan; aliases make millions out of a few."""
 
 
 def read_topology(path: Path) -> Topology:
@@ -30,30 +36,10 @@ def read_topology(path: Path) -> Topology:
         TopologyError: it cannot be read, is not YAML or JSON, or does not keep to the schema.
         UnknownNameError: it names a step or a worker that it does not describe.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TopologyError(str(path), str(reason), "a readable YAML or JSON file") from error
-    return parse_topology(_load(path, text))
-
-
-def _load(path: Path, text: str) -> object:
-    if path.suffix == ".json" or text.lstrip().startswith("{"):
-        try:
-            return json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            if path.suffix == ".json":
-                raise TopologyError(str(path), str(error), "valid JSON") from error
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError("yaml", "clearml") from error
-    try:
-        loaded: object = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # both are safe loaders
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise TopologyError(str(path), " ".join(str(error).split()), "valid YAML") from error
-    return loaded
+    document = read_document(path)
+    if document is None:
+        raise TopologyError(str(path), "empty", "workers and pipelines")
+    return parse_topology(document)
 
 
 def parse_topology(document: object) -> Topology:
@@ -64,13 +50,14 @@ def parse_topology(document: object) -> Topology:
         UnknownNameError: it names a step or a worker that it does not describe.
     """
     top = _mapping(document, "the topology", ("workers", "pipelines", "queues"))
+    counted = itertools.count(1)
     return Topology(
         workers=tuple(
             _worker(each, f"workers[{at}]")
             for at, each in enumerate(_list(top.get("workers", []), "workers"))
         ),
         pipelines=tuple(
-            _pipeline(each, f"pipelines[{at}]")
+            _pipeline(each, f"pipelines[{at}]", counted)
             for at, each in enumerate(
                 _list(_required(top, "pipelines", "the topology"), "pipelines")
             )
@@ -96,7 +83,7 @@ def _slots(value: object, where: str) -> int | None:
     return value
 
 
-def _pipeline(item: object, where: str) -> Pipeline:
+def _pipeline(item: object, where: str, counted: Iterator[int]) -> Pipeline:
     entry = _mapping(item, where, ("name", "queue", "instances", "steps", "worker"))
     queue, worker = _required(entry, "queue", where), entry.get("worker")
     instances = entry.get("instances", 1)
@@ -107,18 +94,20 @@ def _pipeline(item: object, where: str) -> Pipeline:
         queue=None if queue is None else _name(queue, f"{where}.queue"),
         instances=instances,
         worker=None if worker is None else _name(worker, f"{where}.worker"),
-        steps=_steps(entry.get("steps"), f"{where}.steps", 0),
+        steps=_steps(entry.get("steps"), f"{where}.steps", counted, 0),
     )
 
 
-def _steps(value: object, where: str, depth: int) -> tuple[Step, ...]:
+def _steps(value: object, where: str, counted: Iterator[int], depth: int) -> tuple[Step, ...]:
     if depth > _MAX_DEPTH:
-        raise TopologyError(where, "a sub-pipeline", f"at most {_MAX_DEPTH} within each other")
+        raise TopologyError(f"{where[:40]}…", "a sub-pipeline", f"at most {_MAX_DEPTH} in a row")
     steps = _list([] if value is None else value, where)
-    return tuple(_step(each, f"{where}[{at}]", depth) for at, each in enumerate(steps))
+    return tuple(_step(each, f"{where}[{at}]", counted, depth) for at, each in enumerate(steps))
 
 
-def _step(item: object, where: str, depth: int) -> Step:
+def _step(item: object, where: str, counted: Iterator[int], depth: int) -> Step:
+    if next(counted) > _MAX_STEPS:
+        raise TopologyError("the number of steps", f"over {_MAX_STEPS:,}", "fewer")
     entry = _mapping(item, where, ("name", "queue", "after", "pipeline"))
     nested: object = None
     if entry.get("pipeline") is not None:
@@ -128,7 +117,7 @@ def _step(item: object, where: str, depth: int) -> Step:
         name=_name(_required(entry, "name", where), f"{where}.name"),
         queue=_name(_required(entry, "queue", where), f"{where}.queue"),
         after=_names(entry.get("after", []), f"{where}.after"),
-        steps=_steps(nested, f"{where}.pipeline.steps", depth + 1),
+        steps=_steps(nested, f"{where}.pipeline.steps", counted, depth + 1),
     )
 
 
@@ -139,7 +128,7 @@ def _mapping(value: object, where: str, keys: Iterable[str]) -> Mapping[str, obj
         if key not in keys:
             near = nearest(str(key), keys)
             hint = f"{near!r}" if near else f"one of {', '.join(keys)}"
-            raise TopologyError(f"a key of {where}", key, hint)
+            raise TopologyError(f"a key of {where}", _short(key), hint)
     return value
 
 
@@ -169,6 +158,8 @@ def _name(value: object, where: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise TopologyError(where, _short(value), "a name")
+    if any(unicodedata.category(each) in {"Cc", "Cs"} for each in value):
+        raise TopologyError(where, _short(value), "a name without control characters")
     return value
 
 

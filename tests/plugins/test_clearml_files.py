@@ -98,6 +98,112 @@ def test_exit_codes_and_one_json_object_a_line(tmp_path):
     assert [json.loads(line)["verdict"] for line in result.output.splitlines()] == ["unknown"] * 2
 
 
+NAMED = "workers: [{{name: w, queues: [q]}}]\npipelines: [{{name: p, queue: q, steps: {steps}}}]\n"
+DOUBLED = "  - name: p{at}\n    queue: q\n    steps: &s{at} [{inner}]\n"
+
+
+def billion_steps():
+    """Ten pipelines whose steps are ten times those of the one before."""
+    lines = ["workers: []\npipelines:\n", DOUBLED.format(at=0, inner="{name: s, queue: q}")]
+    for at in range(1, 10):
+        step = f"pipeline: {{steps: *s{at - 1}}}"
+        inner = ",".join(f"{{name: k{number}, queue: q, {step}}}" for number in range(10))
+        lines.append(DOUBLED.format(at=at, inner=inner))
+    return "".join(lines)
+
+
+def million_steps():
+    step = "{{name: {name}, queue: q, pipeline: {{steps: {steps}}}}}"
+    lines = ["workers: []\npipelines:\n"]
+    many = ",".join(f"{{name: s{number}, queue: q}}" for number in range(1000))
+    lines.append(DOUBLED.format(at=0, inner=many))
+    inner = ",".join(step.format(name=f"t{number}", steps="*s0") for number in range(1000))
+    lines.append(DOUBLED.format(at=1, inner=inner))
+    return "".join(lines)
+
+
+BAD_FILES = {
+    "empty.yaml": ("", "is 'empty'"),
+    "space.yaml": (" \n\n", "is 'empty'"),
+    "text.yaml": ("hello", "the topology is 'hello': expected a mapping"),
+    "open.yaml": ("pipelines: [", "expected valid YAML"),
+    "two.yaml": (NAMED.format(steps="[]") * 2, "two keys 'workers'"),
+    "twice.json": ('{"pipelines": [], "pipelines": []}', "two keys 'pipelines'"),
+    "deep.yaml": ("workers: " + "[" * 20_000 + "]" * 20_000, "nested too deep"),
+    "dashes.yaml": ("- " * 20_000, "nested too deep"),
+    "deep.json": ("[" * 20_000 + "]" * 20_000, "recursion depth"),
+    "digits.json": ('{"pipelines": ' + "9" * 5_000 + "}", "expected valid JSON"),
+    "nan.yaml": (NAMED.format(steps="[]").replace("[q]", "[q], slots: .nan"), "slots is nan"),
+    "half.json": ('{"pipelines": [{"name": "\\ud800", "queue": "q"}]}', "control characters"),
+    "escape.yaml": (NAMED.format(steps="[]").replace("p,", '"\\e[31m",'), "control characters"),
+    "object.yaml": ("!!python/object/apply:os.abort []", "could not determine a constructor"),
+    "itself.yaml": (
+        NAMED.format(steps="&s [{name: a, queue: q, pipeline: {steps: *s}}]"),
+        "an alias within what it stands for",
+    ),
+    "bomb.yaml": (billion_steps(), "aliases that stand for more than"),
+    "many.yaml": (million_steps(), "the number of steps is 'over 100,000'"),
+    "unknown.yaml": (NAMED.format(steps="[{name: a, queue: q, after: [b]}]"), "named 'b'"),
+    "twin.yaml": (
+        NAMED.format(steps="[{name: a, queue: q}, {name: a, queue: q}]"),
+        "no other step",
+    ),
+    "utf16.yaml": (NAMED.format(steps="[]").encode("utf-16"), "codec can't decode"),
+    "none.yaml": (None, "No such file"),
+}
+
+
+def test_each_bad_file_is_one_clear_line_and_the_others_are_still_checked(tmp_path):
+    for name, (content, _) in BAD_FILES.items():
+        if content is not None:
+            raw = content if isinstance(content, bytes) else content.encode()
+            (tmp_path / name).write_bytes(raw)
+    (tmp_path / "good.yaml").write_text(SPEC)
+    names = [*BAD_FILES, "good.yaml"]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mlops-ext"), "clearml", "check", "--json", *names],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    found = {row["file"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert (list(found), done.stderr) == (names, "")
+    assert (found["good.yaml"]["verdict"], done.returncode) == ("unsafe", 1)
+    for name, (_, words) in BAD_FILES.items():
+        (reason,) = found[name]["reasons"]
+        assert found[name]["verdict"] == "unknown", name
+        assert words in reason, name
+        assert "\n" not in reason, name
+
+
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+def test_a_file_of_a_hundred_megabytes_is_not_read(tmp_path, ending):
+    path = tmp_path / f"large.{ending}"
+    with path.open("wb") as file:
+        file.truncate(100 * 2**20)
+    result = run(path)
+    assert result.exit_code == 2
+    assert "100 MiB large': expected at most 64 MiB" in result.output
+
+
+def test_a_merged_key_may_be_given_again_and_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "merged.yaml"
+    workers = "workers: [&w {name: a, queues: [q], slots: 2}, {<<: *w, name: b}]"
+    path.write_text(f"\ufeff{workers}\npipelines: []\n", encoding="utf-8")
+    assert [worker.name for worker in read_topology(path).workers] == ["a", "b"]
+
+
+def test_sub_pipelines_may_be_nested_fifty_deep(tmp_path):
+    steps = "[{name: s, queue: q}]"
+    for _ in range(50):
+        steps = f"[{{name: s, queue: q, pipeline: {{steps: {steps}}}}}]"
+    path = tmp_path / "deep.yaml"
+    path.write_text(NAMED.format(steps=steps))
+    assert run(path).exit_code == 1
+
+
 def test_checking_a_file_imports_neither_clearml_nor_a_client():
     code = (
         "import sys; from click.testing import CliRunner; from clearml_ext.cli import clearml;"
