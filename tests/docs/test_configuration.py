@@ -1,0 +1,144 @@
+"""Manifests, tables of settings and variables that pages show are right."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.docs.test_reference import SETTINGS
+
+from kserve_ext.manifest import manifest
+from kserve_ext.settings import KServeSettings
+from mlops_ext import settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+SECTIONS = {"": "cli.md", "memory": "memory_policy.md"} | {
+    name: f"{name}.md" for name in ("clearml", "kserve", "joblib")
+}
+KINDS = {
+    "Role": "rbac.authorization.k8s.io/v1",
+    "RoleBinding": "rbac.authorization.k8s.io/v1",
+    "ClusterRole": "rbac.authorization.k8s.io/v1",
+    "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
+    "InferenceService": "serving.kserve.io/v1beta1",
+}
+
+
+def blocks(page, kind):
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def fields(section):
+    """The names of the settings in *section*."""
+    module, _, name = SETTINGS[SECTIONS[section]].partition(":")
+    return {f.name for f in dataclasses.fields(getattr(importlib.import_module(module), name))}
+
+
+def documents():
+    """Every YAML document of every page, with its page."""
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            for document in yaml.safe_load_all(block):
+                yield page.relative_to(ROOT), document
+
+
+def test_yaml_can_be_read_and_manifests_name_their_kind():
+    kinds = []
+    for page, document in documents():
+        assert isinstance(document, dict), page
+        if "kind" in document:
+            kinds.append(document["kind"])
+            assert document["apiVersion"] == KINDS[document["kind"]], page
+            assert document["metadata"]["name"], page
+    assert set(kinds) == set(KINDS)
+
+
+def test_roles_that_are_bound_are_shown_and_the_other_way_round():
+    shown = [document for _, document in documents() if "kind" in document]
+    roles = {(d["kind"], d["metadata"]["name"]) for d in shown if d["kind"].endswith("Role")}
+    bound = {(d["roleRef"]["kind"], d["roleRef"]["name"]) for d in shown if "roleRef" in d}
+    assert roles == bound
+
+
+def granted(role):
+    """The (verb, resource) pairs of the role of that name."""
+    (found,) = [d for _, d in documents() if d.get("kind") == "Role" and _name(d) == role]
+    return {(v, r) for rule in found["rules"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def _name(document):
+    return document["metadata"]["name"]
+
+
+def test_the_orchestrators_role_allows_the_calls_we_make():
+    source = (ROOT / "plugins/zenml_ext/kubernetes_api.py").read_text(encoding="utf-8")
+    names = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    calls = [re.fullmatch(r"(\w+?)_namespaced_(job|pod|event)", name) for name in names]
+    made = {(call[1].replace("read", "get"), f"{call[2]}s") for call in calls if call}
+    made |= {("list", "limitranges"), ("list", "resourcequotas")}
+    assert made <= granted("zenml-orchestrator")
+    assert {"list_node", "list_pod_for_all_namespaces"} <= names
+    cluster = [d for _, d in documents() if d.get("kind") == "ClusterRole"]
+    assert {r for rule in cluster[0]["rules"] for r in rule["resources"]} == {"nodes", "pods"}
+
+
+def test_a_step_needs_no_more_than_the_right_to_resize():
+    assert granted("mlops-ext-resize") == {("patch", "pods/resize")}
+
+
+def test_the_manifest_for_kserve_is_what_the_command_prints():
+    page = ROOT / "docs/reference/kserve.md"
+    assert manifest(KServeSettings()) in blocks(page, "yaml")
+
+
+def test_toml_tables_hold_settings_that_exist():
+    count = 0
+    for page in PAGES:
+        for block in blocks(page, "toml"):
+            table = tomllib.loads(block)["tool"]["mlops-ext"]
+            own = {name.replace("-", "_") for name in table if not isinstance(table[name], dict)}
+            assert own <= fields(""), page
+            for section, values in table.items():
+                if isinstance(values, dict):
+                    assert set(values) <= fields(section), page
+            count += 1
+    assert count
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_variables_that_are_named_exist(page):
+    known = {
+        "_".join(filter(None, ["MLOPS_EXT", section, name])).upper()
+        for section in SECTIONS
+        for name in fields(section)
+    }
+    assert "MLOPS_EXT_TEMP_DIR" in known
+    named = re.findall(r"MLOPS_EXT_[A-Z][A-Z_]*[A-Z](?![A-Z_<])", page.read_text(encoding="utf-8"))
+    assert set(named) - known == set()
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_settings_of_core_are_read_as_the_page_says(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext]\ntemp-dir = '/a'\n")
+    folder = tmp_path / "below"
+    folder.mkdir()
+    environ = {"MLOPS_EXT_TEMP_DIR": "/b", "MLOPS_EXT_DISABLE": "a,b"}
+    core = settings.load(settings.CoreSettings, environ=environ, directory=folder)
+    assert (str(core.temp_dir), core.disable) == ("/a", ("a", "b"))
