@@ -268,8 +268,9 @@ class PatchSet:
         skipped = self._skip(patch)
         if skipped is not None:
             return skipped
+        slot = find_slot(patch)  # importing the framework may fire a hook that applies this patch
         earlier = _applied.get(patch.id)
-        if earlier is not None and earlier.in_force and earlier.slot == find_slot(patch):
+        if earlier is not None and earlier.in_force and earlier.slot == slot:
             return self._report(patch, Outcome.ALREADY)
         applied = install(patch)
         _applied[patch.id] = applied

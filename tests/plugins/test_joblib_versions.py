@@ -193,7 +193,14 @@ def test_a_cache_of_joblibs_own_is_left_alone(tmp_path):
     assert len(local.store_backend.get_items()) == 1
 
 
-@pytest.mark.parametrize("order", ["import joblib, joblib_ext", "import joblib_ext, joblib"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import joblib, joblib_ext",
+        "import joblib_ext, joblib",
+        "import mlops_ext; mlops_ext.apply('joblib'); import joblib",
+    ],
+)
 def test_importing_the_extension_makes_the_backend_known(tmp_path, order):
     code = f"{order}\nprint(joblib.Memory({str(tmp_path)!r}, backend='shared').store_backend)"
     out = subprocess.check_output([sys.executable, "-c", code], text=True)

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+import wrapt
 
 from mlops_ext.errors import PatchConflictError
 from mlops_ext.patching import MISSING, Outcome, Patch, PatchSet
@@ -30,6 +31,10 @@ def replace_run(original):
         return "patched " + original(self)
 
     return run
+
+
+def replace_function(original):
+    return lambda: "patched " + original()
 
 
 def replace_static(original):
@@ -124,6 +129,18 @@ def test_an_item_of_a_registry_is_added_and_removed(framework):
     with patch_set(make("fw_sample:REGISTRY[shared]", "add_item", expects="nothing")):
         assert framework.REGISTRY == {"local": 1, "shared": "ours"}
     assert framework.REGISTRY == {"local": 1}
+
+
+def test_a_hook_on_the_import_that_applying_causes_is_no_conflict(tmp_path, monkeypatch):
+    (tmp_path / "fw_lazy.py").write_text("def run(): return 'original'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    patch = make("fw_lazy:run", "replace_function")
+    on_import, explicit = patch_set(patch), patch_set(patch)
+    wrapt.register_post_import_hook(lambda _: on_import.apply(), "fw_lazy")
+    assert [report.outcome for report in explicit.apply()] == [Outcome.ALREADY]
+    assert sys.modules["fw_lazy"].run() == "patched original"
+    on_import.revert()
+    assert sys.modules.pop("fw_lazy").run() == "original"
 
 
 def test_an_occupied_item_is_a_conflict(framework):
