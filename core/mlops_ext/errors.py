@@ -6,7 +6,7 @@ A message says what failed, what was found, and what to do next.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "HistoryError",
@@ -27,11 +27,17 @@ __all__ = [
 class MlopsExtError(Exception):
     """Base of every error that mlops-ext raises on purpose.
 
+    It can be pickled, attributes included, so that it comes out of a worker process as it is.
+
     Attributes:
         exit_status: what the command line exits with when it meets this error.
     """
 
     exit_status: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild without calling ``__init__``: its arguments are the subject, not `args`."""
+        return _rebuilt, (type(self), self.args, self.__dict__.copy())
 
 
 class SettingsError(MlopsExtError, ValueError):
@@ -209,6 +215,15 @@ class TempDirError(MlopsExtError, OSError):
             f"temporary directory {path}: {detail}; free some space there, or set"
             " MLOPS_EXT_TEMP_DIR to a directory you can write to"
         )
+
+
+def _rebuilt(kind: type[MlopsExtError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    if isinstance(error, MissingExtraError):
+        error.name = error.module  # ImportError keeps it outside of __dict__
+    return error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
