@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "HistoryError",
+    "InvalidSettingsError",
     "MissingExtraError",
     "MlopsExtError",
     "PatchConflictError",
@@ -66,6 +67,19 @@ class TopologyError(MlopsExtError, ValueError):
     def __init__(self, where: str, found: object, allowed: str) -> None:
         self.where, self.found, self.allowed = where, found, allowed
         super().__init__(f"{where} is {found!r}: expected {allowed}")
+
+
+class InvalidSettingsError(SettingsError):
+    """Settings whose owner refuses them, or a file of settings that cannot be understood.
+
+    Attributes:
+        value: names of the settings that were given; not their values, which may be secrets.
+        allowed: what is wrong, in words.
+    """
+
+    def __init__(self, setting: str, names: Iterable[str], problem: str) -> None:
+        self.setting, self.value, self.allowed = setting, sorted(names), problem
+        MlopsExtError.__init__(self, f"{setting} cannot be used: {problem}")
 
 
 class UnknownSettingError(SettingsError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from mlops_ext.errors import SettingsError, UnknownSettingError
+from mlops_ext.errors import InvalidSettingsError, SettingsError, UnknownSettingError
 
 __all__ = ["CoreSettings", "Resolved", "environment", "load", "resolve"]
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+_SCALARS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ def resolve(
     environ = environment() if environ is None else environ
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cast("Any", cls)) if field.init]
-    file, table = _file_section(section, directory or Path.cwd())
+    file, table = _file_section(section, directory)
     _refuse_unknown(table, names, section, is_top=not section)
     values: dict[str, object] = {}
     sources = dict.fromkeys(names, "default")
@@ -124,39 +125,54 @@ def resolve(
         raise
     except (TypeError, ValueError) as error:
         # The values stay out of the message: one of them may be a secret.
-        raise SettingsError(section or "mlops-ext", sorted(values), str(error)) from error
+        raise InvalidSettingsError(section or "mlops-ext", sorted(values), str(error)) from error
 
 
 def _toml_name(section: str, name: str) -> str:
     return ".".join(filter(None, ["tool.mlops-ext", section, name]))
 
 
-def _file_section(section: str, directory: Path) -> tuple[Path | None, Mapping[str, object]]:
+def _file_section(section: str, directory: Path | None) -> tuple[Path | None, Mapping[str, object]]:
     """The table ``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml that has one."""
+    try:
+        directory = directory or Path.cwd()
+    except OSError:  # the current directory was removed
+        return None, {}
+    for folder in (directory, *directory.parents):
+        path = folder / "pyproject.toml"
+        table = _own_table(path)
+        if table is None:
+            continue
+        found = table.get(section, {}) if section else table
+        if not isinstance(found, dict):
+            raise SettingsError(_toml_name(section, ""), found, "a table")
+        return path, {str(key).replace("-", "_"): value for key, value in found.items()}
+    return None, {}
+
+
+def _own_table(path: Path) -> dict[str, object] | None:
+    """``[tool.mlops-ext]`` of the file *path*, or None where it has none.
+
+    A file that cannot be read or understood is an error only where it names us.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    for folder in (directory, *directory.parents):
-        path = folder / "pyproject.toml"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue
-        try:
-            table: object = tomllib.loads(text).get("tool", {}).get("mlops-ext")
-        except tomllib.TOMLDecodeError as error:
-            if "mlops-ext" not in text:
-                return None, {}
-            raise SettingsError(str(path), error, "a valid TOML file") from error
-        if not isinstance(table, dict):
-            continue
-        if section:
-            table = table.get(section, {})
-        if not isinstance(table, dict):
-            raise SettingsError(_toml_name(section, ""), table, "a table")
-        return path, {str(key).replace("-", "_"): value for key, value in table.items()}
-    return None, {}
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        tool = tomllib.loads(data.decode("utf-8")).get("tool")
+    except ValueError as error:  # not UTF-8, or not TOML
+        if b"mlops-ext" not in data:
+            return None
+        raise InvalidSettingsError(str(path), [], f"it is no valid TOML file: {error}") from error
+    table = tool.get("mlops-ext") if isinstance(tool, dict) else None
+    if table is None or isinstance(table, dict):
+        return table
+    raise SettingsError("tool.mlops-ext", table, "a table")
 
 
 def _refuse_unknown(
@@ -202,7 +218,7 @@ def _convert_union(value: object, args: tuple[Any, ...], label: str) -> object:
 def _convert_class(value: Any, hint: Any, label: str) -> object:
     if hint is bool:
         return _as_bool(value, label)
-    if isinstance(hint, type) and isinstance(value, hint):
+    if isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
         return value
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         try:
@@ -214,13 +230,15 @@ def _convert_class(value: Any, hint: Any, label: str) -> object:
         try:
             return hint.parse(value)
         except ValueError as error:
-            raise SettingsError(label, value, str(error)) from error
-    if hint in (int, float, str, Path) and not isinstance(value, (bool, list, dict)):
+            raise InvalidSettingsError(label, [], str(error)) from error
+    if hint in _SCALARS and not isinstance(value, (bool, list, dict)):
         try:
-            return hint(value)
-        except (TypeError, ValueError) as error:
-            words = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-            raise SettingsError(label, value, words[hint]) from error
+            converted = hint(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SettingsError(label, value, _SCALARS[hint]) from error
+        if hint is int and isinstance(value, float) and converted != value:
+            raise SettingsError(label, value, _SCALARS[int])
+        return converted
     raise SettingsError(label, value, f"a value of type {getattr(hint, '__name__', hint)}")
 
 

@@ -1,6 +1,7 @@
 """Settings: the order of sources, the reading of texts, and errors that say what to do."""
 
 import enum
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import pytest
 
 from mlops_ext import settings
 from mlops_ext.errors import SettingsError
+from mlops_ext.memory import MemorySettings
 
 
 class Level(enum.Enum):
@@ -121,3 +123,91 @@ def test_a_broken_file_that_names_us_is_an_error_and_another_s_is_not(project):
         settings.load(Sample, "sample", environ={}, directory=folder)
     folder = project("[tool.other\n")
     assert settings.load(Sample, "sample", environ={}, directory=folder) == Sample()
+
+
+@pytest.mark.parametrize("text", ["tool = 3\n", "[tool]\nother = 1\n", "[project]\n", ""])
+def test_a_file_without_a_table_of_ours_sets_nothing(project, text):
+    assert settings.load(Sample, "sample", environ={}, directory=project(text)) == Sample()
+
+
+@pytest.mark.parametrize("text", ["[tool]\nmlops-ext = 3\n", "[tool.mlops-ext]\nsample = 3\n"])
+def test_a_table_of_ours_that_is_none_is_refused(project, text):
+    with pytest.raises(SettingsError, match=r"tool.mlops-ext\S* = 3 cannot be used.*a table"):
+        settings.load(Sample, "sample", environ={}, directory=project(text))
+
+
+def test_a_file_in_another_encoding_is_an_error_only_where_it_names_us(project):
+    folder = project("")
+    (folder / "pyproject.toml").write_bytes(b"name = '\xff'\n")
+    assert settings.load(Sample, "sample", environ={}, directory=folder) == Sample()
+    (folder / "pyproject.toml").write_bytes(b"[tool.mlops-ext]\nname = '\xff'\n")
+    with pytest.raises(SettingsError, match=r"pyproject\.toml cannot be used"):
+        settings.load(Sample, "sample", environ={}, directory=folder)
+
+
+def test_a_file_that_cannot_be_read_is_passed_over(project):
+    folder = project("[tool.mlops-ext.sample]\nworkers = 7\n")
+    for name in ("directory", "loop"):
+        (folder / name).mkdir()
+    (folder / "directory" / "pyproject.toml").mkdir()
+    (folder / "loop" / "pyproject.toml").symlink_to(folder / "loop" / "pyproject.toml")
+    for name in ("directory", "loop"):
+        assert settings.load(Sample, "sample", environ={}, directory=folder / name).workers == 7
+
+
+def test_a_broken_file_of_others_does_not_hide_ours_above_it(project):
+    folder = project("[tool.mlops-ext.sample]\nworkers = 7\n")
+    (folder / "below").mkdir()
+    (folder / "below" / "pyproject.toml").write_text("[tool.other\n")
+    assert settings.load(Sample, "sample", environ={}, directory=folder / "below").workers == 7
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no current directory")
+def test_without_a_current_directory_there_is_no_file(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert settings.load(Sample, "sample", environ={"MLOPS_EXT_SAMPLE_WORKERS": "3"}).workers == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("workers = 2.7", "a whole number"),
+        ("workers = inf", "a whole number"),
+        ("workers = true", "type int"),
+        ("grace_s = true", "type float"),
+        ("grace_s = [1]", "type float"),
+        ("root = 3", "a path"),
+        ("names = 3", "a list"),
+        ("names = [[1]]", "type str"),
+        ("strict = 2", "true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_never_bent(project, line, words):
+    folder = project(f"[tool.mlops-ext.sample]\n{line}\n")
+    with pytest.raises(SettingsError, match=words):
+        settings.load(Sample, "sample", environ={}, directory=folder)
+
+
+def test_a_whole_number_written_with_a_point_is_one(project):
+    folder = project("[tool.mlops-ext.sample]\nworkers = 2.0\ngrace_s = 3\n")
+    loaded = settings.load(Sample, "sample", environ={}, directory=folder)
+    assert (loaded.workers, loaded.grace_s) == (2, 3.0)
+    assert type(loaded.workers) is int
+
+
+def test_a_value_that_the_section_refuses_is_told_in_the_section_s_words(project):
+    folder = project("[tool.mlops-ext.memory]\ngrowth = 0.5\n")
+    with pytest.raises(SettingsError) as caught:
+        settings.load(MemorySettings, "memory", environ={}, directory=folder)
+    assert str(caught.value) == ("memory cannot be used: memory.growth = 0.5: expected more than 1")
+
+
+def test_a_size_that_cannot_be_read_is_told_in_its_own_words(project):
+    folder = project("[tool.mlops-ext.memory]\nfirst = '3GB'\n")
+    with pytest.raises(SettingsError) as caught:
+        settings.load(MemorySettings, "memory", environ={}, directory=folder)
+    assert str(caught.value).startswith(
+        "tool.mlops-ext.memory.first cannot be used: '3GB' is not a memory size"
+    )
