@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
 
-__all__ = ["find_entry_points"]
+__all__ = ["find_entry_points", "owner_of"]
 
 
 def find_entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
     """The entry points of *group*, each name once (the first on ``sys.path`` wins)."""
     points: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=group):
+    for point in _all_points(group):
         points.setdefault(point.name, point)
     return list(points.values())
+
+
+def owner_of(point: importlib.metadata.EntryPoint) -> str | None:
+    """The distribution that publishes *point*, or None where its metadata does not tell."""
+    try:
+        return point.dist.name if point.dist else None
+    except Exception:  # noqa: BLE001  # a foreign installation that is damaged
+        return None
+
+
+def _all_points(group: str) -> list[importlib.metadata.EntryPoint]:
+    try:
+        return list(importlib.metadata.entry_points(group=group))
+    except Exception:  # noqa: BLE001  # one unreadable file fails all: leave out only that one
+        return list(_readable_points(group))
+
+
+def _readable_points(group: str) -> Iterator[importlib.metadata.EntryPoint]:
+    import logging
+
+    for distribution in importlib.metadata.distributions():
+        try:
+            yield from distribution.entry_points.select(group=group)
+        except Exception:  # noqa: BLE001  # a foreign installation that is damaged
+            where = getattr(distribution, "_path", distribution)
+            logging.getLogger(__name__).warning("the entry points of %s cannot be read", where)

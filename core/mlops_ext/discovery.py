@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
-from packaging.specifiers import SpecifierSet
 
 from mlops_ext import hookspecs, settings
-from mlops_ext._entry_points import find_entry_points
-from mlops_ext.errors import PluginError, UnknownNameError
+from mlops_ext._entry_points import find_entry_points, owner_of
+from mlops_ext.errors import PluginError, SettingsError, UnknownNameError
 from mlops_ext.hookspecs import PROJECT, DoctorCheck, Framework
-from mlops_ext.patching import Patch, PatchReport, installed_version
+from mlops_ext.patching import Patch, PatchReport, in_range, installed_version
 
 if TYPE_CHECKING:
     from mlops_ext.memory import MemoryPolicy
@@ -115,11 +114,15 @@ class Extensions:
 
         Raises:
             UnknownNameError: none is; the message suggests the nearest.
+            SettingsError: none is, because its extension refuses the settings.
         """
         policies = self.memory_policies()
-        if name not in policies:
-            raise UnknownNameError("memory policy", name, policies)
-        return policies[name]
+        if name in policies:
+            return policies[name]
+        for problem in self.problems.values():
+            if isinstance(problem.cause, SettingsError):
+                raise problem.cause
+        raise UnknownNameError("memory policy", name, policies)
 
     def notify_patch(self, report: PatchReport) -> None:
         """Tell every extension what became of a patch."""
@@ -133,7 +136,7 @@ class Extensions:
                 for item in items:
                     if not isinstance(item, kind):
                         raise TypeError(f"{hook} gave {item!r}, expected {kind.__name__}")  # noqa: TRY301
-            except Exception as error:  # noqa: BLE001  # plugin boundary: recorded, shown by doctor
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: for doctor
                 self._record(plugin, error)
             else:
                 yield from items
@@ -145,13 +148,13 @@ class Extensions:
             wanted = {name: arguments[name] for name in implementation.argnames}
             try:
                 answer = implementation.function(**wanted)
-            except Exception as error:  # noqa: BLE001  # plugin boundary: recorded, shown by doctor
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: for doctor
                 self._record(implementation.plugin_name, error)
                 continue
             if answer is not None:
                 yield implementation.plugin_name, answer
 
-    def _record(self, plugin: str, error: Exception) -> None:
+    def _record(self, plugin: str, error: BaseException) -> None:
         if plugin not in self.problems:
             owner = next((f.distribution for f in self.found if f.name == plugin), None)
             self.problems[plugin] = PluginError(plugin, owner, error)
@@ -167,8 +170,7 @@ def load_extensions(
     manager.add_hookspecs(hookspecs.Hooks)
     points = list(points)
     found = tuple(
-        Found(name=p.name, distribution=p.dist.name if p.dist else None, disabled=p.name in off)
-        for p in points
+        Found(name=p.name, distribution=owner_of(p), disabled=p.name in off) for p in points
     )
     loaded = Extensions(manager, found)
     for point in points:
@@ -178,7 +180,7 @@ def load_extensions(
             module = point.load()
             manager.register(module, name=point.name)
             manager.check_pending()
-        except Exception as error:  # noqa: BLE001  # plugin boundary: recorded, shown by doctor
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: for doctor
             if manager.has_plugin(point.name):
                 manager.unregister(name=point.name)
             loaded._record(point.name, error)  # noqa: SLF001  # same module
@@ -193,7 +195,5 @@ def extensions() -> Extensions:
 
 def _support(framework: Framework) -> Support:
     version = installed_version(framework.distribution)
-    known = version is not None and SpecifierSet(framework.supported).contains(
-        version, prereleases=True
-    )
+    known = version is not None and in_range(version, framework.supported)
     return Support(framework=framework, version=version, supported=known)

@@ -71,6 +71,7 @@ def diagnose(extensions: Extensions) -> Diagnosis:
     for check in extensions.doctor_checks():
         if check.framework in installed:
             findings.extend(_run(check))
+    extensions.memory_policies()  # a hook that fails becomes one of the problems
     findings.extend(
         Finding(check=f"extension.{name}", severity=Severity.PROBLEM, message=str(problem))
         for name, problem in sorted(extensions.problems.items())
@@ -106,10 +107,15 @@ def _version_findings(frameworks: tuple[Support, ...]) -> Iterator[Finding]:
 
 def _run(check: DoctorCheck) -> list[Finding]:
     try:
-        return list(check.run())
-    except Exception as error:  # noqa: BLE001  # plugin boundary: becomes a finding
+        findings = list(check.run())
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: becomes a finding
         message = f"the check raised {type(error).__name__}: {error}"
         return [Finding(check=check.name, severity=Severity.PROBLEM, message=message)]
+    for finding in findings:
+        if not isinstance(finding, Finding):
+            message = f"the check gave {finding!r}, expected Finding"
+            return [Finding(check=check.name, severity=Severity.PROBLEM, message=message)]
+    return findings
 
 
 def _fix(report: PatchReport) -> Fix:

@@ -210,6 +210,9 @@ class PluginError(MlopsExtError):
     def __init__(self, plugin: str, distribution: str | None, cause: BaseException) -> None:
         self.plugin, self.distribution, self.cause = plugin, distribution, cause
         owner = f" (from {distribution})" if distribution else ""
+        if isinstance(cause, SettingsError):  # the user's to mend, not the extension's
+            super().__init__(f"extension {plugin!r}{owner} is not used: {cause}")
+            return
         super().__init__(
             f"extension {plugin!r}{owner} is broken: {type(cause).__name__}: {cause};"
             f" update or uninstall it, or set MLOPS_EXT_DISABLE={plugin}"

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
 from typing_extensions import Self
 
 from mlops_ext import _targets
@@ -151,6 +152,14 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
+def in_range(version: str, specifier: str) -> bool:
+    """Whether *version* meets *specifier*; a text that is no version (PEP 440) meets none."""
+    try:
+        return SpecifierSet(specifier).contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
 _applied: dict[str, AppliedPatch] = {}
 _lock = threading.RLock()
 
@@ -256,10 +265,10 @@ class PatchSet:
         version = self.versions(patch.distribution)
         if version is None:
             return self._report(patch, Outcome.NOT_INSTALLED)
-        if not SpecifierSet(patch.versions).contains(version, prereleases=True):
+        if not in_range(version, patch.versions):
             detail = f"written for {patch.distribution} {patch.versions}"
             return self._report(patch, Outcome.OUT_OF_RANGE, detail)
-        if not SpecifierSet(patch.needed).contains(version, prereleases=True):
+        if not in_range(version, patch.needed):
             detail = f"only {patch.distribution} {patch.needed} has the fault"
             return self._report(patch, Outcome.NOT_NEEDED, detail)
         return None

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mlops_ext.cli._run import child_environment
+
 MLOPS_EXT = Path(sys.executable).with_name("mlops-ext")
 FRAMEWORKS = ("zenml", "clearml", "kserve", "joblib", "kubernetes", "numpy", "rich", "pluggy")
 
@@ -59,6 +61,58 @@ def test_run_needs_a_command_that_exists():
     done = run("run", "--", "no-such-command-here")
     assert done.returncode == 127
     assert done.stderr == "mlops-ext: command not found: no-such-command-here\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_run_says_why_a_file_that_is_there_cannot_be_run(tmp_path):
+    (tmp_path / "script").touch(0o644)
+    (tmp_path / "other").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "other").chmod(0o755)
+    for command, why in (
+        (tmp_path / "script", "Permission denied"),
+        (tmp_path, "Permission denied"),
+        (tmp_path / "other", "No such file or directory"),
+    ):
+        done = run("run", "--", str(command))
+        assert (done.returncode, done.stderr) == (126, f"mlops-ext: cannot run {command}: {why}\n")
+    assert run("run", "--", str(tmp_path / "missing")).returncode == 127
+
+
+def test_options_after_the_command_are_the_command_s():
+    program = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+    done = run("run", *program, "--patch", "x", "--help", "--unknown")
+    assert done.stdout == "['--patch', 'x', '--help', '--unknown']\n", done.stderr
+
+
+def test_a_misspelt_option_before_the_command_suggests_the_nearest():
+    done = run("run", "--pathc", "joblib", "--", "true")
+    assert done.returncode == 2
+    assert "--patch" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="there is no SIGPIPE")
+def test_a_command_dies_of_a_closed_pipe_as_it_does_on_its_own():
+    assert run("run", "--", "sh", "-c", "kill -PIPE $$").returncode == -signal.SIGPIPE
+    assert run("run", "--", "sh", "-c", "kill -XFSZ $$").returncode == -signal.SIGXFSZ
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        (None, []),
+        ("", []),
+        ("a", ["a"]),
+        (f"a{os.pathsep}", ["a", ""]),
+        (f"{os.pathsep}b", ["", "b"]),
+    ],
+)
+def test_run_keeps_the_users_own_path_of_modules(monkeypatch, path, kept):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if path is not None:
+        monkeypatch.setenv("PYTHONPATH", path)
+    bootstrap, *others = child_environment([])["PYTHONPATH"].split(os.pathsep)
+    assert Path(bootstrap, "sitecustomize.py").is_file()
+    assert others == kept
 
 
 def test_run_passes_the_exit_status_through():

@@ -19,6 +19,7 @@ from typing import IO
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -64,8 +65,10 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
         if name not in known:
             raise UnknownNameError("demo", name, known)
     chosen = list(only) or known
-    # A terminal's hang-up or a supervisor's TERM must clean up as Ctrl-C does.
+    # A supervisor's TERM and a terminal's hang-up must clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     console = Console(stderr=as_json)
     try:
         results = list(_show(chosen, console))
@@ -103,7 +106,7 @@ def _print_line(console: Console, title: str, text: str) -> None:
 
 
 def _describe(bar: Bar, task: TaskID, text: str) -> None:
-    bar.update(task, description=text)
+    bar.update(task, description=escape(text))
 
 
 def _run(name: str, tell: Callable[[str], None]) -> _Result:
@@ -171,12 +174,13 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _draw(result: _Result, console: Console) -> None:
-    table = Table(title=f"{result.name}  ({result.seconds:.0f} s)", title_justify="left")
+    title = f"{escape(result.name)}  ({result.seconds:.0f} s)"
+    table = Table(title=title, title_justify="left")
     for column in ("shown", "before", "with mlops-ext", "holds"):
         table.add_column(column, overflow="fold")
     for claim in result.claims:
         holds = "[green]yes[/]" if claim.holds else "[red]NO[/]"
-        table.add_row(claim.what, claim.before, claim.after, holds)
+        table.add_row(*map(escape, (claim.what, claim.before, claim.after)), holds)
     console.print(table)
     if result.status:
         console.print(f"[red]the demo ended with status {result.status}[/]; its last words:")
@@ -187,7 +191,7 @@ def _verdict(results: list[_Result]) -> str:
     """The last line: what held, and what to try next."""
     claims = [claim for result in results for claim in result.claims]
     held = sum(claim.holds for claim in claims)
-    bad = [result.name for result in results if not result.good]
+    bad = [escape(result.name) for result in results if not result.good]
     if bad:
         return f"[red]{held} of {len(claims)} claims hold; look at: {', '.join(bad)}[/]"
     return (

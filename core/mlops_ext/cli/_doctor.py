@@ -56,8 +56,9 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
         frameworks.add_column(column)
     for support in diagnosis.frameworks:
         colour = "green" if support.supported else "dim" if support.version is None else "red"
-        version = f"[{colour}]{support.version or 'not installed'}[/]"
-        frameworks.add_row(support.framework.name, version, support.framework.supported)
+        version = f"[{colour}]{escape(support.version or 'not installed')}[/]"
+        framework = support.framework
+        frameworks.add_row(escape(framework.name), version, escape(framework.supported))
     console.print(frameworks)
 
     fixes = Table(title="Fixes that patch a framework", title_justify="left")
@@ -69,7 +70,7 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
         needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
         active = "[green]yes[/]" if fix.active else "[dim]no[/]"
         why = "" if fix.needed else f" [dim]({escape(fix.why)})[/]"
-        fixes.add_row(fix.id, needed, active, escape(fix.reason) + why)
+        fixes.add_row(escape(fix.id), needed, active, escape(fix.reason) + why)
     console.print(fixes)
     waiting = sorted({fix.framework for fix in diagnosis.fixes if fix.needed and not fix.active})
     if waiting:

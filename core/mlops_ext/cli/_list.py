@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mlops_ext.discovery import extensions
@@ -24,11 +25,11 @@ def list_frameworks() -> None:
             known = "[green]yes[/]" if support.supported else "[red]no[/]"
         framework = support.framework
         table.add_row(
-            framework.name,
-            support.version or "-",
-            framework.supported,
+            escape(framework.name),
+            escape(support.version or "-"),
+            escape(framework.supported),
             known,
-            framework.summary,
+            escape(framework.summary),
         )
     Console().print(table)
     for problem in extensions().problems.values():

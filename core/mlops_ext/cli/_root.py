@@ -5,8 +5,10 @@ Nothing heavier than click is imported here, so that ``mlops-ext --help`` answer
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
+import io
 import sys
 from typing import Any
 
@@ -46,7 +48,7 @@ class _Lazy(click.Group):
             raise click.UsageError(f"no command is named {cmd_name!r}; {hint}", ctx)
         try:
             return _as_command(points[cmd_name].load())
-        except Exception as error:  # plugin boundary: one broken extension, one clear line
+        except (Exception, SystemExit) as error:  # plugin boundary: one clear line
             raise click.ClickException(
                 f"the commands of {cmd_name} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -85,9 +87,18 @@ def root(*, verbose: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an error of ours is one line and its exit status."""
+    """Run the command line; an error of ours, or a full disk, is one line and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # An arrow that the terminal's or file's encoding lacks must not end a command.
+            stream.reconfigure(errors="replace")
     try:
         root(args=arguments, prog_name="mlops-ext")
     except MlopsExtError as error:
         click.echo(f"mlops-ext: {error}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        click.echo(f"mlops-ext: {error}", err=True)
+        sys.exit(1)

@@ -21,7 +21,7 @@ __all__ = ["child_environment", "run"]
 _BOOTSTRAP = Path(__file__).resolve().parents[1] / "_bootstrap"
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--patch",
     "patches",
@@ -38,17 +38,18 @@ def run(*, patches: tuple[str, ...], command: tuple[str, ...]) -> None:
     """
     names = patches or tuple(s.framework.name for s in extensions().frameworks() if s.supported)
     child = child_environment([activation.trigger_of(name) for name in names])
-    path = shutil.which(command[0], path=child.get("PATH"))
+    path = _find(command[0], child.get("PATH"))
     if path is None:
         click.echo(f"mlops-ext: command not found: {command[0]}", err=True)
         sys.exit(127)
-    if os.name == "posix":
-        try:
+    try:
+        if os.name == "posix":
+            _restore_signals()
             os.execve(path, list(command), child)  # noqa: S606  # our process becomes the command
-        except OSError as error:
-            click.echo(f"mlops-ext: cannot run {path}: {error.strerror}", err=True)
-            sys.exit(126)
-    sys.exit(_supervise([path, *command[1:]], child))
+        sys.exit(_supervise([path, *command[1:]], child))
+    except OSError as error:
+        click.echo(f"mlops-ext: cannot run {path}: {error.strerror}", err=True)
+        sys.exit(126)
 
 
 def child_environment(triggers: list[str]) -> dict[str, str]:
@@ -56,11 +57,26 @@ def child_environment(triggers: list[str]) -> dict[str, str]:
     child = dict(environment())
     armed = [*filter(None, child.get("MLOPS_EXT_AUTOPATCH", "").split(",")), *triggers]
     child["MLOPS_EXT_AUTOPATCH"] = ",".join(dict.fromkeys(armed))
-    entries = [e for e in child.get("PYTHONPATH", "").split(os.pathsep) if e]
+    path = child.get("PYTHONPATH", "")
     bootstrap = str(_BOOTSTRAP)
-    others = [entry for entry in entries if entry != bootstrap]
+    # An empty entry stands for the current directory, and an empty variable for none.
+    others = [entry for entry in path.split(os.pathsep) if entry != bootstrap] if path else []
     child["PYTHONPATH"] = os.pathsep.join([bootstrap, *others])
     return child
+
+
+def _find(program: str, path: str | None) -> str | None:
+    """Where *program* is, or None; one that was named with a folder is left to the system."""
+    if Path(program).name != program and os.path.lexists(program):
+        return program
+    return shutil.which(program, path=path)
+
+
+def _restore_signals() -> None:
+    """Give back their default to the signals that Python ignores: an ignored one stays so."""
+    for name in ("SIGPIPE", "SIGXFSZ"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def _supervise(command: list[str], child: dict[str, str]) -> int:
