@@ -49,6 +49,7 @@ _REAP_BUDGET_S = 10.0
 """At most this long is a start held up by what dead processes left; the next start goes on."""
 _PATIENCE = files.Patience(total_s=2.0)
 """Long enough for a virus scanner, short enough for a step that has finished."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TRIES = 8
 """Names tried for a new directory; each is random, so a second try is rare already."""
 
@@ -59,15 +60,26 @@ def root(path: str | Path | None = None) -> Path:
     It is *path*, else the setting ``temp_dir``, else what `tempfile` finds. One that cannot be
     used is reported in a warning and replaced by `tempfile`'s: a step that has finished must not
     fail for the place of a scratch file. Ask `check_root` where an error is wanted instead.
+
+    Raises:
+        TempDirError: `tempfile` finds no place either.
     """
     chosen = settings.load(settings.CoreSettings, arguments={"temp_dir": path}).temp_dir
     if chosen is None:
-        return Path(tempfile.gettempdir())
+        return _system_root()
     try:
         return check_root(chosen)
     except TempDirError as error:
-        _warn_once(f"{error}; using {tempfile.gettempdir()} instead")
+        instead = _system_root()
+        _warn_once(f"{error}; using {instead} instead")
+        return instead
+
+
+def _system_root() -> Path:
+    try:
         return Path(tempfile.gettempdir())
+    except OSError as error:  # its message names every directory that was tried
+        raise TempDirError("of the system", error.strerror or str(error)) from error
 
 
 def check_root(path: str | Path) -> Path:
@@ -76,13 +88,16 @@ def check_root(path: str | Path) -> Path:
     Raises:
         TempDirError: it cannot be made or written to.
     """
-    chosen = Path(path).expanduser().absolute()
+    chosen = Path(path)
     try:
+        chosen = chosen.expanduser().absolute()
         chosen.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=chosen) as probe:
             probe.write(b"\0")
     except OSError as error:
         raise TempDirError(chosen, describe(error, chosen)) from error
+    except RuntimeError as error:  # "~" where there is no home directory
+        raise TempDirError(chosen, str(error)) from error
     return chosen
 
 
@@ -115,10 +130,12 @@ class RunDirectory:
                 descriptor = _new_marker(marker)
                 if descriptor is None:
                     continue
-                path.mkdir(mode=0o700)
+                try:
+                    path.mkdir(mode=0o700)
+                except OSError:
+                    _give_up(marker, descriptor)
+                    raise
             except OSError as error:
-                with suppress(OSError):
-                    marker.unlink()
                 raise TempDirError(root, describe(error, root)) from error
             return cls(path, marker, descriptor)
         raise TempDirError(root, f"no free name after {_TRIES} tries")
@@ -144,14 +161,11 @@ class RunDirectory:
         if self._descriptor < 0 or self._pid != os.getpid():
             return True
         gone = remove(self.path)
-        if gone and os.name != "nt":
-            with suppress(OSError):
-                self.marker.unlink()
-        os.close(self._descriptor)
+        if gone:
+            _give_up(self.marker, self._descriptor)
+        else:
+            os.close(self._descriptor)
         self._descriptor = -1
-        if gone and os.name == "nt":  # Windows removes no file that is open
-            with suppress(OSError):
-                self.marker.unlink()
         return gone
 
 
@@ -174,6 +188,8 @@ def for_process(run: str = "", path: str | Path | None = None) -> RunDirectory:
         if found is None or not found.path.is_dir():
             if not any(known[0] == key[0] and known[2] == key[2] for known in _open):
                 reap(chosen, budget_s=_REAP_BUDGET_S)
+            if found is not None:
+                found.close()  # somebody cleaned it away: its marker goes too
             found = _open[key] = RunDirectory.create(chosen, run)
         return found
 
@@ -251,7 +267,7 @@ def full_disk(path: Path) -> Iterator[None]:
     except TempDirError:
         raise
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in _FULL:
             raise TempDirError(path, describe(error, path)) from error
         raise
 
@@ -259,7 +275,7 @@ def full_disk(path: Path) -> Iterator[None]:
 def describe(error: OSError, path: Path) -> str:
     """What went wrong at *path*; for a full disk with its size."""
     what = error.strerror or str(error)
-    if error.errno not in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}:
+    if error.errno not in _FULL:
         return what
     for place in (path, *path.parents):
         with suppress(OSError):
@@ -297,13 +313,25 @@ def _new_marker(marker: Path) -> int | None:
     """A descriptor of the locked new *marker*, or None where a reaper has looked at it first."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(marker, flags, 0o600)
-    held = _owners.lock(descriptor)
-    if held is False:
-        os.close(descriptor)
-        return None
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, _owners.me().dump())
+    try:
+        if _owners.lock(descriptor) is False:
+            _give_up(marker, descriptor)
+            return None
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, _owners.me().dump())
+    except OSError:
+        _give_up(marker, descriptor)
+        raise
     return descriptor
+
+
+def _give_up(marker: Path, descriptor: int) -> None:
+    """Remove our own *marker* and close it; the lock is held until the name is gone."""
+    with suppress(OSError):
+        marker.unlink()
+    os.close(descriptor)
+    with suppress(OSError):  # Windows removes no file that is open
+        marker.unlink()
 
 
 def _markers(root: Path) -> list[Path]:

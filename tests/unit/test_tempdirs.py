@@ -281,3 +281,62 @@ def test_garbage_that_holds_a_file_open_is_collected_before_the_removal_is_tried
     del cycle
     assert tempdirs.remove(held)
     assert not held.exists()
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+@pytest.mark.parametrize("failing", ["mkdir", "write"])
+def test_a_directory_that_cannot_be_made_leaves_no_marker_and_no_descriptor(
+    tmp_path, monkeypatch, failing
+):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(*((Path, "mkdir", full) if failing == "mkdir" else (os, "write", full)))
+        with pytest.raises(TempDirError, match="No space left"):
+            tempdirs.RunDirectory.create(tmp_path)
+    assert descriptors() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_marker_that_a_reaper_saw_first_is_given_up_for_another(tmp_path, monkeypatch):
+    answers = [False, False, True]
+    monkeypatch.setattr(_owners, "lock", lambda _: answers.pop(0))
+    directory = tempdirs.RunDirectory.create(tmp_path)
+    assert answers == []
+    assert sorted(tmp_path.iterdir()) == [directory.path, directory.marker]
+
+
+def test_no_free_name_at_all_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(_owners, "lock", lambda _: False)
+    with pytest.raises(TempDirError, match="no free name"):
+        tempdirs.RunDirectory.create(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_was_cleaned_away_from_outside_leaves_no_marker(tmp_path):
+    first = tempdirs.for_process("a", tmp_path)
+    first.path.rmdir()
+    second = tempdirs.for_process("a", tmp_path)
+    assert sorted(tmp_path.iterdir()) == [second.path, second.marker]
+
+
+def test_a_root_below_a_home_that_nobody_has_is_an_error_of_ours(monkeypatch):
+    with pytest.raises(TempDirError, match="home directory"):
+        tempdirs.check_root("~nobody-has-this-name/scratch")
+
+
+def test_where_no_place_at_all_is_left_that_is_said(tmp_path, monkeypatch):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempdirs.tempfile, "gettempdir", none)
+    (tmp_path / "file").touch()
+    for path in (None, tmp_path / "file"):
+        with pytest.raises(TempDirError, match="No usable temporary directory"):
+            tempdirs.root(path)
