@@ -24,6 +24,9 @@ _TRIES = 4
 """A temporary file can be reaped, or its name answered with a lost reply, by bad luck once;
 four times in a row is another fault."""
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+_WINDOWS_NO_LINKS = frozenset({1, 50})
+"""ERROR_INVALID_FUNCTION and ERROR_NOT_SUPPORTED: how FAT and some servers answer to a link."""
 _WINDOWS_OPEN = frozenset({5, 32})
 """ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION: a reader has the target open."""
 _WINDOWS_PAUSES_S = (0.001, 0.01, 0.05, 0.2)
@@ -165,7 +168,10 @@ def _link(temp: Path, target: Path) -> bool:
     try:
         os.link(temp, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if (
+            error.errno not in _NO_LINKS
+            and getattr(error, "winerror", None) not in _WINDOWS_NO_LINKS
+        ):
             raise
         if os.path.lexists(target):
             _discard(temp)

@@ -38,6 +38,10 @@ _POSIX_ERRORS = {
 }
 
 
+_JUNCTION_TAG = 0xA0000003
+"""IO_REPARSE_TAG_MOUNT_POINT, which `stat` names on Windows only."""
+
+
 class Held(enum.Enum):
     """Why an entry is still there.
 
@@ -170,27 +174,30 @@ class _Sweep:
         return all(held is Held.OTHER for _, held, _ in self.left)
 
     def remove(self, path: Path) -> None:
-        try:
-            is_directory = stat.S_ISDIR(path.lstat().st_mode)
-        except OSError as error:
-            self._record(path, error)
-            return
-        if is_directory and not _is_junction(path):
-            self._remove_directory(path)
-        else:
-            self._try(path.rmdir if is_directory else path.unlink, path)
+        """Remove *path*, deepest entries first; a stack, since trees may be deeper than Python's.
 
-    def _remove_directory(self, path: Path) -> None:
-        before = len(self.left)
-        try:
-            names = self._list(path)
-        except OSError as error:
-            self._record(path, error)
-            return
-        for name in names:
-            self.remove(path / name)
-        if len(self.left) == before:
-            self._try(path.rmdir, path)
+        A directory comes twice: first to be listed, then, with the number of entries that were
+        left before it, to be removed where none of its own was.
+        """
+        pending: list[tuple[Path, int | None]] = [(path, None)]
+        while pending:
+            entry, before = pending.pop()
+            if before is not None:
+                if len(self.left) == before:
+                    self._try(entry.rmdir, entry)
+                continue
+            try:
+                status = entry.lstat()
+                is_directory = stat.S_ISDIR(status.st_mode)
+                if is_directory and not _is_junction(status):
+                    names = self._list(entry)
+                    pending.append((entry, len(self.left)))
+                    pending += [(entry / name, None) for name in names]
+                    continue
+            except OSError as error:
+                self._record(entry, error)
+                continue
+            self._try(entry.rmdir if is_directory else entry.unlink, entry)
 
     @staticmethod
     def _list(path: Path) -> list[str]:
@@ -220,9 +227,12 @@ class _Sweep:
             self.left.append((path, held, error))
 
 
-def _is_junction(path: Path) -> bool:
-    """Whether a directory is a Windows junction, which is removed like a link."""
-    return getattr(os.path, "isjunction", lambda _: False)(path)
+def _is_junction(status: os.stat_result) -> bool:
+    """Whether a directory is a Windows junction, which is removed like a link.
+
+    By its tag, as ``os.path.isjunction`` came with Python 3.12.
+    """
+    return getattr(status, "st_reparse_tag", 0) == _JUNCTION_TAG
 
 
 def _unlock(path: Path) -> bool:

@@ -136,9 +136,16 @@ def test_an_error_that_stays_is_raised_and_leaves_nothing(tmp_path, monkeypatch)
     assert names(tmp_path) == []
 
 
-def test_without_hard_links_a_free_name_is_taken_and_a_taken_one_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "winerror"), [(errno.EPERM, None), (errno.ENOTSUP, None), (errno.EINVAL, 1)]
+)
+def test_without_hard_links_a_free_name_is_taken_and_a_taken_one_kept(
+    tmp_path, monkeypatch, code, winerror
+):
     def no_links(*_args, **_kwargs):
-        raise OSError(errno.EPERM, "no links here")
+        error = OSError(code, "no links here")
+        error.winerror = winerror
+        raise error
 
     monkeypatch.setattr(os, "link", no_links)
     assert publish(tmp_path / "target", b"first", replace=False)

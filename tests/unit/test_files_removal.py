@@ -1,10 +1,12 @@
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -242,3 +244,44 @@ def test_a_probe_of_a_place_that_cannot_be_written_says_no(tmp_path):
     assert not any(
         getattr(probe(tmp_path / "missing"), name) for name in ("writable", "hard_links", "replace")
     )
+
+
+def test_a_tree_deeper_than_pythons_stack_is_removed(tmp_path):
+    tree = folder = tmp_path / "tree"
+    tree.mkdir()
+    for _ in range(1200):
+        folder = folder / "d"
+        folder.mkdir()
+    removal = remove(tree, patience=ONCE)
+    assert removal.complete
+    assert removal.removed == 1201
+
+
+def test_what_is_left_below_keeps_only_its_own_ancestors(tmp_path, monkeypatch):
+    for name in ("a/open", "b/other", "c/d/deep"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True)
+        (tmp_path / "tree" / name).touch()
+    Busy(monkeypatch, tmp_path / "tree" / "a" / "open", 32)
+    removal = remove(tmp_path / "tree", patience=ONCE)
+    assert [path.name for path, _, _ in removal.left] == ["open"]
+    assert removal.removed == 5
+    assert [p.name for p in (tmp_path / "tree").rglob("*")] == ["a", "open"]
+
+
+def test_a_junction_is_removed_like_a_link_and_never_entered(tmp_path, monkeypatch):
+    """On Windows before Python 3.12 only the reparse tag tells it from a directory."""
+    junction = tmp_path / "tree" / "junction"
+    junction.mkdir(parents=True)
+    precious = junction / "precious"
+    precious.touch()
+    real = Path.lstat
+
+    def lstat(path):
+        if path == junction:
+            return types.SimpleNamespace(st_mode=stat.S_IFDIR | 0o755, st_reparse_tag=0xA0000003)
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    removal = remove(tmp_path / "tree", patience=ONCE)
+    assert precious.exists(), "what a junction leads to is somebody else's"
+    assert [held for _, held, _ in removal.left] == [Held.NOT_EMPTY], "rmdir was asked, not a walk"
