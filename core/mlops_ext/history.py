@@ -143,7 +143,10 @@ class History:
                 " WHERE pipeline = ? AND step = ? AND id > ? ORDER BY id DESC LIMIT ?",
                 (key.pipeline, key.step, after, limit),
             ).fetchall()
-        return [(row[0], _observation(row)) for row in reversed(rows)]
+        try:
+            return [(row[0], _observation(row)) for row in reversed(rows)]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise HistoryError(self.path, f"a row is damaged ({error})") from error
 
     def steps(self) -> Sequence[tuple[str, str, int]]:
         """Every (pipeline, step, number of observations) in the file, sorted.
@@ -237,7 +240,12 @@ def _observation(row: Sequence[Any]) -> Observation:
 
 
 def default_path() -> Path:
-    """``mlops-ext/history.sqlite`` in the user's data directory (``XDG_DATA_HOME``)."""
-    data = environment().get("XDG_DATA_HOME")
-    root = Path(data) if data else Path.home() / ".local" / "share"
+    """``mlops-ext/history.sqlite`` in the user's data directory (``XDG_DATA_HOME``).
+
+    Raises:
+        RuntimeError: there is no home directory.
+    """
+    data = Path(environment().get("XDG_DATA_HOME", ""))
+    # A relative one is to be ignored: specifications.freedesktop.org/basedir-spec.
+    root = data if data.is_absolute() else Path.home() / ".local" / "share"
     return root / "mlops-ext" / "history.sqlite"

@@ -1,22 +1,26 @@
 """The history of earlier runs: shared, bounded, and never in a task's way."""
 
+import contextlib
 import itertools
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from mlops_ext import builtin
 from mlops_ext.errors import HistoryError
 from mlops_ext.history import (
     CURVE_POINTS,
     History,
+    HistoryPolicy,
     InMemoryHistory,
     Observation,
     compress_curve,
     default_path,
 )
-from mlops_ext.memory import TaskKey
+from mlops_ext.memory import Caps, Features, Quantity, TaskKey
 
 KEY = TaskKey(pipeline="train", step="fit", version="sha256:1")
 OTHER = TaskKey(pipeline="train", step="load")
@@ -185,3 +189,39 @@ def test_a_curve_is_kept_as_its_running_maximum():
     assert kept[-1] == rising[-1]
     steps = [high - low for (_, low), (_, high) in itertools.pairwise(kept)]
     assert max(steps) <= 10_000 / (CURVE_POINTS - 1) + 10
+
+
+def test_a_damaged_row_is_an_error_of_the_history_and_fails_no_task(tmp_path):
+    path = tmp_path / "history.sqlite"
+    key = TaskKey(pipeline="p", step="s")
+    records = History(path)
+    records.append(key, Observation(peak=2**30, runtime_s=1.0))
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE run SET curve = '{'")
+    with pytest.raises(HistoryError, match="a row is damaged"):
+        records.read(key)
+    plan = HistoryPolicy(records=records).decide(key, Features(), Quantity(2**30), Caps())
+    assert plan.first == 2**30
+    assert "History unusable" in plan.reason
+
+
+def test_the_default_place_ignores_a_relative_data_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", "data")
+    assert default_path() == tmp_path / ".local" / "share" / "mlops-ext" / "history.sqlite"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert default_path() == tmp_path / "data" / "mlops-ext" / "history.sqlite"
+
+
+def test_without_a_home_directory_the_policies_are_there_all_the_same(monkeypatch, caplog):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    policies = builtin.mlops_ext_memory_policies()
+    assert set(policies) == {"fixed", "double", "history"}
+    assert "for this process only" in caplog.text
+    key = TaskKey(pipeline="p", step="s")
+    policies["history"].observe(key, Features(), Quantity(2**30), 1.0)
+    assert "1 earlier run" in policies["history"].decide(key, Features(), None, Caps()).reason
