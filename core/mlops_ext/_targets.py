@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 import types
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -93,12 +94,16 @@ def resolve(target: str) -> Slot:
 
     Raises:
         ImportError: the module cannot be imported.
-        AttributeError: an owner on the path does not exist.
+        AttributeError: an owner on the path does not exist, or holds nothing by name.
     """
     module, path, key = parse_target(target)
     owner: Any = importlib.import_module(module)
     for name in path if key is not None else path[:-1]:
         owner = getattr(owner, name)
+    if key is not None and not isinstance(owner, MutableMapping):
+        raise AttributeError(f"{'.'.join(path)} is no mapping but {type(owner).__name__}")
+    if key is None and not hasattr(owner, "__dict__"):
+        raise AttributeError(f"a {type(owner).__name__} has no attributes that can be replaced")
     return Slot(owner, key, is_item=True) if key is not None else Slot(owner, path[-1])
 
 

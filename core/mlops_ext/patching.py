@@ -11,6 +11,7 @@ import enum
 import importlib
 import importlib.metadata
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -164,6 +165,16 @@ _applied: dict[str, AppliedPatch] = {}
 _lock = threading.RLock()
 
 
+def _after_fork() -> None:
+    """A child owns no lock that another thread of its parent held at the fork."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @dataclass(slots=True)
 class PatchSet:
     """Patches that are applied and reverted together: all, or none.
@@ -289,7 +300,10 @@ class PatchSet:
     def _undo(self, mine: list[AppliedPatch]) -> None:
         for applied in reversed(mine):
             _applied.pop(applied.patch.id, None)
-            applied.revert()
+            try:
+                applied.revert()
+            except PatchConflictError as conflict:  # wrapped meanwhile: the others go on
+                log.warning("patch left in place: %s", conflict)
 
     def _report(
         self,

@@ -1,12 +1,16 @@
 """Patches: applied once, reverted exactly, never on top of what was not expected."""
 
 import functools
+import os
+import signal
 import sys
+import threading
 import types
 
 import pytest
 import wrapt
 
+from mlops_ext import patching
 from mlops_ext.errors import PatchConflictError
 from mlops_ext.patching import MISSING, Outcome, Patch, PatchSet
 
@@ -236,3 +240,38 @@ def test_a_listener_that_raises_undoes_nothing(framework):
 def test_a_patch_that_cannot_be_read_is_refused(changes):
     with pytest.raises(ValueError, match="|".join(changes)):
         make(**changes)
+
+
+@pytest.mark.parametrize("value", [("a", "tuple"), None, [1]])
+def test_a_registry_that_became_something_else_is_a_conflict(framework, value):
+    framework.REGISTRY = value
+    with pytest.raises(PatchConflictError, match="is no mapping"):
+        patch_set(make("fw_sample:REGISTRY[shared]", "add_item", expects="nothing")).apply()
+
+
+def test_an_owner_without_attributes_is_a_conflict(framework):
+    framework.Server = 3
+    with pytest.raises(PatchConflictError, match="out of reach"):
+        patch_set(make()).apply()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_another_thread_applies_leaves_the_child_able_to(framework):
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with patching._lock:
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        patch_set(make()).apply()
+        os._exit(0 if framework.Server().run() == "patched original" else 1)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
