@@ -40,13 +40,20 @@ def test_an_unknown_demo_suggests_the_nearest(environment):
     assert "did you mean 'acme'?" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def _default_signals():
+    """A test run in the background, or under nohup, ignores some: a child would too."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_demo_leaves_nothing(environment, tmp_path, number):
     report = tmp_path / "report"
     with subprocess.Popen(
         [environment.bin / "mlops-ext", "demo", "--only", "acme-hang"],
         env={**os.environ, "HANG_REPORT": str(report)},
         stdout=subprocess.DEVNULL,
+        preexec_fn=_default_signals,  # noqa: PLW1509  # no threads here
     ) as process:
         _wait_until(lambda: report.exists() and report.read_text())
         child, scratch = report.read_text().split()

@@ -25,7 +25,7 @@ from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mlops_ext import demo as demos
-from mlops_ext import files
+from mlops_ext import files, tempdirs
 from mlops_ext.demo import Claim
 from mlops_ext.errors import UnknownNameError
 from mlops_ext.settings import environment
@@ -113,7 +113,7 @@ def _run(name: str, tell: Callable[[str], None]) -> _Result:
     """Run one demo in a process, a session and a temporary directory of its own."""
     result = _Result(name)
     started = time.monotonic()
-    home = Path(tempfile.mkdtemp(prefix=f"mlops-ext-demo-{name}-"))
+    home = Path(tempfile.mkdtemp(prefix=f"mlops-ext-demo-{name}-", dir=tempdirs.root()))
     log_path = home / "log.txt"
     try:
         with log_path.open("wb") as log, _started(name, home, log) as process:
