@@ -26,7 +26,7 @@ class CallInfo(dict[str, str]):
     __slots__ = ("call", "func_id")
 
     def __init__(self, location: str, func_id: str) -> None:
-        super().__init__(location=location)
+        self["location"] = location
         self.func_id = func_id
         self.call: Call | None = None
 

@@ -47,9 +47,10 @@ class Closer:
         if self.deferring and self._hand_over(descriptor):
             return
         start = time.perf_counter()
-        # some file systems report here what an earlier write met
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105  # a hit comes through here: `suppress` would cost it 0.3 µs
             os.close(descriptor)
+        except OSError:  # some file systems report what an earlier write met
+            pass
         if time.perf_counter() - start <= self._slow_s:
             self._slow = 0
             return

@@ -60,7 +60,9 @@ VERSION = 1
 HEADER = struct.Struct("<8sHBBIQQII8s8sQ")
 SIGNATURE = 32
 _UNCHECKED = 56
+_RESERVED = bytes(8)
 _CRC32, _XXH3 = 1, 2
+_ALGORITHMS = (_CRC32, _XXH3) if xxhash is not None else (_CRC32,)
 _JOINED = 1 << 14
 """Below, pieces are joined to be checked: a copy costs less than a call for each."""
 _ENCODER = json.JSONEncoder(default=repr)
@@ -117,25 +119,13 @@ def parse_header(data: Buffer) -> Header | None:
     """The header that *data* begins with, or None where it is none this version can check."""
     if len(data) < HEADER.size:
         return None
-    (
-        magic,
-        version,
-        algorithm,
-        codec,
-        flags,
-        body,
-        raw,
-        metadata,
-        buffers,
-        token,
-        reserved,
-        check,
-    ) = HEADER.unpack_from(data)
+    fields = HEADER.unpack_from(data)
+    magic, version, algorithm, codec, flags = fields[:5]
     if magic != MAGIC or version != VERSION or codec >= len(CODECS) or flags & ~_SIGNED:
         return None
-    if reserved.strip(b"\0") or algorithm not in ((_CRC32, _XXH3) if xxhash else (_CRC32,)):
+    if fields[10] != _RESERVED or algorithm not in _ALGORITHMS:
         return None
-    return Header(algorithm, codec, flags, body, raw, metadata, buffers, token, check)
+    return Header._make(fields[2:10] + fields[11:])
 
 
 def is_foreign(data: Buffer) -> bool:

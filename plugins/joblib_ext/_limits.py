@@ -17,10 +17,9 @@ import statistics
 from collections.abc import Sequence
 
 from joblib_ext._layout import CLAIM_MAX
-from joblib_ext._scan import shards, without_collector
+from joblib_ext._scan import entry_names, shards, without_collector
 from joblib_ext._store import Store
 from joblib_ext._trash import empty_later
-from mlops_ext.files import TEMP_SUFFIX
 
 __all__ = ["EXACT_UP_TO", "enforce"]
 
@@ -78,9 +77,7 @@ def _list(folders: Sequence[str]) -> dict[str, list[str]]:
     found = {}
     for folder in folders:
         with contextlib.suppress(OSError):
-            names = os.listdir(folder)  # noqa: PTH208  # names are all that is needed
-            # as `is_item` says; a call for each would cost as much as the listing
-            found[folder] = [name for name in names if name[0] != "." and name[-4:] != TEMP_SUFFIX]
+            found[folder] = entry_names(os.listdir(folder))  # noqa: PTH208  # names are enough
     return found
 
 

@@ -16,8 +16,7 @@ class LazyMetadata(dict[str, Any]):
 
     __slots__ = ("_source",)
 
-    def __init__(self, source: Callable[[], dict[str, Any]]) -> None:
-        super().__init__()
+    def __init__(self, source: Callable[[], dict[str, Any]]) -> None:  # the dict is empty as it is
         self._source: Callable[[], dict[str, Any]] | None = source
 
     def _fill(self) -> None:

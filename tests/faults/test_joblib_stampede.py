@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.needs_namespaces]
 WORKER = """
     import os, sys, time
     share, log, backend, seconds = sys.argv[1:5]
-    options = {} if backend == "local" else {"lease_s": 10.0}
+    options = {} if backend == "local" else {"lease_s": float(sys.argv[5])}
     import joblib_ext
     from joblib import Memory
 
@@ -43,11 +43,11 @@ def stampede(shares_, tmp_path, *, processes, backend="shared", seconds=1.0, kil
     log = tmp_path / "log"
     nodes = [Node(f"node{number}", share) for number, share in enumerate(shares_)]
     workers = [
-        nodes[number % len(nodes)].start(WORKER, log, backend, seconds)
+        nodes[number % len(nodes)].start(WORKER, log, backend, seconds, 6.0 if kill else 15.0)
         for number in range(processes)
     ]
     for worker in workers:
-        assert worker.stdout.readline() == "ready\n"
+        assert worker.stdout.readline() == "ready\n", worker.communicate()[1]
     if kill:
         kill_the_first_owner(workers, log)
     for worker in workers:
