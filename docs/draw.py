@@ -24,7 +24,7 @@ from mlops_ext.memory import (
     TaskKey,
 )
 from mlops_ext.queues import check
-from mlops_ext.shutdown import Shutdown, Signal, Started, Step, Stopped, Tick
+from mlops_ext.shutdown import Asked, Phase, Shutdown, Signal, Started, Step, Stopped, Tick
 
 ROOT = Path(__file__).resolve().parents[1]
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
@@ -84,10 +84,10 @@ def played_shutdown(answered_s):
     Requests are in flight until *answered_s*.
     """
     state, due, now = Shutdown().on(Started(at=-10.0)).state, {}, 0.0
-    moved = state.on(Signal(at=now, number=15))
+    moved = state.on(Asked(at=-9.0)).state.on(Signal(at=now, number=15))
     while True:
         due |= dict.fromkeys(moved.steps, now)
-        if moved.state.exit_status or Step.LEAVE in due:
+        if moved.state.phase is Phase.ENDED:
             return due
         if Step.STOP in due:
             now += 0.1
