@@ -12,15 +12,47 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlops_ext._queues_model import Model, Node, Placement
 from mlops_ext.errors import MissingExtraError
 
-__all__ = ["fill_queue", "fillable", "fills_at_once", "possibly_stuck"]
+__all__ = ["Offer", "fill_queue", "fillable", "fills_at_once", "possibly_stuck"]
 
 Fill = dict[tuple[int, int], int]
 """(queue of the controllers, number of the worker class) → how many of them hold slots there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The controllers that could hold slots, per queue, and what that means for the workers.
+
+    Attributes:
+        counts: per queue, how many controllers are put in it.
+    """
+
+    model: Model
+    counts: Mapping[int, int]
+    _known: dict[int, tuple[list[int], bool]] = field(default_factory=dict)
+
+    def sources(self, at: int) -> list[int]:
+        """The queues that bring controllers to class *at*, those with the fewest classes first."""
+        return self._look(at)[0]
+
+    def could_hold_all(self, at: int) -> bool:
+        """Whether enough controllers come to class *at* for all of its slots."""
+        return self._look(at)[1]
+
+    def _look(self, at: int) -> tuple[list[int], bool]:
+        known = self._known.get(at)
+        if known is None:
+            each, counts, classes_of = self.model.classes[at], self.counts, self.model.classes_of
+            sources = [source for source in each.queues if source in counts]
+            sources.sort(key=lambda source: (len(classes_of[source]), source))
+            enough = each.slots is not None and sum(counts[s] for s in sources) >= each.slots
+            known = self._known[at] = sources, enough
+        return known
 
 
 def possibly_stuck(model: Model) -> frozenset[int]:
@@ -30,43 +62,44 @@ def possibly_stuck(model: Model) -> frozenset[int]:
     controller that can be stuck; may name one that cannot.
     """
     stuck = {node.index for node in model.nodes if node.children}
-    counts = _counts(model, (model.nodes[index] for index in stuck))
+    offer = _offer(model, stuck)
     could_fill: dict[int, bool] = {}
     undecided = sorted(stuck, reverse=True)
     while True:
         freed = [
             index
             for index in undecided
-            if not _can_wait(model, model.nodes[index], stuck, counts, could_fill)
+            if not _can_wait(model, model.nodes[index], stuck, offer, could_fill)
         ]
         if not freed:
             return frozenset(stuck)
         stuck.difference_update(freed)
         undecided = [index for index in undecided if index in stuck]
-        counts = _counts(model, (model.nodes[index] for index in stuck))
+        offer = _offer(model, stuck)
         # A queue that could not be filled stays so; the others are asked again.
         could_fill = {queue: False for queue, could in could_fill.items() if not could}
 
 
-def _counts(model: Model, nodes: Iterable[Node]) -> dict[int, int]:
-    """Per queue, how many instances of *nodes* are put in it."""
-    counts: dict[int, int] = defaultdict(int)
-    for node in nodes:
+def _offer(model: Model, controllers: Iterable[int]) -> Offer:
+    """What all instances of *controllers* could hold."""
+    counts: dict[int, int] = {}
+    for index in controllers:
+        node = model.nodes[index]
         if node.queue is not None:
-            counts[node.queue] += model.instances(node)
-    return counts
+            counts[node.queue] = counts.get(node.queue, 0) + model.instances(node)
+    return Offer(model, counts)
 
 
 def fillable(model: Model, stuck: frozenset[int]) -> Iterator[Node]:
     """The steps of *stuck* controllers whose queues *stuck* controllers could fill."""
-    counts = _counts(model, (model.nodes[index] for index in stuck))
+    offer = _offer(model, stuck)
     known: dict[int, bool] = {}
     for index in sorted(stuck):
         for child in model.nodes[index].children:
             queue = model.nodes[child].queue
             if queue is not None:
                 if queue not in known:
-                    known[queue] = fill_queue(model, queue, counts) is not None
+                    known[queue] = fill_queue(queue, offer) is not None
                 if known[queue]:
                     yield model.nodes[child]
 
@@ -83,7 +116,7 @@ def fills_at_once(model: Model, stuck: frozenset[int]) -> list[Placement] | None
             if root in stuck and node.queue is not None and not node.after:
                 first[node.queue].add(root)
     for queue, roots in sorted(first.items()):
-        fill = fill_queue(model, queue, _counts(model, (model.nodes[root] for root in roots)))
+        fill = fill_queue(queue, _offer(model, roots))
         if fill is not None:
             return _place(model, sorted(roots), fill)
     return None
@@ -107,7 +140,7 @@ def _can_wait(
     model: Model,
     node: Node,
     stuck: set[int],
-    counts: Mapping[int, int],
+    offer: Offer,
     could_fill: dict[int, bool],
 ) -> bool:
     """Whether a step of the controller *node* could wait for ever."""
@@ -118,67 +151,54 @@ def _can_wait(
         if queue is None:
             continue
         if queue not in could_fill:
-            could_fill[queue] = fill_queue(model, queue, counts) is not None
+            could_fill[queue] = fill_queue(queue, offer) is not None
         if could_fill[queue]:
             return True
     return False
 
 
-def fill_queue(model: Model, queue: int, counts: Mapping[int, int]) -> Fill | None:
-    """How the controllers of *counts* (per queue) fill every slot of *queue*, or None.
+def fill_queue(queue: int, offer: Offer) -> Fill | None:
+    """How the controllers of *offer* fill every slot of *queue*, or None.
 
     Raises:
         MissingExtraError: the bounds and the greedy try did not settle it, and networkx, which
             would, is not installed.
     """
     demand: dict[int, int] = {}
-    sources: dict[int, list[int]] = {}
-    for at in model.classes_of[queue]:
-        each = model.classes[at]
-        if each.slots is None:
+    for at in offer.model.classes_of[queue]:
+        slots = offer.model.classes[at].slots
+        if slots is None or not offer.could_hold_all(at):
             return None
-        sources[at] = [source for source in each.queues if counts.get(source, 0) > 0]
-        demand[at] = each.slots
-        if sum(counts[source] for source in sources[at]) < each.slots:
-            return None
-    supply = {source: counts[source] for each in sources.values() for source in each}
-    if sum(supply.values()) < sum(demand.values()):
+        demand[at] = slots
+    if sum(offer.counts.values()) < sum(demand.values()):
         return None
-    return _greedy(demand, supply, sources) or _by_flow(demand, supply, sources)
+    return _greedy(demand, offer) or _by_flow(demand, offer)
 
 
-def _greedy(
-    demand: Mapping[int, int], supply: Mapping[int, int], sources: Mapping[int, list[int]]
-) -> Fill | None:
+def _greedy(demand: Mapping[int, int], offer: Offer) -> Fill | None:
     """A quick try, from the classes with the fewest sources: None settles nothing."""
-    left = dict(supply)
-    wanted = _tally(sources.values())
+    left = dict(offer.counts)
     fill: Fill = {}
-    for at in sorted(demand, key=lambda each: len(sources[each])):
+    for at in sorted(demand, key=lambda each: len(offer.sources(each))):
         missing = demand[at]
-        for source in sorted(sources[at], key=wanted.__getitem__):
+        for source in offer.sources(at):
             taken = min(missing, left[source])
             if taken:
                 fill[source, at] = taken
                 left[source] -= taken
                 missing -= taken
+                if not missing:
+                    break
         if missing:
             return None
     return fill
 
 
-def _tally(lists: Iterable[list[int]]) -> dict[int, int]:
-    tally: dict[int, int] = defaultdict(int)
-    for each in lists:
-        for item in each:
-            tally[item] += 1
-    return tally
-
-
-def _by_flow(
-    demand: Mapping[int, int], supply: Mapping[int, int], sources: Mapping[int, list[int]]
-) -> Fill | None:
+def _by_flow(demand: Mapping[int, int], offer: Offer) -> Fill | None:
     """The same, settled: the flow from controllers to slots fills all slots, or none does."""
+    supply = {source: offer.counts[source] for at in demand for source in offer.sources(at)}
+    if sum(supply.values()) < sum(demand.values()):
+        return None
     try:
         import networkx as nx  # type: ignore[import-untyped]  # it ships no types
     except ImportError as error:
@@ -188,7 +208,7 @@ def _by_flow(
         graph.add_edge("controllers", ("queue", source), capacity=count)
     for at, slots in demand.items():
         graph.add_edge(("class", at), "slots", capacity=slots)
-        for source in sources[at]:
+        for source in offer.sources(at):
             graph.add_edge(("queue", source), ("class", at), capacity=slots)
     value, flow = nx.maximum_flow(graph, "controllers", "slots")
     if value < sum(demand.values()):
@@ -196,6 +216,6 @@ def _by_flow(
     return {
         (source, at): flow["queue", source]["class", at]
         for at in demand
-        for source in sources[at]
+        for source in offer.sources(at)
         if flow["queue", source]["class", at]
     }

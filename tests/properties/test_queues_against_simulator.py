@@ -148,6 +148,7 @@ def test_the_flow_rule_alone_never_accepts_what_can_deadlock():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it plays 300 topologies out, some of them 60,000 states large
 def test_twelve_tasks_on_twelve_slots_are_decided_as_the_simulator_decides_them(capsys):
     rng = random.Random(22)
     tried = Counter()
