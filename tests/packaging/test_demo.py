@@ -58,7 +58,7 @@ def test_an_interrupted_demo_leaves_nothing(environment, tmp_path, number):
         _wait_until(lambda: report.exists() and report.read_text())
         child, scratch = report.read_text().split()
         process.send_signal(number)
-        assert process.wait(30) == 130
+        assert process.wait(100) == 130
     _wait_until(lambda: not _alive(int(child)))
     assert not Path(scratch).exists()
 

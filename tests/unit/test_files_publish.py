@@ -1,9 +1,11 @@
 import errno
 import os
 import resource
+import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -152,3 +154,45 @@ def test_without_hard_links_a_free_name_is_taken_and_a_taken_one_kept(
     assert not publish(tmp_path / "target", b"second", replace=False)
     assert (tmp_path / "target").read_bytes() == b"first"
     assert names(tmp_path) == ["target"]
+
+
+def test_what_has_to_survive_a_crash_is_synced_before_and_after_the_rename(tmp_path, monkeypatch):
+    done = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        done.append(f"sync {kind}")
+        real_sync(descriptor)
+
+    def replace(*names):
+        done.append("rename")
+        real_replace(*names)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    publish(tmp_path / "target", b"x", durability=Durability.FSYNC)
+    assert done == ["sync file", "rename", "sync directory"]
+    del done[:]
+    publish(tmp_path / "target", b"x", durability=Durability.NONE)
+    assert done == ["rename"]
+
+
+def test_a_write_in_parts_is_written_whole(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:3]))
+    write_new(tmp_path / "new", [b"0123456789", memoryview(b"abcdefgh")])
+    assert (tmp_path / "new").read_bytes() == b"0123456789abcdefgh"
+
+
+@pytest.mark.parametrize("other", [b"newer", b"ne", b"old"])
+def test_after_a_lost_reply_another_content_is_not_taken_for_ours(tmp_path, monkeypatch, other):
+    """A longer content that begins like ours, a shorter one, and a different one."""
+
+    def taken(_temp, target):
+        Path(target).write_bytes(other)
+        raise FileExistsError(errno.EEXIST, "taken")
+
+    monkeypatch.setattr(os, "link", taken)
+    assert not publish(tmp_path / "target", b"new", replace=False)
+    assert (tmp_path / "target").read_bytes() == other

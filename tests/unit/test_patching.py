@@ -275,3 +275,31 @@ def test_a_fork_while_another_thread_applies_leaves_the_child_able_to(framework)
     leave.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_patch_that_somebody_replaced_is_no_longer_active(framework):
+    patches = patch_set(make())
+    patches.apply()
+    assert [r.outcome for r in patches.status()] == [Outcome.APPLIED]
+    ours, framework.Server.run = framework.Server.run, lambda self: "theirs"
+    assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED]
+    framework.Server.run = ours
+    patches.revert()
+    assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED]
+
+
+def test_patches_on_top_of_each_other_are_reverted_last_first(framework):
+    original = vars(framework.Server)["run"]
+    on_top = make(id="sample.top", expects=__name__.partition(".")[0])
+    patches = patch_set(make(), on_top)
+    patches.apply()
+    assert framework.Server().run() == "patched patched original"
+    assert [r.patch.id for r in patches.revert()] == ["sample.top", "sample.replace_run"]
+    assert vars(framework.Server)["run"] is original
+
+
+def test_a_conflict_undoes_what_stands_on_top_of_each_other_too(framework):
+    on_top = make(id="sample.top", expects=__name__.partition(".")[0])
+    with pytest.raises(PatchConflictError, match="missing"):
+        patch_set(make(), on_top, make("fw_sample:Server.gone", "replace_inherited")).apply()
+    assert framework.Server().run() == "original"

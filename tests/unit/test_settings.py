@@ -211,3 +211,27 @@ def test_a_size_that_cannot_be_read_is_told_in_its_own_words(project):
     assert str(caught.value).startswith(
         "tool.mlops-ext.memory.first cannot be used: '3GB' is not a memory size"
     )
+
+
+def test_a_misspelt_key_of_the_top_level_is_refused_beside_sections_of_others(project):
+    folder = project("[tool.mlops-ext]\ntemp_dri = 'x'\n[tool.mlops-ext.sample]\nworkers = 2\n")
+    with pytest.raises(SettingsError, match=r"temp_dri is not a setting; did you mean temp_dir\?"):
+        settings.load(settings.CoreSettings, environ={}, directory=folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Either:
+    size: int | bool | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("yes", True), ("none", None), ("None", None)]
+)
+def test_a_text_is_read_as_the_first_type_that_fits(tmp_path, text, value):
+    environ = {"MLOPS_EXT_X_SIZE": text}
+    assert settings.load(Either, "x", environ=environ, directory=tmp_path).size is value
+
+
+def test_a_text_that_fits_no_type_is_refused_in_the_words_of_the_first(tmp_path):
+    with pytest.raises(SettingsError, match="a whole number"):
+        settings.load(Either, "x", environ={"MLOPS_EXT_X_SIZE": "?"}, directory=tmp_path)
