@@ -1,5 +1,6 @@
 """The verdict over owners: no arrangement of evidence condemns a live owner."""
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -88,3 +89,38 @@ def test_whoever_holds_the_lock_is_alive(owner, here, written):
         held=True, started=None, local=True, written=written, now=1e6, booted=9000.0
     )
     assert verdict(owner, here, evidence) is Fate.LIVE
+
+
+HERE = Owner(host="a", boot="boot-2", namespaces="pid:1", pid=1, started="100")
+EARLIER = Owner(host="a", boot="boot-1", namespaces="pid:1", pid=1, started="100")
+
+
+@pytest.mark.parametrize(
+    ("before_boot_s", "local", "fate"),
+    [
+        (61.0, True, Fate.DEAD),
+        (59.0, True, Fate.UNKNOWN),
+        (-1.0, True, Fate.UNKNOWN),
+        (61.0, False, Fate.UNKNOWN),
+    ],
+)
+def test_an_owner_of_an_earlier_boot_is_dead_beyond_the_slack_of_clocks(before_boot_s, local, fate):
+    evidence = Evidence(
+        held=False, started=None, local=local, written=5000 - before_boot_s, now=9e5, booted=5000.0
+    )
+    assert verdict(EARLIER, HERE, evidence) is fate
+
+
+@pytest.mark.parametrize(
+    ("age_s", "held", "local", "fate"),
+    [
+        (86_401.0, False, True, Fate.DEAD),
+        (86_399.0, False, True, Fate.UNKNOWN),
+        (86_401.0, None, True, Fate.UNKNOWN),
+        (86_401.0, False, False, Fate.UNKNOWN),
+        (86_401.0, True, True, Fate.LIVE),
+    ],
+)
+def test_a_half_written_marker_is_judged_after_a_day_and_by_its_lock(age_s, held, local, fate):
+    evidence = Evidence(held=held, started=None, local=local, written=0.0, now=age_s, booted=None)
+    assert verdict(None, HERE, evidence) is fate

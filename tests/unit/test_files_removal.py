@@ -285,3 +285,17 @@ def test_a_junction_is_removed_like_a_link_and_never_entered(tmp_path, monkeypat
     removal = remove(tmp_path / "tree", patience=ONCE)
     assert precious.exists(), "what a junction leads to is somebody else's"
     assert [held for _, held, _ in removal.left] == [Held.NOT_EMPTY], "rmdir was asked, not a walk"
+
+
+def test_pauses_double_up_to_the_longest(tmp_path, monkeypatch):
+    (tmp_path / "open").touch()
+    Busy(monkeypatch, tmp_path / "open", 32)
+    now, pauses = [0.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+
+    patience = Patience(total_s=2.0, first_s=0.25, longest_s=0.5)
+    remove(tmp_path / "open", patience=patience, sleep=sleep, clock=lambda: now[0])
+    assert pauses == [0.25, 0.5, 0.5, 0.5, 0.25]

@@ -340,3 +340,47 @@ def test_where_no_place_at_all_is_left_that_is_said(tmp_path, monkeypatch):
     for path in (None, tmp_path / "file"):
         with pytest.raises(TempDirError, match="No usable temporary directory"):
             tempdirs.root(path)
+
+
+@pytest.fixture
+def left_behind(tmp_path, monkeypatch):
+    """A directory whose owner died: its start time is not the one of the process that has its id."""
+    monkeypatch.setattr(_owners, "lock", lambda _: None)
+    directory = tempdirs.RunDirectory.create(tmp_path)
+    text = directory.marker.read_text()
+    directory.marker.write_text(text.replace(f'"{_owners.me().started}"', '"1"'))
+    os.close(directory._descriptor)
+    directory._descriptor = -1
+    return directory
+
+
+def test_two_reapers_at_once_touch_a_directory_once(left_behind, tmp_path, monkeypatch):
+    """The other one removed the marker between our opening and locking it."""
+
+    def lock_late(_descriptor):
+        left_behind.marker.unlink()
+        return True
+
+    monkeypatch.setattr(_owners, "lock", lock_late)
+    assert tempdirs.reap(tmp_path).removed == ()
+    assert left_behind.path.is_dir()
+
+
+def test_a_reaper_out_of_time_begins_nothing(left_behind, tmp_path):
+    assert tempdirs.reap(tmp_path, budget_s=-1.0) == tempdirs.Reaped()
+    assert tempdirs.reap(tmp_path, budget_s=600.0).removed == (left_behind.path,)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs user ids")
+def test_what_another_user_left_is_left(left_behind, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: left_behind.marker.stat().st_uid + 1)
+    assert tempdirs.reap(tmp_path) == tempdirs.Reaped()
+    assert left_behind.path.is_dir()
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs waitid")
+def test_a_process_that_ended_and_was_not_waited_for_is_dead():
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert _owners.start_of(process.pid) is None
+    assert _owners.start_of(os.getpid())
