@@ -251,3 +251,17 @@ def test_limits_refuse_what_is_not_a_time():
 def test_an_unknown_event_is_refused():
     with pytest.raises(TypeError, match="not an event"):
         Shutdown().on("TERM")
+
+
+@pytest.mark.parametrize(("gap", "steps"), [(0.25, ()), (0.5, ()), (0.75, (Step.KILL,))])
+def test_the_same_signal_is_an_echo_up_to_the_limit_and_a_second_one_after_it(gap, steps):
+    state = Shutdown(limits=Limits(echo_s=0.5)).on(Started(at=0.0)).state
+    state = state.on(Signal(at=1.0, number=15)).state
+    assert state.on(Signal(at=1.0 + gap, number=15)).steps == steps
+    assert state.on(Signal(at=1.0 + gap, number=2)).steps == (Step.KILL,), "another is no echo"
+
+
+def test_the_longest_time_counts_a_start_that_is_cut_off():
+    short = {"lame_duck_s": 0.0, "drain_s": 0.0, "refuse_s": 0.0, "stop_s": 0.25}
+    assert Limits(**short, abort_s=3.0).total_s == 3.0
+    assert Limits(**short, abort_s=0.0).total_s == 0.25
