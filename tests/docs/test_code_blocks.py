@@ -3,6 +3,7 @@
 The ``python`` blocks of a page run in order, in one process, in an empty folder. In ``console``
 blocks every line that starts with ``$ `` runs in a shell and must exit with 0, or with the
 status that a comment at its end names: ``$ mlops-ext clearml check bad.yaml  # exits with 1``.
+Lines below it are in its output.
 A block of any kind with a title (``title="plan.yaml"``) is a file of that name.
 """
 
@@ -68,12 +69,15 @@ def test_code_blocks_run(page, tmp_path):
             script.write_text(body, encoding="utf-8")
             _run([sys.executable, str(script)], environ, tmp_path, 0, body)
         else:
+            output = ""
             for line in body.splitlines():
                 if line.startswith("$ "):
                     status = EXITS.search(line)
                     command = EXITS.sub("", line[2:])
                     expected = int(status[1]) if status else 0
-                    _run(["sh", "-c", command], environ, tmp_path, expected, line)
+                    output = _run(["sh", "-c", command], environ, tmp_path, expected, line)
+                else:
+                    assert line in output.splitlines(), output
 
 
 def _run(command, environ, folder, status, shown):
@@ -87,3 +91,4 @@ def _run(command, environ, folder, status, shown):
         timeout=240,
     )
     assert done.returncode == status, f"{shown}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
