@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -20,13 +21,23 @@ from typing import Protocol
 
 from mlops_ext.shutdown import Asked, Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
 
-__all__ = ["Drain", "Part", "log"]
+__all__ = ["Drain", "Part", "describe", "log"]
 
 # A child of KServe's logger: its handlers and level hold for these lines too.
 log = logging.getLogger("kserve.graceful")
 
 POLL_S = 0.02
 """How often requests in flight are counted while draining: small against any request."""
+
+
+def describe(error: BaseException) -> str:
+    """Type of *error* and where it was raised.
+
+    Not its message: that may hold an address with a password in it, or a header.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 class Part(Protocol):

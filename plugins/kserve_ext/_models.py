@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kserve_ext._drain import log
+from kserve_ext._drain import describe, log
 
 __all__ = ["close_clients", "stop_models"]
 
@@ -23,8 +23,8 @@ def stop_models(repository: Any) -> list[Any]:
         models[id(model)] = model
         try:
             repository.unload(name)
-        except Exception:  # noqa: BLE001  # a user's code: the other models are stopped all the same
-            log.exception("model %s raised while it was stopped", name)
+        except Exception as error:  # noqa: BLE001  # a user's code: the others are stopped all the same
+            log.error("model %s raised while it was stopped: %s", name, describe(error))
     return list(models.values())
 
 
@@ -42,5 +42,5 @@ async def close_clients(models: list[Any]) -> None:
     for close in closers:
         try:
             await close()
-        except Exception:  # noqa: BLE001  # the process ends anyway; the others are closed all the same
-            log.exception("a client raised while it was closed")
+        except Exception as error:  # noqa: BLE001  # the process ends anyway; the others are closed
+            log.error("a client raised while it was closed: %s", describe(error))

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
-from kserve_ext._drain import Drain, log
+from kserve_ext._drain import Drain, describe, log
 from mlops_ext.shutdown import Step, Stopped
 
 __all__ = ["supervise"]
@@ -68,7 +68,7 @@ async def _until(driver: asyncio.Task[None], tasks: list[asyncio.Task[Any]], dra
                 continue
             if task is driver or not drain.ending:
                 raise error
-            log.error("%s raised during the shutdown", task.get_name(), exc_info=error)
+            log.error("a server raised during the shutdown: %s", describe(error))
     # The servers' own coroutines end by themselves now: flush, lifespan, sockets.
     if pending:
         await asyncio.wait(pending, timeout=drain.state.limits.stop_s / 2)

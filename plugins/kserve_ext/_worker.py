@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -57,6 +58,9 @@ def run_forked(
     """KServe 0.13: serve *rest_server*, a ``UvicornServer``, on the parent's sockets."""
     for other in foreign:  # the parent's ends: while we hold them nobody sees that it is gone
         other.close()
+    # A worker that replaces a dead one is forked while gRPC runs in the parent. Its threads are not
+    # here, so its objects must not be freed here: that would wait for them.
+    gc.freeze()
     import uvicorn
 
     server = uvicorn.Server(config=rest_server.cfg)
