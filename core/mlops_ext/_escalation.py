@@ -189,7 +189,7 @@ def _next_memory(
     if plan.growth <= 1:
         return None
     seen = evidence.peak or plan.first or settings.first or Quantity(1024 * _MIB)
-    wanted = max(Quantity(math.ceil(seen * 1.25)), settings.min_memory)
+    wanted = max(Quantity.saturated(seen * 1.25), settings.min_memory)
     return wanted if plan.cap is None else min(wanted, plan.cap.memory)
 
 

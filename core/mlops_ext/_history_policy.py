@@ -113,7 +113,10 @@ class HistoryPolicy:
                 if not censored and len(series):
                     costs = series.costs_of(size, peak)
                     forecast = series.forecast(size)
-                    first, ratio = int(forecast.ladder[0]), peak / forecast.peaks.median
+                    first, ratio = (
+                        Quantity.saturated(forecast.ladder[0]),
+                        peak / forecast.peaks.median,
+                    )
                 self.records.append(
                     key,
                     Observation(
@@ -149,7 +152,7 @@ class HistoryPolicy:
         """The request, or more where a run was killed at more and never got through."""
         settings = self.settings
         killed = series.largest_killed
-        wanted = Quantity(math.ceil(killed * settings.growth))
+        wanted = Quantity.saturated(killed * settings.growth)
         if not killed or wanted <= (request or 0):
             return request_plan(request, caps, settings, growth=settings.growth, why="First run")
         cap = caps.binding
@@ -157,7 +160,7 @@ class HistoryPolicy:
         limit = f"; the cap is {cap}" if cap is not None and given < wanted else ""
         return MemoryPlan(
             ladder=(given,),
-            reason=f"Killed at {Quantity(int(killed)).human} before, and never got through:"
+            reason=f"Killed at {Quantity.saturated(killed).human} before, and never got through:"
             f" {given.human}{limit}.",
             cap=cap,
             growth=settings.growth,
@@ -197,7 +200,7 @@ class _Task:
 
 
 def _round_up(size: float) -> Quantity:
-    return Quantity(math.ceil(size / _MIB) * _MIB)
+    return Quantity.saturated(math.ceil(size / _MIB) * _MIB)
 
 
 def _rungs(ladder: Sequence[float], cap: Cap | None, least: Quantity) -> tuple[Quantity, ...]:
@@ -212,7 +215,7 @@ def _rungs(ladder: Sequence[float], cap: Cap | None, least: Quantity) -> tuple[Q
 
 
 def _reason(series: Series, expert: str, ladder: Sequence[Quantity], cap: Cap | None) -> str:
-    low, high = (Quantity(int(size)).human for size in series.span)
+    low, high = (Quantity.saturated(size).human for size in series.span)
     runs = "1 earlier run" if len(series) == 1 else f"{len(series)} earlier runs"
     span = f"at {low}" if low == high else f"between {low} and {high}"
     basis = "" if expert == DEFAULT else f" (judged by: {expert})"

@@ -144,7 +144,10 @@ class InPlace:
             return None
         wanted = limit
         while usage >= self.threshold * wanted:
-            wanted = Quantity(math.ceil(wanted * self.growth) + 1)
+            grown = Quantity.saturated(math.ceil(wanted * self.growth) + 1)
+            if grown == wanted:
+                break
+            wanted = grown
         return wanted if self.ceiling is None else min(wanted, self.ceiling)
 
 
@@ -193,7 +196,9 @@ class MemoryPlan:
                 return rung
         if self.growth <= 1:
             return None
-        grown = Quantity(max(math.ceil(memory * self.growth), memory + 1))
+        grown = Quantity.saturated(max(math.ceil(memory * self.growth), memory + 1))
+        if grown <= memory:  # the largest that there is
+            return None
         return grown if self.cap is None else min(grown, self.cap.memory)
 
 

@@ -50,6 +50,14 @@ class Quantity(int):
         return super().__new__(cls, number)
 
     @classmethod
+    def saturated(cls, size: float) -> Self:
+        """*size* rounded up to a byte, and the largest quantity for what is beyond it.
+
+        For sizes that were computed: cgroups without a limit report nearly 2**63 bytes.
+        """
+        return cls(min(math.ceil(size), _LARGEST))
+
+    @classmethod
     def parse(cls, text: str | float) -> Self:
         """The size that *text* means; a part of a byte is rounded up, as Kubernetes does.
 

@@ -15,6 +15,7 @@ from mlops_ext.memory import (
     Evidence,
     Fail,
     Features,
+    InPlace,
     MemorySettings,
     Quantity,
     TaskKey,
@@ -332,3 +333,25 @@ def test_core_offers_its_policies_by_name(monkeypatch, tmp_path):
         assert policy.decide(KEY, Features(), q("2Gi"), Caps()).reason
     assert (tmp_path / "h.sqlite").exists()
     assert policies["history"].decide(KEY, Features(), q("2Gi"), Caps()).first < 1.5 * GB
+
+
+@pytest.mark.parametrize("size", [2**62 + 1, 2**63 - 4096, 2**63 - 1])
+@pytest.mark.parametrize("censored", [False, True])
+def test_sizes_near_the_largest_quantity_fail_no_task(tmp_path, size, censored):
+    """A cgroup without a limit reports 2**63 bytes less a page."""
+    policy = HistoryPolicy(records=History(tmp_path / "history.sqlite"))
+    key, huge = TaskKey(pipeline="p", step="s"), Quantity(size)
+    for number in range(6):
+        features = Features(input_bytes=1e9 * (number + 1))
+        policy.observe(key, features, huge, 3.0, censored=censored)
+    plan = policy.decide(key, Features(input_bytes=1e9), None, Caps())
+    assert plan.first <= 2**63 - 1
+    largest = Attempt(memory=Quantity(2**63 - 1))
+    assert isinstance(policy.on_failure(plan, largest, Evidence(oom_killed=True)), Fail)
+    retry = policy.on_failure(plan, Attempt(memory=huge), Evidence(oom_killed=True))
+    assert isinstance(retry, Fail) == (huge == 2**63 - 1)
+
+
+def test_growing_in_place_ends_at_the_largest_quantity():
+    grow = InPlace(start=Quantity(2**30), threshold=0.5, growth=2.0)
+    assert grow.next_limit(Quantity(2**62), 2**62) == 2**63 - 1

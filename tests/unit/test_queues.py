@@ -178,3 +178,12 @@ def test_a_step_after_an_unknown_one_gets_the_nearest_name():
             queue="q",
             steps=(Step(name="prepare", queue="q"), Step(name="b", queue="q", after=("prepar",))),
         )
+
+
+def test_a_worker_without_slots_serves_nothing():
+    worker = Worker(name="idle", queues=("q",), slots=0)
+    pipeline = Pipeline(name="p", queue=None, steps=(Step(name="s", queue="q"),))
+    verdict = check(Topology(workers=(worker,), pipelines=(pipeline,)))
+    assert [chain.kind for chain in verdict.chains] == [ChainKind.UNSERVED]
+    second = Worker(name="busy", queues=("q",), slots=1)
+    assert check(Topology(workers=(worker, second), pipelines=(pipeline,))).safe
