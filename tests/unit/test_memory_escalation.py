@@ -21,6 +21,7 @@ from mlops_ext.memory import (
     Retry,
     RetryElsewhere,
     TaskKey,
+    escalate,
 )
 
 KEY = TaskKey(pipeline="train", step="fit")
@@ -210,3 +211,13 @@ def test_unusable_input_sizes_count_as_unknown():
     for size in (0, -5, float("nan"), float("inf"), None):
         assert Features(input_bytes=size).known_input is None
     assert Features(input_bytes=10**12).known_input == 1e12
+
+
+def test_the_last_retry_gets_the_request_and_never_more_than_the_cap():
+    gib = 2**30
+    cap = Cap(memory=Quantity(4 * gib), name="the setting max_memory")
+    for limit, expected in ((cap, 4 * gib), (None, 8 * gib)):
+        plan = MemoryPlan(ladder=(Quantity(gib),), reason="", cap=limit, request=Quantity(8 * gib))
+        last = Attempt(memory=Quantity(gib), oom_retries=3)
+        decision = escalate(plan, last, Evidence(oom_killed=True), MemorySettings())
+        assert decision.memory == expected

@@ -303,3 +303,15 @@ def test_a_conflict_undoes_what_stands_on_top_of_each_other_too(framework):
     with pytest.raises(PatchConflictError, match="missing"):
         patch_set(make(), on_top, make("fw_sample:Server.gone", "replace_inherited")).apply()
     assert framework.Server().run() == "original"
+
+
+def test_a_module_that_ran_again_is_patched_again(framework):
+    """As after importlib.reload: the class is another one, and the old one is still patched."""
+    patches = patch_set(make())
+    patches.apply()
+    exec(FRAMEWORK, framework.__dict__)
+    assert framework.Server().run() == "original"
+    assert [r.outcome for r in patches.apply()] == [Outcome.APPLIED]
+    assert framework.Server().run() == "patched original"
+    patches.revert()
+    assert framework.Server().run() == "original"
