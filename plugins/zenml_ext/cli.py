@@ -69,9 +69,8 @@ def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest:
     if run and pipeline:
         raise click.UsageError("give a RUN or --pipeline NAME, not both")
     client = _client()
-    steps = list(
-        itertools.chain.from_iterable(_steps(client, r) for r in _runs(client, run, pipeline))
-    )
+    runs = _runs(client, run, pipeline)
+    steps = list(itertools.chain.from_iterable(_steps(client, r) for r in runs))
     if plot is not None:
         from zenml_ext._memory_plot import plot as draw
 
@@ -86,6 +85,8 @@ def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest:
         click.echo(settings_to_paste(steps))
     else:
         _show(steps)
+        for line in _orchestrators(runs):
+            click.echo(line)
 
 
 def _client() -> Any:
@@ -133,6 +134,14 @@ def _steps(client: Any, run: PipelineRunResponse) -> Iterator[StepMemory]:
         yield StepMemory(
             run=run.name, step=name, attempts=attempts, following=_next_plan(run, name)
         )
+
+
+def _orchestrators(runs: list[PipelineRunResponse]) -> list[str]:
+    """What orchestrators' own pods lacked, one line for each run."""
+    from zenml_ext.metadata import ORCHESTRATOR
+
+    found: list[Any] = [run.run_metadata.get(ORCHESTRATOR) for run in runs]
+    return [str(one["advice"]) for one in found if isinstance(one, dict) and "advice" in one]
 
 
 def _next_plan(run: PipelineRunResponse, name: str) -> Any:

@@ -135,6 +135,19 @@ class KubeApi:
         )["items"]
         return found
 
+    def pod(self, name: str) -> Manifest:
+        """A pod."""
+        found: Manifest = self.plain(
+            self.core.read_namespaced_pod(name=name, namespace=self.namespace, **self._options)
+        )
+        return found
+
+    def pods(self) -> Sequence[Manifest]:
+        """The pods of the namespace; none where they may not be read."""
+        return self._if_allowed(
+            lambda: self.core.list_namespaced_pod(namespace=self.namespace, **self._options)
+        )
+
     def pods_of(self, job: str) -> list[Manifest]:
         """The pods of a Job."""
         found: list[Manifest] = self.plain(
@@ -237,9 +250,7 @@ class KubeApi:
             everywhere = self._if_allowed(
                 lambda: self.core.list_pod_for_all_namespaces(**self._options)
             )
-            return everywhere or self._if_allowed(
-                lambda: self.core.list_namespaced_pod(namespace=self.namespace, **self._options)
-            )
+            return everywhere or self.pods()
         name = {"limitranges": "limit_range", "resourcequotas": "resource_quota"}[kind]
         call = getattr(self.core, f"list_namespaced_{name}")
         return self._if_allowed(lambda: call(namespace=self.namespace, **self._options))

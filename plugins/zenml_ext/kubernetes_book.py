@@ -17,7 +17,7 @@ from zenml.enums import ExecutionStatus
 
 from mlops_ext.memory import Caps, MemoryPlan, MemoryPolicy, Quantity
 from zenml_ext import metadata
-from zenml_ext.metadata import AttemptRecord
+from zenml_ext.metadata import KILLED, AttemptRecord
 from zenml_ext.policy import features_of, policy_for, request_of, task_key, without_limit
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _STOPPING = frozenset({ExecutionStatus.STOPPING, ExecutionStatus.STOPPED})
 _STARTED = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
+_ENDED = 'oneof:["completed","failed"]'
 _HISTORY = 30
 """Earlier runs of a step that a plan looks at: one page of the server's answer."""
 
@@ -106,12 +107,20 @@ class Book:
         policy = facts.policy
         key = task_key(facts.pipeline, facts.step)
         features = features_of(run_id, facts.step)
-        for peak, runtime_s in self.history(facts):
-            policy.observe(key, features, peak, runtime_s)
+        for attempt in self.history(facts):
+            size = attempt.peak if attempt.completed else attempt.memory or attempt.peak
+            if size is not None:
+                policy.observe(
+                    key, features, size, attempt.runtime_s, censored=not attempt.completed
+                )
         return policy.decide(key, features, request, Caps(max_memory=facts.max_memory))
 
-    def history(self, facts: StepFacts) -> Sequence[tuple[Quantity, float]]:
-        """Peaks and run times of earlier runs of the step, oldest first; none if unknown."""
+    def history(self, facts: StepFacts) -> Sequence[AttemptRecord]:
+        """Attempts of earlier runs of the step that tell its need, oldest first; none if unknown.
+
+        Those that completed tell a peak; those that were killed for memory, also of a step that
+        never got through, tell that it needs more than they had.
+        """
         if type(facts.policy).__name__ in {"DoublePolicy", "FixedPolicy"}:
             return ()
         try:
@@ -120,19 +129,19 @@ class Book:
                 sort_by="desc:created",
                 size=_HISTORY,
                 hydrate=True,
-                status=ExecutionStatus.COMPLETED,
+                status=_ENDED,
             )
             rows = [row for row in page.items if _pipeline_of(row) in {None, facts.pipeline}]
         except Exception:  # a hint for a prediction: the server's hiccup must not fail a step
             log.debug("no history of %s", facts.name, exc_info=True)
             return ()
-        found = []
-        for row in reversed(rows):
-            for attempts in metadata.read([row]).values():
-                last = attempts[-1]
-                if last.completed and last.peak:
-                    found.append((last.peak, last.runtime_s))
-        return found
+        return [
+            attempt
+            for row in reversed(rows)
+            for attempts in metadata.read([row]).values()
+            for attempt in attempts
+            if attempt.completed or attempt.outcome == KILLED
+        ]
 
     def newest_row(self, run_id: str, step_name: str) -> StepRow | None:
         """The step's newest step run in a pipeline run, or None where it has none."""

@@ -9,6 +9,7 @@ import functools
 import logging
 from typing import Any, cast
 
+from kubernetes import client as k8s
 from zenml.client import Client
 from zenml.integrations.kubernetes import kube_utils
 from zenml.integrations.kubernetes.orchestrators import kubernetes_orchestrator_entrypoint
@@ -17,6 +18,7 @@ from zenml_ext.kubernetes_api import KubeApi
 from zenml_ext.kubernetes_book import StepFacts
 from zenml_ext.kubernetes_flavor import KubernetesOomSettings
 from zenml_ext.kubernetes_jobs import STEP_NAME_ANNOTATION
+from zenml_ext.kubernetes_own_memory import OwnMemory
 from zenml_ext.kubernetes_supervisor import Supervisor
 
 __all__ = ["install", "main"]
@@ -27,12 +29,18 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Run the pipeline, as ZenML's entrypoint does."""
     arguments = kubernetes_orchestrator_entrypoint.parse_args()
-    install(arguments.snapshot_id)
-    kubernetes_orchestrator_entrypoint.main()
+    with OwnMemory() as own:
+        install(arguments.snapshot_id, own)
+        kubernetes_orchestrator_entrypoint.main()
 
 
-def install(snapshot_id: str) -> Supervisor:
-    """Put a supervisor behind the functions that ZenML's entrypoint calls, in this process."""
+def install(snapshot_id: str, own: OwnMemory | None = None) -> Supervisor:
+    """Put a supervisor behind the functions that ZenML's entrypoint calls, in this process.
+
+    Args:
+        snapshot_id: the snapshot whose steps are run.
+        own: watches this process's memory; it is told the run, and when the run had begun before.
+    """
 
     @functools.cache
     def facts(step_name: str) -> StepFacts:
@@ -56,11 +64,17 @@ def install(snapshot_id: str) -> Supervisor:
         if step_name is None:
             return batch_api.create_namespaced_job(namespace=namespace, body=manifest)
         run_id = manifest["metadata"]["labels"].get("run_id")
+        if own is not None:
+            own.run_id = run_id
         return supervisor.create(api, supervisor.prepare(manifest, facts(step_name), run_id))
 
     def list_supervised(batch_api: Any, namespace: str, **options: Any) -> Any:
         found: Any = list_jobs(batch_api=batch_api, namespace=namespace, **options)
         api = KubeApi(batch_api, None, namespace, options.get("api_request_timeout"))
+        if own is not None:
+            core = k8s.CoreV1Api(batch_api.api_client)
+            run_id = str(options.get("label_selector") or "").rpartition("run_id=")[2]
+            own.look_back(KubeApi(batch_api, core, namespace), run_id.partition(",")[0])
         counted = supervisor.take_over(api, api.plain(found)["items"])
         shown = {
             job["metadata"]["name"]: {one["type"] for one in job["status"].get("conditions") or ()}

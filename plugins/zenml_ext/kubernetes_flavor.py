@@ -44,6 +44,13 @@ class KubernetesOomSettings(OomSettings, KubernetesOrchestratorSettings):
         default="500m",
         description="CPU of the orchestrator's pod where orchestrator_pod_settings names none.",
     )
+    pending_timeout_min: float = Field(
+        default=10.0,
+        gt=0,
+        description="Where the orchestrator may not list nodes: minutes a step waits for a node"
+        " with enough free memory while nothing else of the namespace runs; then it fails, and"
+        " says so. Where it may list them, what can never fit fails at once, and the rest waits.",
+    )
     orchestrator_job_backoff_limit: NonNegativeInt = Field(
         default=20,
         description="How often the orchestrator's pod may fail before its Job is given up. More"

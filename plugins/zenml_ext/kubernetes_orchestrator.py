@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import importlib.metadata
@@ -23,6 +24,7 @@ from zenml_ext.kubernetes_api import KubeApi, error_words
 from zenml_ext.kubernetes_book import StepFacts
 from zenml_ext.kubernetes_flavor import KubernetesOomConfig, KubernetesOomSettings
 from zenml_ext.kubernetes_jobs import is_finished, latest_jobs, superseding_patch
+from zenml_ext.kubernetes_own_memory import OwnMemory
 from zenml_ext.kubernetes_supervisor import Supervisor
 from zenml_ext.kubernetes_tempdir import VOLUME_NAME, temp_dir_parts
 from zenml_ext.policy import request_of
@@ -49,6 +51,7 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
     """Everything the parent does; steps killed for memory run again with more."""
 
     _supervisor: Supervisor | None = None
+    _own_memory: OwnMemory | None = None
     _facts_by_name: dict[str, StepFacts] | None = None
     _being_submitted = threading.local()
 
@@ -120,7 +123,10 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
             return manifest
         plain = KubeApi(self._k8s_batch_api, None, "").plain(manifest)
         facts = self._facts_of(info)
-        return self._supervise().prepare(plain, facts, str(info.run_id))
+        supervisor = self._supervise()
+        if self._own_memory is not None:
+            self._own_memory.run_id = str(info.run_id)
+        return supervisor.prepare(plain, facts, str(info.run_id))
 
     # -- dynamic pipelines ------------------------------------------------------------------------
 
@@ -165,7 +171,11 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
                 step=step,
                 settings=cast("KubernetesOomSettings", self.get_settings(step)),
             )
-        status, message = self._supervise().check(
+        supervisor = self._supervise()
+        if self._own_memory is not None and self._own_memory.run_id is None:
+            # A step that another process has submitted: this one goes on where that one died.
+            self._own_memory.look_back(api, str(step_run.pipeline_run_id))
+        status, message = supervisor.check(
             batch_api=api.batch,
             core_api=api.core,
             namespace=api.namespace,
@@ -230,6 +240,8 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         if self._supervisor is None:
             known = self._known_facts()
             self._supervisor = Supervisor(lambda name: known[name])
+            self._own_memory = OwnMemory().__enter__()
+            atexit.register(self._own_memory.__exit__, None, None, None)
         return self._supervisor
 
     def _facts_of(self, info: Any) -> StepFacts:

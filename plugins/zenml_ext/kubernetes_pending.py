@@ -6,16 +6,17 @@ Asked only where something is wrong already; events that may not be read are as 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from zenml_ext.kubernetes_api import KubeApi
-from zenml_ext.kubernetes_caps import CapsReader, Refused, read_refusal
+from zenml_ext.kubernetes_caps import CapsReader, Refused, read_refusal, stays
 from zenml_ext.kubernetes_evidence import Ending, unschedulable
+from zenml_ext.kubernetes_watch import Watch
 
-__all__ = ["is_without_pod", "never_fits", "oom_of_node", "why_no_pod"]
+__all__ = ["is_without_pod", "never_fits", "no_room", "oom_of_node", "why_no_pod"]
 
 Manifest = Mapping[str, Any]
 
@@ -23,6 +24,8 @@ _SIGKILLED = 137
 _SLACK_S = 60.0
 """Clocks of nodes differ, and events are written late."""
 _NODES_NAMED = 5
+_SCALING_S = 60.0
+"""An autoscaler thinks for about this long; a thousand steps that wait ask no oftener."""
 
 
 def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest) -> str | None:
@@ -47,6 +50,77 @@ def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest) -> str | None:
     return (
         f"no node can ever run it: it asks for {found.request.human}, and {nodes}."
         " Lower its memory, or add a larger node"
+    )
+
+
+def no_room(
+    api: KubeApi,
+    caps: CapsReader,
+    pods: Sequence[Manifest],
+    watch: Watch,
+    *,
+    now: float,
+    wait_s: float,
+) -> Refused | None:
+    """Why the scheduler finds no memory for one of a Job's *pods*; None where none waits for that.
+
+    Where nodes may not be read nobody can say what will never fit. Then a wait is given up after
+    *wait_s* seconds in which nothing else of the namespace ran, and so nothing could make room.
+    """
+    waits = [(pod, found) for pod in pods if (found := unschedulable(pod)) and found.lacks_memory]
+    if not waits:
+        watch.unfit_since = None
+        return None
+    pod, found = waits[0]
+    asked = (
+        f"it asks for {found.request.human} of memory" if found.request else "it asks for memory"
+    )
+    if (verdict := never_fits(api, caps, pod)) is not None:
+        return Refused(message=verdict, for_good=True)
+    waiting = Refused(
+        message=f"{asked}, which no node has free now; it starts when there is room",
+        for_good=False,
+    )
+    if caps.rooms(pod["spec"]):
+        return waiting
+    if watch.unfit_since is None:
+        watch.unfit_since = now
+    if now - watch.events_at >= _SCALING_S:
+        watch.events_at = now
+        watch.scaling_given_up = _gave_up_scaling(api, pod)
+    if watch.scaling_given_up:
+        words = "and the cluster's autoscaler says that no node it could add has as much"
+    elif now - watch.unfit_since < wait_s:
+        return waiting
+    elif _others_run(api, pod):
+        watch.unfit_since = now
+        return waiting
+    else:
+        words = (
+            f"which no node has had free for {(now - watch.unfit_since) / 60:.0f} min, although"
+            " nothing else of the namespace was running"
+        )
+    return Refused(
+        message=f"{asked}, {words} (the scheduler: {found.message.split('. ')[0]})."
+        " Lower its memory, add a larger node, give the orchestrator the right to list nodes, or"
+        " set pending_timeout_min",
+        for_good=True,
+    )
+
+
+def _gave_up_scaling(api: KubeApi, pod: Manifest) -> bool:
+    """Whether an autoscaler has looked at the pod, and would not add a node for it."""
+    reasons = [event.get("reason") for event in api.events_of(pod["metadata"]["name"])]
+    return "NotTriggerScaleUp" in reasons and "TriggeredScaleUp" not in reasons
+
+
+def _others_run(api: KubeApi, pod: Manifest) -> bool:
+    """Whether a pod of the namespace runs, other than an orchestrator, that may make room."""
+    return any(
+        other["status"].get("phase") == "Running"
+        and other["metadata"]["name"] != pod["metadata"]["name"]
+        and not stays(other)
+        for other in api.pods()
     )
 
 

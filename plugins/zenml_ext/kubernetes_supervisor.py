@@ -33,7 +33,7 @@ from zenml_ext.kubernetes_jobs import (
     successor,
     superseding_patch,
 )
-from zenml_ext.kubernetes_pending import is_without_pod, never_fits, oom_of_node, why_no_pod
+from zenml_ext.kubernetes_pending import is_without_pod, no_room, oom_of_node, why_no_pod
 from zenml_ext.kubernetes_track import Track, track_of
 from zenml_ext.kubernetes_watch import Watch
 
@@ -187,7 +187,7 @@ class Supervisor:
     def _after(self, api: KubeApi, watch: Watch, job: Manifest, ending: Ending) -> Answer:
         track = track_of(job)
         assert track is not None
-        name = job["metadata"]["annotations"][STEP_NAME_ANNOTATION]
+        name = _step_name(job)
         facts = self._facts(name)
         evidence = ending.evidence
         is_memory = evidence.oom_killed or evidence.memory_error
@@ -314,22 +314,21 @@ class Supervisor:
         if track.number > 1 and not status.get("ready"):
             self._find_row(watch, job)
             self._beat(watch)
-        for pod in pending:
-            verdict = never_fits(api, self._caps_reader(api), pod)
-            if verdict is not None:
-                api.delete_job(watch.current)
-                return JobStatus.FAILED, verdict
+        wait_s = 60 * self._facts(_step_name(job)).settings.pending_timeout_min if pending else 0
+        refused = no_room(
+            api, self._caps_reader(api), pending, watch, now=self._clock(), wait_s=wait_s
+        )
         if is_without_pod(status):
             refused = self._refused(api, watch)
-            if refused is not None and refused.for_good:
-                api.delete_job(watch.current)
-                return JobStatus.FAILED, refused.message
-            if refused is not None:
-                self._tell(watch, job, refused.message)
-                return JobStatus.RUNNING, refused.message
         else:
             watch.podless_since = None
-        return JobStatus.RUNNING, message
+        if refused is None:
+            return JobStatus.RUNNING, message
+        if refused.for_good:
+            api.delete_job(watch.current)
+            return JobStatus.FAILED, refused.message
+        self._tell(watch, job, refused.message)
+        return JobStatus.RUNNING, refused.message
 
     def _refused(self, api: KubeApi, watch: Watch) -> Refused | None:
         """Why a Job has no pod, asked now and then, and not about the moment before it has one."""
@@ -344,16 +343,15 @@ class Supervisor:
 
     def _tell(self, watch: Watch, job: Manifest, message: str) -> None:
         if message != watch.told:
-            log.warning("Job %s has no pod: %s", job["metadata"]["name"], message)
+            log.warning("Step %s waits: %s", _step_name(job), message)
             watch.told = message
 
     def _find_row(self, watch: Watch, job: Manifest) -> None:
         if watch.row is None and watch.beats:
-            name = job["metadata"]["annotations"][STEP_NAME_ANNOTATION]
             try:
-                watch.row = self._row_of(job, _run_id(job), name)
+                watch.row = self._row_of(job, _run_id(job), _step_name(job))
             except Exception:
-                log.debug("no step run for %s", name, exc_info=True)
+                log.debug("no step run for %s", _step_name(job), exc_info=True)
 
     def _beat(self, watch: Watch) -> None:
         """A pod that waits cannot send heartbeats; without them ZenML would stop the step."""
@@ -382,6 +380,10 @@ class Supervisor:
         if self._caps is None:
             self._caps = CapsReader(api.fetch)
         return self._caps
+
+
+def _step_name(job: Manifest) -> str:
+    return str(job["metadata"]["annotations"][STEP_NAME_ANNOTATION])
 
 
 def _run_id(job: Manifest) -> str:

@@ -32,4 +32,6 @@ class Watch:
     beat_at: float = float("-inf")
     events_at: float = float("-inf")
     podless_since: float | None = None
+    unfit_since: float | None = None
+    scaling_given_up: bool = False
     told: str = ""

@@ -17,7 +17,18 @@ from mlops_ext.memory import Quantity
 if TYPE_CHECKING:
     from zenml.models import StepRunResponse
 
-__all__ = ["ATTEMPTS", "LIMIT", "PEAK", "AttemptRecord", "read", "record", "record_on_run"]
+__all__ = [
+    "ATTEMPTS",
+    "KILLED",
+    "LIMIT",
+    "ORCHESTRATOR",
+    "PEAK",
+    "AttemptRecord",
+    "read",
+    "record",
+    "record_on_run",
+    "record_orchestrator",
+]
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +36,10 @@ ATTEMPTS = "memory_attempts"
 """Key of the list of attempts; on a run it is followed by a dot and the step's name."""
 PEAK = "memory_peak"
 LIMIT = "memory_limit"
+KILLED = "killed for memory"
+"""The outcome of an attempt that ran out of memory."""
+ORCHESTRATOR = "orchestrator_memory"
+"""Key on a run whose orchestrator's pod had too small a limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +130,13 @@ def record_on_run(run_id: UUID, step_name: str, attempts: Sequence[AttemptRecord
 
     values = {f"{ATTEMPTS}.{step_name}": [attempt.dump() for attempt in attempts]}
     _write(values, run_id, MetadataResourceTypes.PIPELINE_RUN)
+
+
+def record_orchestrator(run_id: UUID, values: Mapping[str, Any]) -> None:
+    """Write to the pipeline run what the orchestrator's own pod lacked: one call."""
+    from zenml.enums import MetadataResourceTypes
+
+    _write({ORCHESTRATOR: dict(values)}, run_id, MetadataResourceTypes.PIPELINE_RUN)
 
 
 def read(steps: Iterable[StepRunResponse]) -> dict[str, list[AttemptRecord]]:

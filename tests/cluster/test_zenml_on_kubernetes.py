@@ -79,7 +79,7 @@ class Project:
         setup = SETUP.replace(
             '"kubernetes_context": "double"', f'"kubernetes_context": "{CONTEXT}"'
         )
-        setup = setup.replace('"local": True,', "").replace('"job_monitoring_interval": 1.0', "")
+        setup = setup.replace('"local": True,', "").replace('"job_monitoring_interval": 1.0,', "")
         store = (
             'client.create_stack_component("shared", flavor="local",'
             f' component_type=Kind.ARTIFACT_STORE, configuration={{"path": {STORE!r}}})\n'
@@ -107,6 +107,7 @@ class Project:
             capture_output=True,
             text=True,
             check=False,
+            timeout=200,
         )
 
     def start(self, code, stack="ours"):

@@ -55,7 +55,7 @@ class FakeBook:
 
 
 def facts(name):
-    settings = SimpleNamespace(in_place=True, max_memory=None)
+    settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     policy = DoublePolicy(settings=MemorySettings())
     return SimpleNamespace(name=name, family="f", policy=policy, max_memory=None, settings=settings)
 
@@ -349,6 +349,76 @@ def test_a_node_that_an_autoscaler_is_about_to_add_is_waited_for(cluster):
     cluster.store.create("events", "zenml", {**event, "reason": "TriggeredScaleUp"})
     for _ in range(3):
         assert ours.check(name)[0] is JobStatus.RUNNING
+
+
+def without_nodes(cluster):
+    """An orchestrator that may not list nodes, with a clock of its own; its step fits no node."""
+    cluster.denied = lambda user, verb, resource: resource == "nodes"
+    ours = Orchestrator(cluster, FakeBook())
+    ours.book.limit = Quantity.parse("64Gi")
+    clock = [1000.0]
+    ours.supervisor._clock = lambda: clock[0]
+    name = ours.start("0 Completed 0", limit="64Gi")
+    cluster.wait_for(
+        lambda: [
+            condition
+            for pod in cluster.list("pods", "step_name=step")
+            for condition in pod["status"].get("conditions") or ()
+            if condition.get("reason") == "Unschedulable"
+        ]
+    )
+    return ours, name, clock
+
+
+def test_without_the_right_to_list_nodes_a_wait_for_memory_is_told_and_bounded(cluster, caplog):
+    ours, name, clock = without_nodes(cluster)
+    for _ in range(3):
+        status, message = ours.check(name)
+        assert status is JobStatus.RUNNING
+        assert "asks for 64Gi of memory, which no node has free now" in message
+        clock[0] += 100
+    assert caplog.text.count("Step step waits") == 1
+    ours.book.limit = Quantity.parse("200Mi")
+    other = ours.start("0 Completed 300", name="other", step="other")
+    cluster.wait_for(
+        lambda: [
+            p for p in cluster.list("pods", "step_name=other") if p["status"]["phase"] == "Running"
+        ]
+    )
+    clock[0] += 600
+    assert ours.check(name)[0] is JobStatus.RUNNING  # the other one may make room
+    ours.api.delete_job(other)
+    cluster.wait_for(
+        lambda: (
+            not [
+                p
+                for p in cluster.list("pods", "step_name=other")
+                if p["status"]["phase"] == "Running"
+            ]
+        )
+    )
+    clock[0] += 599
+    assert ours.check(name)[0] is JobStatus.RUNNING
+    clock[0] += 2
+    status, message = ours.check(name)
+    assert status is JobStatus.FAILED
+    assert "for 10 min" in message
+    assert "Insufficient memory" in message
+    assert "right to list nodes" in message
+    assert cluster.wait_for(lambda: not cluster.list("pods", "step_name=step"))
+
+
+def test_without_the_right_to_list_nodes_an_autoscaler_that_gave_up_is_believed(cluster):
+    ours, name, clock = without_nodes(cluster)
+    assert ours.check(name)[0] is JobStatus.RUNNING
+    (pod,) = cluster.list("pods", "step_name=step")
+    involved = {"kind": "Pod", "name": pod["metadata"]["name"]}
+    event = {"kind": "Event", "metadata": {"name": "e1"}, "involvedObject": involved}
+    cluster.store.create("events", "zenml", {**event, "reason": "NotTriggerScaleUp"})
+    clock[0] += 60
+    status, message = ours.check(name)
+    assert status is JobStatus.FAILED
+    assert "autoscaler" in message
 
 
 def test_a_limit_range_that_refuses_for_good_is_told_and_not_waited_for(cluster):

@@ -126,6 +126,26 @@ def test_a_memory_error_is_retried_where_the_user_wants_it(failures):
     ]
 
 
+HISTORY = """
+    from types import SimpleNamespace
+    from zenml_ext.kubernetes_book import Book
+
+    def main():
+        for name in ("never_fits", "raises_memory_error"):
+            facts = SimpleNamespace(name=name, pipeline="failures", policy=None)
+            found = [(a.memory.human, a.outcome) for a in Book().history(facts)]
+            print("HISTORY", name, found, flush=True)
+"""
+
+
+def test_kills_count_in_the_history_of_a_step_also_where_it_never_completed(failures, zenml_home):
+    """What the orchestrator on Kubernetes reads from ZenML's server."""
+    output, _ = zenml_home.run(zenml_home.script("history", HISTORY))
+    killed = "[('400Mi', 'killed for memory'), ('500Mi', 'killed for memory')]"
+    assert f"HISTORY never_fits {killed}" in output, output
+    assert "HISTORY raises_memory_error [('2Gi', 'completed')]" in output
+
+
 DYNAMIC = """
     import os
     from zenml import pipeline, step

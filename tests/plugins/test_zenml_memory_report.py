@@ -102,3 +102,34 @@ def test_each_policy_gets_the_steps_own_budget_and_the_shared_one_keeps_its(
     other = policy.policy_for(OomSettings(memory_policy=name))
     assert other.settings.max_oom_retries == 4
     assert not other.settings.retry_memory_error
+
+
+def test_on_kubernetes_a_step_that_was_killed_before_starts_above_its_last_limit(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("numpy")
+    kubernetes_book = pytest.importorskip("zenml_ext.kubernetes_book")
+    monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(tmp_path / "h.sqlite"))
+    settings = OomSettings(memory_policy="history")
+    config = SimpleNamespace(
+        caching_parameters={}, resource_settings=SimpleNamespace(memory="500MiB")
+    )
+    step = SimpleNamespace(spec=SimpleNamespace(invocation_id="big", inputs={}), config=config)
+    facts = SimpleNamespace(
+        name="big",
+        pipeline="p",
+        step=step,
+        settings=SimpleNamespace(**settings.model_dump(), pod_settings=None),
+        policy=policy.policy_for(settings),
+        max_memory=None,
+    )
+    killed = AttemptRecord(
+        number=1, memory=GB, peak=GB, outcome="killed for memory", runtime_s=9, lost_s=9
+    )
+    book = kubernetes_book.Book()
+    monkeypatch.setattr(type(book), "history", lambda self, facts: [])
+    assert book.plan(facts, None).first == Quantity.parse("500Mi")
+    monkeypatch.setattr(type(book), "history", lambda self, facts: [killed])
+    plan = book.plan(facts, None)
+    assert plan.first == 2 * GB
+    assert "Killed at" in plan.reason
