@@ -11,10 +11,12 @@ Runs against whatever these name, and is skipped where one is missing:
 
 import json
 import os
+import random
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from tests.kubedouble.pipelines import FOOTER, HEADER, SETUP, Outcome
@@ -110,6 +112,18 @@ class Project:
             timeout=200,
         )
 
+    def command(self, *words):
+        program = str(Path(sys.executable).parent / words[0])
+        return subprocess.run(
+            [program, *words[1:]],
+            env=self._environment("ours"),
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
     def start(self, code, stack="ours"):
         image = os.environ["MLOPS_EXT_TEST_IMAGE"]
         header = HEADER.replace("localhost/zenml:test", image) + COMMON
@@ -144,6 +158,11 @@ if not Client().list_stacks(name="ours").total:
 def project(tmp_path_factory):
     kubectl("create", "namespace", "zenml")
     return Project(tmp_path_factory.mktemp("project"))
+
+
+def orchestrator_log(found):
+    """What the orchestrator's pods of a run have printed."""
+    return kubectl("logs", "-l", f"run_id={found.run['id']},!step_name", "--tail=-1").stdout
 
 
 def outcomes(found, step):
@@ -209,7 +228,8 @@ def child_ignored() -> int:
     code = "b = bytearray(1000 << 20); b[::4096] = b'x' * len(b[::4096])"
     return subprocess.run([sys.executable, "-c", code]).returncode
 
-@step(enable_cache=False, settings=orchestrator(memory="900Gi", **COLD))
+@step(enable_cache=False,
+      settings=orchestrator(memory="900Gi", pending_timeout_min=0.2, **COLD))
 def never() -> int:
     return 1
 
@@ -227,14 +247,41 @@ def temp_host() -> str:
     assert os.path.ismount("/scratch")
     return tempfile.gettempdir()
 
+@step(enable_cache=False, settings=place("ephemeral", size_limit="100Mi", storage_class="shared"))
+def temp_claim() -> str:
+    assert os.path.ismount("/scratch")
+    return tempfile.gettempdir()
+
+@step(enable_cache=False, settings=place("emptyDir", size_limit="50Mi"))
+def too_much_disk() -> int:
+    with open("/scratch/full", "wb") as file:
+        for _ in range(200):
+            file.write(os.urandom(1 << 20))
+    time.sleep(300)
+    return 1
+
 @pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)},
           execution_mode=ExecutionMode.CONTINUE_ON_FAILURE)
 def the_pipeline():
-    child(); child_ignored(); never(); temp_empty(); temp_host()
+    child(); child_ignored(); never(); temp_empty(); temp_host(); temp_claim()
+    too_much_disk()
+"""
+VOLUME = """
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: mlops-ext-scratch}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: shared
+  hostPath: {path: /tmp/mlops-ext-scratch, type: DirectoryOrCreate}
 """
 
 
 def test_children_that_are_killed_what_never_fits_and_temporary_directories(project):
+    kubectl("delete", "pv", "mlops-ext-scratch", "--wait=false")
+    kubectl("apply", "-f", "-", text=VOLUME)
     found = project.run(CAUSES)
     assert found.statuses() == {
         "child": "completed",
@@ -242,9 +289,15 @@ def test_children_that_are_killed_what_never_fits_and_temporary_directories(proj
         "never": "failed",
         "temp_empty": "completed",
         "temp_host": "completed",
+        "temp_claim": "completed",
+        "too_much_disk": "failed",
     }, found.output
     assert outcomes(found, "child") == ["killed for memory", "completed"]
     assert outcomes(found, "child_ignored") == ["completed"]
+    logs = orchestrator_log(found)
+    assert "it asks for 900Gi" in logs
+    assert "evicted" in logs
+    assert "for its use of disk, not of memory" in logs
 
 
 DYNAMIC = """
@@ -292,42 +345,87 @@ def test_ten_steps_without_limits_on_a_small_node_all_complete(project):
 
 
 CHAIN = """
+def body():
+    return eat(700, 12)
+
 @step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
 def one() -> int:
-    return eat(700, 5)
+    return body()
 
 @step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
 def two(number: int) -> int:
-    return eat(700, 5)
+    return body()
+
+@step(enable_cache=False, settings=orchestrator("900Mi", **COLD))
+def beside() -> int:
+    return body()
+
+@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+def last(number: int, other: int) -> int:
+    return body()
 
 @pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
 def the_pipeline():
-    two(one())
+    last(two(one()), beside())
 """
+KILLS = 10
 
 
 def test_orchestrators_that_die_lose_no_step_and_run_none_twice_at_once(project):
+    random.seed(11)  # moments differ from run to run all the same: nothing here is in step
     process = project.start(CHAIN)
-    killed, overlaps = set(), []
-    end = time.monotonic() + 900
+    killed, overlaps, next_kill = [], [], time.monotonic() + 5
+    end = time.monotonic() + 1000
     while process.poll() is None and time.monotonic() < end:
-        pods = objects("pods", "run_id")
+        pods = [pod for pod in objects("pods", "run_id") if pod["status"]["phase"] == "Running"]
         running = [
             (pod["metadata"]["labels"]["run_id"], pod["metadata"]["labels"]["step_name"])
             for pod in pods
-            if "step_name" in pod["metadata"]["labels"] and pod["status"]["phase"] == "Running"
+            if "step_name" in pod["metadata"]["labels"]
         ]
         overlaps += [step for step in running if running.count(step) > 1]
         for pod in pods:
             name = pod["metadata"]["name"]
             is_orchestrator = "step_name" not in pod["metadata"]["labels"]
-            if is_orchestrator and pod["status"]["phase"] == "Running" and len(killed) < 5:
-                time.sleep(7 * len(killed) % 23)
-                kubectl("delete", "pod", name, "--grace-period=1", "--wait=false")
-                killed.add(name)
-        time.sleep(1)
+            due = time.monotonic() > next_kill and len(killed) < KILLS
+            if is_orchestrator and due and name not in killed:
+                kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
+                killed.append(name)
+                next_kill = time.monotonic() + random.uniform(2, 16)
+        time.sleep(0.5)
     found = project.finish(process)
-    rows = found.statuses()
-    assert len(killed) == 5
+    assert len(killed) == KILLS, found.output
     assert overlaps == []
-    assert rows == {"one": "completed", "two": "completed"}, found.output
+    rows = found.statuses()
+    assert rows == dict.fromkeys(("one", "two", "beside", "last"), "completed"), found.output
+    assert [row["version"] for row in found.run["steps"]] == [1] * 4
+    for step in ("one", "two", "last"):
+        assert outcomes(found, step) == ["killed for memory", "completed"]
+
+
+STOPPED = """
+@step(enable_cache=False, settings=orchestrator("300Mi", **COLD))
+def endless() -> int:
+    return eat(500, 5) and time.sleep(600)
+
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
+def the_pipeline():
+    endless()
+"""
+
+
+def test_a_stop_ends_a_step_that_runs_again_with_more(project):
+    process = project.start(STOPPED)
+    deadline = time.monotonic() + 300
+    again = "mlops-ext.io/attempt=2"
+    while not [p for p in objects("pods", again) if p["status"]["phase"] == "Running"]:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    (pod,) = objects("pods", again)
+    run = pod["metadata"]["labels"]["run_id"]
+    project.command("zenml", "pipeline", "runs", "stop", run, "--yes")
+    found = project.finish(process)
+    assert found.status == "stopped", found.output
+    while [p for p in objects("pods", again) if p["status"]["phase"] == "Running"]:
+        assert time.monotonic() < deadline
+        time.sleep(1)
