@@ -65,7 +65,7 @@ class Book:
 
 def facts(name):
     policy = DoublePolicy(settings=MemorySettings())
-    settings = SimpleNamespace(in_place=True, max_memory=None)
+    settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     return SimpleNamespace(name=name, family="f", policy=policy, max_memory=None, settings=settings)
 
 

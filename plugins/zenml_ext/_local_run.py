@@ -18,6 +18,7 @@ from zenml.orchestrators import publish_utils
 from zenml_ext import _cgroups, _limited
 from zenml_ext._local_dag import Dag, MemoryBudget, Mode, State
 from zenml_ext._local_step import StepJob
+from zenml_ext._words import words
 
 if TYPE_CHECKING:
     from zenml.models import PipelineSnapshotResponse
@@ -104,8 +105,8 @@ class LocalRun:
             return False
         try:
             status = Client().get_pipeline_run(self.run_id, hydrate=False).status
-        except Exception:  # the server's hiccup is no stop
-            log.debug("the run's status is not known", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - the server's hiccup is no stop
+            log.debug("the run's status is not known: %s", words(error))
             return False
         return status.value in _ENDING
 
@@ -118,8 +119,8 @@ class LocalRun:
                 status=ExecutionStatus.STOPPING,
                 status_reason="Interrupted on the client.",
             )
-        except Exception:  # the steps end all the same
-            log.warning("the run could not be marked as stopping", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - the steps end all the same
+            log.warning("the run could not be marked as stopping: %s", words(error))
         self.stopping.set()
 
     def _report(self, dag: Dag) -> None:

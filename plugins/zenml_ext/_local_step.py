@@ -35,6 +35,7 @@ from mlops_ext.memory import (
 from zenml_ext import _limited, metadata
 from zenml_ext._limited import Ending
 from zenml_ext._local_dag import MemoryBudget, State
+from zenml_ext._words import words
 from zenml_ext.local_entrypoint import MEMORY_ERROR_EXIT, LocalEntrypoint
 from zenml_ext.local_flavor import LocalOomSettings
 from zenml_ext.metadata import AttemptRecord
@@ -282,8 +283,8 @@ def _patiently(ask: Callable[[], T]) -> T:
     for pause in _PAUSES_S:
         try:
             return ask()
-        except Exception:  # of a database or a network: any of them may pass
-            log.debug("asking the server again in %s s", pause, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - of a database or a network: any may pass
+            log.debug("asking the server again in %s s: %s", pause, words(error))
             time.sleep(pause)
     return ask()
 

@@ -12,6 +12,8 @@ from kubernetes import client as k8s
 from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
+from zenml_ext._words import redact, words
+
 __all__ = ["KubeApi", "Recorder", "error_words", "is_passing", "persistently"]
 
 log = logging.getLogger(__name__)
@@ -35,15 +37,15 @@ def is_passing(error: BaseException) -> bool:
 
 
 def error_words(error: BaseException) -> str:
-    """An API error in one line."""
+    """An API error in one line, without what is secret."""
     if isinstance(error, ApiException):
         body = error.body if isinstance(error.body, str) else ""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             import json
 
             body = str(json.loads(body)["message"])
-        return f"{error.status} {error.reason}: {body}".rstrip(": ")
-    return f"{type(error).__name__}: {error}"
+        return redact(f"{error.status} {error.reason}: {body}".rstrip(": "))
+    return words(error)
 
 
 def persistently(

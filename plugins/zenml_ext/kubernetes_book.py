@@ -17,6 +17,7 @@ from zenml.enums import ExecutionStatus
 
 from mlops_ext.memory import Caps, MemoryPlan, MemoryPolicy, Quantity
 from zenml_ext import metadata
+from zenml_ext._words import words
 from zenml_ext.metadata import KILLED, AttemptRecord
 from zenml_ext.policy import features_of, policy_for, request_of, task_key, without_limit
 
@@ -132,8 +133,8 @@ class Book:
                 status=_ENDED,
             )
             rows = [row for row in page.items if _pipeline_of(row) in {None, facts.pipeline}]
-        except Exception:  # a hint for a prediction: the server's hiccup must not fail a step
-            log.debug("no history of %s", facts.name, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
+            log.debug("no history of %s: %s", facts.name, words(error))
             return ()
         return [
             attempt

@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError
 from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext.memory import Caps, Cause, Quantity
+from zenml_ext._words import words
 from zenml_ext.kubernetes_api import KubeApi, Recorder, error_words, is_passing, persistently
 from zenml_ext.kubernetes_book import Book, StepFacts, StepRow
 from zenml_ext.kubernetes_caps import CapsReader, Refused
@@ -91,8 +92,8 @@ class Supervisor:
         plan = None
         try:
             plan = self._book.plan(facts, UUID(run_id) if run_id else None)
-        except Exception:  # without a plan it still runs, as ZenML would run it
-            log.warning("no memory plan for step %s", facts.name, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - without a plan it runs as ZenML would run it
+            log.warning("no memory plan for step %s: %s", facts.name, words(error))
         return prepare_step_job(
             manifest, plan=plan, family=facts.family, in_place=facts.settings.in_place
         )
@@ -227,8 +228,8 @@ class Supervisor:
             if self._book.is_stopping(run_id):
                 return JobStatus.FAILED, "the run is being stopped"
         except Exception as error:  # noqa: BLE001 - any store may raise anything; asked again soon
-            log.warning("ZenML does not answer now (%s); step %s waits.", error, name)
-            return JobStatus.RUNNING, f"waits for ZenML's server: {error}"
+            log.warning("ZenML does not answer now (%s); step %s waits.", words(error), name)
+            return JobStatus.RUNNING, f"waits for ZenML's server: {words(error)}"
         if row is not None and row.is_over and next_.adopt:
             return JobStatus.FAILED, f"{next_.reason} But ZenML has it as {row.status.value}."
         from dataclasses import replace
@@ -264,8 +265,8 @@ class Supervisor:
         """A stop that listed the run's Jobs before the new one was there has missed it."""
         try:
             return self._book.is_stopping(run_id)
-        except Exception:
-            log.debug("is run %s stopping?", run_id, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - asked again with the next look
+            log.debug("is run %s stopping? %s", run_id, words(error))
             return False
 
     def _row_of(self, job: Manifest, run_id: str, name: str) -> StepRow | None:
@@ -284,8 +285,8 @@ class Supervisor:
         try:
             row = self._row_of(job, run_id, name)
             self._book.record(run_id, name, row, [*track.attempts, next_.attempt.dump()])
-        except Exception:
-            log.warning("the attempts of %s could not be recorded", name, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - a record that is lost fails no step
+            log.warning("the attempts of %s could not be recorded: %s", name, words(error))
 
     def _tidy(self, api: KubeApi, watch: Watch) -> None:
         """Take followed Jobs out of ZenML's look-ups; tried again until it has worked."""
@@ -350,8 +351,8 @@ class Supervisor:
         if watch.row is None and watch.beats:
             try:
                 watch.row = self._row_of(job, _run_id(job), _step_name(job))
-            except Exception:
-                log.debug("no step run for %s", _step_name(job), exc_info=True)
+            except Exception as error:  # noqa: BLE001 - asked again with the next look
+                log.debug("no step run for %s: %s", _step_name(job), words(error))
 
     def _beat(self, watch: Watch) -> None:
         """A pod that waits cannot send heartbeats; without them ZenML would stop the step."""
@@ -362,8 +363,8 @@ class Supervisor:
         watch.beat_at = self._clock()
         try:
             watch.beats = self._book.beat(watch.row)
-        except Exception:
-            log.debug("no heartbeat for %s", watch.row.identifier, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - the next one is due in seconds
+            log.debug("no heartbeat for %s: %s", watch.row.identifier, words(error))
 
     def _learn(self, api: KubeApi, job: Manifest, track: Track) -> None:
         """What a step on its own has needed lets the others of its code be scheduled."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mlops_ext.memory import Quantity
+from zenml_ext._words import words
 
 if TYPE_CHECKING:
     from zenml.models import StepRunResponse
@@ -160,8 +161,8 @@ def _write(values: dict[str, Any], resource: UUID, kind: Any) -> None:
         Client().create_run_metadata(
             metadata=values, resources=[RunMetadataResource(id=resource, type=kind)]
         )
-    except Exception:  # a server's hiccup must not fail a step that has run
-        log.warning("the memory of a step's attempts could not be recorded", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - a server's hiccup must not fail a step that ran
+        log.warning("the memory of a step's attempts could not be recorded: %s", words(error))
 
 
 def _size(number: object) -> Quantity | None:

@@ -19,6 +19,7 @@ from mlops_ext.memory import (
     Quantity,
     TaskKey,
 )
+from zenml_ext._words import words
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
@@ -111,8 +112,9 @@ def features_of(run_id: UUID | None, step: Step) -> Features:
         return Features()
     try:
         return Features(input_bytes=_input_bytes(run_id, step))
-    except Exception:  # a hint for a prediction: the server's hiccup must not fail a step
-        log.debug("sizes of the inputs of %s are not known", step.spec.invocation_id, exc_info=True)
+    except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
+        name = step.spec.invocation_id
+        log.debug("sizes of the inputs of %s are not known: %s", name, words(error))
         return Features()
 
 
