@@ -167,13 +167,14 @@ class Client:
             raise self._error(
                 f"refuses the credentials (401 on {endpoint})",
                 "nothing was enqueued; renew them with clearml-init",
+                status,
             )
         if status >= _BAD_REQUEST:
             words = f"answered {endpoint} with {status}"
             if text:
                 words += f" ({self._clean(text)[:150]})"
             known = "is it the API server's address?" if status == _NOT_FOUND else "see its log"
-            raise self._error(words, f"nothing was enqueued; {known}")
+            raise self._error(words, f"nothing was enqueued; {known}", status)
         if not isinstance(data, dict):
             raise self._error(
                 f"answered {endpoint} with something that is not the ClearML API",
@@ -187,8 +188,8 @@ class Client:
                 text = text.replace(secret, _HIDDEN)
         return " ".join(text.split())
 
-    def _error(self, problem: str, advice: str) -> ServerError:
-        return ServerError(self.shown, problem, advice)
+    def _error(self, problem: str, advice: str, status: int | None = None) -> ServerError:
+        return ServerError(self.shown, problem, advice, status=status)
 
 
 def _without_credentials(host: str) -> str:

@@ -18,10 +18,11 @@ class ServerError(MlopsExtError):
     Attributes:
         host: its address, without credentials.
         problem: what happened, in a few words.
+        status: the HTTP status it answered with, or None where it did not answer.
     """
 
-    def __init__(self, host: str, problem: str, advice: str) -> None:
-        self.host, self.problem = host, problem
+    def __init__(self, host: str, problem: str, advice: str, *, status: int | None = None) -> None:
+        self.host, self.problem, self.status = host, problem, status
         super().__init__(f"ClearML server {host} {problem}; {advice}")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from clearml_ext._api import Client
+from clearml_ext.errors import ServerError
 from clearml_ext.plans import is_pipeline
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.snapshot import HIDDEN_QUEUE, LiveWorker, Snapshot
@@ -17,6 +19,9 @@ __all__ = ["Cause", "Explanation", "explain", "family", "free_queue", "move_task
 _FIELDS = ["id", "name", "type", "status", "status_message", "parent", "execution.queue", "started",
            "system_tags", "last_worker"]  # fmt: skip
 _LIVE = ("queued", "in_progress", "created")
+_REFUSED = 400
+
+log = logging.getLogger(__name__)
 
 
 class Cause(enum.Enum):
@@ -147,7 +152,11 @@ def move_task(client: Client, snapshot: Snapshot, task: str, queue: str) -> None
 def stop_children(client: Client, controller: str) -> list[str]:
     """Stop what *controller* launched and what these launched; returns names of those stopped.
 
-    Waiting tasks leave their queue first, so that no agent that becomes free takes them.
+    Waiting tasks leave their queue first, so that no agent that becomes free takes them. One that
+    the server refuses to stop does not keep the others.
+
+    Raises:
+        ServerError: the server does not answer.
     """
     stopped: list[str] = []
     pending = [controller]
@@ -155,14 +164,34 @@ def stop_children(client: Client, controller: str) -> list[str]:
     while pending:
         _, children = family(client, pending.pop())
         for child in sorted(children, key=lambda each: each.get("status") != "queued"):
-            number, status = str(child["id"]), child.get("status")
+            number, status = str(child["id"]), str(child.get("status"))
             if status not in _LIVE or number in seen:
                 continue
             seen.add(number)
             pending.append(number)
-            if status == "queued":
-                client.call("tasks.dequeue", {"task": number})
-            reason = {"task": number, "status_reason": "its pipeline was aborted"}
-            client.call("tasks.stop" if status == "in_progress" else "tasks.stopped", reason)
-            stopped.append(str(child.get("name")))
+            if _stop(client, number, status):
+                stopped.append(str(child.get("name")))
     return stopped
+
+
+def _stop(client: Client, number: str, status: str) -> bool:
+    """Stop one task that is waiting, running or not enqueued yet; whether the server did."""
+    if status == "queued" and not _accepted(client, "tasks.dequeue", {"task": number}):
+        status = "in_progress"  # an agent was faster
+    reason: dict[str, object] = {"task": number, "status_reason": "its pipeline was aborted"}
+    if status == "in_progress":
+        return _accepted(client, "tasks.stop", reason)
+    # Out of its queue a task is "created", and the server stops such a one only by force.
+    return _accepted(client, "tasks.stopped", {**reason, "force": True})
+
+
+def _accepted(client: Client, endpoint: str, request: Mapping[str, object]) -> bool:
+    """Whether the server did it; False where it answered that the task's state forbids it."""
+    try:
+        client.call(endpoint, request)
+    except ServerError as error:
+        if error.status != _REFUSED:
+            raise
+        log.warning("%s", error.problem)
+        return False
+    return True

@@ -325,6 +325,24 @@ def test_an_abort_reaches_the_steps_and_their_steps(double):
     assert not any(row["entries"] for row in double.store.queues.values())
 
 
+def test_an_abort_reaches_the_other_steps_where_the_server_refuses_one(double):
+    add_worker(double, "a1", "services")
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    taken, waiting = put_step(double, own, "default"), put_step(double, own, "default")
+    dequeue = double.store.tasks_dequeue
+
+    def too_late(request):
+        if request["task"] == taken:  # an agent was faster, and it has ended since
+            double.store.tasks[taken]["status"] = "completed"
+        return dequeue(request)
+
+    double.store.tasks_dequeue = too_late
+    double.store.tasks_stop = double.store.tasks_stopped
+    assert stop_children(client_of(double), own) == ["train"]
+    assert double.store.tasks[taken]["status"] == "completed"
+    assert double.store.tasks[waiting]["status"] == "stopped"
+
+
 def test_a_refusal_reroutes_the_controller_first(double):
     add_worker(double, "s", "services")
     add_worker(double, "a1", "default")

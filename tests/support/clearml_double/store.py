@@ -467,19 +467,19 @@ class Store:
     def tasks_stopped(self, request):
         if self.task(request["task"])["status"] == "queued":
             self.take_out(request["task"])
-        fields = self.move(request, "stopped", ("created", "queued", "in_progress", "stopped"))
+        fields = self.move(request, "stopped", ("queued", "in_progress", "stopped", "failed"))
         self.task(request["task"])["completed"] = stamp()
         return {"fields": fields, "updated": 1}
 
     def tasks_completed(self, request):
-        fields = self.move(request, "completed", ("created", "queued", "in_progress", "stopped"))
+        fields = self.move(request, "completed", ("in_progress", "stopped", "completed"))
         self.task(request["task"])["completed"] = stamp()
         return {"fields": fields, "published": 0, "updated": 1}
 
     def tasks_failed(self, request):
         if self.task(request["task"])["status"] == "queued":
             self.take_out(request["task"])
-        fields = self.move(request, "failed", ("created", "queued", "in_progress", "stopped"))
+        fields = self.move(request, "failed", ("in_progress", "stopped", "failed"))
         self.task(request["task"])["completed"] = stamp()
         return {"fields": fields, "updated": 1}
 
@@ -576,7 +576,8 @@ class Store:
     def move(self, request, status, allowed):
         task = self.task(request["task"])
         if not request.get("force") and task["status"] not in allowed:
-            raise ApiError(400, 110, f"Invalid task status: current_status={task['status']}")
+            states = f"current_status={task['status']}, new_status={status}"
+            raise ApiError(400, 110, f"Invalid task status (Invalid status change): {states}")
         fields = {
             "status": status,
             "status_reason": request.get("status_reason") or "",
