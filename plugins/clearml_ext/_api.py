@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import email.utils
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -22,6 +23,10 @@ _HIDDEN = "***"
 _TOO_OLD = 401
 _NOT_FOUND = 404
 _BAD_REQUEST = 400
+_PAGE = 500
+"""Rows that the server gives at most where nothing more is asked for, however many there are."""
+_ALL = 100_000
+"""Rows to ask for where the server lets one scroll, ten times the largest number known."""
 
 
 class Client:
@@ -96,6 +101,26 @@ class Client:
         self.calls.append(endpoint)
         headers = {"Authorization": f"Bearer {self._bearer()}"}
         return self._data(endpoint, self._send(endpoint, dict(request or {}), headers))
+
+    def rows(self, endpoint: str, request: Mapping[str, object], key: str) -> list[Any]:
+        """All rows that *endpoint* has under *key*: one request, or one a page on an old server.
+
+        Raises:
+            ServerError: no answer, or not one that can be used.
+        """
+        found: list[Any] = []
+        more: dict[str, object] = {"scroll_id": "", "size": _ALL}
+        for page in itertools.count(1):
+            data = self.call(endpoint, {**request, **more})
+            part = data.get(key)
+            if not isinstance(part, list):
+                break
+            found += part
+            # A server that scrolls says so, and has given all; an older one ignores the wish.
+            if data.get("scroll_id") or len(part) < _PAGE:
+                return found
+            more = {"page": page, "page_size": _PAGE}
+        raise self._error("answered in a form that is not known", "is it a ClearML server?")
 
     def hand_over(self, controller: str) -> dict[str, object]:
         """What another process of this machine needs to ask the same server about *controller*.

@@ -56,13 +56,10 @@ class Explanation:
 
 def family(client: Client, controller: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     """The controller's document and those of the tasks that it launched."""
-    own = client.call(
-        "tasks.get_all", {"id": [controller], "only_fields": _FIELDS, "search_hidden": True}
-    )["tasks"]
-    children = client.call(
-        "tasks.get_all", {"parent": controller, "only_fields": _FIELDS, "search_hidden": True}
-    )["tasks"]
-    return (own[0] if own else {}), list(children)
+    fields = {"only_fields": _FIELDS, "search_hidden": True}
+    own = client.rows("tasks.get_all", {"id": [controller], **fields}, "tasks")
+    children = client.rows("tasks.get_all", {"parent": controller, **fields}, "tasks")
+    return (own[0] if own else {}), children
 
 
 def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str]) -> Explanation:

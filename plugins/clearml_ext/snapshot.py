@@ -110,16 +110,16 @@ def take_snapshot(
         ServerError: the server does not answer, or not as a ClearML server does.
         TopologyError: a worker's or a queue's declared capacity cannot be read.
     """
-    queue_rows = client.call("queues.get_all_ex", {"search_hidden": True})
+    queue_rows = client.rows("queues.get_all_ex", {"search_hidden": True}, "queues")
     worker_rows = client.call("workers.get_all", {})
     try:
-        queues = {str(row["id"]): str(row["name"]) for row in queue_rows["queues"]}
+        queues = {str(row["id"]): str(row["name"]) for row in queue_rows}
         entries = {
             str(row["name"]): tuple(_entry_id(entry) for entry in row.get("entries") or [])
-            for row in queue_rows["queues"]
+            for row in queue_rows
         }
         workers = _workers(worker_rows["workers"], client.server_time, settings)
-        workers = _with_queue_capacity(workers, queue_rows["queues"])
+        workers = _with_queue_capacity(workers, queue_rows)
         running = {
             str(row["task"]["id"]): _parent(str(row["id"]))
             for row in worker_rows["workers"]
@@ -142,17 +142,15 @@ def take_snapshot(
 
 def fetch_controllers(client: Client, task_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
     """The documents of those of *task_ids* that are controllers, by id."""
-    rows = client.call(
-        "tasks.get_all",
-        {
-            "id": list(task_ids),
-            "type": ["controller"],
-            "only_fields": _FIELDS,
-            "search_hidden": True,
-        },
-    )
+    wanted = {
+        "id": list(task_ids),
+        "type": ["controller"],
+        "only_fields": _FIELDS,
+        "search_hidden": True,
+    }
+    rows = client.rows("tasks.get_all", wanted, "tasks")
     try:
-        return {str(row["id"]): row for row in rows["tasks"]}
+        return {str(row["id"]): row for row in rows}
     except (KeyError, TypeError) as error:
         raise ServerError(
             client.shown, "answered in a form that is not known", "is it a ClearML server?"

@@ -343,6 +343,22 @@ def test_an_abort_reaches_the_other_steps_where_the_server_refuses_one(double):
     assert double.store.tasks[waiting]["status"] == "stopped"
 
 
+@pytest.mark.parametrize("scrolls", [True, False])
+def test_queues_beyond_the_first_page_are_known(double, scrolls):
+    for number in range(1200):
+        double.store.queues_create({"name": f"queue-{number}"})
+    add_worker(double, "s", "services")
+    add_worker(double, "a1", "queue-1199")
+    if not scrolls:
+        plain = double.store.queues_get_all_ex
+        old = ("page", "page_size", "search_hidden")
+        double.store.queues_get_all_ex = lambda request: plain(
+            {key: value for key, value in request.items() if key in old}
+        )
+    assert check(double, "queue-1199").answer is Answer.SAFE
+    assert double.count("queues.get_all_ex") == (1 if scrolls else 3)
+
+
 def test_a_refusal_reroutes_the_controller_first(double):
     add_worker(double, "s", "services")
     add_worker(double, "a1", "default")

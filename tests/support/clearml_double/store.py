@@ -10,6 +10,7 @@ import uuid
 
 COMPANY, USER = "d1bd92a3b039400cbafc60a7a5b1e52b", "__tests__"
 REGISTER_TIMEOUT_S = 600
+MAX_PAGE = 500
 
 DOTTED = re.compile(r"\.")
 
@@ -150,7 +151,8 @@ class Store:
 
     def queues_get_all(self, request):
         found = [q for q in self.queues.values() if matches(q, request)]
-        return {"queues": [project_fields(q, request.get("only_fields")) for q in found]}
+        found, more = window(found, request)
+        return {"queues": [project_fields(q, request.get("only_fields")) for q in found], **more}
 
     def queues_get_all_ex(self, request):
         found = []
@@ -179,7 +181,8 @@ class Store:
                 if queue["id"] in worker["queue_ids"] and self.is_listed(worker)
             ]
             found.append(row)
-        return {"queues": found}
+        found, more = window(found, request)
+        return {"queues": found, **more}
 
     def queues_get_num_entries(self, request):
         return {"num": len(self.queue(request["queue"])["entries"])}
@@ -359,11 +362,8 @@ class Store:
         found = [t for t in self.tasks.values() if matches(t, request)]
         for field in reversed(request.get("order_by") or []):
             found.sort(key=lambda t: str(t.get(field.lstrip("-"), "")), reverse=field[0] == "-")
-        size = request.get("page_size")
-        if size is not None:
-            page = request.get("page") or 0
-            found = found[page * size : (page + 1) * size]
-        return {"tasks": [project_fields(t, request.get("only_fields")) for t in found]}
+        found, more = window(found, request)
+        return {"tasks": [project_fields(t, request.get("only_fields")) for t in found], **more}
 
     def tasks_get_all_ex(self, request):
         return self.tasks_get_all(request)
@@ -603,6 +603,18 @@ class Store:
 
     def models_get_all(self, request):
         return {"models": []}
+
+
+def window(found, request):
+    """The rows of *found* that a ``get_all`` request gets, and what is said beside them.
+
+    At most 500, a page of them, unless it scrolls.
+    """
+    if "scroll_id" in request:
+        return found[: request["size"]], {"scroll_id": new_id()}
+    size = min(request.get("page_size") or MAX_PAGE, MAX_PAGE)
+    begin = (request.get("page") or 0) * size
+    return found[begin : begin + size], {}
 
 
 def matches(document, request):
