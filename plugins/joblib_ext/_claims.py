@@ -61,15 +61,29 @@ class Claim:
         record: what the claim says.
         thread: the thread that computes.
         frame: identity of joblib's frame that computes, or 0 where it is not known.
+        since: when it was taken, by the monotonic clock.
     """
 
-    __slots__ = ("frame", "lease_s", "path", "record", "source", "thread")
+    __slots__ = ("frame", "lease_s", "path", "record", "since", "source", "thread")
 
     def __init__(self, path: str, source: ClaimSource, lease_s: float) -> None:
         self.path, self.source, self.lease_s = path, source, lease_s
         self.record = source.record
         self.thread = threading.get_ident()
         self.frame = 0
+        self.since = time.monotonic()
+
+    def is_lost(self) -> bool:
+        """Whether somebody else has a claim or an entry in its place.
+
+        Looked up only after a lease: before, nobody can have counted the owner as dead.
+        """
+        if time.monotonic() - self.since <= self.lease_s:
+            return False
+        found = read_record(self.path)
+        if found is not None:
+            return found.token != self.record.token
+        return Store.token_at(self.path) is not None
 
     @property
     def held(self) -> bool:

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import warnings
+import weakref
 from pathlib import Path
 
 from mlops_ext.files import temp_name
@@ -30,6 +31,12 @@ class Events:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
+        _all.add(self)
+
+    def after_fork(self) -> None:
+        """In a child: a thread that is not here may hold the lock, and the file is the parent's."""
+        self._lock = threading.Lock()
+        self._file = None
 
     def note(self, kind: str, subject: str) -> None:
         """Count an event of *kind* about *subject*; it is kept where the store can be written."""
@@ -50,6 +57,18 @@ class Events:
             self._warned.add(kind)
         log.warning("%s", message)
         warnings.warn(message, _warning_class(), stacklevel=3, source=error)
+
+
+_all: weakref.WeakSet[Events] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for events in list(_all):
+        events.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _warning_class() -> type[Warning]:

@@ -20,9 +20,10 @@ __all__ = ["HasRuntime", "Runtime"]
 
 
 class _PerThread(threading.local):
-    """What one thread has under way: the armed call, and what it read last."""
+    """What one thread has under way: the armed call, a forced one, and what it read last."""
 
     armed: CallInfo | None = None
+    forced: Call | None = None
     found: tuple[Any, Entry | LargeEntry] | None = None
 
 

@@ -57,6 +57,8 @@ class Writer:
         pending, call.pending = call.pending, None
         if pending is None:
             return
+        if call.claim is not None and call.claim.is_lost():
+            self.store.events.note("conflict", call.path)  # computed twice; both values are right
         done = self.write(call.path, call.address, call.home, pending, metadata)
         if not done:
             self._give_up(call)

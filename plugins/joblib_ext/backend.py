@@ -179,6 +179,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         call = run.calls.get(id(call_id))
         if call is not None and call.call_id is call_id:
             run.writer.finish(call, call.metadata)
+            run.local.forced = None
         entry = self._entry(call_id, metadata)
         if entry is not None:
             try:
@@ -194,7 +195,9 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         """Take a result; within a cached call it is published by `store_metadata`."""
         run = self._run
         call = run.calls.get(id(call_id))
-        if call is not None and call.call_id is call_id:
+        if call is None or call.call_id is not call_id:
+            call = self._forced(call_id)
+        if call is not None:
             if verbose > VERY_TALKATIVE:
                 print(f"Persisting in {call.path}")  # noqa: T201  # as joblib's own
             call.item = (item,) if self.mmap_mode else None
@@ -207,6 +210,20 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
             home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
             run.writer.write(*_place(home, call_id[1]), home, body, {})
 
+    def _forced(self, call_id: Sequence[str]) -> Call | None:
+        """A call that asked for nothing before, as ``call()`` and coroutines do; it has no claim.
+
+        joblib's function stores the metadata next, so that one writing is enough.
+        """
+        run = self._run
+        run.local.forced = None  # one that failed in between is published here
+        home = run.functions.home_of_caller(call_id[0])
+        if home is None:
+            return None
+        call = Call(run.writer, call_id, *_place(home, call_id[1]), home)
+        run.local.forced = run.calls[id(call_id)] = call
+        return call
+
     def store_metadata(self, call_id: Sequence[str], metadata: dict[str, Any]) -> None:
         """Publish a computed result together with its metadata, as one file."""
         run = self._run
@@ -214,8 +231,11 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         if call is not None and call.call_id is call_id:
             metadata[NAMESPACE] = call.home.namespace
             call.metadata = metadata
-            if call.pending is not None and total(call.pending[0]) < _LATE:
+            is_forced = call is run.local.forced
+            if call.pending is not None and (is_forced or total(call.pending[0]) < _LATE):
                 run.writer.finish(call, metadata)
+            if is_forced and not self.mmap_mode:  # with it, joblib loads the result next
+                run.local.forced = None
             return
         home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
         metadata[NAMESPACE] = home.namespace

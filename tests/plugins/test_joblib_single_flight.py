@@ -21,6 +21,7 @@ import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext import _claims, _runtime
 from joblib_ext._claim_record import ClaimRecord, Owner
 from joblib_ext._claim_source import ClaimSource
+from joblib_ext._events import read_events
 
 PATIENCE_S = 60
 """The longest wait for another thread: a hang fails long before the test's own time is up."""
@@ -216,6 +217,49 @@ class TestSingleFlight:
         owner.send_signal(signal.SIGCONT)
         assert owner.communicate("\n", timeout=60)[0] == "7\n"
         assert start("fast").communicate(timeout=60)[0] == "7\n"
+        events = read_events(f"{tmp_path}/joblib/mlops-shared-1/events")
+        assert (events["takeover"], events["conflict"]) == (1, 1)
+
+    @pytest.mark.parametrize("is_coroutine", [False, True])
+    def test_a_forced_call_and_a_coroutine_write_once(self, memory, monkeypatch, is_coroutine):
+        store = memory.store_backend._run.store
+        publish, published = type(store).publish, []
+
+        def count(self, path, *arguments):
+            published.append(path)
+            publish(self, path, *arguments)
+
+        async def coroutine(x):
+            return x
+
+        def function(x):
+            return x
+
+        monkeypatch.setattr(type(store), "publish", count)
+        cached = memory.cache(coroutine if is_coroutine else function)
+        if is_coroutine:
+            assert asyncio.run(cached(1)) == asyncio.run(cached(1)) == 1
+        else:
+            cached.call(1)
+        assert len(published) == 1
+        (item,) = memory.store_backend.get_items()
+        assert published == [item.path]
+        metadata = memory.store_backend.get_metadata((cached.func_id, Path(item.path).name))
+        assert metadata["input_args"] == {"x": "1"}
+
+    @pytest.mark.parametrize("large", [False, True])
+    def test_a_forced_call_with_mapping_returns_what_it_stored(self, tmp_path, large):
+        np = pytest.importorskip("numpy")
+        memory = Memory(str(tmp_path), backend="shared", verbose=0, mmap_mode="r")
+
+        def function(x):
+            return np.full(2_000_000 if large else 10, x, dtype=float)
+
+        cached = memory.cache(function)
+        found = cached.call(3)
+        assert (found[0] if isinstance(found, tuple) else found)[-1] == 3
+        assert cached.check_call_in_cache(3)
+        assert memory.store_backend._run.local.forced is None
 
 
 def test_the_heartbeat_keeps_no_frame_of_a_call(tmp_path):
