@@ -226,7 +226,17 @@ def test_a_command_run_by_mlops_ext_knows_the_backend(tmp_path):
         assert out.startswith("SharedStoreBackend")
 
 
-def test_the_backend_can_be_imported_before_joblib():
-    code = "from joblib_ext import SharedStoreBackend as s; print(s.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "SharedStoreBackend\n"
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from joblib_ext import SharedStoreBackend as s",
+        "import joblib_ext.backend; s = joblib_ext.backend.SharedStoreBackend",
+    ],
+)
+def test_the_backend_can_be_imported_before_joblib(tmp_path, first):
+    code = f"""{first}
+from joblib import Memory
+memory = Memory({str(tmp_path)!r}, backend="shared", verbose=0)
+print(type(memory.store_backend) is s, memory.cache(abs)(-1))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True 1\n", done.stderr
