@@ -50,17 +50,16 @@ class SharedOptions:
     sign_key: bytes | None = field(default=None, repr=False)
     """Secret shared by all who use the cache. None: everybody who can write the folder is trusted
     with running code in those who read it, as with joblib's own backend."""
+    trust_folder: bool = False
+    """Do not warn where everybody can write an unsigned store. False: few mean it to be so."""
     local_tier: Path | None = None
     """Folder on the node's own disk for verified copies. None: most shared caches do without."""
     local_tier_bytes: int = 10 * 2**30
     """Limit of the local tier: 10 GiB fit the scratch disk of most nodes."""
-    temp_age_s: float = 60.0
-    """A temporary file unchanged for so long, by the file server's clock, is an orphan. Taking a
-    living writer's file only makes it write again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, with the option's name."""
-        for name, low in (("lease_s", 0.05), ("wait_s", 0.0), ("temp_age_s", 0.0)):
+        for name, low in (("lease_s", 0.05), ("wait_s", 0.0)):
             value = getattr(self, name)
             if not low <= value < float("inf"):
                 raise SettingsError(name, value, f"a number of seconds from {low}")
@@ -85,9 +84,9 @@ class _Texts:
     lease_s: float = 5.0
     wait_s: float = 600.0
     sign_key: str | None = None
+    trust_folder: bool = False
     local_tier: Path | None = None
     local_tier_bytes: int = 10 * 2**30
-    temp_age_s: float = 60.0
 
 
 def read_options(given: Mapping[str, Any]) -> SharedOptions:

@@ -14,6 +14,7 @@ from joblib_ext._large import LargeEntry
 from joblib_ext._options import SharedOptions
 from joblib_ext._store import Store
 from joblib_ext._tier import LocalTier
+from joblib_ext._trust import warn_of_writers
 from joblib_ext._writer import Writer
 
 __all__ = ["HasRuntime", "Runtime"]
@@ -34,6 +35,7 @@ class Runtime:
 
     def __init__(self, location: str, options: SharedOptions) -> None:
         self.store = Store(location, options)
+        warn_of_writers(self.store.layout, options, self.store.events)
         self.functions = Functions(self.store.layout, options.sign_key)
         self.writer = Writer(self.store)
         self.local = _PerThread()
