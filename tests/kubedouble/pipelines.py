@@ -65,12 +65,13 @@ def eat(mib, seconds=0.0):
 FOOTER = """
 if __name__ == "__main__":
     Client().activate_stack(os.environ["TEST_STACK"])
-    error = ""
+    error, mine = "", None
     try:
-        the_pipeline()
+        mine = the_pipeline()
     except BaseException as caught:
         error = repr(caught)
-    run = Client().list_pipeline_runs(sort_by="desc:created", size=1, hydrate=True)[0]
+    latest = Client().list_pipeline_runs(sort_by="desc:created", size=1)[0]
+    run = Client().get_pipeline_run(mine.id if mine else latest.id)
     steps = Client().list_run_steps(
         pipeline_run_id=run.id, sort_by="asc:created", size=200, hydrate=True)
     print("RESULT " + json.dumps({
