@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -114,31 +115,32 @@ class TestLimits:
 
     def test_readers_and_writers_go_on_while_the_store_is_reduced_and_cleared(self, memory):
         stop = threading.Event()
-        troubles, rounds = [], []
+        troubles, rounds = [], [0, 0, 0]
 
         def function(x):
             return x, "y" * 300
 
-        def work():
+        def work(mine):
             cached = memory.cache(function)
-            number = 0
             while not stop.is_set():
-                number += 1
+                rounds[mine] += 1
+                number = rounds[mine]
                 try:
                     assert cached(number % 50) == (number % 50, "y" * 300)
                     found = cached.call_and_shelve(number % 50).get()
                     assert found == (number % 50, "y" * 300)
                 except Exception as error:
                     troubles.append(error)
-            rounds.append(number)
 
-        workers = [threading.Thread(target=work) for _ in range(3)]
+        workers = [threading.Thread(target=work, args=(mine,)) for mine in range(3)]
         for worker in workers:
             worker.start()
-        for number in range(40):
+        number, end = 0, time.monotonic() + 60
+        while (number < 40 or min(rounds) <= 10) and time.monotonic() < end:
             memory.reduce_size(items_limit=number % 5)
             if number % 8 == 0:
                 memory.clear(warn=False)
+            number += 1
         stop.set()
         for worker in workers:
             worker.join()
