@@ -25,7 +25,7 @@ from mlops_ext.errors import MlopsExtError, UnsupportedVersionError
 if TYPE_CHECKING:
     from mlops_ext.patching import PatchSet
 
-__all__ = ["apply", "apply_on_import", "autopatch", "trigger_of"]
+__all__ = ["apply", "apply_on_import", "autopatch", "is_armed", "trigger_of"]
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ def apply_on_import(framework: str, module: str | None = None) -> None:
 
     wrapt.register_post_import_hook(on_import, module)
     sys.meta_path.insert(0, _BeforeImport(framework, module))
+
+
+def is_armed(framework: str) -> bool:
+    """Whether *framework*'s patches were applied, or will be, by its import in this process."""
+    return framework in _waiting
 
 
 def autopatch(names: Iterable[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mlops_ext import activation
 from mlops_ext.discovery import Extensions, Support
 from mlops_ext.hookspecs import DoctorCheck, Finding, Severity
 from mlops_ext.patching import Outcome, PatchReport, PatchSet
@@ -25,6 +26,7 @@ class Fix:
         version: the installed version, or None.
         needed: whether the installed version has the fault; None where nothing is installed.
         active: whether it is applied in this process.
+        armed: whether the import of its framework applies it in this process.
         why: one sentence.
         reason: what hurts without it.
         upstream: link to the fault upstream, or "".
@@ -36,6 +38,7 @@ class Fix:
     version: str | None
     needed: bool | None
     active: bool
+    armed: bool
     why: str
     reason: str
     upstream: str
@@ -125,9 +128,11 @@ def _fix(report: PatchReport) -> Fix:
         Outcome.NOT_NEEDED: False,
         Outcome.OUT_OF_RANGE: None,
     }.get(outcome, True)
+    armed = activation.is_armed(patch.framework) and outcome is Outcome.NOT_APPLIED
+    how = f"activate it with: mlops-ext run --patch {patch.framework} -- CMD"
     why = report.detail or {
         Outcome.APPLIED: "applied in this process",
-        Outcome.NOT_APPLIED: f"activate it with: mlops-ext run --patch {patch.framework} -- CMD",
+        Outcome.NOT_APPLIED: f"applied when {patch.framework} is imported" if armed else how,
         Outcome.NOT_INSTALLED: f"{patch.distribution} is not installed",
     }.get(outcome, outcome.value)
     return Fix(
@@ -136,6 +141,7 @@ def _fix(report: PatchReport) -> Fix:
         version=report.version,
         needed=needed,
         active=outcome is Outcome.APPLIED,
+        armed=armed,
         why=why,
         reason=patch.reason,
         upstream=patch.upstream,

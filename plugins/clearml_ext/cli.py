@@ -79,7 +79,8 @@ def check(
 def launch(script: str, arguments: tuple[str, ...], *, fix: bool, dry_run: bool) -> None:
     """Run SCRIPT, whose pipelines are enqueued only if they cannot deadlock.
 
-    With --fix, in this order: reroute the controller, reroute steps to a free queue; else refuse.
+    With --fix, in this order: reroute the controller, reroute steps to a free queue, run the
+    controller here; else refuse.
     Exit status: the script's; with --dry-run 0 safe, 1 unsafe, 2 not known.
     """
     from clearml_ext import targets

@@ -22,9 +22,10 @@ def arm() -> None:
     """
     try:
         _arm()
-    except Exception:
+    except Exception as error:
+        is_known = type(error).__module__ == "mlops_ext.errors"  # the import itself may have failed
         logging.getLogger(__name__).warning(
-            "mlops-ext changed nothing in ZenML: its settings cannot be used", exc_info=True
+            "mlops-ext changed nothing in ZenML: %s", error, exc_info=not is_known
         )
 
 

@@ -1,5 +1,6 @@
 """The command line: quick, lazy, and transparent to what it runs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,14 @@ def test_an_unknown_command_suggests_the_nearest():
     done = run("docter")
     assert done.returncode == 2
     assert "did you mean 'doctor'?" in done.stderr
+
+
+def test_doctor_says_what_an_import_will_activate():
+    pytest.importorskip("kserve")
+    for prefix, armed in (((), False), (("run", "--patch", "kserve", "--", MLOPS_EXT), True)):
+        done = run(*prefix, "doctor", "--json")
+        fixes = [one for one in json.loads(done.stdout)["fixes"] if one["framework"] == "kserve"]
+        assert {(one["active"], one["armed"]) for one in fixes if one["needed"]} == {(False, armed)}
 
 
 def test_an_unknown_framework_suggests_the_nearest():

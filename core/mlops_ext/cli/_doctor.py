@@ -69,10 +69,13 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
     for fix in diagnosis.fixes:
         needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
         active = "[green]yes[/]" if fix.active else "[dim]no[/]"
+        active = "[green]on import[/]" if fix.armed else active
         why = "" if fix.needed else f" [dim]({escape(fix.why)})[/]"
         fixes.add_row(escape(fix.id), needed, active, escape(fix.reason) + why)
     console.print(fixes)
-    waiting = sorted({fix.framework for fix in diagnosis.fixes if fix.needed and not fix.active})
+    waiting = sorted(
+        {fix.framework for fix in diagnosis.fixes if fix.needed and not (fix.active or fix.armed)}
+    )
     if waiting:
         flags = " ".join(f"--patch {name}" for name in waiting)
         console.print(f"activate what you need: mlops-ext run {escape(flags)} -- CMD")
