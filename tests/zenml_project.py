@@ -76,7 +76,7 @@ class ZenmlHome:
             text=True,
         )
 
-    def run(self, script, *arguments, timeout=220, **variables):
+    def run(self, script, *arguments, timeout=540, **variables):
         """Run a script to its end: its output, and what it reported."""
         process = self.start(script, *arguments, **variables)
         try:
@@ -96,7 +96,7 @@ class ZenmlHome:
             capture_output=True,
             text=True,
             check=False,
-            timeout=200,
+            timeout=400,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout if check else done

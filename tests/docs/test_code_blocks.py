@@ -47,6 +47,7 @@ def grouped(page):
     return [*(each for each in found if each[0] == "file"), ("python", "", script)]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_blocks_run(page, tmp_path):
     found = grouped(page)
@@ -88,7 +89,7 @@ def _run(command, environ, folder, status, shown):
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=500,
     )
     assert done.returncode == status, f"{shown}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout

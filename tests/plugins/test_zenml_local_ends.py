@@ -15,7 +15,7 @@ import pytest
 
 from zenml_ext import _cgroups, _limited
 
-pytestmark = pytest.mark.timeout(240)  # a run takes about 20 s on a free machine
+pytestmark = pytest.mark.timeout(600)  # a run takes about 20 s on a free machine
 PATIENCE_S = 100
 """What a test waits for at most: states that come within a second or two."""
 

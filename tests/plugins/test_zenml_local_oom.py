@@ -8,7 +8,7 @@ import pytest
 from mlops_ext.memory import Quantity
 from zenml_ext import _limited
 
-pytestmark = pytest.mark.timeout(240)  # a run takes about 40 s on a free machine
+pytestmark = pytest.mark.timeout(600)  # a run takes about 40 s on a free machine
 
 PIPELINE = '''
     import subprocess, sys, time
