@@ -155,7 +155,7 @@ def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
     _join_tasks(drawing, tasks, task_boxes, queue_boxes, stuck_tasks)
     drawing.boxes += [*task_boxes.values(), *queue_boxes.values()]
     y = max(bottom, y) + _MARGIN
-    legend = "dashed: is put in, and waits    solid: is served by    dotted: holds a slot of"
+    legend = "dashed: is put in, and waits · solid: is served by · dotted: holds a slot of"
     drawing.captions.append((_MARGIN, y, 11, False, legend))
     drawing.width, drawing.height = x + _BOX_WIDTH + _MARGIN, y + _MARGIN
     return drawing

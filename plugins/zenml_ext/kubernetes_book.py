@@ -161,18 +161,6 @@ class Book:
         run = Client().get_pipeline_run(UUID(run_id), hydrate=False)
         return run.status in _STOPPING
 
-    def peak_of(self, run_id: str, step_name: str) -> Quantity | None:
-        """The use that a step which has completed has recorded."""
-        page = Client().list_run_steps(
-            name=step_name,
-            pipeline_run_id=UUID(run_id),
-            sort_by="desc:version",
-            size=1,
-            hydrate=True,
-        )
-        found = page[0].run_metadata.get(metadata.PEAK) if page.total else None
-        return Quantity(int(str(found))) if found else None
-
     def beat(self, row: StepRow) -> bool:
         """Keep the step run alive while no pod does; False where it needs no heartbeat."""
         store: Any = Client().zen_store

@@ -125,7 +125,8 @@ class OomSettings(BaseModel):
     memory: str | None = Field(
         default=None,
         description="Memory limit of a step's first attempt, as a Kubernetes quantity such as"
-        " 600Mi or 2G. Unset: from ResourceSettings(memory=…), else from the step's history.",
+        " 600Mi or 2G. Unset: from ResourceSettings(memory=…). With the policy history, what the"
+        " step's earlier runs needed comes before both.",
     )
     max_memory: str | None = Field(
         default=None,
