@@ -201,9 +201,13 @@ class TestSingleFlight:
             print(memory.cache(function)(7), flush=True)
         """
 
+        # A function needs source: joblib before 1.6 tells others apart by a number of the process.
+        script = tmp_path / "script.py"
+        script.write_text(textwrap.dedent(code), encoding="utf-8")
+
         def start(speed):
             return subprocess.Popen(
-                [sys.executable, "-c", textwrap.dedent(code), tmp_path, speed],
+                [sys.executable, script, tmp_path, speed],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
