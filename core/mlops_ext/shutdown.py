@@ -291,10 +291,11 @@ def _newborn(due: Deadlines, now: float, limits: Limits) -> Deadlines:
     """The deadlines of a server that accepts requests and was not asked anything yet."""
     kill_at = min(due.kill_at, now + limits.abort_s)
     close_at = min(due.close_at, now + limits.newborn_s, kill_at)
+    in_time = max(close_at, kill_at - limits.stop_s)
     return Deadlines(
         close_at=close_at,
-        refuse_at=max(close_at, min(due.refuse_at, kill_at)),
-        stop_at=max(close_at, min(due.stop_at, kill_at)),
+        refuse_at=min(due.refuse_at, in_time),
+        stop_at=min(due.stop_at, in_time),
         kill_at=kill_at,
     )
 

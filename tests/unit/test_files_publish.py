@@ -158,19 +158,19 @@ def test_without_hard_links_a_free_name_is_taken_and_a_taken_one_kept(
 
 def test_what_has_to_survive_a_crash_is_synced_before_and_after_the_rename(tmp_path, monkeypatch):
     done = []
-    real_sync, real_replace = os.fsync, os.replace
+    real_sync, real_replace = os.fsync, Path.replace
 
     def fsync(descriptor):
         kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
         done.append(f"sync {kind}")
         real_sync(descriptor)
 
-    def replace(*names):
+    def replace(path, target):
         done.append("rename")
-        real_replace(*names)
+        return real_replace(path, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Path, "replace", replace)
     publish(tmp_path / "target", b"x", durability=Durability.FSYNC)
     assert done == ["sync file", "rename", "sync directory"]
     del done[:]
