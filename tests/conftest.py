@@ -1,6 +1,7 @@
 """Fixtures and settings that several test folders share."""
 
 import os
+import signal
 
 from hypothesis import settings
 from tests.windows import wine_python
@@ -13,3 +14,8 @@ __all__ = ["wine_python", "zenml_home"]
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("desk", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
+
+# What runs in the background of a shell is started with SIGINT ignored, which children inherit:
+# no test of Ctrl-C could pass.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

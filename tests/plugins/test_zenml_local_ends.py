@@ -307,7 +307,7 @@ def test_what_stays_below_the_limit_is_left_alone(kernel):
 CHILDREN = """
 import subprocess, sys, time
 HOLD = "b = bytearray(60 * 1024**2); b[::4096] = b'x' * len(b[::4096]); input()"
-EAT = "b = bytearray(400 * 1024**2); b[::4096] = b'x' * len(b[::4096])"
+EAT = "b = bytearray(400 * 1024**2); b[::4096] = b'x' * len(b[::4096]); input()"
 def child(code):
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
 """
