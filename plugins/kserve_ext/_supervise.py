@@ -12,8 +12,9 @@ from mlops_ext.shutdown import Step, Stopped
 
 __all__ = ["supervise"]
 
-SETTLE_S = 0.5
-"""How long arriving requests put off the end of accepting at most."""
+SETTLE_S = 5.0
+"""How long arriving requests put off the end of accepting at most: an overloaded server needs
+seconds to take in what gRPC holds for it, and gRPC cancels what it still holds."""
 QUIET_S = 0.02
 """A pause without a new request that long means that the kernel's queues are empty."""
 
