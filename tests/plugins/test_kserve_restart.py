@@ -19,7 +19,8 @@ async def restart(folder, way, *, workers=1, model="m", **options):
 
 
 def test_bare_server_loses_requests_and_stays_ready(tmp_path):
-    server, load, probes, _ = asyncio.run(restart(tmp_path, "bare"))
+    long = ("--sleep", "0.5")  # many requests are in flight at every moment
+    server, load, probes, _ = asyncio.run(restart(tmp_path, "bare", flags=long))
     assert load.count()["lost"] + load.count()["stopped"] > 50
     assert not any(probe[0] == 503 for probe in probes)
     if Version("0.14.1") != KSERVE:
