@@ -148,7 +148,7 @@ class Client:
     def _send(
         self,
         endpoint: str,
-        request: dict[str, object],
+        request: dict[str, Any],
         headers: dict[str, str],
         auth: tuple[str, str] | None = None,
     ) -> requests.Response:
