@@ -292,7 +292,7 @@ class PatchSet:
         earlier = _applied.get(patch.id)
         if earlier is not None and earlier.in_force and earlier.slot == slot:
             return self._report(patch, Outcome.ALREADY)
-        applied = install(patch)
+        applied = install(patch, slot)
         _applied[patch.id] = applied
         mine.append(applied)
         return self._report(patch, Outcome.APPLIED)
@@ -328,14 +328,13 @@ class PatchSet:
                 log.exception("listener for patch %s raised", report.patch.id)
 
 
-def install(patch: Patch) -> AppliedPatch:
-    """Put *patch*'s replacement at its target, without looking at versions.
+def install(patch: Patch, slot: Slot) -> AppliedPatch:
+    """Put *patch*'s replacement into *slot*, its place, without looking at versions.
 
     Raises:
-        PatchConflictError: the target is missing, or not what the patch expects.
+        PatchConflictError: what stands there is not what the patch expects.
     """
     expected = _expected(patch)
-    slot = find_slot(patch)
     current = slot.effective()
     home = "nothing" if current is MISSING else _targets.home_of(current).partition(".")[0]
     if home != expected:
