@@ -38,7 +38,7 @@ from zenml_ext._local_dag import MemoryBudget, State
 from zenml_ext._words import words
 from zenml_ext.local_entrypoint import MEMORY_ERROR_EXIT, LocalEntrypoint
 from zenml_ext.local_flavor import LocalOomSettings
-from zenml_ext.metadata import AttemptRecord
+from zenml_ext.metadata import KILLED, AttemptRecord
 
 __all__ = ["StepJob"]
 
@@ -275,7 +275,7 @@ def _is_done(row: StepRunResponse | None, ending: Ending) -> bool:
     return ending.oom_killed and row is not None and row.status == ExecutionStatus.COMPLETED
 
 
-_OUTCOMES = {Cause.OUT_OF_MEMORY: "killed for memory", Cause.MEMORY_ERROR: "memory error"}
+_OUTCOMES = {Cause.OUT_OF_MEMORY: KILLED, Cause.MEMORY_ERROR: "memory error"}
 
 
 def _patiently(ask: Callable[[], T]) -> T:

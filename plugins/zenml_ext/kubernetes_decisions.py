@@ -24,7 +24,7 @@ from zenml_ext.kubernetes_evidence import Ending
 from zenml_ext.kubernetes_jobs import MAIN, Successor, main_container, memory_of
 from zenml_ext.kubernetes_plans import cap_plan
 from zenml_ext.kubernetes_track import Track
-from zenml_ext.metadata import AttemptRecord
+from zenml_ext.metadata import KILLED, AttemptRecord
 
 __all__ = ["Failed", "GiveUp", "Relaunch", "after_failure", "is_node_exhaustion"]
 
@@ -233,7 +233,7 @@ def _outcome(evidence: Evidence) -> str:
     if evidence.succeeded:
         return "completed"
     if evidence.oom_killed:
-        return "killed for memory"
+        return KILLED
     if evidence.disruption or evidence.storage_evicted:
         return "evicted"
     return "failed"

@@ -37,6 +37,7 @@ from zenml_ext.kubernetes_jobs import (
 from zenml_ext.kubernetes_pending import is_without_pod, no_room, oom_of_node, why_no_pod
 from zenml_ext.kubernetes_track import Track, track_of
 from zenml_ext.kubernetes_watch import Watch
+from zenml_ext.metadata import KILLED
 
 __all__ = ["Supervisor"]
 
@@ -253,7 +254,7 @@ class Supervisor:
         self._book.record(run_id, name, adopted, change.track.attempts)
         api.create_event(
             job,
-            "MemoryRetry" if next_.attempt.outcome.startswith("killed") else "StepRetry",
+            "MemoryRetry" if next_.attempt.outcome == KILLED else "StepRetry",
             f"{next_.reason} Followed by Job {follower}.",
         )
         if self._stopped_meanwhile(run_id):
