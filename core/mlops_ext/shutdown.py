@@ -31,8 +31,10 @@ __all__ = [
     "Shutdown",
     "Signal",
     "Started",
+    "Step",
+    "Stopped",
+    "Tick",
 ]
-__all__ += ["Step", "Stopped", "Tick"]
 
 
 class Phase(enum.Enum):

@@ -102,21 +102,14 @@ class Project:
         }
 
     def _run(self, *arguments):
-        command = [sys.executable, *arguments]
-        return subprocess.run(
-            command,
-            env=self._environment("ours"),
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
+        return self._call(sys.executable, *arguments)
 
     def command(self, *words):
-        program = str(Path(sys.executable).parent / words[0])
+        return self._call(str(Path(sys.executable).parent / words[0]), *words[1:])
+
+    def _call(self, *command):
         return subprocess.run(
-            [program, *words[1:]],
+            command,
             env=self._environment("ours"),
             cwd=self.home,
             capture_output=True,

@@ -83,11 +83,12 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
 
 
 def _show(chosen: list[str], console: Console) -> Iterator[_Result]:
-    name_column, text_column = (
+    columns = (
+        SpinnerColumn(),
         TextColumn("[bold]{task.fields[name]}"),
+        TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    columns = (SpinnerColumn(), name_column, TimeElapsedColumn(), text_column)
     for number, name in enumerate(chosen, start=1):
         title = f"{name} ({number}/{len(chosen)})"
         if console.is_terminal:

@@ -68,8 +68,8 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
     fixes.add_column("what hurts without it")
     for fix in diagnosis.fixes:
         needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
-        active = "[green]yes[/]" if fix.active else "[dim]no[/]"
-        active = "[green]on import[/]" if fix.armed else active
+        state = "yes" if fix.active else "on import"
+        active = f"[green]{state}[/]" if fix.active or fix.armed else "[dim]no[/]"
         why = "" if fix.needed else f" [dim]({escape(fix.why)})[/]"
         fixes.add_row(escape(fix.id), needed, active, escape(fix.reason) + why)
     console.print(fixes)
