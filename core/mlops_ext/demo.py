@@ -3,7 +3,8 @@
 An extension publishes an entry point in group ``mlops_ext.demos`` that names a generator
 function without arguments. It yields `Progress` as it goes and a `Claim` for each thing shown.
 It runs in a process and a temporary directory of its own (``TMPDIR``), which is removed
-afterwards; what it or its framework prints goes to a log.
+afterwards; what it or its framework prints goes to a log. Where the user stops it, it gets a
+`KeyboardInterrupt`, and some seconds to clean up; then its process group is killed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,6 +94,7 @@ def read_event(line: str) -> Event:
 
 def child(name: str) -> None:
     """Run the demo called *name*; events go to the real standard output, all else to stderr."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how the command line stops us
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
         os.dup2(2, 1)
         for event in find(name)():

@@ -39,7 +39,10 @@ class PackedMaterializer(BaseMaterializer):
             return data_type(json.load(source))
 
 
-@step(settings={"orchestrator": {"memory": "500Mi"}}, output_materializers=PackedMaterializer)
+@step(
+    settings={"orchestrator": {"memory": "500Mi", "stop_grace_s": 1}},
+    output_materializers=PackedMaterializer,
+)
 def hungry() -> Packed:
     """Need more than the limit."""
     block = bytearray(NEEDED_MIB * 1024**2)

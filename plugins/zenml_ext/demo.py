@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,8 @@ __all__ = ["demo"]
 _LIMIT = 500 * 1024**2
 _TIMEOUT_S = 240.0
 """A step's process takes about 5 s on a free machine; beyond this something hangs."""
+_STOP_S = 8.0
+"""Time for an interrupted pipeline to end its step and remove its cgroup: it takes about 3 s."""
 
 _LEAVE = """
 import sys
@@ -123,6 +128,15 @@ def _left_overs(shop: _Workshop) -> Claim:
     )
 
 
+def _interrupt(process: subprocess.Popen[str]) -> None:
+    """End a pipeline as its user's Ctrl-C would: its step and the step's cgroup go too."""
+    if os.name == "posix":
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_STOP_S)
+    process.kill()
+
+
 def _attempts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     from zenml_ext.metadata import ATTEMPTS
 
@@ -162,20 +176,24 @@ class _Workshop:
             MlopsExtError: it failed.
         """
         self._script()
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "pipeline.py", *actions],
             cwd=self.folder,
             env=self.environment(MLOPS_EXT_TEMP_DIR=str(self.scratch)),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode:
-            tail = (done.stdout + done.stderr).strip()[-2000:]
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=_TIMEOUT_S)
+            except BaseException:
+                _interrupt(process)
+                raise
+        if process.returncode:
+            tail = (output + errors).strip()[-2000:]
             raise MlopsExtError(f"the demo's pipeline failed ({' '.join(actions)}):\n{tail}")
-        lines = done.stdout.splitlines()
+        lines = output.splitlines()
         return [json.loads(line[7:]) for line in lines if line.startswith("REPORT ")]
 
     def run_limited(self, *actions: str) -> int:

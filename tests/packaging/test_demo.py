@@ -34,6 +34,11 @@ def test_a_demo_that_shows_no_truth_fails(environment, name):
     assert ("the demo broke down" in result["log_tail"]) == (name == "acme-crash")
 
 
+def test_a_demo_that_breaks_down_is_named(environment):
+    done = environment.run("mlops-ext", "demo", "--only", "acme-crash")
+    assert "1 of 1 claims hold; not finished: acme-crash" in done.stdout
+
+
 def test_an_unknown_demo_suggests_the_nearest(environment):
     done = environment.run("mlops-ext", "demo", "--only", "acne")
     assert done.returncode == 1
@@ -46,21 +51,42 @@ def _default_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_demo_leaves_nothing(environment, tmp_path, number):
-    report = tmp_path / "report"
-    with subprocess.Popen(
+def _hanging(environment, report, **variables):
+    """The demo that hangs, begun."""
+    process = subprocess.Popen(
         [environment.bin / "mlops-ext", "demo", "--only", "acme-hang"],
-        env={**os.environ, "HANG_REPORT": str(report)},
+        env={**os.environ, "HANG_REPORT": str(report), **variables},
         stdout=subprocess.DEVNULL,
         preexec_fn=_default_signals,  # noqa: PLW1509  # no threads here
-    ) as process:
-        _wait_until(lambda: report.exists() and report.read_text())
-        child, scratch = report.read_text().split()
+    )
+    _wait_until(lambda: report.exists() and report.read_text())
+    return process
+
+
+def _left_nothing(report):
+    child, scratch = report.read_text().split()
+    _wait_until(lambda: not _alive(int(child)))
+    return not Path(scratch).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_demo_cleans_up_and_leaves_nothing(environment, tmp_path, number):
+    report = tmp_path / "report"
+    with _hanging(environment, report) as process:
         process.send_signal(number)
         assert process.wait(100) == 130
-    _wait_until(lambda: not _alive(int(child)))
-    assert not Path(scratch).exists()
+    assert (tmp_path / "cleaning").exists()
+    assert _left_nothing(report)
+
+
+def test_a_second_interrupt_does_not_wait_and_leaves_nothing(environment, tmp_path):
+    report = tmp_path / "report"
+    with _hanging(environment, report, HANG_IN_CLEAN_UP="1") as process:
+        process.send_signal(signal.SIGINT)
+        _wait_until((tmp_path / "cleaning").exists)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(100) == 130
+    assert _left_nothing(report)
 
 
 def _alive(pid):

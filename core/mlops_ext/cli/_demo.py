@@ -34,8 +34,9 @@ __all__ = ["demo"]
 
 LIMIT_S = 600.0
 """A demo that takes longer hangs: the slowest takes about a minute on two busy cores."""
-GRACE_S = 5.0
-"""Time for a demo to end its own children after SIGTERM before its process group is killed."""
+GRACE_S = 10.0
+"""Time for a demo to clean up after SIGTERM before its process group is killed: ZenML's publishes
+that its run was stopped, and ends the step, in about 3 s."""
 LOG_LINES = 25
 """Lines of a failed demo's log that are shown: a traceback and what led to it."""
 
@@ -70,6 +71,7 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     console = Console(stderr=as_json)
+    _print_line(console, "running", f"{', '.join(chosen)}; Ctrl-C stops, and leaves nothing behind")
     try:
         results = list(_show(chosen, console))
     except KeyboardInterrupt:
@@ -102,8 +104,8 @@ def _show(chosen: list[str], console: Console) -> Iterator[_Result]:
 
 
 def _print_line(console: Console, title: str, text: str) -> None:
-    """Progress into a pipe or a log: a line for each thing begun."""
-    console.print(f"{title}: {text}", markup=False, highlight=False)
+    """Progress into a pipe or a log: a line for each thing begun, however long."""
+    console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _describe(bar: Bar, task: TaskID, text: str) -> None:
@@ -128,6 +130,9 @@ def _run(name: str, tell: Callable[[str], None]) -> _Result:
                     else:
                         tell(event.text)
                 result.status = process.wait()
+            except KeyboardInterrupt:
+                tell("interrupted: cleaning up")
+                raise
             finally:
                 timer.cancel()
         if result.status:
@@ -162,10 +167,10 @@ def _started(name: str, home: Path, log: IO[bytes]) -> Iterator[subprocess.Popen
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End *process* and all that it started: asked first, then made to."""
+    """End *process* and all that it started: asked first, then made to; a second Ctrl-C is now."""
     if process.poll() is None:
         process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             process.wait(GRACE_S)
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -182,9 +187,11 @@ def _draw(result: _Result, console: Console) -> None:
     for claim in result.claims:
         holds = "[green]yes[/]" if claim.holds else "[red]NO[/]"
         table.add_row(*map(escape, (claim.what, claim.before, claim.after)), holds)
-    console.print(table)
+    if result.claims:
+        console.print(table)
     if result.status:
-        console.print(f"[red]the demo ended with status {result.status}[/]; its last words:")
+        name = escape(result.name)
+        console.print(f"[red]the demo {name} ended with status {result.status}[/]; its last words:")
         console.print(result.log_tail, markup=False, highlight=False)
 
 
@@ -192,9 +199,10 @@ def _verdict(results: list[_Result]) -> str:
     """The last line: what held, and what to try next."""
     claims = [claim for result in results for claim in result.claims]
     held = sum(claim.holds for claim in claims)
-    bad = [escape(result.name) for result in results if not result.good]
-    if bad:
-        return f"[red]{held} of {len(claims)} claims hold; look at: {', '.join(bad)}[/]"
+    if not all(result.good for result in results):
+        broken = [escape(r.name) for r in results if r.status or not r.claims]
+        unfinished = f"; not finished: {', '.join(broken)}" if broken else ""
+        return f"[red]{held} of {len(claims)} claims hold{unfinished}[/]"
     return (
         f"[green]all {held} claims hold on this machine[/]\n"
         "next: mlops-ext doctor (what your versions need),"

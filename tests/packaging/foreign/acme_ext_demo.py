@@ -34,11 +34,20 @@ def silent():
 
 
 def hang():
-    """Hang, with a child that ignores SIGTERM and a file in the temporary directory."""
+    """Hang, with a child that ignores SIGTERM and a file in the temporary directory.
+
+    It cleans up when it is stopped: at once, or never with ``HANG_IN_CLEAN_UP``.
+    """
+    report = Path(os.environ["HANG_REPORT"])
     child = subprocess.Popen(
         [sys.executable, "-c", "import signal, time\nsignal.signal(15, 1)\ntime.sleep(300)"]
     )
     (Path(tempfile.mkdtemp()) / "left").write_text("left")
-    Path(os.environ["HANG_REPORT"]).write_text(f"{child.pid} {tempfile.gettempdir()}")
-    time.sleep(300)
-    yield Progress(text="never")
+    report.write_text(f"{child.pid} {tempfile.gettempdir()}")
+    try:
+        time.sleep(300)
+        yield Progress(text="never")
+    finally:
+        report.with_name("cleaning").touch()
+        if "HANG_IN_CLEAN_UP" in os.environ:
+            time.sleep(300)
