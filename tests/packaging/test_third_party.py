@@ -29,6 +29,15 @@ def test_its_framework_is_listed(environment):
     assert "right answers" in done.stdout
 
 
+def test_doctor_shows_the_fixes_of_what_is_installed(environment, alone):
+    shown = environment.run("mlops-ext", "doctor", COLUMNS="200").stdout
+    assert "acme.answer" in shown
+    assert "kserve.start" not in shown
+    fixes = environment.doctor()[1]["fixes"]
+    assert {"acme.answer", "kserve.start"} <= {fix["id"] for fix in fixes}
+    assert "no framework was found" in alone.run("mlops-ext", "doctor").stdout
+
+
 def test_its_patch_is_applied_under_run_and_in_children(environment):
     assert environment.run("python", "-c", PRINT_ANSWER).stdout == "wrong\n"
     script = (
