@@ -5,6 +5,7 @@ can be created, under a real memory limit: what is killed here was killed by the
 Objects look as Kubernetes 1.36 writes them; tests hold them to recordings of the real thing.
 """
 
-from tests.kubedouble.cluster import Cluster, Fault
+from tests.kubedouble.calls import Fault
+from tests.kubedouble.cluster import Cluster
 
 __all__ = ["Cluster", "Fault"]

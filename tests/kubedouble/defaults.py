@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
 
@@ -12,6 +13,7 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E
 }
 
 
+@functools.lru_cache(maxsize=1024)
 def quantity(text: object) -> float:
     found = re.fullmatch(r"([0-9.]+(?:[eE][+-]?\d+)?)(m|[kKMGTPE]i?)?", str(text))
     if not found:
@@ -19,6 +21,14 @@ def quantity(text: object) -> float:
     if found[2] == "m":
         return float(found[1]) / 1000
     return float(found[1]) * UNITS[found[2] or ""]
+
+
+def memory_in(pod: Object, section: str) -> float:
+    """Memory of a pod's containers, as *section* of their resources has it."""
+    return sum(
+        quantity((container["resources"].get(section) or {}).get("memory", 0))
+        for container in pod["spec"]["containers"]
+    )
 
 
 def default_container(container: Object) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import uuid
 
 from tests.kubedouble.defaults import default_pod
-from tests.kubedouble.store import ApiError, Object, Store, now
+from tests.kubedouble.store import ApiError, Object, Store, clone, now
 
 MESSAGES = {
     "BackoffLimitExceeded": "Job has reached the specified backoff limit",
@@ -160,7 +159,7 @@ class JobController:
 
     def _create_pod(self, job: Object) -> Object:
         meta = job["metadata"]
-        template = copy.deepcopy(job["spec"]["template"])
+        template = clone(job["spec"]["template"])
         token = f"kube-api-access-{uuid.uuid4().hex[:5]}"
         pod: Object = {
             "apiVersion": "v1",

@@ -9,7 +9,7 @@ pytest.importorskip("kubernetes")
 
 from kubernetes import client, config, watch
 from tests.kubedouble import Cluster
-from tests.kubedouble.nodes import Cgroup
+from tests.kubedouble.cgroups import Cgroup
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "kubernetes"
 needs_cgroup = pytest.mark.skipif(

@@ -2,7 +2,7 @@
 
 import pytest
 from tests.kubedouble import Cluster
-from tests.kubedouble.nodes import Cgroup
+from tests.kubedouble.cgroups import Cgroup
 from tests.kubedouble.pipelines import Zenml
 
 pytestmark = pytest.mark.skipif(
