@@ -127,7 +127,7 @@ class Kubelet:
         with self.log_path(pod).open("wb") as log:
             process = subprocess.Popen(
                 [*UNSHARE, "/bin/sh", "-c", script],
-                env=self._environment(pod, main),
+                env=self._environment(pod, main, home),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -209,12 +209,12 @@ class Kubelet:
         source.mkdir(parents=True, exist_ok=True)
         return f"mount --bind {source} {target}"
 
-    def _environment(self, pod: Object, main: Object) -> dict[str, str]:
+    def _environment(self, pod: Object, main: Object, home: Path) -> dict[str, str]:
         binaries = Path(self.images[main["image"]]).parent
         env = {
             "PATH": f"{binaries}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOSTNAME": pod["metadata"]["name"],
-            "HOME": "/root",
+            "HOME": str(home),  # what a pod keeps at home goes with it
             **self.environment,
         }
         for item in main.get("env", []):

@@ -117,6 +117,7 @@ class Zenml:
             **os.environ,
             "ZENML_CONFIG_PATH": str(self.home / "config"),
             "ZENML_LOCAL_STORES_PATH": str(self.home / "config" / "local_stores"),
+            "MLOPS_EXT_MEMORY_HISTORY": str(self.home / "history.sqlite"),
             "ZENML_ANALYTICS_OPT_IN": "false",
             "ZENML_LOGGING_VERBOSITY": "INFO",
             "ZENML_ENABLE_RICH_TRACEBACK": "false",

@@ -47,7 +47,7 @@ def test_a_step_killed_for_memory_fails_on_zenml_and_completes_here(project, sta
 
 
 GROWING = """
-@step(enable_cache=False, settings=memory("500Mi"))
+@step(enable_cache=False, settings=memory("500Mi", memory_policy="double"))
 def growing() -> int:
     return eat(700, seconds=8)
 
