@@ -26,7 +26,9 @@ __all__ = [
     "latest_jobs",
     "memory_of",
     "prepare_step_job",
+    "run_id_of",
     "set_memory",
+    "step_name_of",
     "successor",
     "superseding_patch",
 ]
@@ -78,6 +80,17 @@ def main_container(job: Mapping[str, Any]) -> Manifest:
     """The container that runs the step."""
     containers: list[Manifest] = job["spec"]["template"]["spec"]["containers"]
     return next((one for one in containers if one["name"] == MAIN), containers[0])
+
+
+def step_name_of(job: Mapping[str, Any]) -> str:
+    """Name of the step that a Job runs."""
+    return str(job["metadata"]["annotations"][STEP_NAME_ANNOTATION])
+
+
+def run_id_of(job: Mapping[str, Any]) -> str:
+    """Id of the pipeline run that a step's Job belongs to, also of one that was followed."""
+    labels = job["metadata"]["labels"]
+    return str(labels.get("run_id") or labels[SUPERSEDED_LABELS["run_id"]])
 
 
 def memory_of(container: Mapping[str, Any]) -> tuple[Quantity | None, Quantity | None]:

@@ -19,23 +19,24 @@ from zenml.integrations.kubernetes import kube_utils
 from mlops_ext.memory import Caps, Cause, Quantity
 from zenml_ext._words import words
 from zenml_ext.kubernetes_api import KubeApi, Recorder, error_words, is_passing, persistently
-from zenml_ext.kubernetes_book import Book, StepFacts, StepRow
-from zenml_ext.kubernetes_caps import CapsReader, Refused
+from zenml_ext.kubernetes_book import Book, StepFacts
+from zenml_ext.kubernetes_caps import CapsReader
 from zenml_ext.kubernetes_decisions import Failed, GiveUp, Relaunch, after_failure
 from zenml_ext.kubernetes_evidence import Ending, ending_of
 from zenml_ext.kubernetes_jobs import (
-    STEP_NAME_ANNOTATION,
-    SUPERSEDED_LABELS,
     follower_of,
     latest_jobs,
     main_container,
     memory_of,
     prepare_step_job,
+    run_id_of,
+    step_name_of,
     successor,
     superseding_patch,
 )
-from zenml_ext.kubernetes_pending import is_without_pod, no_room, oom_of_node, why_no_pod
+from zenml_ext.kubernetes_pending import oom_of_node
 from zenml_ext.kubernetes_track import Track, track_of
+from zenml_ext.kubernetes_waits import Waits, row_of
 from zenml_ext.kubernetes_watch import Watch
 from zenml_ext.metadata import KILLED
 
@@ -47,12 +48,6 @@ JobStatus = kube_utils.JobStatus
 Answer = tuple[JobStatus, str | None]
 Manifest = Mapping[str, Any]
 
-_BEAT_S = 20.0
-"""ZenML's own worker beats every 15 s, and its thresholds are minutes."""
-_EVENTS_S = 10.0
-"""A Job without a pod is asked why this often, no oftener."""
-_PODLESS_S = 2.0
-"""Kubernetes makes a Job's pod within a second; asking earlier would be a call for nothing."""
 _FAILURES = frozenset({"Failed", "FailureTarget"})
 _GONE = 404
 
@@ -75,7 +70,8 @@ class Supervisor:
         check: Callable[..., Answer] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._facts, self._book, self._clock = facts, book or Book(), clock
+        self._facts, self._book = facts, book or Book()
+        self._waits = Waits(self._book, clock)
         self._check: Callable[..., Answer] = check or kube_utils.check_job_status
         self._watches: dict[str, Watch] = {}
         self._probes: dict[str, str] = {}
@@ -181,15 +177,35 @@ class Supervisor:
             ending = ending_of(job, found if found is not None else api.pods_of(watch.current))
             return self._after(api, watch, job, oom_of_node(api, ending))
         if status is JobStatus.RUNNING:
-            return self._waiting(api, watch, job, found or [], message)
+            return self._running(api, watch, job, track, found or [], message)
         return status, message
+
+    def _running(
+        self,
+        api: KubeApi,
+        watch: Watch,
+        job: Manifest,
+        track: Track,
+        pods: list[dict[str, Any]],
+        message: str | None,
+    ) -> Answer:
+        minutes = self._facts(step_name_of(job)).settings.pending_timeout_min if pods else 0
+        refused = self._waits.look(
+            api, watch, job, track, pods, caps=self._caps_reader(api), timeout_s=60 * minutes
+        )
+        if refused is None:
+            return JobStatus.RUNNING, message
+        if refused.for_good:
+            api.delete_job(watch.current)
+            return JobStatus.FAILED, refused.message
+        return JobStatus.RUNNING, refused.message
 
     # -- a step's Job has failed ----------------------------------------------------------------
 
     def _after(self, api: KubeApi, watch: Watch, job: Manifest, ending: Ending) -> Answer:
         track = track_of(job)
         assert track is not None
-        name = _step_name(job)
+        name = step_name_of(job)
         facts = self._facts(name)
         evidence = ending.evidence
         is_memory = evidence.oom_killed or evidence.memory_error
@@ -207,7 +223,7 @@ class Supervisor:
             self._give_up(job, name, next_, is_memory=is_memory)
             return JobStatus.FAILED, next_.reason
         if next_.change.track.alone and self._must_wait(watch, job, ending, track):
-            self._beat(watch)
+            self._waits.beat(watch)
             probe = self._probes[track.family]
             return JobStatus.RUNNING, f"waits for {probe} to show what this step needs"
         return self._relaunch(api, watch, job, name, next_)
@@ -223,9 +239,9 @@ class Supervisor:
     def _relaunch(
         self, api: KubeApi, watch: Watch, job: Manifest, name: str, next_: Relaunch
     ) -> Answer:
-        run_id = _run_id(job)
+        run_id = run_id_of(job)
         try:
-            row = self._row_of(job, run_id, name)
+            row = row_of(self._book, job)
             if self._book.is_stopping(run_id):
                 return JobStatus.FAILED, "the run is being stopped"
         except Exception as error:  # noqa: BLE001 - any store may raise anything; asked again soon
@@ -250,7 +266,7 @@ class Supervisor:
         watch.superseded.append((job, follower))
         self._tidy(api, watch)
         log.warning("Step %s, attempt %d: %s", name, change.track.number, next_.reason)
-        self._beat(watch)
+        self._waits.beat(watch)
         self._book.record(run_id, name, adopted, change.track.attempts)
         api.create_event(
             job,
@@ -270,21 +286,15 @@ class Supervisor:
             log.debug("is run %s stopping? %s", run_id, words(error))
             return False
 
-    def _row_of(self, job: Manifest, run_id: str, name: str) -> StepRow | None:
-        step_run_id = (job["metadata"].get("labels") or {}).get("step_run_id")
-        if step_run_id:
-            return self._book.row(step_run_id)
-        return self._book.newest_row(run_id, name)
-
     def _give_up(self, job: Manifest, name: str, next_: GiveUp, *, is_memory: bool) -> None:
         track = track_of(job)
         if track is None or (not is_memory and not track.attempts):
             return
         if next_.cause is Cause.NONE:
             return
-        run_id = _run_id(job)
+        run_id = run_id_of(job)
         try:
-            row = self._row_of(job, run_id, name)
+            row = row_of(self._book, job)
             self._book.record(run_id, name, row, [*track.attempts, next_.attempt.dump()])
         except Exception as error:  # noqa: BLE001 - a record that is lost fails no step
             log.warning("the attempts of %s could not be recorded: %s", name, words(error))
@@ -299,73 +309,6 @@ class Supervisor:
                 log.warning("Job %s keeps its label for now: %s", follower, error_words(error))
                 return
             watch.superseded.pop(0)
-
-    # -- a step waits or runs ---------------------------------------------------------------------
-
-    def _waiting(
-        self,
-        api: KubeApi,
-        watch: Watch,
-        job: Manifest,
-        pending: list[dict[str, Any]],
-        message: str | None,
-    ) -> Answer:
-        track = track_of(job)
-        assert track is not None
-        status = job.get("status") or {}
-        if track.number > 1 and not status.get("ready"):
-            self._find_row(watch, job)
-            self._beat(watch)
-        wait_s = 60 * self._facts(_step_name(job)).settings.pending_timeout_min if pending else 0
-        refused = no_room(
-            api, self._caps_reader(api), pending, watch, now=self._clock(), wait_s=wait_s
-        )
-        if is_without_pod(status):
-            refused = self._refused(api, watch)
-        else:
-            watch.podless_since = None
-        if refused is None:
-            return JobStatus.RUNNING, message
-        if refused.for_good:
-            api.delete_job(watch.current)
-            return JobStatus.FAILED, refused.message
-        self._tell(watch, job, refused.message)
-        return JobStatus.RUNNING, refused.message
-
-    def _refused(self, api: KubeApi, watch: Watch) -> Refused | None:
-        """Why a Job has no pod, asked now and then, and not about the moment before it has one."""
-        if watch.podless_since is None:
-            watch.podless_since = self._clock()
-        if self._clock() - watch.podless_since < _PODLESS_S:
-            return None
-        if self._clock() - watch.events_at < _EVENTS_S:
-            return Refused(message=watch.told, for_good=False) if watch.told else None
-        watch.events_at = self._clock()
-        return why_no_pod(api, watch.current)
-
-    def _tell(self, watch: Watch, job: Manifest, message: str) -> None:
-        if message != watch.told:
-            log.warning("Step %s waits: %s", _step_name(job), message)
-            watch.told = message
-
-    def _find_row(self, watch: Watch, job: Manifest) -> None:
-        if watch.row is None and watch.beats:
-            try:
-                watch.row = self._row_of(job, _run_id(job), _step_name(job))
-            except Exception as error:  # noqa: BLE001 - asked again with the next look
-                log.debug("no step run for %s: %s", _step_name(job), words(error))
-
-    def _beat(self, watch: Watch) -> None:
-        """A pod that waits cannot send heartbeats; without them ZenML would stop the step."""
-        if watch.held is not None:
-            self._find_row(watch, watch.held)
-        if watch.row is None or not watch.beats or self._clock() - watch.beat_at < _BEAT_S:
-            return
-        watch.beat_at = self._clock()
-        try:
-            watch.beats = self._book.beat(watch.row)
-        except Exception as error:  # noqa: BLE001 - the next one is due in seconds
-            log.debug("no heartbeat for %s: %s", watch.row.identifier, words(error))
 
     def _learn(self, api: KubeApi, job: Manifest, track: Track) -> None:
         """What a step on its own has needed lets the others of its code be scheduled."""
@@ -382,12 +325,3 @@ class Supervisor:
         if self._caps is None:
             self._caps = CapsReader(api.fetch)
         return self._caps
-
-
-def _step_name(job: Manifest) -> str:
-    return str(job["metadata"]["annotations"][STEP_NAME_ANNOTATION])
-
-
-def _run_id(job: Manifest) -> str:
-    labels = job["metadata"]["labels"]
-    return str(labels.get("run_id") or labels[SUPERSEDED_LABELS["run_id"]])
