@@ -3,7 +3,8 @@
 A section of settings is a frozen dataclass that its owner defines, with the reason for each
 default under its field. `load` fills it from, in this order: arguments, command-line flags,
 ``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml, environment variables named
-``MLOPS_EXT_<SECTION>_<FIELD>``, and the defaults.
+``MLOPS_EXT_<SECTION>_<FIELD>``, and the defaults. A field with ``repr=False`` holds a secret: no
+error shows its value.
 """
 
 from __future__ import annotations
@@ -102,12 +103,14 @@ def resolve(
     """As `load`, with the source of each value."""
     environ = environment() if environ is None else environ
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cast("Any", cls)) if field.init]
+    fields = [field for field in dataclasses.fields(cast("Any", cls)) if field.init]
+    names = [field.name for field in fields]
     file, table = _file_section(section, directory)
     _refuse_unknown(table, names, section, is_top=not section)
     values: dict[str, object] = {}
     sources = dict.fromkeys(names, "default")
-    for name in names:
+    for field in fields:
+        name = field.name
         variable = "_".join(["MLOPS_EXT", *filter(None, [section]), name]).upper().replace("-", "_")
         for source, label, found in (
             ("argument", name, (arguments or {}).get(name)),
@@ -116,7 +119,7 @@ def resolve(
             (variable, variable, environ.get(variable) or None),
         ):
             if found is not None:
-                values[name] = _convert(found, hints[name], label)
+                values[name] = _read(found, hints[name], label, secret=not field.repr)
                 sources[name] = source
                 break
     try:
@@ -145,7 +148,7 @@ def _file_section(section: str, directory: Path | None) -> tuple[Path | None, Ma
             continue
         found = table.get(section, {}) if section else table
         if not isinstance(found, dict):
-            raise SettingsError(_toml_name(section, ""), found, "a table")
+            raise _no_table(_toml_name(section, ""))
         return path, {str(key).replace("-", "_"): value for key, value in found.items()}
     return None, {}
 
@@ -172,7 +175,12 @@ def _own_table(path: Path) -> dict[str, object] | None:
     table = tool.get("mlops-ext") if isinstance(tool, dict) else None
     if table is None or isinstance(table, dict):
         return table
-    raise SettingsError("tool.mlops-ext", table, "a table")
+    raise _no_table("tool.mlops-ext")
+
+
+def _no_table(name: str) -> InvalidSettingsError:
+    """What stands there is not shown: it may be a secret in the wrong place."""
+    return InvalidSettingsError(name, [], f"expected a table [{name}]")
 
 
 def _refuse_unknown(
@@ -181,6 +189,17 @@ def _refuse_unknown(
     for key, value in table.items():
         if key not in names and not (is_top and isinstance(value, dict)):
             raise UnknownSettingError(_toml_name(section, key), key, names)
+
+
+def _read(value: object, hint: Any, label: str, *, secret: bool) -> object:
+    """As `_convert`; no error shows the value of a secret, nor leads to one that does."""
+    try:
+        return _convert(value, hint, label)
+    except SettingsError as error:
+        if not secret:
+            raise
+        problem = f"expected {error.allowed}"
+    raise InvalidSettingsError(label, [], problem)
 
 
 def _convert(value: object, hint: Any, label: str) -> object:

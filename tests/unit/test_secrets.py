@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from joblib import Memory
@@ -16,7 +16,7 @@ SECRET = "s3cr3t-8f1e7a"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     workers: int = 1
 
     def __post_init__(self):
@@ -33,6 +33,33 @@ def beside_a_bad_value(folder):
     settings.load(
         Section, "demo", environ={}, directory=folder, arguments={"key": SECRET, "workers": 0}
     )
+
+
+def of_a_wrong_type_in_the_file(folder):
+    (folder / "pyproject.toml").write_text(f"[tool.mlops-ext.demo]\nkey = ['{SECRET}']\n")
+    settings.load(Section, "demo", environ={}, directory=folder)
+
+
+def of_a_wrong_type_in_the_file_of_a_cache(folder):
+    (folder / "pyproject.toml").write_text(
+        f"[tool.mlops-ext.joblib]\nsign_key = {{key = '{SECRET}'}}\n"
+    )
+    Memory(folder, backend="shared")
+
+
+def in_the_place_of_a_table(folder):
+    (folder / "pyproject.toml").write_text(f"[tool.mlops-ext]\ndemo = '{SECRET}'\n")
+    settings.load(Section, "demo", environ={}, directory=folder)
+
+
+def in_the_place_of_all_settings(folder):
+    (folder / "pyproject.toml").write_text(f"[tool]\nmlops-ext = '{SECRET}'\n")
+    settings.load(Section, "demo", environ={}, directory=folder)
+
+
+def in_a_file_that_is_no_toml(folder):
+    (folder / "pyproject.toml").write_text(f"[tool.mlops-ext.demo]\nkey = {SECRET}\n")
+    settings.load(Section, "demo", environ={}, directory=folder)
 
 
 def misspelt_option(folder):
@@ -52,16 +79,22 @@ def beside_a_bad_option(folder):
     [
         misspelt_in_the_file,
         beside_a_bad_value,
+        of_a_wrong_type_in_the_file,
+        of_a_wrong_type_in_the_file_of_a_cache,
+        in_the_place_of_a_table,
+        in_the_place_of_all_settings,
+        in_a_file_that_is_no_toml,
         misspelt_option,
         of_a_wrong_type,
         beside_a_bad_option,
     ],
 )
-def test_an_error_never_shows_a_secret(path, tmp_path):
+def test_an_error_never_shows_a_secret(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(MlopsExtError) as caught:
         path(tmp_path)
     error = caught.value
-    shown = [str(error), repr(error), str(vars(error)), *traceback.format_exception_only(error)]
+    shown = [str(error), repr(error), str(vars(error)), *traceback.format_exception(error)]
     assert not [text for text in shown if SECRET in text]
 
 
