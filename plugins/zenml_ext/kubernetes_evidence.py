@@ -29,6 +29,11 @@ _DISK_WORDS = re.compile(
     re.IGNORECASE,
 )
 _REPORT_KEY = "mlops-ext"
+_RULE_WORDS = re.compile(
+    r"Pod \S+ has condition (?P<condition>\w+) matching"
+    r"|Container (?P<container>\S+) for pod \S+ failed with exit code (?P<code>\d+) matching"
+)
+"""How Kubernetes says which rule of a failure policy has ended a Job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +76,13 @@ def ending_of(job: Manifest, pods: Sequence[Manifest]) -> Ending:
     template = job["spec"]["template"]["spec"]["containers"]
     if not pods:
         main = next((one for one in template if one["name"] == MAIN), template[0])
+        evidence = _evidence_in(words, succeeded=succeeded)
+        taken = "the pod was taken from its node, and nothing is left of it"
         return Ending(
-            evidence=Evidence(succeeded=succeeded),
+            evidence=evidence,
             memory=memory_of(main)[0],
             reason=reason,
-            message=words or "no pod was left to tell why",
+            message=taken if evidence.disruption else words or "no pod was left to tell why",
             failed=failed,
         )
     pod = max(pods, key=lambda one: one["metadata"].get("creationTimestamp") or "")
@@ -92,6 +99,23 @@ def ending_of(job: Manifest, pods: Sequence[Manifest]) -> Ending:
         pod=pod["metadata"]["name"],
         runtime_s=_runtime_s(pod),
         failed=failed,
+    )
+
+
+def _evidence_in(words: str, *, succeeded: bool) -> Evidence:
+    """What the message of a Job tells where its pod is gone.
+
+    A pod that is drained, or makes room for one of a higher priority, is deleted, and so is one
+    whose node is gone: no trace is left of it but the rule that has ended its Job.
+    """
+    found = _RULE_WORDS.search(words)
+    if found is None:
+        return Evidence(succeeded=succeeded)
+    return Evidence(
+        succeeded=succeeded,
+        disruption=_DISRUPTED if found["condition"] == _DISRUPTED else "",
+        exit_code=int(found["code"]) if found["code"] else None,
+        container=found["container"],
     )
 
 

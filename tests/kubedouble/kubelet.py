@@ -97,9 +97,11 @@ class Kubelet:
     def end_pretended(self) -> None:
         """End the pods whose time has come, or that were asked to end."""
         for uid, one in list(self.pretended.items()):
-            if time.monotonic() >= one.due or self._gone(one.pod):
+            is_due = time.monotonic() >= one.due
+            if is_due or self._gone(one.pod):
                 del self.pretended[uid]
-                self._end(one.pod, one.pod["spec"]["containers"][0], one.ended)
+                ended = one.ended if is_due else {"exitCode": 137, "reason": "Error"}
+                self._end(one.pod, one.pod["spec"]["containers"][0], ended)
 
     def _gone(self, pod: Object) -> bool:
         found = self.store.find("pods", pod["metadata"]["namespace"], pod["metadata"]["name"])

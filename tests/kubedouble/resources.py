@@ -71,6 +71,8 @@ class Resources:
                 path = self.kubelet.log_path(pod)
                 return 200, path.read_text(errors="replace") if path.exists() else ""
             return 200, self.store.get(plural, place, name)
+        if call.sub == "eviction":
+            return 201, self._evict(place, name, body)
         if call.verb == "create":
             return 201, self._create(plural, place, {"apiVersion": version, "kind": kind, **body})
         if call.verb == "patch":
@@ -155,6 +157,19 @@ class Resources:
         changed = self.store.change("pods", meta["namespace"], meta["name"], edit)
         assert changed
         return changed
+
+    def _evict(self, place: str, name: str, body: Object) -> Object:
+        """What a drain asks for: the pod is a target of a disruption, and then deleted."""
+        words = "Eviction API: evicting"
+        stamp = condition("DisruptionTarget", True, "EvictionByEvictionAPI", words)
+        self.store.change(
+            "pods",
+            place,
+            name,
+            lambda pod: pod["status"].setdefault("conditions", []).append(stamp),
+        )
+        self._delete("pods", place, name, body.get("deleteOptions") or {})
+        return {"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success"}
 
     def _delete(self, plural: str, place: str, name: str, options: dict[str, Any]) -> Object:
         obj = self.store.get(plural, place, name)

@@ -107,6 +107,8 @@ def failed(name, **changes):
         ("sigkill-not-oom", False, 137, False, False),
         ("child-signal-ignored-by-pid1", False, 0, True, False),
         ("evicted-ephemeral", False, 137, False, True),
+        ("drained", False, None, False, False),
+        ("deleted", False, 137, False, False),
         ("exit-1", False, 1, False, False),
         ("memoryerror", False, 1, False, False),
         ("success", False, 0, True, False),
@@ -172,6 +174,23 @@ def test_a_signal_9_uses_one_of_the_users_own_retries():
 def test_a_kill_for_memory_uses_none_of_the_users_own_retries():
     next_ = after_failure(failed("oom-failjob", backoff_limit=2), POLICY, in_place=True)
     assert next_.change.backoff_limit == 2
+
+
+def test_a_step_that_is_drained_runs_again_though_nothing_is_left_of_its_pod():
+    next_ = after_failure(failed("drained"), POLICY, in_place=True)
+    assert isinstance(next_, Relaunch)
+    assert next_.adopt
+    assert next_.change.limit == 64 * MIB
+    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+    assert next_.attempt.outcome == "evicted"
+
+
+def test_a_deleted_pod_uses_one_of_the_users_own_retries():
+    next_ = after_failure(failed("deleted", backoff_limit=1), POLICY, in_place=True)
+    assert isinstance(next_, Relaunch)
+    assert not next_.adopt
+    assert next_.change.backoff_limit == 0
+    assert isinstance(after_failure(failed("deleted"), POLICY, in_place=True), GiveUp)
 
 
 def test_an_eviction_for_memory_pressure_moves_the_step_and_costs_no_retry():

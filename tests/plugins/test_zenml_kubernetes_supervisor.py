@@ -246,3 +246,21 @@ def test_an_image_that_cannot_be_pulled_fails_as_it_does_on_zenml(cluster):
     status, message = ours.until_over(ours.start("0 Completed 0"))
     assert status is JobStatus.FAILED
     assert "ErrImagePull" in message
+
+
+def test_a_drained_step_goes_on_with_the_same_memory_though_its_pod_is_gone(cluster):
+    book = FakeBook()
+    ours = Orchestrator(cluster, book)
+    name = ours.start("0 Completed 300;0 Completed 0")
+    (pod,) = cluster.wait_for(
+        lambda: [p for p in cluster.list("pods") if p["status"]["phase"] == "Running"]
+    )
+    meta = {"name": pod["metadata"]["name"], "namespace": "zenml"}
+    ours.core.create_namespaced_pod_eviction(
+        meta["name"], "zenml", client.V1Eviction(metadata=client.V1ObjectMeta(**meta))
+    )
+    cluster.wait_for(lambda: not cluster.list("pods", f"job-name={name}"))
+    assert ours.until_over(name) == (JobStatus.SUCCEEDED, None)
+    assert limits(cluster) == ["200Mi", "200Mi"]
+    ((_, (attempt,)),) = book.records
+    assert attempt["outcome"] == "evicted"
