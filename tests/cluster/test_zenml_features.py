@@ -36,8 +36,14 @@ def endless() -> int:
     return eat(500, 5) and time.sleep(600)
 
 @pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
-def the_pipeline():
+def stopped():
     endless()
+
+def the_pipeline():
+    mine = stopped()
+    while Client().get_pipeline_run(mine.id).status.value == "stopping":
+        time.sleep(1)  # until the step has heard of it
+    return mine
 """
 
 
