@@ -1,5 +1,6 @@
 """Discovery, doctor and activation, on extensions made in the test."""
 
+import dataclasses
 import importlib.metadata
 import logging
 import sys
@@ -8,6 +9,7 @@ import types
 import pytest
 
 from mlops_ext import activation, doctor, hookimpl
+from mlops_ext._entry_points import find_entry_points
 from mlops_ext.discovery import load_extensions
 from mlops_ext.errors import UnknownNameError
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity
@@ -223,3 +225,43 @@ def test_a_failure_never_comes_out_of_an_import(monkeypatch, caplog, error):
     monkeypatch.setattr(activation, "apply", fail)
     activation.apply_on_import("sample", "pytest")
     assert "sample goes on without its patches" in caplog.text
+
+
+def test_the_first_of_two_extensions_of_one_name_is_taken(monkeypatch):
+    points = [importlib.metadata.EntryPoint("twice", f"sample_{n}", "mlops_ext") for n in (1, 2)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    assert find_entry_points("mlops_ext") == points[:1]
+
+
+def test_doctor_calls_armed_only_what_an_import_will_apply(monkeypatch):
+    monkeypatch.setattr(activation, "_waiting", {"sample"})
+    armed = {
+        outcome: doctor._fix(PatchReport(patch=PATCH, outcome=outcome, version="1")).armed
+        for outcome in Outcome
+    }
+    assert [outcome for outcome, is_armed in armed.items() if is_armed] == [Outcome.NOT_APPLIED]
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(">=1", ["prepared"]), ("<1", [])])
+def test_an_extension_prepares_for_the_import_of_a_version_it_knows(
+    applied, tmp_path, monkeypatch, load, supported, expected
+):
+    """And the import system is as before afterwards."""
+    prepared = []
+    sample = types.ModuleType("sample_prepares")
+    sample.prepare = lambda: prepared.append("prepared")
+    monkeypatch.setitem(sys.modules, "sample_prepares", sample)
+    known = dataclasses.replace(
+        framework("sample", supported), before_import="sample_prepares:prepare"
+    )
+    found = load(one={"mlops_ext_frameworks": lambda: [known]})
+    monkeypatch.setattr("mlops_ext.discovery.extensions", lambda: found)
+    module = f"early_framework_{len(expected)}"
+    (tmp_path / f"{module}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    finders = [finder for finder in sys.meta_path if "mlops_ext" in type(finder).__module__]
+    activation.apply_on_import("sample", module)
+    importlib.import_module(module)
+    assert prepared == expected
+    assert applied == ["sample"]
+    assert finders == [f for f in sys.meta_path if "mlops_ext" in type(f).__module__]

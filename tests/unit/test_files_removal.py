@@ -36,6 +36,7 @@ def windows_error(code):
         (OSError(errno.ESTALE, ""), None),
         (OSError(errno.EBUSY, ""), Held.BUSY),
         (OSError(errno.ENOTEMPTY, ""), Held.NOT_EMPTY),
+        (OSError(errno.EEXIST, ""), Held.NOT_EMPTY),
         (OSError(errno.EIO, ""), Held.OTHER),
         (OSError("no number"), Held.OTHER),
     ],

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import sqlite3
 import subprocess
 import sys
@@ -225,3 +226,11 @@ def test_without_a_home_directory_the_policies_are_there_all_the_same(monkeypatc
     key = TaskKey(pipeline="p", step="s")
     policies["history"].observe(key, Features(), Quantity(2**30), 1.0)
     assert "1 earlier run" in policies["history"].decide(key, Features(), None, Caps()).reason
+
+
+def test_a_cost_that_is_no_number_is_left_out(tmp_path):
+    history = History(tmp_path / "h.sqlite")
+    costs = {"all": 1.0, "line": math.nan, "recent": math.inf}
+    history.append(KEY, Observation(peak=5, runtime_s=1.0, costs=costs))
+    ((_, run),) = history.read(KEY)
+    assert run.costs == {"all": 1.0}

@@ -11,6 +11,7 @@ import pytest
 import wrapt
 
 from mlops_ext import patching
+from mlops_ext._targets import Slot
 from mlops_ext.errors import PatchConflictError
 from mlops_ext.patching import MISSING, Outcome, Patch, PatchSet
 
@@ -315,3 +316,23 @@ def test_a_module_that_ran_again_is_patched_again(framework):
     assert framework.Server().run() == "patched original"
     patches.revert()
     assert framework.Server().run() == "original"
+
+
+def test_what_a_conflict_left_is_reverted_last_first_when_it_is_gone(framework):
+    original = vars(framework.Server)["run"]
+    on_top = make(id="sample.top", expects=__name__.partition(".")[0])
+    patches = patch_set(make(), on_top)
+    patches.apply()
+    ours = framework.Server.run
+    framework.Server.run = lambda _: "foreign"
+    with pytest.raises(PatchConflictError):
+        patches.revert()
+    framework.Server.run = ours
+    assert [r.patch.id for r in patches.revert()] == ["sample.top", "sample.replace_run"]
+    assert vars(framework.Server)["run"] is original
+
+
+def test_places_are_the_same_where_their_owner_is_not_where_it_is_equal():
+    owner = {}
+    assert Slot(owner, "a", is_item=True) == Slot(owner, "a", is_item=True)
+    assert Slot(owner, "a", is_item=True) != Slot({}, "a", is_item=True)

@@ -235,3 +235,10 @@ def test_a_text_is_read_as_the_first_type_that_fits(tmp_path, text, value):
 def test_a_text_that_fits_no_type_is_refused_in_the_words_of_the_first(tmp_path):
     with pytest.raises(SettingsError, match="a whole number"):
         settings.load(Either, "x", environ={"MLOPS_EXT_X_SIZE": "?"}, directory=tmp_path)
+
+
+def test_a_value_that_counts_as_nothing_is_given_all_the_same(project):
+    folder = project("[tool.mlops-ext.sample]\nworkers = 3\nstrict = true\n")
+    given = {"workers": 0, "strict": False}
+    found = settings.load(Sample, "sample", arguments=given, environ={}, directory=folder)
+    assert (found.workers, found.strict) == (0, False)

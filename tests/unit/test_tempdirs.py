@@ -384,3 +384,21 @@ def test_a_process_that_ended_and_was_not_waited_for_is_dead():
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert _owners.start_of(process.pid) is None
     assert _owners.start_of(os.getpid())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_proc_of_another_pid_namespace_tells_no_start_time(monkeypatch):
+    monkeypatch.setattr(_owners, "_link_text", lambda _: "1")
+    assert _owners.start_of(os.getpid()) == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_innermost_mount_says_whether_a_disk_is_local(monkeypatch):
+    mounts = (
+        "1 0 8:1 / / rw - ext4 /dev/a rw\n"
+        "2 1 0:9 / /shared rw - nfs4 server:/x rw\n"
+        "3 2 8:2 / /shared/scratch rw - xfs /dev/b rw\n"
+    )
+    monkeypatch.setattr(_owners, "_read", lambda _: mounts)
+    places = ("/elsewhere", "/shared/a", "/shared/scratch/b", "/sharedness")
+    assert [_owners.on_local_disk(Path(place)) for place in places] == [True, False, True, True]
