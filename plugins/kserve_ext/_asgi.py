@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from kserve_ext._drain import Drain
 
-__all__ = ["RETRY_AFTER_S", "LameDuck"]
+__all__ = ["CLOSE", "RETRY_AFTER_S", "LameDuck"]
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -29,14 +30,14 @@ CLOSE = (b"connection", b"close")
 class LameDuck:
     """An ASGI application around another one.
 
-    It counts requests. After a signal readiness says 503, which is not counted, each answer
-    closes its connection, and a request that is cancelled past the deadline is answered with 503.
+    Without a signal it costs a request one frame and a count: who counts what is in flight is
+    uvicorn. After a signal readiness says 503, which is not counted, each answer closes its
+    connection, and a request that is cancelled past the deadline is answered with 503.
     """
 
     def __init__(self, app: App, drain: Drain) -> None:
         self.app = app
         self.drain = drain
-        self.tasks: set[asyncio.Task[Any]] = set()
         self.seen = 0
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -44,39 +45,33 @@ class LameDuck:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.drain.ending and scope["method"] == "GET" and READINESS.fullmatch(scope["path"]):
-            await _answer(send, scope, "the server is shutting down")
-            return
+        if self.drain.ending:
+            if scope["method"] == "GET" and READINESS.fullmatch(scope["path"]):
+                await _answer(send, scope, "the server is shutting down")
+                return
+            if _is_http1(scope):
+                send = _closing(send)
         self.seen += 1
-        task = asyncio.current_task()
-        assert task is not None
-        answer = _Answer(send, self.drain, scope)
-        self.tasks.add(task)
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, send)
         except asyncio.CancelledError:
-            if not self.drain.refusing or answer.started:
+            if not self.drain.refusing:
                 raise
-            await _answer(send, scope, "the server shut down before the request was done")
-        finally:
-            self.tasks.discard(task)
+            with contextlib.suppress(RuntimeError):  # its answer has begun already
+                await _answer(send, scope, "the server shut down before the request was done")
+                return
+            raise
 
 
-class _Answer:
-    """``send`` of one request: adds ``Connection: close`` while the server is ending."""
+def _closing(send: Send) -> Send:
+    """*send* that adds ``Connection: close``."""
 
-    __slots__ = ("drain", "scope", "send", "started")
-
-    def __init__(self, send: Send, drain: Drain, scope: Any) -> None:
-        self.send, self.drain, self.scope = send, drain, scope
-        self.started = False
-
-    def __call__(self, message: Message) -> Awaitable[None]:
+    def answer(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            self.started = True
-            if self.drain.ending and _is_http1(self.scope):
-                message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
-        return self.send(message)
+            message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+        return send(message)
+
+    return answer
 
 
 async def _answer(send: Send, scope: Any, error: str) -> None:

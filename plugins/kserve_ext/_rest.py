@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 from typing import Any
 
-from kserve_ext._asgi import LameDuck
+from kserve_ext._asgi import CLOSE, LameDuck
 from kserve_ext._drain import Drain
+from mlops_ext.shutdown import Signal
 
 __all__ = ["RestPart"]
 
@@ -30,6 +31,7 @@ class RestPart:
         server.install_signal_handlers = lambda: None  # before
         server.startup = self._start
         server.shutdown = self._shut_down
+        drain.on_not_ready.append(self._close_after_answers)
 
     @property
     def started(self) -> bool:
@@ -46,9 +48,8 @@ class RestPart:
 
     def in_flight(self) -> int:
         """Requests not yet answered, and, once closed, connections not yet flushed."""
-        if self.server.should_exit:
-            return len(self.server.server_state.connections) + len(self.server.server_state.tasks)
-        return len(self.gate.tasks) if self.gate else 0
+        state = self.server.server_state
+        return len(state.tasks) + (len(state.connections) if self.server.should_exit else 0)
 
     async def close(self) -> None:
         """Close the listening sockets and every connection that carries no request."""
@@ -62,7 +63,7 @@ class RestPart:
 
     def refuse(self) -> int:
         """Cancel what is in flight; each request is then answered with 503."""
-        tasks = list(self.gate.tasks) if self.gate else []
+        tasks = list(self.server.server_state.tasks)
         for task in tasks:
             task.cancel()
         return len(tasks)
@@ -73,6 +74,17 @@ class RestPart:
         self._done.set()
         if self.gate is not None:  # before 0.22 uvicorn leaves it open after an early end
             await self._end_lifespan()
+
+    def _close_after_answers(self, event: Signal) -> None:
+        """Let the answers to requests in flight close their connections; from any thread.
+
+        Those to later requests are `LameDuck`'s. Each connection holds its latest request.
+        """
+        del event
+        for connection in list(self.server.server_state.connections):
+            request = getattr(connection, "cycle", None)  # a WebSocket has none
+            if request is not None and not request.response_started:
+                request.default_headers = [*request.default_headers, CLOSE]
 
     async def _start(self, sockets: list[Any] | None = None) -> None:
         self._sockets = list(sockets or ())

@@ -128,6 +128,33 @@ def test_readiness_says_no_at_once_and_liveness_yes(tmp_path):
     asyncio.run(scenario())
 
 
+async def in_flight(server):
+    """Requests in flight, without the one that asks."""
+    metrics = (await get(server.http_port, "/metrics"))[2].decode()
+    return float(re.search(r"^kserve_ext_in_flight (\S+)", metrics, re.MULTILINE)[1]) - 1
+
+
+def test_a_request_that_was_in_flight_at_the_signal_closes_its_connection(tmp_path):
+    async def scenario():
+        with Server(tmp_path, lame_duck_s=0.5) as server:
+            await server.up()
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+            body = b'{"instances": [1]}'
+            request = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            writer.write(request % len(body) + body)
+            while await in_flight(server) < 1:  # noqa: ASYNC110  # seen from another process
+                await asyncio.sleep(0.01)
+            server.signal()
+            head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert head.lower().split(b"\r\n").count(b"connection: close") == 1
+            assert content == b'{"predictions":[1]}'
+            writer.close()
+            assert await server.ended() == 0
+
+    asyncio.run(scenario())
+
+
 async def grpc_ready(server):
     import grpc
     from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
