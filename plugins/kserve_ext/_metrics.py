@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from kserve_ext._drain import Drain
 
-__all__ = ["exported"]
+__all__ = ["exported", "forget_parent"]
+
+_shown: list[Any] = []
+"""The gauges that stand in this process."""
 
 
 @contextlib.contextmanager
 def exported(drain: Drain) -> Iterator[None]:
     """Show *drain* in ``/metrics`` while this lasts; read when scraped: requests pay nothing."""
-    from prometheus_client import REGISTRY, Gauge
+    from prometheus_client import Gauge
 
     gauges: list[Gauge] = []
     values: dict[str, tuple[str, Callable[[], float]]] = {
@@ -32,8 +36,21 @@ def exported(drain: Drain) -> Iterator[None]:
             gauge = Gauge(name, text)
             gauge.set_function(read)
             gauges.append(gauge)
+    _shown.extend(gauges)
     try:
         yield
     finally:
-        for gauge in gauges:
-            REGISTRY.unregister(gauge)
+        _withdraw(gauges)
+
+
+def forget_parent() -> None:
+    """In a fork: withdraw the gauges that it inherited, for they show its parent's shutdown."""
+    _withdraw(_shown)
+
+
+def _withdraw(gauges: list[Any]) -> None:
+    from prometheus_client import REGISTRY
+
+    for gauge in list(gauges):
+        REGISTRY.unregister(gauge)
+        _shown.remove(gauge)

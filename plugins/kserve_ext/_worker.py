@@ -13,7 +13,7 @@ from typing import Any
 
 from kserve_ext import _watch
 from kserve_ext._drain import Drain, log
-from kserve_ext._metrics import exported
+from kserve_ext._metrics import exported, forget_parent
 from kserve_ext._models import close_clients, stop_models
 from kserve_ext._rest import RestPart
 from kserve_ext._supervise import supervise
@@ -61,6 +61,7 @@ def run_forked(
     # A worker that replaces a dead one is forked while gRPC runs in the parent. Its threads are not
     # here, so its objects must not be freed here: that would wait for them.
     gc.freeze()
+    forget_parent()
     import uvicorn
 
     server = uvicorn.Server(config=rest_server.cfg)

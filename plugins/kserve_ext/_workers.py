@@ -51,13 +51,24 @@ class _Worker:
     pipe: Connection
     ready: bool = False
     serving: bool = False
+    told_serving: bool = False
     asked_at: float = 0.0
     answered_at: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    sending: threading.Lock = field(default_factory=threading.Lock)
+    hearing: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, *message: object) -> None:
-        with self.lock, contextlib.suppress(OSError, ValueError):  # it is gone
+        with self.sending, contextlib.suppress(OSError, ValueError):  # it is gone
             self.pipe.send(message)
+
+    def hear(self, now: float) -> None:
+        """Take in what it has said, from any thread: a signal does not wait for the loop."""
+        with self.hearing, contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll():
+                kind, *_ = self.pipe.recv()
+                self.ready = self.ready or kind == READY
+                self.serving = self.serving or kind == SERVING
+                self.answered_at = now
 
 
 class WorkersPart:
@@ -108,11 +119,14 @@ class WorkersPart:
 
     def arrivals(self) -> int:
         """Workers that were asked."""
+        now = self.drain.clock()
+        for worker in self.workers:
+            worker.hear(now)
         return sum(worker.serving for worker in self.workers)
 
     def has_clients(self) -> bool:
         """Whether a worker was asked."""
-        return any(worker.serving for worker in self.workers)
+        return self.arrivals() > 0
 
     def in_flight(self) -> int:
         """Workers that still run."""
@@ -144,15 +158,10 @@ class WorkersPart:
 
     def _look_after(self, index: int, worker: _Worker) -> None:
         now = self.drain.clock()
-        with contextlib.suppress(EOFError, OSError):
-            while worker.pipe.poll():
-                kind, *_ = worker.pipe.recv()
-                if kind == READY:
-                    worker.ready = True
-                    if self.drain.state.served:
-                        worker.tell(SERVING)
-                worker.serving = worker.serving or kind == SERVING
-                worker.answered_at = now
+        worker.hear(now)
+        if worker.ready and self.drain.state.served and not worker.told_serving:
+            worker.told_serving = True
+            worker.tell(SERVING)
         if self.drain.ending:
             if not worker.ready and self.drain.seconds() > BOOT_S:
                 worker.process.kill()

@@ -128,10 +128,10 @@ def test_readiness_says_no_at_once_and_liveness_yes(tmp_path):
     asyncio.run(scenario())
 
 
-async def in_flight(server):
-    """Requests in flight, without the one that asks."""
+async def shown(server, name):
+    """What the metric `kserve_ext_NAME` says; the request for it is in flight itself."""
     metrics = (await get(server.http_port, "/metrics"))[2].decode()
-    return float(re.search(r"^kserve_ext_in_flight (\S+)", metrics, re.MULTILINE)[1]) - 1
+    return float(re.search(rf"^kserve_ext_{name} (\S+)", metrics, re.MULTILINE)[1])
 
 
 def test_a_request_that_was_in_flight_at_the_signal_closes_its_connection(tmp_path):
@@ -142,7 +142,7 @@ def test_a_request_that_was_in_flight_at_the_signal_closes_its_connection(tmp_pa
             body = b'{"instances": [1]}'
             request = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
             writer.write(request % len(body) + body)
-            while await in_flight(server) < 1:  # noqa: ASYNC110  # seen from another process
+            while await shown(server, "in_flight") < 2:  # noqa: ASYNC110  # seen from another process
                 await asyncio.sleep(0.01)
             server.signal()
             head, _, content = (await reader.read()).partition(b"\r\n\r\n")
@@ -320,6 +320,20 @@ def test_workers_of_a_killed_parent_end(tmp_path):
             while left := [pid for pid in workers if is_running(pid)]:
                 assert time.monotonic() < end, left
                 await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+
+@needs_workers
+def test_each_worker_shows_its_own_drain(tmp_path):
+    async def scenario():
+        with Server(tmp_path, workers=2, lame_duck_s=1.0) as server:
+            await server.up()
+            server.signal()
+            while await shown(server, "draining") < 1:  # noqa: ASYNC110  # in another process
+                await asyncio.sleep(0.01)
+            assert await shown(server, "drain_seconds") > 0
+            assert await server.ended() == 0
 
     asyncio.run(scenario())
 
