@@ -11,7 +11,7 @@ help:
 	@echo "make test-all  also the long fault, version and Windows matrices"
 	@echo "make lint      format, lint, types, layers"
 	@echo "make docs      build the documentation into site/"
-	@echo "make bench     every benchmark, as one table"
+	@echo "make bench     every benchmark, as one table; TRACES='a.csv b.csv' for the memory policy"
 
 setup: $(READY)
 
@@ -42,7 +42,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python benchmarks/run_all.py $(if $(TRACES),--traces $(TRACES))
 
 wheel: setup
 	$(BIN)/python -m build --wheel --outdir dist

@@ -266,3 +266,9 @@ def test_the_longest_time_counts_a_start_that_is_cut_off():
     short = {"lame_duck_s": 0.0, "drain_s": 0.0, "refuse_s": 0.0, "stop_s": 0.25}
     assert Limits(**short, abort_s=3.0).total_s == 3.0
     assert Limits(**short, abort_s=0.0).total_s == 0.25
+
+
+def test_an_event_from_before_the_last_one_counts_as_happening_now():
+    serving = Shutdown().on(Started(at=5.0)).state
+    ending = serving.on(Signal(at=3.0, number=15)).state
+    assert (ending.now, ending.began_at) == (5.0, 5.0)

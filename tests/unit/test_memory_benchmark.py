@@ -1,17 +1,14 @@
 """The benchmark counts what the protocol says, on traces small enough to check by hand."""
 
 import csv
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
+from tests.support.benchmarks import loaded
 
 pytest.importorskip("numpy")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLUMNS = ("process", "submit", "start", "complete", "realtime", "memory", "rss", "rchar", "status")
 GB = 10**9
 HOUR_MS = 3_600_000
@@ -20,18 +17,8 @@ HOUR_MS = 3_600_000
 @pytest.fixture(scope="module")
 def benchmark():
     names = ("_memory_traces", "_memory_baselines", "_memory_curves", "memory_policy")
-    loaded = {}
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        for name in names:
-            spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-            sys.modules[name] = loaded[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded[name])
-        yield loaded
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in names:
-            sys.modules.pop(name, None)
+    with loaded(*names) as modules:
+        yield modules
 
 
 def write_trace(path, rows):
