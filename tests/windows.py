@@ -102,7 +102,8 @@ def _executable() -> Path:
 @pytest.fixture(scope="session")
 def wine_python():
     """CPython for Windows under Wine, or a skip that says what is missing."""
-    wine = shutil.which("wine64") or shutil.which("wine")
+    debian = "/usr/lib/wine"  # its package wine64 puts nothing on PATH
+    wine = next(filter(None, map(shutil.which, ("wine64", "wine", f"{debian}/wine64"))), None)
     if wine is None:
         pytest.skip("wine is not installed (Debian: apt-get install wine64)")
     prefix = HOME / "prefix"
