@@ -21,14 +21,17 @@ __all__ = ["Call", "CallInfo"]
 
 
 class CallInfo(dict[str, str]):
-    """What ``get_cached_func_info`` answers; `call` is set when the call has to compute."""
+    """What ``get_cached_func_info`` answers.
+
+    Attributes:
+        func_id: the function that is called. Set by whoever makes one, as each call does: a
+            constructor would double its cost.
+        call: set when the call has to compute.
+    """
 
     __slots__ = ("call", "func_id")
-
-    def __init__(self, location: str, func_id: str) -> None:
-        self["location"] = location
-        self.func_id = func_id
-        self.call: Call | None = None
+    func_id: str
+    call: Call
 
 
 class Call:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+from joblib_ext._entry import Entry
+from joblib_ext._large import LargeEntry
 
 __all__ = ["NAMESPACE", "LazyMetadata"]
 
@@ -12,20 +16,24 @@ NAMESPACE = "namespace"
 
 
 class LazyMetadata(dict[str, Any]):
-    """A dictionary that is filled when it is first looked into."""
+    """A dictionary that is filled when it is first looked into.
 
-    __slots__ = ("_source",)
+    Attributes:
+        source: the entry, until it was asked. Set by whoever makes one: each hit does, and a
+            constructor would cost it more than the rest.
+    """
 
-    def __init__(self, source: Callable[[], dict[str, Any]]) -> None:  # the dict is empty as it is
-        self._source: Callable[[], dict[str, Any]] | None = source
+    __slots__ = ("source",)
+    source: Entry | LargeEntry | None
 
     def _fill(self) -> None:
-        if self._source is not None:
-            source, self._source = self._source, None
-            self.update(source())
+        source, self.source = self.source, None
+        if source is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.update(source.metadata())
 
     def __missing__(self, key: str) -> Any:
-        if self._source is None:
+        if self.source is None:
             raise KeyError(key)
         self._fill()
         return self[key]

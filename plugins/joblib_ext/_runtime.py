@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Any
+from typing import Any, cast
 
 from joblib_ext._call import Call, CallInfo
 from joblib_ext._entry import Entry
@@ -20,18 +20,28 @@ from joblib_ext._writer import Writer
 __all__ = ["HasRuntime", "Runtime"]
 
 
-class _PerThread(threading.local):
+class UnderWay:
     """What one thread has under way: the armed call, a forced one, and what it read last."""
 
-    armed: CallInfo | None = None
-    forced: Call | None = None
-    found: tuple[Any, Entry | LargeEntry] | None = None
+    __slots__ = ("armed", "forced", "found")
+
+    def __init__(self) -> None:
+        self.armed: CallInfo | None = None
+        self.forced: Call | None = None
+        self.found: tuple[Any, Entry | LargeEntry] | None = None
+
+
+class _PerThread(threading.local):
+    """Each thread's own; a look into a thread's storage costs more than one into an object."""
+
+    def __init__(self) -> None:
+        self.under_way = UnderWay()
 
 
 class Runtime:
     """What a backend needs at run time and does not take along when it is pickled."""
 
-    __slots__ = ("calls", "functions", "local", "store", "tier", "verified", "writer")
+    __slots__ = ("calls", "functions", "local", "reader", "store", "verified", "writer")
 
     def __init__(self, location: str, options: SharedOptions) -> None:
         self.store = Store(location, options)
@@ -40,11 +50,9 @@ class Runtime:
         self.writer = Writer(self.store)
         self.local = _PerThread()
         self.calls: weakref.WeakValueDictionary[int, Call] = weakref.WeakValueDictionary()
-        self.tier = (
-            LocalTier(options.local_tier, options.local_tier_bytes, self.store)
-            if options.local_tier is not None
-            else None
-        )
+        self.reader: Store | LocalTier = self.store
+        if options.local_tier is not None:
+            self.reader = LocalTier(options.local_tier, options.local_tier_bytes, self.store)
         self.verified: set[bytes] = set()
 
 
@@ -62,20 +70,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class HasRuntime:
-    """Holds what is not part of a backend's state, outside of its ``__dict__``."""
+class _Made:
+    """An attribute that is made with its first use and then found in the instance at once."""
 
-    __slots__ = ("_runtime",)
-    _runtime: Runtime
+    def __get__(self, backend: HasRuntime | None, owner: type) -> Any:
+        if backend is None:
+            return self
+        made = vars(backend)
+        with _building:
+            if _NAME not in made:
+                made[_NAME] = Runtime(backend.location, backend.options or SharedOptions())
+            return made[_NAME]
+
+
+_NAME = "_run"
+
+
+class HasRuntime:
+    """Holds what a backend needs at run time and does not take along when it is pickled."""
+
+    _run: Runtime = cast("Runtime", _Made())
     location: str
     options: SharedOptions | None
 
-    @property
-    def _run(self) -> Runtime:
-        try:
-            return self._runtime
-        except AttributeError:
-            with _building:
-                if not hasattr(self, "_runtime"):
-                    self._runtime = Runtime(self.location, self.options or SharedOptions())
-                return self._runtime
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != _NAME}

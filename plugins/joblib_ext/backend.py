@@ -82,9 +82,6 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
             if not ignore.exists():
                 ignore.write_text("# Created by joblib automatically.\n*\n", encoding="utf-8")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(self))
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
@@ -104,8 +101,9 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
 
     def get_cached_func_info(self, call_id: Sequence[str]) -> CallInfo:
         """Where the function's entries are; arms the claim of the call that asks."""
-        info = CallInfo(self.location, call_id[0])
-        self._run.local.armed = info
+        info = CallInfo(location=self.location)
+        info.func_id = call_id[0]
+        self._run.local.under_way.armed = info
         return info
 
     # -- one item -------------------------------------------------------------------------------
@@ -113,27 +111,27 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
     def contains_item(self, call_id: Sequence[str]) -> bool:
         """Whether a verified result is there; in a cached call, wait for it or claim it."""
         run = self._run
-        local = run.local
-        info, local.armed = local.armed, None
-        local.found = None
+        under_way = run.local.under_way
+        info = under_way.armed
+        under_way.armed = under_way.found = None
         func_id, arguments = call_id
         known = run.functions.known.get(id(func_id))
+        home: Address | None
         if known is not None and known[0] is func_id:
-            home: Address | None = known[1]
+            home = known[1]
         else:
             home = run.functions.home_of_caller(func_id)
-        if home is None:
-            return self._search(call_id) is not None
+            if home is None:
+                return self._search(call_id) is not None
         path, address = _place(home, arguments)
-        look = run.store.look if run.tier is None else run.tier.look
-        found: View = look(path, address)
+        found: View = run.reader.look(path, address)
         if not isinstance(found, (Entry, LargeEntry)):
             if info is None or info.func_id is not func_id:
                 return False
             found = self._claim(info, Call(run.writer, call_id, path, address, home), found)
-            if not isinstance(found, (Entry, LargeEntry)):
+            if found is None:
                 return False
-        local.found = call_id, found
+        under_way.found = call_id, found
         return True
 
     def _claim(self, info: CallInfo, call: Call, view: View) -> Entry | LargeEntry | None:
@@ -155,7 +153,9 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         entry = self._entry(call_id, None)
         if entry is None:
             return {}
-        return LazyMetadata(lambda: _metadata_of(entry))
+        metadata = LazyMetadata()
+        metadata.source = entry
+        return metadata
 
     def load_item(
         self,
@@ -173,13 +173,13 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         if verbose > _TALKATIVE:
             self._tell(call_id, verbose, timestamp, metadata)
         run = self._run
-        found = run.local.found
+        found = run.local.under_way.found
         if found is not None and found[0] is call_id and found[1].__class__ is Entry:
             return found[1].value()
         call = run.calls.get(id(call_id))
         if call is not None and call.call_id is call_id:
             run.writer.finish(call, call.metadata)
-            run.local.forced = None
+            run.local.under_way.forced = None
         entry = self._entry(call_id, metadata)
         if entry is not None:
             try:
@@ -216,12 +216,12 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         joblib's function stores the metadata next, so that one writing is enough.
         """
         run = self._run
-        run.local.forced = None  # one that failed in between is published here
+        run.local.under_way.forced = None  # one that failed in between is published here
         home = run.functions.home_of_caller(call_id[0])
         if home is None:
             return None
         call = Call(run.writer, call_id, *_place(home, call_id[1]), home)
-        run.local.forced = run.calls[id(call_id)] = call
+        run.local.under_way.forced = run.calls[id(call_id)] = call
         return call
 
     def store_metadata(self, call_id: Sequence[str], metadata: dict[str, Any]) -> None:
@@ -231,11 +231,11 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         if call is not None and call.call_id is call_id:
             metadata[NAMESPACE] = call.home.namespace
             call.metadata = metadata
-            is_forced = call is run.local.forced
+            is_forced = call is run.local.under_way.forced
             if call.pending is not None and (is_forced or total(call.pending[0]) < _LATE):
                 run.writer.finish(call, metadata)
             if is_forced and not self.mmap_mode:  # with it, joblib loads the result next
-                run.local.forced = None
+                run.local.under_way.forced = None
             return
         home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
         metadata[NAMESPACE] = home.namespace
@@ -244,8 +244,8 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
     def clear_item(self, call_id: Sequence[str]) -> None:
         """Remove an item; one that somebody renewed since it was looked at stays."""
         run = self._run
-        judged = run.local.found
-        run.local.found = None
+        judged = run.local.under_way.found
+        run.local.under_way.found = None
         for home in self._homes(call_id):
             path, _ = _place(home, call_id[1])
             run.writer.forget(path)
@@ -266,14 +266,14 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         run = self._run
         home = run.functions.home_of_caller(call_id[0]) or run.functions.home(call_id[0])
         folder = home.base[:-1] if home else run.store.layout.function(call_id[0])
-        run.local.found = None
+        run.local.under_way.found = None
         run.writer.forget(folder)
         _trash.move_to_trash(run.store, folder)
 
     def clear(self) -> None:
         """Remove everything of this store: one rename, the rest in the background."""
         run = self._run
-        run.local.found = None
+        run.local.under_way.found = None
         run.writer.forget("")
         _trash.move_to_trash(run.store, run.store.layout.items)
 
@@ -321,8 +321,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
     def _read(self, home: Address, call_id: Sequence[str]) -> Entry | LargeEntry | None:
         run = self._run
         path, address = _place(home, call_id[1])
-        look = run.store.look if run.tier is None else run.tier.look
-        found = look(path, address)
+        found = run.reader.look(path, address)
         if isinstance(found, (Entry, LargeEntry)):
             return found
         return None if isinstance(found, ClaimRecord) else run.writer.recall(path)
@@ -332,7 +331,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
     ) -> Entry | LargeEntry | None:
         """What `contains_item` found for this very call, or what stands there now."""
         run = self._run
-        found = run.local.found
+        found = run.local.under_way.found
         if found is not None and found[0] is call_id:
             return found[1]
         namespace = metadata.get(NAMESPACE) if metadata else None
@@ -355,7 +354,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
 
     def _set_aside(self, entry: Entry | LargeEntry) -> None:
         run = self._run
-        run.local.found = None
+        run.local.under_way.found = None
         if isinstance(entry, LargeEntry):
             run.store.set_aside(entry.path, entry.address)
 
@@ -365,10 +364,3 @@ def _place(home: Address, arguments: str) -> tuple[str, bytes]:
     if "/" in arguments:
         arguments = quote(arguments, safe="")
     return f"{home.base}{arguments[:2]}/{arguments}", home.prefix + arguments.encode()
-
-
-def _metadata_of(entry: Entry | LargeEntry) -> dict[str, Any]:
-    try:
-        return entry.metadata()
-    except (OSError, ValueError):
-        return {}

@@ -263,7 +263,7 @@ class TestSingleFlight:
         found = cached.call(3)
         assert (found[0] if isinstance(found, tuple) else found)[-1] == 3
         assert cached.check_call_in_cache(3)
-        assert memory.store_backend._run.local.forced is None
+        assert memory.store_backend._run.local.under_way.forced is None
 
 
 def test_the_heartbeat_keeps_no_frame_of_a_call(tmp_path):
