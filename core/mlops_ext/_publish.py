@@ -6,6 +6,7 @@ import contextlib
 import enum
 import errno
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ _TRIES = 4
 """A temporary file can be reaped, or its name answered with a lost reply, by bad luck once;
 four times in a row is another fault."""
 
+_NOT_ASKED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _WINDOWS_NO_LINKS = frozenset({1, 50})
 """ERROR_INVALID_FUNCTION and ERROR_NOT_SUPPORTED: how FAT and some servers answer to a link."""
@@ -52,6 +54,7 @@ def write_new(
     *,
     durability: Durability = Durability.NONE,
     mode: int = 0o666,
+    reserve: int = 0,
 ) -> None:
     """Create *path* with the concatenation of *data*; it must not exist.
 
@@ -63,6 +66,7 @@ def write_new(
         data: buffers, written in turn.
         durability: FSYNC syncs the file before it is closed.
         mode: permissions before the umask.
+        reserve: bytes for which the file system is asked for room before anything is written.
 
     Raises:
         FileExistsError: *path* exists.
@@ -71,6 +75,8 @@ def write_new(
     descriptor = os.open(path, _CREATE, mode)
     try:
         try:
+            if reserve:
+                _reserve(descriptor, reserve)
             for buffer in data:
                 _write_all(descriptor, buffer)
             if durability is Durability.FSYNC:
@@ -81,6 +87,17 @@ def write_new(
         with contextlib.suppress(OSError):
             os.unlink(path)  # noqa: PTH108  # measured: a Path costs more than the call
         raise
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Ask for room; a file system that cannot be asked is written to without."""
+    if sys.platform != "linux":
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in _NOT_ASKED:
+            raise
 
 
 def _write_all(descriptor: int, buffer: Buffer) -> None:

@@ -1,4 +1,4 @@
-"""Attributes as the file server has them now, not as a client cached them.
+"""What Python cannot ask a file system: attributes past a client's cache, and its kind.
 
 Network file systems answer ``stat`` from a cache for seconds. Linux offers ``statx`` with
 ``AT_STATX_FORCE_SYNC``, which asks the server and renews the cache on the way; Python does not
@@ -14,11 +14,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Fresh", "fresh_fd", "fresh_path"]
+__all__ = ["Fresh", "fresh_fd", "fresh_path", "replacing_flushes"]
 
 _AT_FDCWD, _AT_EMPTY_PATH, _FORCE_SYNC = -100, 0x1000, 0x2000
 _WANTED = 0x4 | 0x40 | 0x200  # link count, modification time, size
 _SIZE_OF_STATX = 256
+_SIZE_OF_STATFS = 256  # 120 on 64-bit Linux
+_EXT4 = 0xEF53
 _LINKS, _SIZE, _MTIME = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<qI")
 _LINKS_AT, _SIZE_AT, _MTIME_AT = 16, 40, 112
 
@@ -83,3 +85,30 @@ def fresh_fd(descriptor: int) -> Fresh:
         OSError: as ``os.fstat``.
     """
     return _call(descriptor, b"", _AT_EMPTY_PATH)
+
+
+def _find_statfs() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        function = ctypes.CDLL(None, use_errno=True).statfs
+    except (OSError, AttributeError):
+        return None
+    function.restype = ctypes.c_int
+    function.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    return function
+
+
+def replacing_flushes(folder: str) -> bool:
+    """Whether a rename over a file in *folder* makes the file system write the data at once.
+
+    ext4 does (mount option ``auto_da_alloc``, the default) for data that has no place on the disk
+    yet: most of the time of a small write. A file whose room was reserved is not concerned.
+    """
+    room = ctypes.create_string_buffer(_SIZE_OF_STATFS)
+    if _statfs is None or _statfs(os.fsencode(folder), room) != 0:
+        return False
+    return bool(ctypes.c_long.from_buffer(room).value == _EXT4)
+
+
+_statfs = _find_statfs()

@@ -14,11 +14,11 @@ from joblib_ext._claim_record import ClaimRecord
 from joblib_ext._closing import Closer
 from joblib_ext._entry import HEADER, MAGIC, Entry, build, is_foreign, open_small, parse_header
 from joblib_ext._events import Events
-from joblib_ext._fresh import fresh_path
+from joblib_ext._fresh import fresh_path, replacing_flushes
 from joblib_ext._large import CorruptEntryError, LargeEntry
 from joblib_ext._layout import CODE_FILE, Layout
 from joblib_ext._options import SharedOptions
-from joblib_ext._payload import Buffer
+from joblib_ext._payload import Buffer, total
 from mlops_ext.files import Patience, remove, sync_directory, temp_name, write_new
 from mlops_ext.files import publish as publish_file
 
@@ -65,6 +65,7 @@ class Store:
         self.events = Events(self.layout.events)
         self.key = options.sign_key
         self.closer = Closer()
+        self._reserves: bool | None = None
 
     def look(self, path: str, address: bytes) -> View:
         """What stands at *path*: a verified entry, an open large one, a claim, or None.
@@ -221,10 +222,13 @@ class Store:
             OSError: the file system refused; nothing is left behind.
         """
         folder = path[: path.rindex("/") + 1]
+        if self._reserves is None and os.path.isdir(folder):  # noqa: PTH112  # a text
+            self._reserves = replacing_flushes(folder)
+        reserve = total(pieces) if self._reserves else 0
         for attempt in range(1, _TRIES + 1):
             temp = folder + temp_name("entry")
             try:
-                write_new(temp, pieces, durability=self.options.sync)
+                write_new(temp, pieces, durability=self.options.sync, reserve=reserve)
                 os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
             except OSError as error:
                 _discard(temp)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import threading
 import time
 import warnings
@@ -287,3 +289,21 @@ def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
     assert cached(1)[0] == 1
     assert cached(2)[0] == 2
     assert calls == [1, 2]
+
+
+@pytest.mark.skipif(not shutil.which("stat"), reason="needs coreutils")
+def test_room_is_reserved_where_replacing_a_claim_would_write_at_once(tmp_path, monkeypatch):
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    asked, ask = [], os.posix_fallocate
+
+    def count(descriptor, offset, size):
+        asked.append(size)
+        ask(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", count)
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+    assert memory.cache(abs)(-3) == memory.cache(abs)(-3) == 3
+    sizes = [item.size for item in memory.store_backend.get_items()]
+    assert asked == (sizes if kind == "ext2/ext3" else [])

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import resource
@@ -196,3 +197,35 @@ def test_after_a_lost_reply_another_content_is_not_taken_for_ours(tmp_path, monk
     monkeypatch.setattr(os, "link", taken)
     assert not publish(tmp_path / "target", b"new", replace=False)
     assert (tmp_path / "target").read_bytes() == other
+
+
+class TestReservedRoom:
+    @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+    def test_room_is_asked_for_before_anything_is_written(self, tmp_path, monkeypatch):
+        order = []
+        ask, write = os.posix_fallocate, os.write
+
+        def asked(descriptor, offset, size):
+            order.append(("ask", offset, size))
+            ask(descriptor, offset, size)
+
+        def written(descriptor, data):
+            order.append(("write", len(data)))
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "posix_fallocate", asked)
+        monkeypatch.setattr(os, "write", written)
+        write_new(tmp_path / "file", [b"abc", b"de"], reserve=5)
+        assert order == [("ask", 0, 5), ("write", 3), ("write", 2)]
+        assert (tmp_path / "file").read_bytes() == b"abcde"
+
+    @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSPC])
+    def test_only_a_full_disk_stops_the_writing(self, tmp_path, monkeypatch, code):
+        def refuse(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+        is_full = code == errno.ENOSPC
+        with pytest.raises(OSError, match="space") if is_full else contextlib.nullcontext():
+            write_new(tmp_path / "file", [b"abc"], reserve=3)
+        assert (tmp_path / "file").exists() is not is_full
