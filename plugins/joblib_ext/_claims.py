@@ -32,8 +32,10 @@ __all__ = [
     "adopt",
     "held_by_this_process",
     "inherited",
+    "is_gone",
+    "read_record",
     "release",
-    "remove_dead",
+    "remove",
     "take",
 ]
 
@@ -140,7 +142,7 @@ class _Heart:
                 source.beat()
             _release_abandoned(claims)
             for path, record in list(_unreleased.items()):
-                if _remove(path, record) is not None:
+                if remove(path, record) is not None:
                     _unreleased.pop(path, None)
 
 
@@ -234,7 +236,7 @@ def take(store: Store, path: str, home: Address) -> Claim | Taken:
             if tried is not None:
                 outcome = tried
                 break
-            if attempt and _is_gone(origin):
+            if attempt and is_gone(origin):
                 origin = source.ready(stale=origin)
                 claim.record = source.record
             store.make_folder(path[: path.rindex("/") + 1], home)
@@ -270,7 +272,7 @@ def _link(store: Store, origin: str, claim: Claim) -> Claim | Taken | None:
     return claim
 
 
-def _is_gone(path: str) -> bool:
+def is_gone(path: str) -> bool:
     """Whether the file server has no such file, whatever a cache says."""
     try:
         fresh_path(path)
@@ -285,7 +287,7 @@ def adopt(store: Store, path: str, record: ClaimRecord) -> Claim | None:
     """This process's own claim that it does not know of: the reply to the link was lost."""
     source = source_of(store.layout)
     if record.token in source.former:
-        _remove(path, record)  # it would never beat again
+        remove(path, record)  # it would never beat again
     if not source.path or record.token != source.record.token:
         return None
     claim = Claim(path, source, store.options.lease_s)
@@ -316,25 +318,14 @@ def read_record(path: str) -> ClaimRecord | None:
 
 def release(claim: Claim) -> None:
     """Give the claim up without an entry: the next one computes. Never raises OSError."""
-    gone = _remove(claim.path, claim.record)
+    gone = remove(claim.path, claim.record)
     claim.stop()  # only now: a thread that sees the file before must not take it for its own
     if gone is None:
         _unreleased[claim.path] = claim.record
         _heart.start()
 
 
-def remove_dead(store: Store, path: str, record: ClaimRecord) -> bool:
-    """Take a dead owner's claim away, unless something else stands there by now."""
-    found = read_record(path)
-    if found is None or (found.token, found.beat) != (record.token, record.beat):
-        return False
-    if not _remove(path, record):
-        return False
-    store.events.note("takeover", path)
-    return True
-
-
-def _remove(path: str, record: ClaimRecord) -> bool | None:
+def remove(path: str, record: ClaimRecord) -> bool | None:
     """Move a claim away and look at what was moved: anything but that claim is put back.
 
     True where it is gone, False where something else stands there, None where it could not be

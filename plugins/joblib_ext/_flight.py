@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from joblib_ext import _claims
 from joblib_ext._claim_record import ClaimRecord, Owner
@@ -16,6 +16,7 @@ from joblib_ext._claims import Claim, Taken
 from joblib_ext._entry import Entry
 from joblib_ext._large import LargeEntry
 from joblib_ext._store import Address, Store, Unusable, View
+from joblib_ext._takeover import take_over
 
 __all__ = ["claim_or_wait"]
 
@@ -29,12 +30,17 @@ _waiting: dict[int, str] = {}
 
 @dataclass(slots=True, kw_only=True)
 class _Watch:
-    """Watches a claim's heartbeat by this process's own monotonic clock."""
+    """Watches the heartbeats of claims by this process's own monotonic clock.
+
+    Attributes:
+        lease_s: how long an owner may be silent.
+        clock: the clock.
+        seen: the last beat of each owner, by its token, and when it was first seen.
+    """
 
     lease_s: float
     clock: Callable[[], float]
-    seen: tuple[bytes, int] | None = None
-    since: float = 0.0
+    seen: dict[bytes, tuple[int, float]] = field(default_factory=dict)
 
     def is_dead(self, record: ClaimRecord) -> bool:
         """Whether the owner is gone, or has been silent for a lease."""
@@ -42,10 +48,11 @@ class _Watch:
         now = self.clock()
         if owner is Owner.DEAD:
             return True
-        if owner is Owner.RUNNING or self.seen != (record.token, record.beat):
-            self.seen, self.since = (record.token, record.beat), now
+        beat, since = self.seen.get(record.token, (None, now))
+        if owner is Owner.RUNNING or beat != record.beat:
+            self.seen[record.token] = record.beat, now
             return False
-        return now - self.since > self.lease_s
+        return now - since > self.lease_s
 
 
 def claim_or_wait(
@@ -110,10 +117,11 @@ def _step(
         own = _claims.adopt(store, path, view)
         if own is not None or _would_deadlock(path):
             return own or _COMPUTE
-        is_dead = not _is_ours(path, view) and watch.is_dead(view)
-        if not (is_dead and _claims.remove_dead(store, path, view)):
+        if _is_ours(path, view) or not watch.is_dead(view):
             return _WAIT
-    taken = _claims.take(store, path, home)
+        taken = take_over(store, path, view, home, watch.is_dead)
+    else:
+        taken = _claims.take(store, path, home)
     if isinstance(taken, Claim):
         return taken
     return _WAIT if taken is Taken.BY_OTHERS else _COMPUTE

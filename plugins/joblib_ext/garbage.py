@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joblib_ext._claim_record import ClaimRecord, Owner
-from joblib_ext._claims import read_record, remove_dead
+from joblib_ext._claims import read_record
 from joblib_ext._fresh import fresh_path
 from joblib_ext._layout import CLAIM_MAX, CODE_FILE
 from joblib_ext._scan import namespaces, shards, subfolders
 from joblib_ext._store import Store
+from joblib_ext._takeover import remove_dead
 from joblib_ext._trash import empty
 from joblib_ext.housekeeping import Progress, find_store, no_progress
 from mlops_ext.files import TEMP_SUFFIX, Liveness, parse_temp_name, remove, temp_name

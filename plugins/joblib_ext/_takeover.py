@@ -1,0 +1,140 @@
+"""Taking a dead owner's claim away, so that one process does, however many judge it dead.
+
+A rename moves whatever stands at a path. Of two that both saw the dead claim, the slower would
+move the fresh claim of the faster, and a third would find the path empty for a moment. So the
+right to remove comes first: a ticket, a link under a name that follows from the claim's path and
+token. Only one link to a name succeeds. Whoever has the ticket looks at the path again; as long
+as the dead claim stands there, nobody else may move it.
+
+A ticket is a claim in its turn: that of an owner who died before it removed anything is passed
+over by a ticket on the ticket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from joblib_ext._claim_record import ClaimRecord, Owner
+from joblib_ext._claim_source import source_of
+from joblib_ext._claims import Claim, Taken, is_gone, read_record, remove, take
+from joblib_ext._store import AMBIGUOUS, Address, Store
+from mlops_ext.files import TEMP_SUFFIX
+
+__all__ = ["remove_dead", "take_over"]
+
+_DEEPEST = 16
+"""So many owners in a row would have to die between two system calls."""
+
+_removing: dict[str, int] = {}
+"""Threads of one process write the same token; who of them is at a path stands here."""
+
+
+def take_over(
+    store: Store,
+    path: str,
+    record: ClaimRecord,
+    home: Address,
+    is_dead: Callable[[ClaimRecord], bool],
+) -> Claim | Taken:
+    """A claim in place of that of a dead owner, which is *record*.
+
+    Args:
+        store: the store.
+        path: where the claim stands.
+        record: the claim.
+        home: the function's version.
+        is_dead: judges the owners of tickets.
+    """
+    with _alone_at(path) as alone:
+        ticket = _ticket(store, path, record, is_dead) if alone else Taken.BY_OTHERS
+        if isinstance(ticket, Taken):
+            return ticket
+        try:
+            return _remove(store, path, record) or take(store, path, home)
+        finally:
+            _drop(ticket)
+
+
+def remove_dead(store: Store, path: str, record: ClaimRecord) -> bool:
+    """Take a dead owner's claim away; False where somebody else is at it, or it could not be."""
+    with _alone_at(path) as alone:
+        ticket = _ticket(store, path, record, _is_known_dead) if alone else Taken.BY_OTHERS
+        if isinstance(ticket, Taken):
+            return False
+        try:
+            return _remove(store, path, record) is None
+        finally:
+            _drop(ticket)
+
+
+@contextlib.contextmanager
+def _alone_at(path: str) -> Iterator[bool]:
+    me = threading.get_ident()
+    alone = _removing.setdefault(path, me) == me
+    try:
+        yield alone
+    finally:
+        if alone:
+            _removing.pop(path, None)
+
+
+def _is_known_dead(record: ClaimRecord) -> bool:
+    return record.owner() is Owner.DEAD
+
+
+def _ticket(
+    store: Store, path: str, record: ClaimRecord, is_dead: Callable[[ClaimRecord], bool]
+) -> str | Taken:
+    """The path of the ticket that gives the right to remove *record*, or why there is none."""
+    source = source_of(store.layout)
+    token = record.token
+    for _ in range(_DEEPEST):
+        ticket, origin = _name(path, token), ""
+        try:
+            origin = source.ready()
+            os.link(origin, ticket)
+        except OSError as error:
+            if error.errno not in AMBIGUOUS:
+                return Taken.NOT_POSSIBLE
+            found = read_record(ticket)
+            if found is None:
+                if not is_gone(origin):
+                    return Taken.BY_OTHERS  # it is done, or about to be; the next look tells
+                with contextlib.suppress(OSError):
+                    source.ready(stale=origin)
+                continue
+            if found.token != source.record.token:
+                if not is_dead(found):
+                    return Taken.BY_OTHERS
+                token = found.token
+                continue
+            store.events.note("lost-reply", ticket)
+        return ticket
+    return Taken.BY_OTHERS
+
+
+def _name(path: str, token: bytes) -> str:
+    """A name beside *path* that follows from it and the token of the dead."""
+    digest = hashlib.sha256(os.fsencode(path.rpartition("/")[2]) + b"\0" + token).hexdigest()[:32]
+    return f"{path[: path.rindex('/') + 1]}takeover.{digest}{TEMP_SUFFIX}"
+
+
+def _remove(store: Store, path: str, record: ClaimRecord) -> Taken | None:
+    """Remove the dead claim; None where that was done, else why not."""
+    found = read_record(path)
+    if found is None or (found.token, found.beat) != (record.token, record.beat):
+        return Taken.BY_OTHERS
+    removed = remove(path, record)
+    if not removed:
+        return Taken.NOT_POSSIBLE if removed is None else Taken.BY_OTHERS
+    store.events.note("takeover", path)
+    return None
+
+
+def _drop(ticket: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(ticket)  # noqa: PTH108  # texts throughout

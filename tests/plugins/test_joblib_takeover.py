@@ -1,0 +1,226 @@
+"""Dead claims: one process takes over, however many judge the owner dead, and whoever dies at it."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from joblib import Memory
+from tests.faults.nodes import need_fuse, shares
+
+import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext import _takeover
+from joblib_ext._claim_record import ClaimRecord, own_record
+from joblib_ext._store import Store
+from joblib_ext.garbage import collect_garbage
+
+PATIENCE_S = 60
+
+
+def dead_record():
+    """The claim of a process of this machine that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    record = own_record()
+    return ClaimRecord(record.token, 3, record.place, process.pid, 1)
+
+
+class Processes:
+    """One store under several names: its users are processes of their own to each other."""
+
+    def __init__(self, base, function):
+        self.base, self.function = base, function
+        self.place = base / "store"
+        self.place.mkdir()
+
+    def cached(self, name):
+        where = self.base / name
+        where.symlink_to(self.place, target_is_directory=True)
+        options = {"lease_s": 0.5}
+        memory = Memory(str(where), backend="shared", verbose=0, backend_options=options)
+        return memory.cache(self.function)
+
+    def leave_dead_claim(self):
+        """A dead owner's claim where the entry of the one call so far was; its path and record."""
+        (path,) = [p for p in self.place.rglob("items/*/*/*/*") if p.is_file()]
+        path.unlink()
+        record = dead_record()
+        path.write_bytes(record.pack())
+        return path, record
+
+
+class Slow:
+    """Stops the thread "slow" with its rename of the claim, and starts "third" in the gap."""
+
+    STEPS = (
+        "slow moves",
+        "slow may move",
+        "third may start",
+        "fast settled",
+        "slow settled",
+        "third settled",
+        "all settled",
+    )
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        self.events = {name: threading.Event() for name in self.STEPS}
+        self.looks = Counter()
+        rename, link, look = os.rename, os.link, Store.look
+
+        def slow_rename(source, target, **more):
+            if self.me == "slow" and "released" in Path(target).name:
+                self.events["slow moves"].set()
+                self.wait("slow may move")
+            return rename(source, target, **more)
+
+        def slow_link(source, target, **more):
+            if self.me == "slow" and "released" in Path(source).name:
+                self.events["third may start"].set()
+                self.wait("third settled")
+            return link(source, target, **more)
+
+        def watched_look(store, path, address):
+            found = look(store, path, address)
+            self.looks[self.me] += 1
+            if self.looks[self.me] > 3 and self.me in ("fast", "slow", "third"):
+                self.settle()  # it waits
+            return found
+
+        monkeypatch.setattr(os, "rename", slow_rename)
+        monkeypatch.setattr(os, "link", slow_link)
+        monkeypatch.setattr(Store, "look", watched_look)
+
+    @property
+    def me(self):
+        return threading.current_thread().name
+
+    def settle(self):
+        self.events[f"{self.me} settled"].set()
+        if self.me == "slow":
+            self.events["third may start"].set()
+
+    def wait(self, event):
+        assert self.events[event].wait(PATIENCE_S), event
+
+
+def test_of_two_that_judge_one_owner_dead_one_computes(tmp_path, monkeypatch):
+    """The slower goes on when the faster is done with judging, and a third comes in the gap."""
+    slow = Slow(monkeypatch)
+
+    def function(x):
+        slow.calls.append(slow.me)
+        if slow.me != "MainThread":
+            slow.settle()
+            slow.wait("all settled")
+        return x
+
+    processes = Processes(tmp_path, function)
+    cached = {name: processes.cached(name) for name in ("fast", "slow", "third")}
+    cached["fast"](1)
+    processes.leave_dead_claim()
+    slow.calls.clear()
+    threads = {n: threading.Thread(target=c, args=(1,), name=n) for n, c in cached.items()}
+    threads["slow"].start()
+    slow.wait("slow moves")
+    threads["fast"].start()
+    slow.wait("fast settled")
+    slow.events["slow may move"].set()
+    slow.wait("third may start")
+    threads["third"].start()
+    slow.wait("third settled")
+    slow.events["all settled"].set()
+    for thread in threads.values():
+        thread.join(PATIENCE_S)
+    assert len(slow.calls) == 1
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with a dead claim on the one call that was made, and its computations."""
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        return x
+
+    processes = Processes(tmp_path, function)
+    cached = processes.cached("one")
+    cached(1)
+    calls.clear()
+    return processes, cached, calls
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("deep", [1, 3])
+def test_whoever_dies_while_taking_over_is_taken_over(store, tmp_path, deep):
+    processes, cached, calls = store
+    path, record = processes.leave_dead_claim()
+    path = str(tmp_path / "one" / path.relative_to(processes.place))
+    for _ in range(deep):
+        ticket = Path(_takeover._name(path, record.token))
+        record = dead_record()
+        ticket.write_bytes(record.pack())
+    assert cached(1) == 1
+    assert calls == [1]
+    assert list(processes.place.rglob("takeover*"))
+    collect_garbage(tmp_path / "one", min_age_s=0.0)
+    assert not list(processes.place.rglob("takeover*"))
+
+
+@pytest.mark.timeout(60)
+def test_a_ticket_of_a_living_process_is_waited_for(store, tmp_path):
+    processes, cached, calls = store
+    path, record = processes.leave_dead_claim()
+    path = str(tmp_path / "one" / path.relative_to(processes.place))
+    ticket = Path(_takeover._name(path, record.token))
+    living = own_record()
+    ticket.write_bytes(living.pack())
+    assert not _takeover.remove_dead(cached.store_backend._run.store, path, record)
+    assert ClaimRecord.parse(Path(path).read_bytes()) == record
+    ticket.unlink()
+    assert cached(1) == 1
+    assert calls == [1]
+
+
+def test_threads_take_a_dead_claim_over_once(store):
+    processes, cached, calls = store
+    processes.leave_dead_claim()
+    start = threading.Barrier(8)
+
+    def run(_):
+        start.wait()
+        return cached(1)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, range(8))) == [1] * 8
+    assert calls == [1]
+    assert not list(processes.place.rglob("takeover*"))
+
+
+@pytest.mark.needs_fuse
+@pytest.mark.timeout(60)
+def test_a_dead_claim_on_a_read_only_mount_is_not_waited_for(tmp_path):
+    need_fuse()
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        return x
+
+    with shares("fuse", tmp_path, 1) as (share,), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Memory(str(share.path), backend="shared", verbose=0).cache(function)(1)
+        (path,) = [p for p in share.path.rglob("items/*/*/*/*") if p.is_file()]
+        path.unlink()
+        path.write_bytes(dead_record().pack())
+        operations = ["write", "create", "mkdir", "link", "rename", "unlink"]
+        share.inject(fail=[{"operations": operations, "errno": errno.EROFS}])
+        assert Memory(str(share.path), backend="shared", verbose=0).cache(function)(1) == 1
+    assert calls == [1, 1]
