@@ -12,9 +12,8 @@ def rows(name, found):
 
 def _joblib_store(found):
     for row in found:
-        texts = {
-            store: f"{value:,.1f} {row['unit']}".rstrip() for store, value in row["medians"].items()
-        }
+        unit, form = (f" {row['unit']}", ",.1f") if row["unit"] else ("", ",.0f")  # else a count
+        texts = {store: f"{value:{form}}{unit}" for store, value in row["medians"].items()}
         others = [f"{store} {texts[store]}" for store in ("joblib", "diskcache") if store in texts]
         yield row["row"], ", ".join(others), texts.get("shared", "-")
 

@@ -129,10 +129,26 @@ def test_variables_that_are_named_exist(page):
 
 
 def test_links_of_the_readme_lead_somewhere():
+    """mkdocs checks those of the other pages."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
-    assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    links = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in t]
+    assert links
+    for path, _, anchor in (link.partition("#") for link in links):
+        page = ROOT / (path or "README.md")
+        assert page.exists(), path
+        assert not anchor or anchor in anchors(page), f"{path}#{anchor}"
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).strip().replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_to_other_sites_are_safe_and_whole(page):
+    links = re.findall(r"\]\((\w+:[^)]*)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not re.fullmatch(r"https://[\w.-]+\.\w+/\S*", link)] == []
 
 
 def test_settings_of_core_are_read_as_the_page_says(tmp_path):
