@@ -167,4 +167,4 @@ def _lz4() -> Any:
 
 def total(pieces: Sequence[Buffer]) -> int:
     """The number of bytes of all pieces."""
-    return sum(len(piece) for piece in pieces)
+    return sum(map(len, pieces))
