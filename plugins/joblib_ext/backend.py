@@ -180,13 +180,17 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         if call is not None and call.call_id is call_id:
             run.writer.finish(call, call.metadata)
             run.local.under_way.forced = None
+        else:
+            call = None
         entry = self._entry(call_id, metadata)
         if entry is not None:
             try:
                 return self._value(entry)
-            except CorruptEntryError:
-                self._set_aside(entry)
-                raise
+            except (CorruptEntryError, OSError) as error:
+                if isinstance(error, CorruptEntryError):
+                    self._set_aside(entry)
+                if call is None or call.item is None:
+                    raise  # to joblib a miss; after a computation the caller would get it
         if call is not None and call.item is not None:
             return call.item[0]
         raise KeyError(f"Non-existing item (may have been cleared): {call_id[0]}, {call_id[1]}")

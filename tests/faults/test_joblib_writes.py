@@ -266,3 +266,52 @@ def test_a_folder_that_may_not_be_written_costs_one_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 3
+
+
+@pytest.mark.needs_fuse
+@pytest.mark.parametrize("seconds", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("operation", ["open", "read"])
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_entry_of_several_megabytes_that_fails_to_be_read(
+    tmp_path, seconds, operation, code, mapped
+):
+    """Some fail, then all do: the value is right each time, and the entry is there afterwards."""
+    np = pytest.importorskip("numpy")
+    need_fuse()
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        return np.arange(500_000) + x
+
+    with shares("fuse" if not seconds else "fuse-cached", tmp_path, 1) as (share,):
+        memory = Memory(
+            str(share.path), backend="shared", verbose=0, mmap_mode="r" if mapped else None
+        )
+        cached = memory.cache(function)
+        expected = cached(1).copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for limit in ({"times": 1}, {"times": 4}, {"rate": 0.3}, {}):
+                drop_caches(share)
+                share.inject(fail=[{"operations": [operation], "errno": code, **limit}])
+                for _ in range(3):
+                    found = cached(1)
+                    share.inject()
+                    assert np.array_equal(found, expected)
+                    share.inject(fail=[{"operations": [operation], "errno": code, **limit}])
+                share.inject()
+        before = len(calls)
+        assert np.array_equal(cached(1), expected)
+        assert np.array_equal(cached(1), expected)
+        assert len(calls) <= before + 1
+
+
+def drop_caches(share):
+    """Make the client ask for the content again."""
+    for path in share.path.rglob("items/*/*/*/*"):
+        if path.is_file():
+            os.utime(path)
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
