@@ -1,7 +1,8 @@
 """The process that stops a controller's steps when the controller is gone.
 
 It reads one line of JSON from its standard input, leaves the tree of processes it was started
-in, and waits for the end of that input, which is the end of the controller's process.
+in, and reads ids of tasks that the controller launched until that input ends, which is the end of
+the controller's process.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import sys
 import time
 
 from clearml_ext._api import Client
-from clearml_ext.explain import stop_children
+from clearml_ext._state import Launched, launched_by_task
+from clearml_ext.family import family, stop_children
 from mlops_ext.errors import MlopsExtError
 
 __all__ = ["main"]
 
 _TRIES = 5
 _PAUSE_S = 1.0
+_ENOUGH = 2
+"""Looks in a row without a step to stop, after which there are none."""
 
 
 def main() -> None:
@@ -31,15 +35,24 @@ def main() -> None:
     client = Client(
         given["host"], token=lambda: str(given["token"]), timeout_s=10, verify=given["verify"]
     )
-    while sys.stdin.readline():
-        pass
+    launched = {line.strip() for line in sys.stdin}
+    _stop_all(client, given["controller"], launched)
+
+
+def _stop_all(client: Client, controller: str, launched: set[str]) -> None:
+    """Stop the steps, and look again: an agent may have taken one before it could be stopped."""
+    found_none = 0
     for _ in range(_TRIES):
         try:
-            stop_children(client, given["controller"])
+            own, _ = family(client, controller)
+            known = launched_by_task(own) if own else Launched()
+            both = Launched(ids=known.ids | launched, names=known.names)
+            found_none = 0 if stop_children(client, controller, both) else found_none + 1
         except MlopsExtError:
-            time.sleep(_PAUSE_S)
-        else:
+            found_none = 0
+        if found_none == _ENOUGH:
             return
+        time.sleep(_PAUSE_S)
 
 
 if __name__ == "__main__":

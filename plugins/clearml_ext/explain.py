@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import enum
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clearml_ext._api import Client
-from clearml_ext.errors import ServerError
-from clearml_ext.plans import is_pipeline
+from clearml_ext._state import is_pipeline
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.snapshot import HIDDEN_QUEUE, LiveWorker, Snapshot
 
-__all__ = ["Cause", "Explanation", "explain", "family", "free_queue", "move_task", "stop_children"]
-
-_FIELDS = ["id", "name", "type", "status", "status_message", "parent", "execution.queue", "started",
-           "system_tags", "last_worker"]  # fmt: skip
-_LIVE = ("queued", "in_progress", "created")
-_REFUSED = 400
-
-log = logging.getLogger(__name__)
+__all__ = ["Cause", "Explanation", "explain", "free_queue"]
 
 
 class Cause(enum.Enum):
@@ -52,14 +42,6 @@ class Explanation:
     text: str
     stuck: bool
     command: str = ""
-
-
-def family(client: Client, controller: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
-    """The controller's document and those of the tasks that it launched."""
-    fields = {"only_fields": _FIELDS, "search_hidden": True}
-    own = client.rows("tasks.get_all", {"id": [controller], **fields}, "tasks")
-    children = client.rows("tasks.get_all", {"parent": controller, **fields}, "tasks")
-    return (own[0] if own else {}), children
 
 
 def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str]) -> Explanation:
@@ -137,58 +119,3 @@ def free_queue(snapshot: Snapshot, settings: ClearmlSettings, without: str) -> s
                 ):
                     return queue
     return None
-
-
-def move_task(client: Client, snapshot: Snapshot, task: str, queue: str) -> None:
-    """Take *task* out of its queue and put it in *queue*."""
-    number = next(each for each, name in snapshot.queues.items() if name == queue)
-    client.call("tasks.dequeue", {"task": task})
-    client.call("tasks.enqueue", {"task": task, "queue": number})
-
-
-def stop_children(client: Client, controller: str) -> list[str]:
-    """Stop what *controller* launched and what these launched; returns names of those stopped.
-
-    Waiting tasks leave their queue first, so that no agent that becomes free takes them. One that
-    the server refuses to stop does not keep the others.
-
-    Raises:
-        ServerError: the server does not answer.
-    """
-    stopped: list[str] = []
-    pending = [controller]
-    seen = {controller}
-    while pending:
-        _, children = family(client, pending.pop())
-        for child in sorted(children, key=lambda each: each.get("status") != "queued"):
-            number, status = str(child["id"]), str(child.get("status"))
-            if status not in _LIVE or number in seen:
-                continue
-            seen.add(number)
-            pending.append(number)
-            if _stop(client, number, status):
-                stopped.append(str(child.get("name")))
-    return stopped
-
-
-def _stop(client: Client, number: str, status: str) -> bool:
-    """Stop one task that is waiting, running or not enqueued yet; whether the server did."""
-    if status == "queued" and not _accepted(client, "tasks.dequeue", {"task": number}):
-        status = "in_progress"  # an agent was faster
-    reason: dict[str, object] = {"task": number, "status_reason": "its pipeline was aborted"}
-    if status == "in_progress":
-        return _accepted(client, "tasks.stop", reason)
-    # Out of its queue a task is "created", and the server stops such a one only by force.
-    return _accepted(client, "tasks.stopped", {**reason, "force": True})
-
-
-def _accepted(client: Client, endpoint: str, request: Mapping[str, object]) -> bool:
-    """Whether the server did it; False where it answered that the task's state forbids it."""
-    try:
-        client.call(endpoint, request)
-    except ServerError as error:
-        if error.status != _REFUSED:
-            raise
-        log.warning("%s", error.problem)
-        return False
-    return True

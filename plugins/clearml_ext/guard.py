@@ -16,9 +16,10 @@ from typing import Any
 
 from clearml_ext._api import Client
 from clearml_ext._process import own_task_id
+from clearml_ext._state import is_pipeline
 from clearml_ext.errors import UnsafePipelineError
 from clearml_ext.fixes import Fix, FixKind
-from clearml_ext.plans import Node, Plan, is_pipeline, plan_of_controller, plan_of_task
+from clearml_ext.plans import Node, Plan, plan_of_controller, plan_of_task
 from clearml_ext.preflight import check_plan, preflight
 from clearml_ext.results import Answer, Result
 from clearml_ext.settings import ClearmlSettings, load_settings

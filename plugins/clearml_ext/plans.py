@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from clearml_ext._api import Client
+from clearml_ext._state import Launched, is_pipeline, launched_by_task, steps_on_task
 from clearml_ext.errors import PlanError
 from clearml_ext.snapshot import Snapshot, fetch_controllers
 from mlops_ext.queues import Pipeline, Step
 
-__all__ = ["Node", "Plan", "is_pipeline", "plan_of_components", "plan_of_controller",
+__all__ = ["Node", "Plan", "from_the_start", "plan_of_components", "plan_of_controller",
            "plan_of_task", "resolve", "running_pipelines"]  # fmt: skip
 
 _MAX_DEPTH = 20
@@ -55,6 +55,14 @@ class Plan:
     name: str
     nodes: tuple[Node, ...]
     task: str | None = None
+
+    @property
+    def launched(self) -> Launched:
+        """The tasks of its steps."""
+        return Launched(
+            ids=frozenset(each.job for each in self.nodes if each.job),
+            names=frozenset(each.name for each in self.nodes if not each.job),
+        )
 
     @property
     def base_tasks(self) -> list[str]:
@@ -110,13 +118,6 @@ def plan_of_components(
     return Plan(name=name, nodes=tuple(nodes))
 
 
-def is_pipeline(document: Mapping[str, Any] | None) -> bool:
-    """Whether a task is a pipeline's controller."""
-    return document is not None and (
-        "pipeline" in (document.get("system_tags") or []) and document.get("type") == "controller"
-    )
-
-
 def plan_of_task(document: Mapping[str, Any]) -> Plan:
     """The plan that a controller's task carries.
 
@@ -124,14 +125,6 @@ def plan_of_task(document: Mapping[str, Any]) -> Plan:
         PlanError: it cannot be read.
     """
     name = str(document.get("name") or document["id"])
-    entry = (document.get("configuration") or {}).get("Pipeline") or {}
-    text = entry.get("value") if isinstance(entry, dict) else None
-    try:
-        dag = json.loads(text) if text else {}
-        if not isinstance(dag, dict):
-            raise TypeError  # noqa: TRY301  # told apart from bad JSON nowhere
-    except (ValueError, TypeError) as error:
-        raise PlanError(name, "the steps on its task are not readable") from error
     sections: Mapping[str, Any] = document.get("hyperparams") or {}
     default = _parameter(sections, "pipeline", "default_queue")
 
@@ -147,8 +140,8 @@ def plan_of_task(document: Mapping[str, Any]) -> Plan:
 
     nodes = tuple(
         _node(name, step, fields, default, value)
-        for step, fields in dag.items()
-        if isinstance(fields, dict) and not fields.get("draft")
+        for step, fields in steps_on_task(document).items()
+        if not fields.get("draft")
     )
     return Plan(name=name, nodes=nodes, task=str(document["id"]))
 
@@ -217,8 +210,8 @@ def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step
             inner = own if is_pipeline(own) else base
             nested: tuple[Step, ...] = ()
             if inner is not None and is_pipeline(inner):
-                fresh = inner is base
-                nested = steps_of(_restarted(plan_of_task(inner), fresh=fresh), depth + 1)
+                below = plan_of_task(inner)
+                nested = steps_of(below if inner is own else from_the_start(below), depth + 1)
             steps.append(
                 Step(
                     name=node.name,
@@ -232,22 +225,18 @@ def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step
     return steps_of(plan, 0)
 
 
-def _restarted(plan: Plan, *, fresh: bool) -> Plan:
-    """*plan*, with nothing launched yet where it is that of a task to be cloned."""
-    if not fresh:
-        return plan
-    nodes = tuple(replace(node, ended=False, job=None) for node in plan.nodes)
-    return Plan(name=plan.name, nodes=nodes, task=plan.task)
+def from_the_start(plan: Plan) -> Plan:
+    """*plan* as a new run of it would have it: nothing launched yet."""
+    return replace(plan, nodes=tuple(replace(each, ended=False, job=None) for each in plan.nodes))
 
 
 def running_pipelines(
-    snapshot: Snapshot, client: Client | None, without: Iterable[str] = ()
+    snapshot: Snapshot, client: Client | None, without: Plan | None = None
 ) -> tuple[list[Pipeline], list[str]]:
     """The pipelines that run or wait now, and notes on those that could not be read.
 
-    A sub-pipeline is part of the pipeline that launched it. Those in *without* are left out.
+    A sub-pipeline is part of the pipeline that launched it. That of *without* is left out.
     """
-    left_out = set(without)
     usable = {each.name for each in snapshot.usable_workers()}
     active = {
         number: document
@@ -256,9 +245,14 @@ def running_pipelines(
         and document.get("status") not in _ENDED
         and (number in snapshot.running or document.get("status") == "queued")
     }
+    launched = {number: launched_by_task(document) for number, document in active.items()}
+    if without is not None and without.task is not None:
+        active.pop(without.task, None)
+        launched[without.task] = without.launched
     pipelines, notes = [], []
     for number, document in active.items():
-        if number in left_out or document.get("parent") in {*active, *left_out}:
+        above = launched.get(str(document.get("parent")))
+        if above is not None and above.includes(document):
             continue
         name = f"{document.get('name')} ({number[:8]})"
         worker = snapshot.running.get(number)

@@ -72,7 +72,7 @@ def check_plan(  # see preflight
         )
     except UnknownNameError as error:
         return Result(target=plan.name, answer=Answer.UNSAFE, reasons=(f"{plan.name}: {error}",))
-    others, notes = running_pipelines(snapshot, client, without=filter(None, [own_task, plan.task]))
+    others, notes = running_pipelines(snapshot, client, without=plan)
     mine = Pipeline(
         name=plan.name,
         queue=name,

@@ -34,9 +34,10 @@ def check_target(target: str, settings: ClearmlSettings, queue: str | None = Non
 
 
 def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -> Result:
-    """Check the pipeline whose controller is *task*, as if it was enqueued now."""
+    """Check the pipeline whose controller is *task*: what is left of its run, or else a new one."""
     from clearml_ext._api import Client
-    from clearml_ext.plans import is_pipeline, plan_of_task
+    from clearml_ext._state import is_pipeline
+    from clearml_ext.plans import from_the_start, plan_of_task
     from clearml_ext.preflight import check_plan
     from clearml_ext.snapshot import fetch_controllers, take_snapshot
 
@@ -49,6 +50,8 @@ def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -
     snapshot = take_snapshot(client, settings, plan.base_tasks)
     given = str((document.get("execution") or {}).get("queue") or "")
     own = task if task in snapshot.running else None
+    if own is None and document.get("status") != "queued":
+        plan = from_the_start(plan)
     target = queue or given or settings.services_queue
     return check_plan(plan, target, snapshot, settings, client=client, own_task=own)
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +10,12 @@ from typing import Any
 
 from clearml_ext._api import Client
 from clearml_ext._process import own_task_id
-from clearml_ext.explain import Cause, explain, family, free_queue, move_task, stop_children
+from clearml_ext._state import Launched, launched_by_controller
+from clearml_ext.explain import Cause, explain, free_queue
+from clearml_ext.family import family, move_task, stop_children
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.snapshot import take_snapshot
+from clearml_ext.undertaking import Undertaker
 from mlops_ext.errors import MlopsExtError
 
 __all__ = ["StepTimeLimit", "Watch", "start_watchdog"]
@@ -64,6 +62,8 @@ class Watch:
         client: asks the server.
         controller: id of the controller's task.
         settings: how long is too long, and what to do then.
+        launched: says what the controller launched, where this is its process; by default its
+            task on the server does.
         tell: gets each explanation, once.
         clock: seconds, monotonic.
     """
@@ -74,11 +74,12 @@ class Watch:
         controller: str,
         settings: ClearmlSettings,
         *,
+        launched: Callable[[], Launched | None] = lambda: None,
         tell: Callable[[str], object] = log.warning,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.client, self.controller, self.settings = client, controller, settings
-        self.tell, self.clock = tell, clock
+        self.launched, self.tell, self.clock = launched, tell, clock
         self.own: Mapping[str, Any] = {}
         self.children: list[Mapping[str, Any]] = []
         self._since: dict[str, float] = {}
@@ -91,10 +92,11 @@ class Watch:
         Raises:
             ServerError: the server does not answer.
         """
-        self.own, self.children = family(self.client, self.controller)
+        launched = self.launched()
+        self.own, self.children = family(self.client, self.controller, launched)
         aborted = self.own.get("status_message") == "stopping"
         if self.own.get("status") not in _RUNS or aborted:
-            for name in stop_children(self.client, self.controller):
+            for name in stop_children(self.client, self.controller, launched):
                 self.tell(f'step "{name}" was stopped with its pipeline')
             return False
         overdue = [child for child in self.children if self._is_overdue(child)]
@@ -128,8 +130,7 @@ class Watch:
             elif found.stuck and self.settings.move:
                 here = next((q for q, ids in snapshot.entries.items() if number in ids), "")
                 queue = free_queue(snapshot, self.settings, here)
-                if queue is not None:
-                    move_task(self.client, snapshot, number, queue)
+                if queue and move_task(self.client, snapshot, number, here, queue):
                     self._since.pop(number, None)
                     self.tell(f'step "{child.get("name")}" was moved from {here} to {queue}')
 
@@ -150,21 +151,34 @@ def start_watchdog(pipeline: Any, settings: ClearmlSettings) -> None:
     guard_time_limits(pipeline)
     try:
         client = Client.from_configuration(settings.timeout_s)
+        if own_task_id() is not None:
+            _report_launches(pipeline, Undertaker(client, str(task.id)))
     except MlopsExtError as error:
         log.warning("the pipeline is not watched: %s", error)
         return
-    watch = Watch(client, str(task.id), settings)
+    watch = Watch(client, str(task.id), settings, launched=lambda: launched_by_controller(pipeline))
+    if own_task_id() is not None:
+        _report_launches(pipeline, Undertaker(client, str(task.id)))
     threading.Thread(
         target=_run, args=(pipeline, watch), name="mlops-ext-watchdog", daemon=True
     ).start()
+
+
+def _report_launches(pipeline: Any, undertaker: Undertaker) -> None:
+    """Have *undertaker* told of each step's task before it is enqueued."""
+    given = pipeline._experiment_created_cb  # noqa: SLF001  # how the SDK keeps the callback of start()
+
+    def created(controller: Any, node: Any, parameters: Any) -> Any:
+        undertaker.tell(str(node.job.task_id()))
+        return given(controller, node, parameters) if given else None
+
+    pipeline._experiment_created_cb = created  # noqa: SLF001  # likewise
 
 
 def _run(pipeline: Any, watch: Watch) -> None:
     """The watchdog's thread: one look per interval until the controller's own thread ends."""
     stop = pipeline._stop_event  # noqa: SLF001  # the loop's only sign of its end
     failed_before = False
-    if own_task_id() is not None:
-        _start_undertaker(watch.client, watch.controller)
     while not stop.wait(watch.settings.interval_s):
         guard_time_limits(pipeline)
         try:
@@ -178,29 +192,3 @@ def _run(pipeline: Any, watch: Watch) -> None:
         except Exception:  # a thread's boundary: the pipeline must go on without its watchdog
             log.exception("the watchdog ends")
             return
-
-
-def _start_undertaker(client: Client, controller: str) -> None:
-    """Start the process that stops the steps after an agent has killed this one.
-
-    An agent answers an abort with SIGKILL to the whole tree of processes; ours is out of the tree.
-    """
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "clearml_ext._undertaker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        if process.stdin is not None:
-            # The pipe stays open for as long as this process lives: its end is the signal.
-            process.stdin.write(json.dumps(client.hand_over(controller)).encode() + b"\n")
-            process.stdin.flush()
-            _pipes.append(process.stdin)
-        process.wait()
-
-
-_pipes: list[Any] = []

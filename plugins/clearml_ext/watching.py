@@ -13,7 +13,8 @@ from rich.text import Text
 
 from clearml_ext._api import Client
 from clearml_ext.errors import ServerError
-from clearml_ext.explain import Explanation, explain, family
+from clearml_ext.explain import Explanation, explain
+from clearml_ext.family import family
 from clearml_ext.settings import load_settings
 from clearml_ext.snapshot import take_snapshot
 from clearml_ext.watchdog import Watch

@@ -1,24 +1,20 @@
 """The check on a live server: what is asked, what is counted, and what a bad answer comes to."""
 
-import datetime as dt
-import json
-
 import pytest
 
 pytest.importorskip("clearml")
 
+from tests.support.clearml_double.arrange import add_controller, add_worker, client_of
 from tests.support.clearml_double.server import ACCESS_KEY, SECRET_KEY, ApiDouble
 
 from clearml_ext._api import Client
 from clearml_ext.errors import ServerError
-from clearml_ext.explain import Cause, explain, family, stop_children
 from clearml_ext.fixes import FixKind
 from clearml_ext.plans import Node, Plan, plan_of_task
 from clearml_ext.preflight import preflight
 from clearml_ext.results import Answer
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.snapshot import take_snapshot
-from clearml_ext.watchdog import Watch
 from mlops_ext.errors import MlopsExtError
 
 SETTINGS = ClearmlSettings(timeout_s=3)
@@ -28,44 +24,6 @@ SETTINGS = ClearmlSettings(timeout_s=3)
 def double():
     with ApiDouble(["default", "services", "gpu"]) as double:
         yield double
-
-
-def client_of(double, secret=SECRET_KEY):
-    return Client(double.url, key=ACCESS_KEY, secret=secret, timeout_s=SETTINGS.timeout_s)
-
-
-def add_worker(double, name, *queues, age_s=0, task=None, **more):
-    numbers = [n for q in queues for n, row in double.store.queues.items() if row["name"] == q]
-    double.store.workers_register({"worker": name, "queues": numbers, **more})
-    worker = double.store.workers[name]
-    worker["last_activity_time"] -= dt.timedelta(seconds=age_s)
-    worker["task_id"] = task
-
-
-def add_controller(double, name, steps, *, queue=None, status="created", worker=None, **more):
-    """A controller's task as the SDK leaves it: steps are name → queue or (queue, base task)."""
-    dag = {}
-    for step, where in steps.items():
-        step_queue, base = where if isinstance(where, tuple) else (where, None)
-        dag[step] = {"queue": step_queue, "parents": [], "base_task_id": base, "executed": None}
-    number = double.store.tasks_create(
-        {
-            "name": name,
-            "type": "controller",
-            "system_tags": ["pipeline"],
-            "configuration": {"Pipeline": {"name": "Pipeline", "value": json.dumps(dag)}},
-            **more,
-        }
-    )["id"]
-    if queue is not None:
-        double.store.tasks_enqueue({"task": number, "queue_name": queue})
-    if worker is not None:
-        double.store.take_out(number)
-        double.store.tasks[number]["status"] = "in_progress"
-        double.store.workers[worker]["task_id"] = number
-    else:
-        double.store.tasks[number]["status"] = "queued" if queue else status
-    return number
 
 
 def plan(*queues, name="nightly"):
@@ -253,94 +211,6 @@ def test_a_queue_that_is_a_parameter_of_the_pipeline_is_filled_in(double):
     double.store.tasks[number]["hyperparams"] = {}
     with pytest.raises(MlopsExtError, match="where has no value"):
         plan_of_task(double.store.tasks[number])
-
-
-def put_step(double, parent, queue):
-    number = double.store.tasks_create({"name": "train", "type": "training", "parent": parent})[
-        "id"
-    ]
-    if queue:
-        double.store.tasks_enqueue({"task": number, "queue_name": queue})
-    return number
-
-
-@pytest.mark.parametrize(
-    ("cause", "arrange"),
-    [
-        (Cause.UNWATCHED, lambda double: None),
-        (Cause.DEAD, lambda double: add_worker(double, "a2", "default", age_s=400)),
-        (Cause.ABOUT_TO_START, lambda double: add_worker(double, "a2", "default")),
-        (
-            Cause.BUSY,
-            lambda double: add_worker(double, "a2", "default", task=put_step(double, None, None)),
-        ),
-    ],
-)
-def test_a_step_that_waits_is_explained(double, cause, arrange):
-    add_worker(double, "a1", "services")
-    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
-    put_step(double, own, "default")
-    arrange(double)
-    client = client_of(double)
-    _, (child,) = family(client, own)
-    assert explain(child, take_snapshot(client, SETTINGS), {own}).cause is cause
-
-
-def test_a_deadlocked_step_is_explained_and_moved_to_a_free_agent(double):
-    add_worker(double, "a1", "services", "default")
-    add_worker(double, "a2", "gpu")
-    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
-    step = put_step(double, own, "default")
-    told, now = [], [0.0]
-    settings = ClearmlSettings(pending_s=60, move=True)
-    watch = Watch(client_of(double), own, settings, tell=told.append, clock=lambda: now[0])
-    assert watch.look()
-    assert not told
-    now[0] = 61.0
-    assert watch.look()
-    assert 'a1 is held by controller "nightly"' in told[0]
-    assert told[1] == 'step "train" was moved from default to gpu'
-    gpu = next(row for row in double.store.queues.values() if row["name"] == "gpu")
-    assert [entry["task"] for entry in gpu["entries"]] == [step]
-
-
-def test_a_step_that_could_not_be_enqueued_is_failed(double):
-    add_worker(double, "a1", "services")
-    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
-    step = put_step(double, own, None)
-    watch = Watch(client_of(double), own, SETTINGS, tell=lambda text: None)
-    for _ in range(10):
-        watch.look()
-    assert double.store.tasks[step]["status"] == "failed"
-
-
-def test_an_abort_reaches_the_steps_and_their_steps(double):
-    add_worker(double, "a1", "services")
-    add_worker(double, "a2", "services")
-    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
-    inner = add_controller(double, "inner", {}, queue="services", worker="a2", parent=own)
-    step = put_step(double, inner, "default")
-    assert stop_children(client_of(double), own) == ["inner", "train"]
-    assert double.store.tasks[step]["status"] == "stopped"
-    assert not any(row["entries"] for row in double.store.queues.values())
-
-
-def test_an_abort_reaches_the_other_steps_where_the_server_refuses_one(double):
-    add_worker(double, "a1", "services")
-    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
-    taken, waiting = put_step(double, own, "default"), put_step(double, own, "default")
-    dequeue = double.store.tasks_dequeue
-
-    def too_late(request):
-        if request["task"] == taken:  # an agent was faster, and it has ended since
-            double.store.tasks[taken]["status"] = "completed"
-        return dequeue(request)
-
-    double.store.tasks_dequeue = too_late
-    double.store.tasks_stop = double.store.tasks_stopped
-    assert stop_children(client_of(double), own) == ["train"]
-    assert double.store.tasks[taken]["status"] == "completed"
-    assert double.store.tasks[waiting]["status"] == "stopped"
 
 
 @pytest.mark.parametrize("scrolls", [True, False])

@@ -8,7 +8,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.support.clearml_double.store import ApiError, Store, new_id
+from tests.support.clearml_double.documents import ApiError, new_id
+from tests.support.clearml_double.store import Store
 
 API_VERSION, SERVER_VERSION = "2.34", "2.3.0"
 ACCESS_KEY, SECRET_KEY = "double-access-key", "double-secret-key-never-to-be-shown"
