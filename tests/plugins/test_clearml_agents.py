@@ -213,16 +213,17 @@ def test_a_clone_from_the_web_interface_is_checked_on_the_agent(lab):
     pretend_agent(lab, "a2", "default")
     assert lab.run(pipeline_script("services", "default", "launcher")).returncode == 0
     assert lab.wait_for("train", "queued"), lab.log("a1")
-    lab.end(agent)
     with lab.store.lock:
         first = lab.controller()["id"]
-        lab.store.tasks_stopped({"task": first, "force": True})
-        lab.store.workers.clear()
-    lab.agent("b1", "default")
-    with lab.store.lock:
         clone = lab.store.tasks_clone({"task": first, "new_task_name": "clone"})["id"]
-        lab.store.tasks[clone]["system_tags"] = ["pipeline"]
         lab.store.tasks_enqueue({"task": clone, "queue_name": "default"})
+        lab.store.tasks_stop({"task": first})
+    # The server calls the clone a child of the first run; its abort must not reach it.
+    assert lab.wait_for("train", "stopped", timeout_s=60), (statuses(lab), lab.log("a1"))
+    assert lab.tasks(id=clone)[0]["status"] == "queued"
+    lab.end(agent)
+    lab.store.workers.clear()
+    lab.agent("b1", "default")
     assert lab.wait_for("clone", timeout_s=WAIT_S), (statuses(lab), lab.log("b1"))
     assert lab.tasks(id=clone)[0]["status"] == "failed"
     assert "only host:b1 listens" in lab.log("b1") + json.dumps(lab.tasks(id=clone)[0])
