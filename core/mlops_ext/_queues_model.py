@@ -185,12 +185,17 @@ def compile_topology(topology: Topology) -> Model:
     roots = [builder.add_pipeline(at, each) for at, each in enumerate(topology.pipelines)]
     alike: defaultdict[frozenset[int], list[Worker]] = defaultdict(list)
     numbers, pins = builder.numbers, builder.pins
+    # Many workers list the same queues, and a list may be long: each list is looked up once.
+    listed: dict[tuple[str, ...], frozenset[int]] = {}
     for worker in topology.workers:
-        served = {numbers[name] for name in worker.queues if name in numbers}
+        served = listed.get(worker.queues)
+        if served is None:
+            served = frozenset(numbers[name] for name in worker.queues if name in numbers)
+            listed[worker.queues] = served
         if worker.name in pins:
-            served.add(pins[worker.name])
+            served |= {pins[worker.name]}
         if served and worker.slots != 0:
-            alike[frozenset(served)].append(worker)
+            alike[served].append(worker)
     classes = [
         WorkerClass(queues=queues, slots=_total(workers), workers=tuple(workers))
         for queues, workers in alike.items()
