@@ -102,18 +102,22 @@ class Client:
         headers = {"Authorization": f"Bearer {self._bearer()}"}
         return self._data(endpoint, self._send(endpoint, dict(request or {}), headers))
 
-    def rows(self, endpoint: str, request: Mapping[str, object], key: str) -> list[Any]:
+    def rows(self, endpoint: str, request: Mapping[str, object], key: str) -> list[dict[str, Any]]:
         """All rows that *endpoint* has under *key*: one request, or one a page on an old server.
+
+        Each has an ``id``, which has to be asked for where fields are.
 
         Raises:
             ServerError: no answer, or not one that can be used.
         """
-        found: list[Any] = []
+        found: list[dict[str, Any]] = []
         more: dict[str, object] = {"scroll_id": "", "size": _ALL}
         for page in itertools.count(1):
             data = self.call(endpoint, {**request, **more})
             part = data.get(key)
-            if not isinstance(part, list):
+            if not isinstance(part, list) or not all(
+                isinstance(row, dict) and "id" in row for row in part
+            ):
                 break
             found += part
             # A server that scrolls says so, and has given all; an older one ignores the wish.

@@ -105,6 +105,13 @@ def test_an_abort_reaches_the_other_steps_where_the_server_refuses_one(double):
     assert double.store.tasks[waiting]["status"] == "stopped"
 
 
+@pytest.mark.parametrize("rows", [b"[5]", b"[{}]", b"[null]", b"7"])
+def test_rows_that_are_no_tasks_are_one_clear_error(double, rows):
+    double.faults["tasks.get_all"] = ("raw", b'{"data": {"tasks": ' + rows + b"}}")
+    with pytest.raises(ServerError, match="a form that is not known"):
+        family(client_of(double), "0" * 32)
+
+
 def run_with_clones(double):
     """A run that waits for its step, and a draft and a run that were cloned from it and its step."""
     add_worker(double, "a1", "services")
