@@ -105,14 +105,19 @@ def check_script(
 
 
 def _require_server(settings: ClearmlSettings) -> None:
-    """Fail in seconds where the SDK would retry for hours.
+    """Fail with nothing created, where the SDK would retry for hours or stop half way.
 
     Raises:
-        ServerError: the server does not answer.
+        ServerError: the server does not answer, or not as a ClearML server does.
+        TopologyError: a worker's or a queue's declared capacity cannot be read.
     """
     from clearml_ext._api import Client
+    from clearml_ext.snapshot import take_snapshot
 
-    Client.from_configuration(settings.timeout_s).call("queues.get_all", {"only_fields": ["id"]})
+    client = Client.from_configuration(settings.timeout_s)
+    take_snapshot(client, settings)
+    running = {"type": ["controller"], "status": ["in_progress"], "only_fields": ["id"]}
+    client.rows("tasks.get_all", running, "tasks")
 
 
 def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -> int:

@@ -15,6 +15,7 @@ from clearml_ext.preflight import preflight
 from clearml_ext.results import Answer
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.snapshot import take_snapshot
+from clearml_ext.targets import launch
 from mlops_ext.errors import MlopsExtError
 
 SETTINGS = ClearmlSettings(timeout_s=3)
@@ -183,6 +184,24 @@ def test_a_slow_server_is_given_up_after_the_timeout(double):
     client = Client(double.url, key=ACCESS_KEY, secret=SECRET_KEY, timeout_s=0.3)
     result = preflight(plan("default"), "services", SETTINGS, client=client)
     assert "did not answer workers.get_all within 0.3 s" in result.reasons[0]
+
+
+@pytest.mark.parametrize("endpoint", ["queues.get_all_ex", "workers.get_all", "tasks.get_all"])
+def test_a_script_is_not_started_where_the_server_misbehaves(
+    double, endpoint, tmp_path, monkeypatch
+):
+    script, ran = tmp_path / "pipeline.py", tmp_path / "ran"
+    script.write_text(f"open({str(ran)!r}, 'w')")
+    monkeypatch.setenv("CLEARML_API_HOST", double.url)
+    monkeypatch.setenv("CLEARML_API_ACCESS_KEY", ACCESS_KEY)
+    monkeypatch.setenv("CLEARML_API_SECRET_KEY", SECRET_KEY)
+    double.faults[endpoint] = ("raw", b'{"data": {"tasks": [5], "queues": [5], "workers": [5]}}')
+    with pytest.raises(ServerError, match="a form that is not known"):
+        launch(str(script), (), {})
+    assert not ran.exists()
+    del double.faults[endpoint]
+    assert launch(str(script), (), {}) == 0
+    assert ran.exists()
 
 
 def test_wrong_credentials_and_an_absent_server_are_told_apart(double):
