@@ -7,10 +7,11 @@ PLAN is a JSON file that may change at any time:
 
     {"round_trip_s": 0.0005,
      "lose": {"operations": ["link", ...], "rate": 0.05, "errno": 5},
+     "skew_s": 3600,
      "fail": [{"operations": ["open"], "errno": 116, "rate": 0.1, "times": 3, "name": "text"}]}
 
 A lost reply takes place and then fails; a failure does not take place. `times` bounds a failure,
-`name` restricts it to paths that hold the text. Without `rate` it is certain.
+`name` restricts it to paths that hold the text. Without `rate` it is certain. `skew_s` is added to the times of files.
 """
 
 # ruff: noqa: PTH116, PTH123, PTH208, PTH102, PTH106, PTH108, PTH104, PTH101
@@ -103,9 +104,11 @@ class Passthrough(mfusepy.Operations):
     @faulty
     def getattr(self, path, fh=None):
         st = os.lstat(self._real(path))
+        skew_ns = int(self.plan.current().get("skew_s", 0) * 1e9)
         names = ("mode", "nlink", "uid", "gid", "size", "blocks")
         found = {f"st_{name}": getattr(st, f"st_{name}") for name in names}
-        return found | {f"st_{n}": getattr(st, f"st_{n}_ns") for n in ("atime", "mtime", "ctime")}
+        times = {n: getattr(st, f"st_{n}_ns") + skew_ns for n in ("atime", "mtime", "ctime")}
+        return found | {f"st_{name}": time_ns for name, time_ns in times.items()}
 
     @faulty
     def readdir(self, path, fh):

@@ -39,13 +39,17 @@ def lines(path):
     return path.read_text().split() if path.exists() else []
 
 
-def stampede(shares_, tmp_path, *, processes, backend="shared", seconds=1.0, kill=False):
+def stampede(
+    shares_, tmp_path, *, processes, backend="shared", seconds=1.0, kill=False, environs=({},)
+):
+    """How often a cold function was computed; node i has the i-th of *environs*, in turn."""
     log = tmp_path / "log"
     nodes = [Node(f"node{number}", share) for number, share in enumerate(shares_)]
-    workers = [
-        nodes[number % len(nodes)].start(WORKER, log, backend, seconds, 6.0 if kill else 15.0)
-        for number in range(processes)
-    ]
+    lease_s = 6.0 if kill else 15.0
+    workers = []
+    for number in range(processes):
+        node, environ = nodes[number % len(nodes)], environs[number % len(nodes) % len(environs)]
+        workers.append(node.start(WORKER, log, backend, seconds, lease_s, **environ))
     for worker in workers:
         assert worker.stdout.readline() == "ready\n", worker.communicate()[1]
     if kill:
