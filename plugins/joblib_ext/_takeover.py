@@ -32,6 +32,9 @@ _DEEPEST = 16
 _removing: dict[str, int] = {}
 """Threads of one process write the same token; who of them is at a path stands here."""
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_removing.clear)  # those threads are the parent's
+
 
 def take_over(
     store: Store,

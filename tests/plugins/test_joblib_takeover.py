@@ -204,6 +204,20 @@ def test_threads_take_a_dead_claim_over_once(store):
     assert not list(processes.place.rglob("takeover*"))
 
 
+@pytest.mark.timeout(60)
+def test_a_forked_child_takes_over_where_a_thread_of_its_parent_was_at_it(store):
+    processes, cached, _ = store
+    path, _ = processes.leave_dead_claim()
+    path = str(Path(cached.store_backend.location, path.relative_to(processes.place / "joblib")))
+    with _takeover._alone_at(path) as alone:
+        assert alone
+        child = os.fork()
+        if child == 0:
+            left = dict(_takeover._removing)
+            os._exit(0 if not left and cached(1) == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.needs_fuse
 @pytest.mark.timeout(60)
 def test_a_dead_claim_on_a_read_only_mount_is_not_waited_for(tmp_path):
