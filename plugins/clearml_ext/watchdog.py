@@ -157,8 +157,6 @@ def start_watchdog(pipeline: Any, settings: ClearmlSettings) -> None:
         log.warning("the pipeline is not watched: %s", error)
         return
     watch = Watch(client, str(task.id), settings, launched=lambda: launched_by_controller(pipeline))
-    if own_task_id() is not None:
-        _report_launches(pipeline, Undertaker(client, str(task.id)))
     threading.Thread(
         target=_run, args=(pipeline, watch), name="mlops-ext-watchdog", daemon=True
     ).start()

@@ -1,5 +1,7 @@
 """The steps of a pipeline that runs: explained, moved, stopped, and told apart from clones."""
 
+import os
+
 import pytest
 
 pytest.importorskip("clearml")
@@ -15,6 +17,7 @@ from clearml_ext.preflight import preflight
 from clearml_ext.results import Answer
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.snapshot import take_snapshot
+from clearml_ext.undertaking import Undertaker
 from clearml_ext.watchdog import Watch
 
 SETTINGS = ClearmlSettings(timeout_s=3)
@@ -209,3 +212,17 @@ def test_a_task_that_cannot_be_moved_waits_where_it_was(double):
         move_task(client, snapshot, step, "default", "gpu")
     default = next(row for row in double.store.queues.values() if row["name"] == "default")
     assert [entry["task"] for entry in default["entries"]] == [step]
+
+
+def test_the_process_that_outlives_a_controller_stops_what_it_was_told_of(double):
+    add_worker(double, "a1", "services")
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    late, other = (
+        double.store.tasks_create({"name": name, "type": "training", "parent": own})["id"]
+        for name in ("late", "other")
+    )
+    undertaker = Undertaker(client_of(double), own)
+    undertaker.tell(late)
+    os.close(undertaker._pipe)  # as the end of the controller's process does
+    assert double.wait_until(lambda store: store.tasks[late]["status"] == "stopped", 100)
+    assert double.store.tasks[other]["status"] == "created"
