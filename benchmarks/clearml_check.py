@@ -4,8 +4,9 @@ Run: python benchmarks/clearml_check.py [--json] [--quick]
 
 Each plan is built and checked in a process of its own; seconds are the median of the repeats, the
 memory is that process's peak. "live" asks a double of the API server, in the same process, for
-the same number of workers and queues; its seconds are mostly the double's. There is no peer:
-ClearML itself checks nothing.
+the same number of workers and queues; its seconds are mostly the double's, and "CPU s" is what the
+check's own thread computed, the reading of the answers included. There is no peer: ClearML itself
+checks nothing.
 """
 
 from __future__ import annotations
@@ -76,16 +77,23 @@ def measure(plan, size, repeats):
 
 def measure_plan(plan, size, repeats):
     topology = build(plan, *size)
-    seconds = []
+    verdict, times = timed(repeats, lambda: check(topology))
+    shown = verdict.outcome.value + ("" if verdict.exact else " (cautious)")
+    return {"verdict": shown, **times, "requests": 0}
+
+
+def timed(repeats, call):
+    """The last result of *call*; its first and median seconds, and this thread's CPU seconds."""
+    seconds, cpu = [], []
     for _ in range(repeats):
-        begin = time.perf_counter()
-        verdict = check(topology)
+        begin, own = time.perf_counter(), time.thread_time()
+        result = call()
+        cpu.append(time.thread_time() - own)
         seconds.append(time.perf_counter() - begin)
-    return {
-        "verdict": verdict.outcome.value + ("" if verdict.exact else " (cautious)"),
+    return result, {
         "seconds_first": round(seconds[0], 4),
         "seconds": round(statistics.median(seconds), 4),
-        "requests": 0,
+        "cpu_seconds": round(statistics.median(cpu), 4),
     }
 
 
@@ -112,18 +120,14 @@ def measure_live(size, repeats):
             name="big",
             nodes=tuple(Node(name=f"{at}", queue=step.queue) for at, step in enumerate(steps)),
         )
-        seconds = []
-        for _ in range(repeats):
-            client = Client(double.url, key=ACCESS_KEY, secret=SECRET_KEY, timeout_s=120)
-            begin = time.perf_counter()
-            result = preflight(plan, "services-0", ClearmlSettings(), client=client)
-            seconds.append(time.perf_counter() - begin)
-    return {
-        "verdict": result.answer.value,
-        "seconds_first": round(seconds[0], 4),
-        "seconds": round(statistics.median(seconds), 4),
-        "requests": len(client.calls),
-    }
+        clients = []
+
+        def ask():
+            clients.append(Client(double.url, key=ACCESS_KEY, secret=SECRET_KEY, timeout_s=120))
+            return preflight(plan, "services-0", ClearmlSettings(), client=clients[-1])
+
+        result, times = timed(repeats, ask)
+    return {"verdict": result.answer.value, **times, "requests": len(clients[-1].calls)}
 
 
 def in_own_process(plan, size, repeats):
@@ -147,22 +151,25 @@ def main():
     if arguments.quick:
         size = tuple(number // 10 for number in size)
     rows = [in_own_process(plan, size, 1 if plan == "live" else 5) for plan in PLANS]
-    checks = [row for row in rows if row["plan"] != "live"]
     holds = all(
-        row["seconds_first"] < LIMIT_S and row["peak_mib"] < LIMIT_MIB for row in checks
-    ) and all(row["requests"] <= 3 for row in rows)
+        row["cpu_seconds" if row["plan"] == "live" else "seconds_first"] < LIMIT_S
+        and row["peak_mib"] < LIMIT_MIB
+        and row["requests"] <= 3
+        for row in rows
+    )
     if arguments.json:
         keys = ("workers", "queues", "steps")
         print(json.dumps({**dict(zip(keys, size, strict=True)), "rows": rows, "holds": holds}))
     else:
         print("{:,} workers, {:,} queues, {:,} steps".format(*size))
         print(
-            f"{'plan':<10}{'verdict':<20}{'first s':>9}{'median s':>10}{'MiB':>8}{'requests':>10}"
+            f"{'plan':<10}{'verdict':<20}{'first s':>9}{'median s':>10}{'CPU s':>8}{'MiB':>8}"
+            f"{'requests':>10}"
         )
         for row in rows:
             print(
                 f"{row['plan']:<10}{row['verdict']:<20}{row['seconds_first']:>9.3f}"
-                f"{row['seconds']:>10.3f}{row['peak_mib']:>8.0f}{row['requests']:>10}"
+                f"{row['seconds']:>10.3f}{row['cpu_seconds']:>8.3f}{row['peak_mib']:>8.0f}{row['requests']:>10}"
             )
     sys.exit(0 if holds else 1)
 

@@ -237,7 +237,7 @@ def running_pipelines(
 
     A sub-pipeline is part of the pipeline that launched it. That of *without* is left out.
     """
-    usable = {each.name for each in snapshot.usable_workers()}
+    usable = snapshot.usable_names()
     active = {
         number: document
         for number, document in snapshot.tasks.items()

@@ -98,7 +98,7 @@ def _own_place(snapshot: Snapshot, own_task: str | None) -> tuple[str | None, st
     if own_task is None:
         return None, None
     document = snapshot.tasks.get(own_task) or {}
-    usable = {each.name for each in snapshot.usable_workers()}
+    usable = snapshot.usable_names()
     reported = (snapshot.running.get(own_task), document.get("last_worker"))
     for worker in (*reported, environment().get("CLEARML_WORKER_ID")):
         if worker in usable:

@@ -53,6 +53,11 @@ class LiveWorker:
     age_s: float
     fresh: bool
 
+    @property
+    def usable(self) -> bool:
+        """Whether it takes tasks, as far as one can know."""
+        return self.fresh and bool(self.queues)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -97,8 +102,12 @@ class Snapshot:
         return tuple(
             Worker(name=each.name, queues=each.queues, slots=each.slots)
             for each in self.workers
-            if each.fresh and each.queues
+            if each.usable
         )
+
+    def usable_names(self) -> set[str]:
+        """The names of the fresh workers."""
+        return {each.name for each in self.workers if each.usable}
 
 
 def take_snapshot(
