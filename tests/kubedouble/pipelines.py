@@ -113,8 +113,9 @@ class Zenml:
         self._python(SETUP)
 
     def environment(self, **more: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("ZENML_", "MLOPS_EXT_"))}
         return {
-            **os.environ,
+            **kept,
             "ZENML_CONFIG_PATH": str(self.home / "config"),
             "ZENML_LOCAL_STORES_PATH": str(self.home / "config" / "local_stores"),
             "MLOPS_EXT_MEMORY_HISTORY": str(self.home / "history.sqlite"),
