@@ -46,11 +46,11 @@ class LameDuck:
             await self.app(scope, receive, send)
             return
         if self.drain.ending:
-            if scope["method"] == "GET" and READINESS.fullmatch(scope["path"]):
-                await _answer(send, scope, "the server is shutting down")
-                return
-            if _is_http1(scope):
+            if str(scope.get("http_version", "1.1")).startswith("1"):
                 send = _closing(send)
+            if scope["method"] == "GET" and READINESS.fullmatch(scope["path"]):
+                await _answer(send, "the server is shutting down")
+                return
         self.seen += 1
         try:
             await self.app(scope, receive, send)
@@ -58,7 +58,7 @@ class LameDuck:
             if not self.drain.refusing:
                 raise
             with contextlib.suppress(RuntimeError):  # its answer has begun already
-                await _answer(send, scope, "the server shut down before the request was done")
+                await _answer(send, "the server shut down before the request was done")
                 return
             raise
 
@@ -74,7 +74,7 @@ def _closing(send: Send) -> Send:
     return answer
 
 
-async def _answer(send: Send, scope: Any, error: str) -> None:
+async def _answer(send: Send, error: str) -> None:
     """503 with a JSON body, and when to come back."""
     body = json.dumps({"error": error}).encode()
     headers = [
@@ -82,11 +82,5 @@ async def _answer(send: Send, scope: Any, error: str) -> None:
         (b"content-length", str(len(body)).encode()),
         (b"retry-after", str(RETRY_AFTER_S).encode()),
     ]
-    if _is_http1(scope):
-        headers.append(CLOSE)
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _is_http1(scope: Any) -> bool:
-    return str(scope.get("http_version", "1.1")).startswith("1")

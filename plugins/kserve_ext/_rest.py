@@ -64,8 +64,10 @@ class RestPart:
     def refuse(self) -> int:
         """Cancel what is in flight; each request is then answered with 503."""
         tasks = list(self.server.server_state.tasks)
+        loop = asyncio.get_running_loop()
         for task in tasks:
-            task.cancel()
+            # Not at once: a task that is cancelled before its first step answers nothing.
+            loop.call_soon(task.cancel)
         return len(tasks)
 
     async def finish(self) -> None:

@@ -282,6 +282,7 @@ def test_requests_past_the_deadline_get_an_answer(tmp_path):
             head, _, content = (await reader.read()).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503")
             assert b"retry-after: 1" in head.lower()
+            assert head.lower().split(b"\r\n").count(b"connection: close") == 1
             assert content.startswith(b'{"error"')
             with pytest.raises(Exception, match="UNAVAILABLE"):
                 await call
