@@ -242,6 +242,9 @@ def take(store: Store, path: str, home: Address) -> Claim | Taken:
             store.make_folder(path[: path.rindex("/") + 1], home)
     except OSError:
         outcome = Taken.NOT_POSSIBLE
+    except BaseException:
+        release(claim)  # interrupted, perhaps when the link was made
+        raise
     finally:
         if outcome is not claim:
             claim.stop()

@@ -13,6 +13,7 @@ over by a ticket on the ticket.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import threading
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 from joblib_ext._claim_record import ClaimRecord, Owner
 from joblib_ext._claim_source import source_of
-from joblib_ext._claims import Claim, Taken, is_gone, read_record, remove, take
+from joblib_ext._claims import Claim, Taken, is_gone, read_record, release, remove, take
 from joblib_ext._store import AMBIGUOUS, Address, Store
 from mlops_ext.files import TEMP_SUFFIX
 
@@ -28,6 +29,9 @@ __all__ = ["remove_dead", "take_over"]
 
 _DEEPEST = 16
 """So many owners in a row would have to die between two system calls."""
+
+_NO_ANSWER = frozenset({errno.EIO, errno.ESTALE})
+"""After these nothing is known of others: where they last, waiting for others would too."""
 
 _removing: dict[str, int] = {}
 """Threads of one process write the same token; who of them is at a path stands here."""
@@ -56,10 +60,17 @@ def take_over(
         ticket = _ticket(store, path, record, is_dead) if alone else Taken.BY_OTHERS
         if isinstance(ticket, Taken):
             return ticket
+        taken: Claim | Taken | None = None
         try:
-            return _remove(store, path, record) or take(store, path, home)
-        finally:
-            _drop(ticket)
+            try:
+                taken = _remove(store, path, record) or take(store, path, home)
+            finally:
+                _drop(ticket)
+        except BaseException:
+            if isinstance(taken, Claim):
+                release(taken)  # interrupted: nobody will compute under it
+            raise
+        return taken
 
 
 def remove_dead(store: Store, path: str, record: ClaimRecord) -> bool:
@@ -93,22 +104,30 @@ def _ticket(
     store: Store, path: str, record: ClaimRecord, is_dead: Callable[[ClaimRecord], bool]
 ) -> str | Taken:
     """The path of the ticket that gives the right to remove *record*, or why there is none."""
+    try:
+        return _win_ticket(store, path, record, is_dead)
+    except OSError:
+        return Taken.NOT_POSSIBLE
+
+
+def _win_ticket(
+    store: Store, path: str, record: ClaimRecord, is_dead: Callable[[ClaimRecord], bool]
+) -> str | Taken:
     source = source_of(store.layout)
-    token = record.token
+    token, stale = record.token, ""
     for _ in range(_DEEPEST):
-        ticket, origin = _name(path, token), ""
+        ticket, origin = _name(path, token), source.ready(stale=stale)
         try:
-            origin = source.ready()
-            os.link(origin, ticket)
+            _link(origin, ticket, source.record.token)
         except OSError as error:
             if error.errno not in AMBIGUOUS:
-                return Taken.NOT_POSSIBLE
+                raise
             found = read_record(ticket)
             if found is None:
-                if not is_gone(origin):
+                if is_gone(origin):
+                    stale = origin
+                elif error.errno not in _NO_ANSWER:
                     return Taken.BY_OTHERS  # it is done, or about to be; the next look tells
-                with contextlib.suppress(OSError):
-                    source.ready(stale=origin)
                 continue
             if found.token != source.record.token:
                 if not is_dead(found):
@@ -117,7 +136,19 @@ def _ticket(
                 continue
             store.events.note("lost-reply", ticket)
         return ticket
-    return Taken.BY_OTHERS
+    return Taken.NOT_POSSIBLE
+
+
+def _link(origin: str, ticket: str, token: bytes) -> None:
+    """Link; where that is interrupted, what it may have made goes: its owner lives on."""
+    try:
+        os.link(origin, ticket)
+    except BaseException as error:
+        if not isinstance(error, OSError):
+            found = read_record(ticket)
+            if found is not None and found.token == token:
+                _drop(ticket)
+        raise
 
 
 def _name(path: str, token: bytes) -> str:

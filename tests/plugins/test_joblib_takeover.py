@@ -238,3 +238,50 @@ def test_a_dead_claim_on_a_read_only_mount_is_not_waited_for(tmp_path):
         share.inject(fail=[{"operations": operations, "errno": errno.EROFS}])
         assert Memory(str(share.path), backend="shared", verbose=0).cache(function)(1) == 1
     assert calls == [1, 1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("function", ["open", "link"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_dead_claim_where_nothing_can_be_made_is_not_waited_for(
+    store, tmp_path, monkeypatch, function, code
+):
+    """A store whose disk or server fails is used without claims, as where there is none."""
+    processes, _, _ = store
+    processes.leave_dead_claim()
+    other = processes.cached("other")
+    real = getattr(os, function)
+
+    def fail(path, *args, **more):
+        if function == "open" and not args[0] & os.O_CREAT:
+            return real(path, *args, **more)
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(os, function, fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert other(1) == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("at", ["ticket", "claim", "drop"])
+def test_an_interrupt_while_taking_over_leaves_nothing_that_others_wait_for(store, monkeypatch, at):
+    """Ctrl-C is heard when a system call returns: what that has made has to go again."""
+    processes, cached, calls = store
+    processes.leave_dead_claim()
+    name = "unlink" if at == "drop" else "link"
+    real = getattr(os, name)
+
+    def interrupted(*args, **more):
+        real(*args, **more)
+        is_ticket = Path(args[-1]).name.startswith("takeover.")
+        if is_ticket == (at != "claim"):
+            monkeypatch.setattr(os, name, real)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cached(1)
+    assert processes.cached("other")(1) == 1
+    assert calls == [1]
+    assert not list(processes.place.rglob("takeover*"))
