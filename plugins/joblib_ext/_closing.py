@@ -55,7 +55,7 @@ class Closer:
 
     def close(self, descriptor: int) -> None:
         """Close *descriptor*, now or soon."""
-        if self._untimed:
+        if self._untimed > 0:
             self._untimed -= 1
             try:  # noqa: SIM105  # a hit comes through here: `suppress` would cost it 0.3 µs
                 os.close(descriptor)
