@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,6 @@ __all__ = ["Launched", "is_pipeline", "launched_by_controller", "launched_by_tas
 
 _RUN_MARK = "_pipeline_hash"
 """Runtime property by which the SDK knows that a controller has run before, and takes it up."""
-_NUMBER = re.compile(r"_\d+$")
-"""What the SDK adds to the name of a component's step where the pipeline calls it again."""
 
 
 def is_pipeline(document: Mapping[str, Any] | None) -> bool:
@@ -36,22 +33,16 @@ class Launched:
     Attributes:
         ids: the tasks that are known to be launched.
         names: names of the steps whose tasks are not known yet: a step's task has its name.
-        components: names of the steps that may be run again under a number, which the task lists
-            late: the SDK writes a step down when one starts or ends, and this one may wait.
         everything: whether no clone can be told apart, and all of them count.
     """
 
     ids: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
-    components: frozenset[str] = frozenset()
     everything: bool = False
 
     def includes(self, task: Mapping[str, Any]) -> bool:
         """Whether *task*, which names the other as its parent, was launched by it."""
-        name = str(task.get("name"))
-        if self.everything or str(task["id"]) in self.ids or name in self.names:
-            return True
-        return name not in self.components and _NUMBER.sub("", name) in self.components
+        return self.everything or str(task["id"]) in self.ids or task.get("name") in self.names
 
 
 def steps_on_task(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -88,7 +79,6 @@ def launched_by_task(document: Mapping[str, Any]) -> Launched:
     return Launched(
         ids=frozenset(str(each) for each in known.values() if each),
         names=frozenset(name for name, each in steps if not known[name] and not each.get("draft")),
-        components=frozenset(name for name, each in steps if each.get("job_code_section")),
     )
 
 

@@ -1,6 +1,5 @@
 """The steps of a pipeline that runs: explained, moved, stopped, and told apart from clones."""
 
-import json
 import os
 
 import pytest
@@ -157,21 +156,6 @@ def test_a_step_whose_task_the_controller_has_not_written_down_is_stopped_too(do
     step = double.store.tasks_create({"name": "fit", "type": "training", "parent": own})["id"]
     assert stop_children(client_of(double), own) == ["fit"]
     assert double.store.tasks[step]["status"] == "stopped"
-
-
-def test_a_component_that_is_called_again_and_waits_is_explained_too(double):
-    """The SDK names it after the first call, and writes it down only once a step starts or ends."""
-    own = add_controller(double, "nightly", {})
-    first = put_step(double, own, "default", name="fit")
-    state = double.store.tasks[own]["configuration"]["Pipeline"]
-    fields = {"job_id": first, "job_code_section": "fit", "parents": []}
-    state["value"] = json.dumps({"fit": fields})
-    double.store.tasks[own]["runtime"] = {"_pipeline_hash": "0:1.0"}
-    again = double.store.tasks_create({"name": "fit_1", "parent": own})["id"]
-    for name in ("fit", "Clone Of fit", "fit_x"):
-        double.store.tasks_create({"name": name, "parent": own})
-    _, children = family(client_of(double), own)
-    assert {child["id"] for child in children} == {first, again}
 
 
 def test_a_clone_that_runs_beside_the_pipeline_it_was_cloned_from_is_counted(double):
