@@ -60,7 +60,7 @@ def take_over(
         ticket = _ticket(store, path, record, is_dead) if alone else Taken.BY_OTHERS
         if isinstance(ticket, Taken):
             return ticket
-        taken: Claim | Taken | None = None
+        taken: Claim | Taken = Taken.NOT_POSSIBLE
         try:
             try:
                 taken = _remove(store, path, record) or take(store, path, home)
