@@ -34,25 +34,21 @@ class Fresh:
     mtime: float
 
 
-def _find_statx() -> Any:
+def _find(name: str, *arguments: Any) -> Any:
+    """The function *name* of the C library, which returns an int; None where it is not Linux's."""
     if not sys.platform.startswith("linux"):
         return None
     try:
-        function = ctypes.CDLL(None, use_errno=True).statx
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):
         return None
     function.restype = ctypes.c_int
-    function.argtypes = [
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_void_p,
-    ]
+    function.argtypes = list(arguments)
     return function
 
 
-_statx = _find_statx()
+_statx = _find("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+_statfs = _find("statfs", ctypes.c_char_p, ctypes.c_void_p)
 
 
 def _call(descriptor: int, path: bytes, flags: int) -> Fresh:
@@ -87,18 +83,6 @@ def fresh_fd(descriptor: int) -> Fresh:
     return _call(descriptor, b"", _AT_EMPTY_PATH)
 
 
-def _find_statfs() -> Any:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function = ctypes.CDLL(None, use_errno=True).statfs
-    except (OSError, AttributeError):
-        return None
-    function.restype = ctypes.c_int
-    function.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    return function
-
-
 def replacing_flushes(folder: str) -> bool:
     """Whether a rename over a file in *folder* makes the file system write the data at once.
 
@@ -109,6 +93,3 @@ def replacing_flushes(folder: str) -> bool:
     if _statfs is None or _statfs(os.fsencode(folder), room) != 0:
         return False
     return bool(ctypes.c_long.from_buffer(room).value == _EXT4)
-
-
-_statfs = _find_statfs()
