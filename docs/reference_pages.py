@@ -4,8 +4,8 @@ from typing import Any
 
 import griffe
 
-_INTERNAL = ("__post_init__", "__reduce__", "__hash__")
-"""Methods with a docstring that only Python itself calls."""
+_INTERNAL = ("__post_init__", "__reduce__", "__hash__", "after_fork")
+"""Methods with a docstring that no user calls."""
 
 
 class ReferencePages(griffe.Extension):

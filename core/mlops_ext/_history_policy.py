@@ -26,6 +26,7 @@ from mlops_ext._observations import Observation, Records, compress_curve
 from mlops_ext._quantity import Quantity
 from mlops_ext._series import WINDOW, Series
 from mlops_ext.errors import HistoryError
+from mlops_ext.forks import follow_forks
 
 __all__ = ["HistoryPolicy"]
 
@@ -49,13 +50,19 @@ class HistoryPolicy:
     Runs of other versions of the same step count until there are enough of its own. The state is
     a cache of *records*, read again (only what is new) at each decision, so that any number of
     processes may share a history. A history that fails never fails a task: the decision falls
-    back to the request and says so. Methods may be called from several threads.
+    back to the request and says so. Methods may be called from several threads,
+    and in forked children.
     """
 
     def __init__(self, *, records: Records, settings: MemorySettings | None = None) -> None:
         self.records = records
         self.settings = settings or MemorySettings()
         self._tasks: dict[TaskKey, _Task] = {}
+        self._lock = threading.Lock()
+        follow_forks(self)
+
+    def after_fork(self) -> None:
+        """In a child: the lock may be held by a thread that is not here."""
         self._lock = threading.Lock()
 
     def decide(

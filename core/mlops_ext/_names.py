@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlops_ext.forks import in_forked_child
+
 __all__ = [
     "TEMP_SUFFIX",
     "Liveness",
@@ -91,13 +93,10 @@ class _Process:
 _process: _Process | None = None
 
 
+@in_forked_child
 def _forget() -> None:
     global _process
     _process = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def _current() -> _Process:

@@ -11,7 +11,6 @@ import enum
 import importlib
 import importlib.metadata
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing_extensions import Self
 from mlops_ext import _targets
 from mlops_ext._targets import MISSING, Slot
 from mlops_ext.errors import PatchConflictError
+from mlops_ext.forks import in_forked_child
 from mlops_ext.hookspecs import check_specifier
 
 __all__ = ["MISSING", "AppliedPatch", "Outcome", "Patch", "PatchReport", "PatchSet"]
@@ -165,14 +165,10 @@ _applied: dict[str, AppliedPatch] = {}
 _lock = threading.RLock()
 
 
+@in_forked_child
 def _after_fork() -> None:
-    """A child owns no lock that another thread of its parent held at the fork."""
     global _lock
     _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from mlops_ext import _owners, files, settings
 from mlops_ext._holders import holders
 from mlops_ext._owners import Evidence, Fate, Owner
 from mlops_ext.errors import TempDirError
+from mlops_ext.forks import in_forked_child
 
 __all__ = [
     "Reaped",
@@ -201,15 +202,12 @@ def _close_all() -> None:
     _open.clear()
 
 
+@in_forked_child
 def _after_fork() -> None:
-    """A child owns none of its parent's directories, and no lock that was held at the fork."""
+    """A child owns none of its parent's directories."""
     global _lock
     _open.clear()
     _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

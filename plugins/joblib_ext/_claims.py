@@ -25,6 +25,7 @@ from joblib_ext._claim_source import ClaimSource, all_sources, source_of
 from joblib_ext._fresh import fresh_path
 from joblib_ext._store import AMBIGUOUS, Address, Store
 from mlops_ext.files import temp_name
+from mlops_ext.forks import in_forked_child
 
 __all__ = [
     "Claim",
@@ -182,7 +183,8 @@ def _stack(thread: int) -> list[FrameType]:
     return frames
 
 
-def _after_fork_in_child() -> None:
+@in_forked_child
+def _after_fork() -> None:
     """The parent goes on with its claims; a child must neither beat for them nor wait for them."""
     global _heart
     _inherited.update(_held)
@@ -201,8 +203,6 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def held_by_this_process(path: str) -> Claim | None:

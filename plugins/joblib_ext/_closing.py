@@ -12,8 +12,9 @@ import contextlib
 import os
 import threading
 import time
-import weakref
 from collections import deque
+
+from mlops_ext.forks import follow_forks
 
 __all__ = ["Closer"]
 
@@ -51,7 +52,7 @@ class Closer:
         self._ready = threading.Condition()
         self._running = False
         self.deferring = False
-        _closers.add(self)
+        follow_forks(self)
 
     def close(self, descriptor: int) -> None:
         """Close *descriptor*, now or soon."""
@@ -112,15 +113,3 @@ class Closer:
         for descriptor in pending:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-
-
-_closers: weakref.WeakSet[Closer] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for closer in list(_closers):
-        closer.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

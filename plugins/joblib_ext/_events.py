@@ -9,10 +9,10 @@ import logging
 import os
 import threading
 import warnings
-import weakref
 from pathlib import Path
 
 from mlops_ext.files import temp_name
+from mlops_ext.forks import follow_forks
 
 __all__ = ["KINDS", "Events", "read_events"]
 
@@ -31,7 +31,7 @@ class Events:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
-        _all.add(self)
+        follow_forks(self)
 
     def after_fork(self) -> None:
         """In a child: a thread that is not here may hold the lock, and the file is the parent's."""
@@ -57,18 +57,6 @@ class Events:
             self._warned.add(kind)
         log.warning("%s", message)
         warnings.warn(message, _warning_class(), stacklevel=3, source=error)
-
-
-_all: weakref.WeakSet[Events] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for events in list(_all):
-        events.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _warning_class() -> type[Warning]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from typing import Any, cast
@@ -16,6 +15,7 @@ from joblib_ext._store import Store
 from joblib_ext._tier import LocalTier
 from joblib_ext._trust import warn_of_writers
 from joblib_ext._writer import Writer
+from mlops_ext.forks import in_forked_child
 
 __all__ = ["HasRuntime", "Runtime"]
 
@@ -61,13 +61,10 @@ _building = threading.Lock()
 one and looked up in another would compute without a claim."""
 
 
-def _after_fork_in_child() -> None:
+@in_forked_child
+def _after_fork() -> None:
     global _building
     _building = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _Made:

@@ -24,6 +24,7 @@ from joblib_ext._claim_source import source_of
 from joblib_ext._claims import Claim, Taken, is_gone, read_record, release, remove, take
 from joblib_ext._store import AMBIGUOUS, Address, Store
 from mlops_ext.files import TEMP_SUFFIX
+from mlops_ext.forks import in_forked_child
 
 __all__ = ["remove_dead", "take_over"]
 
@@ -36,8 +37,7 @@ _NO_ANSWER = frozenset({errno.EIO, errno.ESTALE})
 _removing: dict[str, int] = {}
 """Threads of one process write the same token; who of them is at a path stands here."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_removing.clear)  # those threads are the parent's
+in_forked_child(_removing.clear)  # those threads are the parent's
 
 
 def take_over(

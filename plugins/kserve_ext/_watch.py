@@ -26,6 +26,7 @@ from typing import Any
 
 from kserve_ext._drain import Drain
 from mlops_ext.first_signals import is_stand_in
+from mlops_ext.forks import in_forked_child
 
 __all__ = ["Watch", "early", "handled_signals", "is_interactive"]
 
@@ -225,7 +226,6 @@ def early() -> Watch | None:
         watch = Watch(Drain())
         watch.open(only_default=True)
         atexit.register(watch.hurry)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=watch.release_in_child)
+        in_forked_child(watch.release_in_child)
         _early = watch
     return _early

@@ -1,0 +1,82 @@
+"""What a forked child makes anew."""
+
+import gc
+import os
+import signal
+import threading
+import weakref
+
+import pytest
+
+from mlops_ext import forks, patching, tempdirs
+from mlops_ext.history import HistoryPolicy, InMemoryHistory
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def in_child(check):
+    """What *check* returns in a forked child that is killed where it hangs."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if check() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    "home",
+    [
+        pytest.param(patching, id="patching"),
+        pytest.param(tempdirs, id="tempdirs"),
+        pytest.param(HistoryPolicy(records=InMemoryHistory()), id="history policy"),
+    ],
+)
+def test_a_child_can_have_a_lock_that_another_thread_held_at_the_fork(home):
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with home._lock:
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(60)
+    try:
+        assert in_child(lambda: home._lock.acquire(blocking=False))
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_block_that_forks_inside_its_own_lock_can_be_left_in_the_child():
+    def leave_the_block():
+        return not held.__exit__(None, None, None)
+
+    held = patching._lock
+    with held:
+        assert in_child(leave_the_block)
+
+
+def test_an_object_is_followed_as_long_as_it_lives():
+    class Counted:
+        def __init__(self):
+            self.forks = 0
+
+        def after_fork(self):
+            self.forks += 1
+
+    counted = Counted()
+    forks.follow_forks(counted)
+    assert in_child(lambda: counted.forks == 1)
+    assert counted.forks == 0
+    followed = weakref.ref(counted)
+    counted = None
+    gc.collect()
+    assert followed() is None
+
+
+def test_nothing_is_registered_where_no_process_can_fork(monkeypatch):
+    monkeypatch.delattr(os, "register_at_fork")
+    called = []
+    assert forks.in_forked_child(called.clear) == called.clear
