@@ -100,7 +100,7 @@ def launch(script: str, arguments: tuple[str, ...], *, fix: bool, dry_run: bool)
 @clearml.command()
 @click.argument("task")
 def explain(task: str) -> None:
-    """Say why a pipeline stands still: TASK is its controller, or a step that waits.
+    """Say why a pipeline hangs: TASK is its controller, or a step that waits.
 
     Exit status: 0 nothing is stuck, 1 a step is stuck, 2 not known.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clearml_ext.fixes import propose
-from clearml_ext.simulate import stands_still
+from clearml_ext.simulate import hanging_runs
 from mlops_ext.demo import Claim, Event, Progress
 from mlops_ext.queues import Pipeline, Step, Topology, Worker, check
 
@@ -53,11 +53,11 @@ def demo() -> Iterator[Event]:
     for title, topology in CASES.items():
         yield Progress(text=f"checking and playing out: {title}")
         verdict = check(topology)
-        before = stands_still(topology, RUNS)
+        before = hanging_runs(topology, RUNS)
         fix = next(propose(topology, verdict))
-        after = stands_still(fix.topology, RUNS)
+        after = hanging_runs(fix.topology, RUNS)
         yield Claim(
-            what=f"{title}: runs that stand still, of {RUNS}",
+            what=f"{title}: runs that hang, of {RUNS}",
             before=f"{before}: {verdict.reasons[0]}",
             after=f"{after}: {fix.text}",
             holds=not verdict.safe and before > 0 and after == 0 and check(fix.topology).safe,

@@ -40,7 +40,7 @@ class PlanError(MlopsExtError):
 
 
 class UnsafePipelineError(MlopsExtError):
-    """A pipeline was not launched, because it could stand still for ever.
+    """A pipeline was not launched, because it could hang for ever.
 
     Attributes:
         result: the reasons and the fixes.

@@ -224,7 +224,7 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
     """Check a controller that is about to launch its first step, in the process that runs it.
 
     Raises:
-        UnsafePipelineError: it could stand still for ever; its task is marked as failed.
+        UnsafePipelineError: it could hang for ever; its task is marked as failed.
     """
     task = getattr(pipeline, "_task", None)
     if task is None or _runs_steps_here(pipeline):

@@ -32,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class PipelineLauncher:
-    """Launches a ``PipelineController`` that cannot stand still on its own queues.
+    """Launches a ``PipelineController`` that cannot deadlock on its own queues.
 
     The same script runs twice: where it is started, and on the agent that takes the controller.
     Here it checks before anything is enqueued; there, before the first step, which covers clones
@@ -64,7 +64,7 @@ class PipelineLauncher:
             start: the other arguments of ``PipelineController.start``.
 
         Raises:
-            UnsafePipelineError: it could stand still for ever, or that cannot be told. Nothing
+            UnsafePipelineError: it could hang for ever, or that cannot be told. Nothing
                 was enqueued, and the controller's task is deleted.
         """
         queue = queue or self.settings.services_queue
@@ -123,7 +123,7 @@ def guarded_pipeline(
         pipeline: the arguments of ``PipelineDecorator.pipeline``.
 
     Raises:
-        UnsafePipelineError: (by the decorated function) it could stand still for ever, or that
+        UnsafePipelineError: (by the decorated function) it could hang for ever, or that
             cannot be told. Nothing was created.
     """
     loaded = load_settings(**(settings or {}))

@@ -26,7 +26,7 @@ PATCHES = (
         replacement="clearml_ext.patches:guard_enqueue",
         reason="a controller that is enqueued where its steps wait for its own agent never ends",
         upstream="https://github.com/clearml/clearml/issues/1640",
-        verified_by=f"{_TESTS}::test_one_agent_stands_still_bare_and_is_refused_with_the_patch",
+        verified_by=f"{_TESTS}::test_one_agent_hangs_bare_and_is_refused_with_the_patch",
     ),
     Patch(
         id="clearml.start-guard",
@@ -37,7 +37,7 @@ PATCHES = (
         replacement="clearml_ext.patches:guard_start",
         reason="a pipeline is enqueued where its steps wait for its own agent, and never ends",
         upstream="https://github.com/clearml/clearml/issues/1640",
-        verified_by=f"{_TESTS}::test_one_agent_stands_still_bare_and_is_refused_with_the_patch",
+        verified_by=f"{_TESTS}::test_one_agent_hangs_bare_and_is_refused_with_the_patch",
     ),
     Patch(
         id="clearml.controller-guard",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from mlops_ext.queues import Step, Topology
 
-__all__ = ["stands_still"]
+__all__ = ["hanging_runs"]
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +96,7 @@ class _Run:
             self._end(parent)
 
 
-def stands_still(topology: Topology, runs: int, seed: int = 0) -> int:
+def hanging_runs(topology: Topology, runs: int, seed: int = 0) -> int:
     """How many of *runs* random runs of *topology* end with tasks that wait for ever."""
     rng = random.Random(seed)  # noqa: S311  # a simulation, no secret
     return sum(_Run(topology, rng).play() for _ in range(runs))

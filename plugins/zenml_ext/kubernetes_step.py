@@ -39,6 +39,8 @@ KILLED_EXIT_CODE = 137
 """What the failure policy of the step's Job looks for, and what a killed container ends with."""
 _INTERRUPTED = "RunInterruptedException"
 """What ZenML raises on SIGTERM where nobody has stopped the run; by name, since it came late."""
+_STOPPED = frozenset({"RunStoppedException", "StepHeartBeatTerminationException"})
+"""What ZenML raises where somebody has stopped the run; by name, as above."""
 RETRY_MEMORY_ERROR_VARIABLE = "MLOPS_EXT_RETRY_MEMORY_ERROR"
 
 _watcher: StepWatcher | None = None
@@ -163,18 +165,24 @@ def step_metadata() -> dict[str, Any]:
     grown = _watcher.growth.grown
     begin = Quantity(_watcher.first_limit or 0).human
     reason = f"grown in place {len(grown)} times, from {begin}" if grown else ""
-    failed = sys.exc_info()[1] is not None
+    outcome = _outcome(sys.exc_info()[1])
     own = AttemptRecord(
         number=len(earlier) + 1,
         memory=limit,
         peak=Quantity(_watcher.peak),
-        outcome="failed" if failed else "completed",
+        outcome=outcome,
         reason=reason,
         node=environment().get(NODE_VARIABLE, ""),
         runtime_s=_watcher.runtime_s,
-        lost_s=_watcher.runtime_s if failed else 0.0,
+        lost_s=0.0 if outcome == "completed" else _watcher.runtime_s,
     )
     values: dict[str, Any] = {ATTEMPTS: [*earlier, own.dump()], PEAK: StorageSize(_watcher.peak)}
     if limit is not None:
         values[LIMIT] = StorageSize(limit)
     return values
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "completed"
+    return "stopped" if type(error).__name__ in _STOPPED else "failed"

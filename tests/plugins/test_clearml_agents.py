@@ -1,4 +1,4 @@
-"""The table of what ClearML does today, with real agents: it stands still bare, and not with us."""
+"""The table of what ClearML does today, with real agents: it hangs bare, and not with us."""
 
 import datetime as dt
 import json
@@ -38,14 +38,14 @@ def asked_in_vain(lab, times=3):
     lab.wait(lambda _: lab.double.count("queues.get_next_task", "tasks.get_all") > seen + times, 15)
 
 
-def stands_still(lab):
+def hangs(lab):
     """Whether the controller runs and its step waits, for as long as anything happens."""
     assert lab.wait_for("train", "queued"), (statuses(lab), lab.log("a1")[-2000:])
     asked_in_vain(lab)
     return statuses(lab) == {"nightly": "in_progress", "train": "queued"}
 
 
-def test_one_agent_stands_still_bare_and_is_refused_with_the_patch(lab):
+def test_one_agent_hangs_bare_and_is_refused_with_the_patch(lab):
     lab.agent("a1", "services", "default")
     result = lab.run(pipeline_script("services", "default"), patched=True)
     assert result.returncode != 0
@@ -55,7 +55,7 @@ def test_one_agent_stands_still_bare_and_is_refused_with_the_patch(lab):
     )
     assert lab.tasks() == []
     assert lab.run(pipeline_script("services", "default")).returncode == 0
-    assert stands_still(lab)
+    assert hangs(lab)
 
 
 def test_a_launched_pipeline_completes_on_separate_agents(lab):
@@ -82,7 +82,7 @@ def test_controller_and_step_in_one_queue_stand_still_bare_and_are_refused(lab):
     assert lab.run(pipeline_script("default", "default", "launcher")).returncode == 1
     assert lab.tasks() == []
     lab.run(pipeline_script("default", "default"))
-    assert stands_still(lab)
+    assert hangs(lab)
 
 
 NESTED = """
@@ -116,7 +116,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sub_pipeline_on_the_steps_agent_stands_still_bare_and_is_refused(lab):
+def test_a_sub_pipeline_on_the_steps_agent_hangs_bare_and_is_refused(lab):
     lab.run(NESTED.format(which="inner", mode="", base="", queue=""))
     (inner,) = lab.tasks(type="controller")
     lab.agent("s1", "services")
@@ -169,7 +169,7 @@ def test_an_unwatched_step_queue_hangs_bare_and_is_refused(lab):
     assert "waits in gpu → no worker listens" in result.stderr
     assert lab.tasks() == []
     lab.run(pipeline_script("services", "gpu"))
-    assert stands_still(lab)
+    assert hangs(lab)
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_a_time_limit_of_a_step_that_waits_ends_the_controller_only_bare(lab, mo
         assert lab.wait_for("nightly"), lab.log("a1")
         assert statuses(lab) == {"nightly": "completed", "train": "queued"}
         return
-    assert stands_still(lab)
+    assert hangs(lab)
     lab.agent("a3", "default")
     assert lab.wait_for("nightly", timeout_s=WAIT_S), lab.log("a1")
     assert "NoneType" not in lab.log("a1")

@@ -3,7 +3,7 @@
 import pytest
 
 from clearml_ext.demo import CASES, demo
-from clearml_ext.simulate import stands_still
+from clearml_ext.simulate import hanging_runs
 from mlops_ext.demo import Claim
 from mlops_ext.queues import Pipeline, Step, Topology, Worker, check
 
@@ -19,7 +19,7 @@ def test_the_plans_of_the_demo_are_refused(title):
     assert not check(CASES[title]).safe
 
 
-def test_a_safe_plan_never_stands_still_in_the_simulation():
+def test_a_safe_plan_never_hangs_in_the_simulation():
     topology = Topology(
         workers=(Worker(name="s", queues=("services",)), Worker(name="a", queues=("default",))),
         pipelines=(
@@ -29,4 +29,4 @@ def test_a_safe_plan_never_stands_still_in_the_simulation():
         ),
     )
     assert check(topology).safe
-    assert stands_still(topology, 200) == 0
+    assert hanging_runs(topology, 200) == 0

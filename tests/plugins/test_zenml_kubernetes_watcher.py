@@ -1,12 +1,17 @@
 """Growth in place: when it is asked for, and what each refusal leads to; cgroups of both versions."""
 
+import contextlib
 import json
 
 import pytest
 
 pytest.importorskip("zenml")
 
+from zenml.exceptions import RunStoppedException
+from zenml.steps import StepHeartBeatTerminationException
+
 from mlops_ext.memory import InPlace, Quantity
+from zenml_ext import kubernetes_step
 from zenml_ext.kubernetes_caps import read_refusal, rooms_of
 from zenml_ext.kubernetes_cgroup import MemoryCgroup, MemoryReading
 from zenml_ext.kubernetes_resize import Refusal, ResizeAnswer, _refused
@@ -134,6 +139,36 @@ def test_the_watcher_keeps_the_peak_and_counts_kills_of_its_own_time(tmp_path):
     watcher.look()
     assert (watcher.peak, watcher.oom_kills) == (500 * MIB, 1)
     assert json.loads(path.read_text())["oom_kills"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "lost"),
+    [
+        (None, "completed", 0),
+        (ValueError("no"), "failed", 7),
+        (RunStoppedException("stopped"), "stopped", 7),
+        (StepHeartBeatTerminationException("stopped from afar"), "stopped", 7),
+    ],
+)
+def test_an_attempt_is_recorded_as_what_ended_it(tmp_path, monkeypatch, error, outcome, lost):
+    class Cgroup:
+        def read(self):
+            return reading(100)
+
+    report, now = TerminationReport(path=tmp_path / "report"), [0.0]
+    growth = Growth(rule=None, resizer=None)
+    watcher = StepWatcher(Cgroup(), growth, report, clock=lambda: now[0])
+    now[0] = 7.0
+    monkeypatch.setattr(kubernetes_step, "_watcher", watcher)
+    found = {}
+    with contextlib.suppress(Exception):
+        try:
+            if error is not None:
+                raise error
+        finally:
+            found.update(kubernetes_step.step_metadata())  # where ZenML asks for it
+    (attempt,) = found["memory_attempts"]
+    assert (attempt["outcome"], attempt["lost_s"], attempt["runtime_s"]) == (outcome, lost, 7)
 
 
 def write(folder, **files):
