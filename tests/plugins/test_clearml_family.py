@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("clearml")
 
 from tests.support.clearml_double.arrange import add_controller, add_worker, client_of, put_step
-from tests.support.clearml_double.server import ApiDouble
 
 from clearml_ext.errors import ServerError
 from clearml_ext.explain import Cause, explain
@@ -21,12 +20,6 @@ from clearml_ext.undertaking import Undertaker
 from clearml_ext.watchdog import Watch
 
 SETTINGS = ClearmlSettings(timeout_s=3)
-
-
-@pytest.fixture
-def double():
-    with ApiDouble(["default", "services", "gpu"]) as double:
-        yield double
 
 
 @pytest.mark.parametrize(

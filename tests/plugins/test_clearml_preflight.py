@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("clearml")
 
 from tests.support.clearml_double.arrange import add_controller, add_worker, client_of
-from tests.support.clearml_double.server import ACCESS_KEY, SECRET_KEY, ApiDouble
+from tests.support.clearml_double.server import ACCESS_KEY, SECRET_KEY
 
 from clearml_ext._api import Client
 from clearml_ext.errors import ServerError
@@ -19,12 +19,6 @@ from clearml_ext.targets import launch
 from mlops_ext.errors import MlopsExtError
 
 SETTINGS = ClearmlSettings(timeout_s=3)
-
-
-@pytest.fixture
-def double():
-    with ApiDouble(["default", "services", "gpu"]) as double:
-        yield double
 
 
 def plan(*queues, name="nightly"):

@@ -7,27 +7,16 @@ import subprocess
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from joblib import Memory, expires_after
+from tests.support.joblib_files import stored
 
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext import _limits
 from joblib_ext.cli import joblib as command
 from mlops_ext.errors import SettingsError
-
-
-@pytest.fixture
-def memory(tmp_path):
-    return Memory(
-        str(tmp_path / "cache"), backend="shared", verbose=0, backend_options={"lease_s": 0.5}
-    )
-
-
-def stored(location, pattern="items/*/*/*/*"):
-    return [path for path in Path(location).rglob(pattern) if path.is_file()]
 
 
 class TestOptions:

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
-from kubernetes import client, config
-from tests.kubedouble import Cluster, Fault
+from kubernetes import client
+from tests.kubedouble import Fault
 from tests.kubedouble.orchestrator import (
     OPTIONS,
     RUN,
@@ -24,13 +24,6 @@ from tests.kubedouble.orchestrator import (
 from zenml.integrations.kubernetes import kube_utils
 
 from zenml_ext.kubernetes_api import persistently
-
-
-@pytest.fixture
-def cluster():
-    with Cluster({"node-a": "4Gi"}, real=False, tls=False) as double:
-        config.load_kube_config(str(double.kubeconfig()))
-        yield double
 
 
 def test_a_killed_step_is_followed_and_taken_out_of_zenmls_look_ups(cluster):

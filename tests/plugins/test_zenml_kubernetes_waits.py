@@ -4,8 +4,6 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
-from kubernetes import config
-from tests.kubedouble import Cluster
 from tests.kubedouble.orchestrator import (
     FakeBook,
     JobStatus,
@@ -17,13 +15,6 @@ from tests.kubedouble.orchestrator import (
 
 from mlops_ext.memory import Quantity
 from zenml_ext.kubernetes_jobs import latest_jobs
-
-
-@pytest.fixture
-def cluster():
-    with Cluster({"node-a": "4Gi"}, real=False, tls=False) as double:
-        config.load_kube_config(str(double.kubeconfig()))
-        yield double
 
 
 def test_what_no_node_can_ever_run_fails_at_once_and_names_the_node(cluster):
