@@ -148,6 +148,7 @@ def _print_table(found: Stats, plot: Path | None) -> None:
     from rich.table import Table
 
     table = Table("function", "version", "entries", "size", "used again", "last used")
+    table.columns[0].overflow = "fold"  # the function's own name stands at the end
     for column in table.columns[2:5]:
         column.justify = "right"
     for version in found.versions:
