@@ -17,6 +17,7 @@ A lost reply takes place and then fails; a failure does not take place. `times` 
 # ruff: noqa: PTH116, PTH123, PTH208, PTH102, PTH106, PTH108, PTH104, PTH101
 
 import errno
+import functools
 import json
 import os
 import random
@@ -82,13 +83,13 @@ class Plan:
 def faulty(function):
     """Runs an operation with the round trip, the failures and the lost replies of the plan."""
 
+    @functools.wraps(function)  # mfusepy looks at the parameters
     def run(self, path, *args):
         self.plan.before(function.__name__, (path, *args[:1]))
         done = function(self, path, *args)
         self.plan.after(function.__name__)
         return done
 
-    run.__name__ = function.__name__
     return run
 
 
@@ -105,22 +106,27 @@ class Passthrough(mfusepy.Operations):
     def getattr(self, path, fh=None):
         st = os.lstat(self._real(path))
         skew_ns = int(self.plan.current().get("skew_s", 0) * 1e9)
-        names = ("mode", "nlink", "uid", "gid", "size", "blocks")
+        names = ("mode", "ino", "nlink", "uid", "gid", "size", "blocks")
         found = {f"st_{name}": getattr(st, f"st_{name}") for name in names}
         times = {n: getattr(st, f"st_{n}_ns") + skew_ns for n in ("atime", "mtime", "ctime")}
         return found | {f"st_{name}": time_ns for name, time_ns in times.items()}
 
     @faulty
     def readdir(self, path, fh):
-        return [".", "..", *os.listdir(self._real(path))]
+        real = self._real(path)
+        with os.scandir(real) as entries:
+            found = [(entry.name, entry.inode()) for entry in entries]
+        own = [(name, os.stat(f"{real}/{name}").st_ino) for name in (".", "..")]
+        return [(name, {"st_ino": number}, 0) for name, number in own + found]
 
     @faulty
     def open(self, path, flags):
         return os.open(self._real(path), flags)
 
     @faulty
-    def create(self, path, mode, fi=None):
-        return os.open(self._real(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+    def create(self, path, mode, flags):
+        asked = flags & (os.O_EXCL | os.O_TRUNC)
+        return os.open(self._real(path), os.O_RDWR | os.O_CREAT | asked, mode)
 
     @faulty
     def read(self, path, size, offset, fh):
@@ -188,6 +194,7 @@ if __name__ == "__main__":
         Passthrough(os.path.realpath(backing), plan),
         mountpoint,
         foreground=True,
+        use_ino=True,  # names that are links to one file show one number, as with NFS
         attr_timeout=float(seconds),
         entry_timeout=float(seconds),
         negative_timeout=float(seconds),

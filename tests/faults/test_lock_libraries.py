@@ -50,8 +50,7 @@ def test_filelocks_soft_lock_waits_for_itself_when_the_reply_to_its_creation_is_
         filelock.SoftFileLock(share.path / "lock", timeout=WAIT_S).acquire()
 
 
-def test_filelocks_strict_lock_waits_for_a_dead_owner(tmp_path):
-    """On a local folder: on a FUSE mount without caching it was never had."""
+def test_filelocks_strict_lock_waits_for_a_dead_owner(share):
     filelock = pytest.importorskip("filelock")
     if not hasattr(filelock, "StrictSoftFileLock"):
         pytest.skip("this filelock has no strict lock")
@@ -62,10 +61,10 @@ def test_filelocks_strict_lock_waits_for_a_dead_owner(tmp_path):
         lock.acquire()
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), tmp_path]
+    command = [sys.executable, "-c", textwrap.dedent(code), share.path]
     assert subprocess.run(command, check=False, timeout=30).returncode == -9
     with pytest.raises(filelock.Timeout):
-        filelock.StrictSoftFileLock(tmp_path / "lock", timeout=WAIT_S).acquire()
+        filelock.StrictSoftFileLock(share.path / "lock", timeout=WAIT_S).acquire()
 
 
 @pytest.mark.parametrize("operation", ["link", "create"])
