@@ -23,7 +23,7 @@ __all__ = ["Writer"]
 _REMEMBERED = 128
 _REMEMBERED_BYTES = 1 << 16
 """The last small results are kept in memory, 8 MiB at most: a reference from `call_and_shelve` can
-then be read although somebody evicted the entry meanwhile."""
+then be read although the entry could not be written, or somebody evicted it meanwhile."""
 
 
 class Writer:
@@ -88,6 +88,8 @@ class Writer:
         notes[NAMESPACE] = home.namespace
         try:
             pieces, token = self.store.build(*body, notes, address)
+            if len(pieces) == 1 and total(pieces) < _REMEMBERED_BYTES:
+                self.recent.append((path, bytes(pieces[0])))
             self.store.publish(path, pieces, token, home)
         except OSError as error:
             self.store.events.warn_once(
@@ -96,8 +98,6 @@ class Writer:
                 error,
             )
             return False
-        if len(pieces) == 1 and total(pieces) < _REMEMBERED_BYTES:
-            self.recent.append((path, bytes(pieces[0])))
         return True
 
     def add_metadata(

@@ -21,7 +21,6 @@ from joblib.disk import mkdirp
 from joblib_ext import _limits, _scan, _trash
 from joblib_ext._base import VERY_TALKATIVE, FolderBackend
 from joblib_ext._call import Call, CallInfo
-from joblib_ext._claim_record import ClaimRecord
 from joblib_ext._entry import Entry
 from joblib_ext._flight import claim_or_wait
 from joblib_ext._large import CorruptEntryError, LargeEntry
@@ -328,7 +327,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         found = run.reader.look(path, address)
         if isinstance(found, (Entry, LargeEntry)):
             return found
-        return None if isinstance(found, ClaimRecord) else run.writer.recall(path)
+        return run.writer.recall(path)
 
     def _entry(
         self, call_id: Sequence[str], metadata: Mapping[str, Any] | None
