@@ -270,13 +270,32 @@ class Store:
 
         A lost reply shows as an error here; the next try to use the folder tells.
         """
-        with contextlib.suppress(OSError):
+        try:
             os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # texts throughout
+        except FileNotFoundError:
+            self._look_past_cache(folder)
+            with contextlib.suppress(OSError):
+                os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
+        except OSError:
+            pass
         note = home.base + CODE_FILE
         if not os.path.lexists(note):
             content = {"function": home.func_id, "code": home.code}
             with contextlib.suppress(OSError):
                 publish_file(note, json.dumps(content).encode(), replace=False)
+
+    def _look_past_cache(self, folder: str) -> None:
+        """Make the client ask the server for *folder* and those above it, up to the root.
+
+        Clearing on another machine moves them all away at once, while a client may show them for
+        seconds. A removal is sent to the server whatever the cache says, and drops the name where
+        there is nothing. A folder with something in it stays; an empty one is made anew.
+        """
+        folder = folder.rstrip("/")
+        while len(folder) > len(self.layout.root):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # noqa: PTH106  # texts throughout
+            folder = folder.rpartition("/")[0]
 
 
 def _close(descriptor: int) -> None:

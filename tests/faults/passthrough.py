@@ -14,7 +14,7 @@ A lost reply takes place and then fails; a failure does not take place. `times` 
 `name` restricts it to paths that hold the text. Without `rate` it is certain. `skew_s` is added to the times of files.
 """
 
-# ruff: noqa: PTH116, PTH123, PTH208, PTH102, PTH106, PTH108, PTH104, PTH101
+# ruff: noqa: PTH116, PTH123, PTH102, PTH106, PTH108, PTH104, PTH101
 
 import errno
 import functools

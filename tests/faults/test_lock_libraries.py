@@ -50,10 +50,26 @@ def test_filelocks_soft_lock_waits_for_itself_when_the_reply_to_its_creation_is_
         filelock.SoftFileLock(share.path / "lock", timeout=WAIT_S).acquire()
 
 
-def test_filelocks_strict_lock_waits_for_a_dead_owner(share):
+@pytest.fixture
+def strict():
+    """The kind of lock of filelock that leaves claims of its owners."""
     filelock = pytest.importorskip("filelock")
     if not hasattr(filelock, "StrictSoftFileLock"):
         pytest.skip("this filelock has no strict lock")
+    return filelock.StrictSoftFileLock
+
+
+def test_filelocks_strict_lock_waits_for_itself_when_the_reply_to_a_link_is_lost(share, strict):
+    strict(share.path / "without", timeout=WAIT_S).acquire()
+    lose(share, "link")
+    with pytest.raises(TimeoutError):
+        strict(share.path / "lock", timeout=WAIT_S).acquire()
+    share.inject()
+    with pytest.raises(TimeoutError):
+        strict(share.path / "lock", timeout=WAIT_S).acquire()
+
+
+def test_filelocks_strict_lock_waits_for_a_dead_owner(share, strict):
     code = """
         import os, signal, sys
         from filelock import StrictSoftFileLock
@@ -63,8 +79,8 @@ def test_filelocks_strict_lock_waits_for_a_dead_owner(share):
     """
     command = [sys.executable, "-c", textwrap.dedent(code), share.path]
     assert subprocess.run(command, check=False, timeout=30).returncode == -9
-    with pytest.raises(filelock.Timeout):
-        filelock.StrictSoftFileLock(share.path / "lock", timeout=WAIT_S).acquire()
+    with pytest.raises(TimeoutError):
+        strict(share.path / "lock", timeout=WAIT_S).acquire()
 
 
 @pytest.mark.parametrize("operation", ["link", "create"])
