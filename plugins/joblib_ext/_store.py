@@ -237,9 +237,11 @@ class Store:
                 if self.token_at(path) == token:
                     self.events.note("lost-reply", path)
                     break
+                trouble = self.make_folder(folder, home)
+                if trouble is not None and trouble.errno not in AMBIGUOUS:
+                    raise trouble from error
                 if attempt == _TRIES:
                     raise
-                self.make_folder(folder, home)
             else:
                 break
         if self.options.durability == "fsync":
@@ -265,24 +267,22 @@ class Store:
             return None
         return data[40:48] if data[:8] == MAGIC else None
 
-    def make_folder(self, folder: str, home: Address) -> None:
+    def make_folder(self, folder: str, home: Address) -> OSError | None:
         """Make a shard, its namespace and the note of what the namespace is.
 
-        A lost reply shows as an error here; the next try to use the folder tells.
+        What stood in the way is returned: it can be a lost reply. The next try to use the folder
+        tells.
         """
-        try:
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # texts throughout
-        except FileNotFoundError:
+        trouble = _make(folder)
+        if isinstance(trouble, FileNotFoundError):
             self._look_past_cache(folder)
-            with contextlib.suppress(OSError):
-                os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
-        except OSError:
-            pass
+            trouble = _make(folder)
         note = home.base + CODE_FILE
         if not os.path.lexists(note):
             content = {"function": home.func_id, "code": home.code}
             with contextlib.suppress(OSError):
                 publish_file(note, json.dumps(content).encode(), replace=False)
+        return trouble
 
     def _look_past_cache(self, folder: str) -> None:
         """Make the client ask the server for *folder* and those above it, up to the root.
@@ -296,6 +296,15 @@ class Store:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # noqa: PTH106  # texts throughout
             folder = folder.rpartition("/")[0]
+
+
+def _make(folder: str) -> OSError | None:
+    """Make a folder and those above it; what stood in the way."""
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # texts throughout
+    except OSError as error:
+        return error
+    return None
 
 
 def _close(descriptor: int) -> None:
