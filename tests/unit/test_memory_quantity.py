@@ -113,6 +113,7 @@ def test_human_is_for_sentences():
     assert Quantity.parse("1.5Gi").human == "1.5Gi"
     assert Quantity(1_181_116_007).human == "1.1Gi"
     assert Quantity(512).human == "512"
+    assert [Quantity(1024**power).human for power in (1, 2, 3, 4)] == ["1Ki", "1Mi", "1Gi", "1Ti"]
     assert Quantity(0).human == "0"
 
 
