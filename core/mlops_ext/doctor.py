@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlops_ext import activation
+from mlops_ext import activation, settings
 from mlops_ext.discovery import Extensions, Support
+from mlops_ext.errors import nearest
 from mlops_ext.hookspecs import DoctorCheck, Finding, Severity
 from mlops_ext.patching import Outcome, PatchReport, PatchSet
 
 __all__ = ["Diagnosis", "Fix", "diagnose"]
+
+_MEMORY = "memory"
+"""The section of core's own memory policies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ def diagnose(extensions: Extensions) -> Diagnosis:
     frameworks = tuple(extensions.frameworks())
     installed = {s.framework.name for s in frameworks if s.version is not None}
     reports = PatchSet(extensions.patches()).status()
-    findings = [*_version_findings(frameworks)]
+    findings = [*_version_findings(frameworks), *_name_findings(extensions, frameworks)]
     for check in extensions.doctor_checks():
         if check.framework in installed:
             findings.extend(_run(check))
@@ -106,6 +110,27 @@ def _version_findings(frameworks: tuple[Support, ...]) -> Iterator[Finding]:
                 f" {framework.supported}: nothing of it is patched",
                 advice="install a supported version, or a newer mlops-ext",
             )
+
+
+def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> Iterator[Finding]:
+    """Names in the settings that nobody knows: what they were to do does not happen."""
+    known = {support.framework.name for support in frameworks}
+    for entry in settings.load(settings.CoreSettings).autopatch:
+        name = entry.partition("=")[0]
+        if name not in known:
+            message = f"autopatch lists {name!r}, and no extension is written for that"
+            yield _unknown("settings.autopatch", message, nearest(name, known))
+    known |= {_MEMORY, *(found.name for found in extensions.found)}
+    file, sections = settings.sections()
+    for name in sections:
+        if name not in {each.replace("-", "_") for each in known}:
+            message = f"no extension reads [tool.mlops-ext.{name}] in {file}"
+            yield _unknown("settings.section", message, nearest(name, known))
+
+
+def _unknown(check: str, message: str, near: str | None) -> Finding:
+    advice = f"did you mean {near}?" if near else ""
+    return Finding(check=check, severity=Severity.NOTE, message=message, advice=advice)
 
 
 def _run(check: DoctorCheck) -> list[Finding]:

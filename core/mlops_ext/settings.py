@@ -22,7 +22,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from mlops_ext.errors import InvalidSettingsError, SettingsError, UnknownSettingError
 
-__all__ = ["CoreSettings", "Resolved", "environment", "load", "resolve"]
+__all__ = ["CoreSettings", "Resolved", "environment", "load", "resolve", "sections"]
 
 T = TypeVar("T")
 
@@ -129,6 +129,12 @@ def resolve(
     except (TypeError, ValueError) as error:
         # The values stay out of the message: one of them may be a secret.
         raise InvalidSettingsError(section or "mlops-ext", sorted(values), str(error)) from error
+
+
+def sections(directory: Path | None = None) -> tuple[Path | None, list[str]]:
+    """The file that settings come from, and the names of its tables below ``tool.mlops-ext``."""
+    file, table = _file_section("", directory)
+    return file, [name for name, value in table.items() if isinstance(value, dict)]
 
 
 def _toml_name(section: str, name: str) -> str:

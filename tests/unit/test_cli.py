@@ -59,6 +59,25 @@ def test_doctor_says_what_an_import_will_activate():
         assert {(one["active"], one["armed"]) for one in fixes if one["needed"]} == {(False, armed)}
 
 
+def test_doctor_names_settings_that_nobody_reads(tmp_path):
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.mlops-ext.kserv]\nlame_duck_s = 1\n[tool.mlops-ext.kserve]\ndrain_s = 1\n"
+        "[tool.mlops-ext.memory]\ngrowth = 3\n"
+    )
+    environment = {**os.environ, "MLOPS_EXT_AUTOPATCH": "kserve,jobblib,other=json"}
+    done = run("doctor", "--json", cwd=tmp_path, env=environment)
+    noted = {
+        (one["check"], one["advice"])
+        for one in json.loads(done.stdout)["findings"]
+        if one["check"].startswith("settings.")
+    }
+    assert noted == {
+        ("settings.section", "did you mean kserve?"),
+        ("settings.autopatch", "did you mean joblib?"),
+        ("settings.autopatch", ""),
+    }
+
+
 def test_an_unknown_framework_suggests_the_nearest():
     done = run("run", "--patch", "kserv", "--", "true")
     assert done.returncode == 1
