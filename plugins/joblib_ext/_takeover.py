@@ -26,7 +26,9 @@ from joblib_ext._store import AMBIGUOUS, Address, Store
 from mlops_ext.files import TEMP_SUFFIX
 from mlops_ext.forks import in_forked_child
 
-__all__ = ["remove_dead", "take_over"]
+__all__ = ["is_ticket", "remove_dead", "take_over", "tickets_of"]
+
+_STEM = "takeover."
 
 _DEEPEST = 16
 """So many owners in a row would have to die between two system calls."""
@@ -73,10 +75,19 @@ def take_over(
         return taken
 
 
-def remove_dead(store: Store, path: str, record: ClaimRecord) -> bool:
+def _is_known_dead(record: ClaimRecord) -> bool:
+    return record.owner() is Owner.DEAD
+
+
+def remove_dead(
+    store: Store,
+    path: str,
+    record: ClaimRecord,
+    is_dead: Callable[[ClaimRecord], bool] = _is_known_dead,
+) -> bool:
     """Take a dead owner's claim away; False where somebody else is at it, or it could not be."""
     with _alone_at(path) as alone:
-        ticket = _ticket(store, path, record, _is_known_dead) if alone else Taken.BY_OTHERS
+        ticket = _ticket(store, path, record, is_dead) if alone else Taken.BY_OTHERS
         if isinstance(ticket, Taken):
             return False
         try:
@@ -96,8 +107,24 @@ def _alone_at(path: str) -> Iterator[bool]:
             _removing.pop(path, None)
 
 
-def _is_known_dead(record: ClaimRecord) -> bool:
-    return record.owner() is Owner.DEAD
+def is_ticket(name: str) -> bool:
+    """Whether a file name is that of a ticket."""
+    return name.startswith(_STEM) and name.endswith(TEMP_SUFFIX)
+
+
+def tickets_of(path: str, record: ClaimRecord) -> Iterator[tuple[str, ClaimRecord | None]]:
+    """The paths where a right to remove *record* can stand, and what stands there.
+
+    While the claim stands none of them may go: two could then have the right. That of a dead owner
+    may not either: somebody can have passed it over and be at work.
+    """
+    found: ClaimRecord | None = record
+    for _ in range(_DEEPEST):
+        if found is None:
+            return
+        ticket = _name(path, found.token)
+        found = read_record(ticket)
+        yield ticket, found
 
 
 def _ticket(
@@ -154,7 +181,7 @@ def _link(origin: str, ticket: str, token: bytes) -> None:
 def _name(path: str, token: bytes) -> str:
     """A name beside *path* that follows from it and the token of the dead."""
     digest = hashlib.sha256(os.fsencode(path.rpartition("/")[2]) + b"\0" + token).hexdigest()[:32]
-    return f"{path[: path.rindex('/') + 1]}takeover.{digest}{TEMP_SUFFIX}"
+    return f"{path[: path.rindex('/') + 1]}{_STEM}{digest}{TEMP_SUFFIX}"
 
 
 def _remove(store: Store, path: str, record: ClaimRecord) -> Taken | None:

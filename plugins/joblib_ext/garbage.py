@@ -15,7 +15,7 @@ from joblib_ext._fresh import fresh_path
 from joblib_ext._layout import CLAIM_MAX, CODE_FILE
 from joblib_ext._scan import namespaces, shards, subfolders
 from joblib_ext._store import Store
-from joblib_ext._takeover import remove_dead
+from joblib_ext._takeover import is_ticket, remove_dead, tickets_of
 from joblib_ext._trash import empty
 from joblib_ext.housekeeping import Progress, find_store, no_progress
 from mlops_ext.files import TEMP_SUFFIX, Liveness, parse_temp_name, remove, temp_name
@@ -66,16 +66,23 @@ def collect_garbage(
     done.trash = empty(store.layout.trash)
     done.corrupt = empty(store.layout.corrupt)
     claims: list[tuple[str, ClaimRecord]] = []
+    tickets: list[tuple[str, str]] = []
     versions = [space.path for space in namespaces(store.layout)]
     folders = [store.layout.root, store.layout.claims, *versions, *shards(store.layout)]
     for number, folder in enumerate(folders):
         for name, path in list(_entries(folder)):
-            if name.endswith(TEMP_SUFFIX):
+            if is_ticket(name):
+                tickets.append((name, path))
+            elif name.endswith(TEMP_SUFFIX):
                 done.orphans += _reap(name, path, now, min_age_s)
             elif (record := _claim_at(path)) is not None:
                 claims.append((path, record))
         progress(number + 1, len(folders))
     done.claims = _reap_claims(store, claims, sleep)
+    needed = {ticket for claim in claims for ticket in _needed(*claim)}
+    done.orphans += sum(
+        _reap(name, path, now, min_age_s) for name, path in tickets if path not in needed
+    )
     done.folders = _prune(store)
     return done
 
@@ -126,12 +133,34 @@ def _reap_claims(
 ) -> int:
     """Remove claims of owners that are dead, or silent for a lease."""
     states = [(path, record, record.owner()) for path, record in claims]
-    if any(owner is Owner.UNKNOWN for _, _, owner in states):
+    silent = {
+        ticket.token: ticket.beat
+        for path, record, owner in states
+        if owner is not Owner.RUNNING
+        for _, ticket in tickets_of(path, record)
+        if ticket is not None and ticket.owner() is Owner.UNKNOWN
+    }
+    if silent or any(owner is Owner.UNKNOWN for _, _, owner in states):
         sleep(store.options.lease_s)
+
+    def is_dead(taker: ClaimRecord) -> bool:
+        owner = taker.owner()
+        return owner is Owner.DEAD or (
+            owner is Owner.UNKNOWN and silent.get(taker.token) == taker.beat
+        )
+
     return sum(
-        owner is not Owner.RUNNING and remove_dead(store, path, record)
+        owner is not Owner.RUNNING and remove_dead(store, path, record, is_dead)
         for path, record, owner in states
     )
+
+
+def _needed(path: str, record: ClaimRecord) -> list[str]:
+    """The tickets that must stay, since the claim they are about still stands."""
+    found = read_record(path)
+    if found is None or found.token != record.token:
+        return []
+    return [ticket for ticket, _ in tickets_of(path, record)]
 
 
 def _prune(store: Store) -> int:

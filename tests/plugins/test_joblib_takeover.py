@@ -1,5 +1,6 @@
 """Dead claims: one process takes over, however many judge the owner dead, and whoever dies at it."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -172,6 +173,28 @@ def test_whoever_dies_while_taking_over_is_taken_over(store, tmp_path, deep):
     assert list(processes.place.rglob("takeover*"))
     collect_garbage(tmp_path / "one", min_age_s=0.0)
     assert not list(processes.place.rglob("takeover*"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_collector_leaves_an_old_ticket_while_its_claim_stands(store, tmp_path, beats):
+    """Its file can be older than it: it is a link to one that its owner made long ago."""
+    processes, _, _ = store
+    path, record = processes.leave_dead_claim()
+    path = tmp_path / "one" / path.relative_to(processes.place)
+    ticket = Path(_takeover._name(str(path), record.token))
+    taker = dataclasses.replace(own_record(), place=b"another.")
+    ticket.write_bytes(taker.pack())
+    os.utime(ticket, (0, 0))
+
+    def sleep(_lease_s):
+        if beats:
+            ticket.write_bytes(dataclasses.replace(taker, beat=1).pack())
+            os.utime(ticket, (0, 0))
+
+    done = collect_garbage(tmp_path / "one", sleep=sleep)
+    assert path.exists() == ticket.exists() == beats
+    assert done.claims == (not beats)
 
 
 @pytest.mark.timeout(60)
