@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from tests.kubedouble.scheduler import Node
 from tests.kubedouble.server import ApiServer
 from tests.kubedouble.store import Object, Store
 from typing_extensions import Self
+
+UNDERTAKER = Path(__file__).with_name("undertaker.py")
 
 
 class Cluster(ApiServer):
@@ -55,6 +59,13 @@ class Cluster(ApiServer):
         }
 
     def __enter__(self) -> Self:
+        groups = [str(node.cgroup.path) for node in self.kubelet.nodes.values() if node.cgroup]
+        # It waits for the end of this process, so that no pod outlives it.
+        self.undertaker = subprocess.Popen(
+            [sys.executable, "-IS", str(UNDERTAKER), *groups],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         for target in (self.server.serve_forever, self.controllers.run):
             threading.Thread(target=target, daemon=True).start()
         return self
@@ -73,6 +84,7 @@ class Cluster(ApiServer):
         for node in self.kubelet.nodes.values():
             if node.cgroup:
                 node.cgroup.remove()
+        self.undertaker.communicate()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def kubeconfig(self) -> Path:

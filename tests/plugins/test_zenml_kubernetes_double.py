@@ -1,6 +1,9 @@
 """The double of Kubernetes against recordings of the real one."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ pytest.importorskip("kubernetes")
 from kubernetes import client, config, watch
 from tests.kubedouble import Cluster
 from tests.kubedouble.cgroups import Cgroup
+from tests.support.processes import gone
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "kubernetes"
 needs_cgroup = pytest.mark.skipif(
@@ -190,3 +194,42 @@ def test_label_selectors_patches_and_watches_work_as_the_client_expects(cluster)
     assert {name[0] for name in seen} == {"a", "b"}
     batch.delete_namespaced_job("b", "default", propagation_policy="Background")
     cluster.wait_for(lambda: not cluster.list("pods", "job-name=b"))
+
+
+POD_AND_CHILD = """
+import json, sys
+from kubernetes import client, config
+from tests.kubedouble import Cluster
+
+with Cluster() as cluster:
+    config.load_kube_config(str(cluster.kubeconfig()))
+    container = {"name": "main", "image": "localhost/zenml:test",
+                 "command": ["sh", "-c", "sleep 1000 & wait"]}
+    spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
+    client.BatchV1Api().create_namespaced_job("default", {"metadata": {"name": "a"}, "spec": spec})
+
+    def running():
+        groups = list(cluster.kubelet.cgroups.values())
+        return groups if groups and "sleep" in str(names(groups[0])) else None
+
+    def names(group):
+        return [open(f"/proc/{pid}/comm").read() for pid in group.pids()]
+
+    (group,) = cluster.wait_for(running)
+    print(json.dumps(group.pids()), flush=True)
+    sys.stdin.read()
+"""
+
+
+@needs_cgroup
+def test_pods_do_not_outlive_a_killed_test_process():
+    with subprocess.Popen(
+        [sys.executable, "-c", POD_AND_CHILD],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        pids = json.loads(process.stdout.readline())
+        assert len(pids) == 2
+        process.send_signal(signal.SIGKILL)
+    assert all(gone(pid) for pid in pids)
