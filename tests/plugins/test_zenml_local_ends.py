@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 from tests.support.processes import PATIENCE_S, gone
+from tests.zenml_project import reported
 
 from zenml_ext import _limited
 
@@ -73,12 +74,8 @@ ENDLESS = """
     def endless_pipeline():
         endless()
 
-    def main(action="run"):
-        client = Client()
-        if action == "report":
-            report("endless_pipeline")
-            return
-        client.activate_stack("oom")
+    def main():
+        Client().activate_stack("oom")
         endless_pipeline()
 """
 
@@ -124,17 +121,16 @@ HISTORY = """
     from types import SimpleNamespace
     from zenml_ext.kubernetes_book import Book
 
-    def main():
-        for name in ("never_fits", "raises_memory_error"):
-            facts = SimpleNamespace(name=name, pipeline="failures", policy=None)
-            found = [(a.memory.human, a.outcome) for a in Book().history(facts)]
-            print("HISTORY", name, found, flush=True)
+    for name in ("never_fits", "raises_memory_error"):
+        facts = SimpleNamespace(name=name, pipeline="failures", policy=None)
+        found = [(a.memory.human, a.outcome) for a in Book().history(facts)]
+        print("HISTORY", name, found)
 """
 
 
 def test_kills_count_in_the_history_of_a_step_also_where_it_never_completed(failures, zenml_home):
     """What the orchestrator on Kubernetes reads from ZenML's server."""
-    output, _ = zenml_home.run(zenml_home.script("history", HISTORY))
+    output = zenml_home.ask(HISTORY)
     killed = "[('400Mi', 'killed for memory'), ('500Mi', 'killed for memory')]"
     assert f"HISTORY never_fits {killed}" in output, output
     assert "HISTORY raises_memory_error [('2Gi', 'completed')]" in output
@@ -203,8 +199,7 @@ def written(marker, *, by):
 
 
 def look(zenml_home):
-    _, report = zenml_home.run(zenml_home.code / "endless.py", "report")
-    return report
+    return reported(zenml_home.ask("report('endless_pipeline')"))
 
 
 def test_a_stop_from_elsewhere_ends_the_step_and_the_run(zenml_home, endless):
@@ -237,7 +232,7 @@ def test_a_killed_orchestrator_leaves_no_step_behind(endless):
 
 @pytest.mark.parametrize("exit_code", [0, 137])
 def test_a_step_that_has_published_its_result_is_done_whatever_was_killed(
-    monkeypatch, caplog, exit_code
+    monkeypatch, caplog, tmp_path, exit_code
 ):
     """A kill can come between the publishing of the result and the end of the process."""
     _local_step = pytest.importorskip("zenml_ext._local_step")
@@ -257,6 +252,8 @@ def test_a_step_that_has_published_its_result_is_done_whatever_was_killed(
 
     monkeypatch.setattr(_local_step._limited, "run", run)
     monkeypatch.setattr(_local_step.metadata, "record", lambda *_: None)
+    # Else ZenML asks for the file of the main module, which is none where pytest-xdist started it.
+    monkeypatch.setattr("zenml.utils.source_utils._CUSTOM_SOURCE_ROOT", str(tmp_path))
     row = SimpleNamespace(id="row", status=ExecutionStatus.COMPLETED)
     monkeypatch.setattr(_local_step.StepJob, "_row", lambda _: row)
     job = _local_step.StepJob(
