@@ -2,8 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+# Two processes at most: many tests start several of their own.
+SIDE_BY_SIDE := -n logical --maxprocesses 2
+QUICK := not slow and not needs_cluster
 
-.PHONY: help setup demo test test-all lint docs bench wheel clean
+.PHONY: help setup demo test test-all lint mypy pyright layers docs bench wheel clean
 
 help:
 	@echo "make demo      the fixes at work on this machine, figures before and after"
@@ -23,7 +26,11 @@ demo: setup
 	@$(BIN)/mlops-ext demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not needs_cluster"
+	@# Meanwhile the environments of the version matrix are made; the last command says what went wrong.
+	$(BIN)/nox -t quick --install-only >/dev/null 2>&1 & \
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK) and not alone"; \
+	status=$$?; wait; exit $$status
+	$(BIN)/python -m pytest -q -m "$(QUICK) and alone"
 	$(BIN)/nox -t quick
 
 test-all: setup
@@ -33,8 +40,15 @@ test-all: setup
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target mypy pyright layers
+
+mypy: setup
 	$(BIN)/mypy
+
+pyright: setup
 	$(BIN)/pyright
+
+layers: setup
 	$(BIN)/lint-imports
 
 docs: setup

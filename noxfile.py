@@ -19,6 +19,8 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 
+SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "2"]  # as in the Makefile
+
 ROWS = tomllib.loads(Path("tests/versions.toml").read_text(encoding="utf-8"))["row"]
 
 
@@ -50,7 +52,9 @@ def _register(row):
         tests = [str(p) for pattern in row["tests"] for p in sorted(Path().glob(pattern))]
         if not tests:
             session.error(f"no test matches {row['tests']}")
-        session.run("pytest", "-q", "-m", row.get("mark", "not slow and not needs_cluster"), *tests)
+        mark = row.get("mark", "not slow and not needs_cluster")
+        processes = SIDE_BY_SIDE if row.get("side_by_side") else []
+        session.run("pytest", "-q", *processes, "-m", mark, *tests)
 
 
 for _row in ROWS:

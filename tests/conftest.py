@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from hypothesis import settings
 from tests.windows import wine_python
 from tests.zenml_project import zenml_home
@@ -19,3 +20,24 @@ settings.load_profile("ci" if os.environ.get("CI") else "desk")
 # no test of Ctrl-C could pass.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+TOGETHER = {
+    "tests/plugins/test_zenml_local_": "zenml_home",
+    "tests/plugins/test_zenml_temp_dir": "zenml_home",
+    "tests/plugins/test_zenml_kubernetes_pipelines": "project",
+    "tests/packaging/": "make_environment",
+}
+"""Where several processes run tests, one gets all that share a fixture which takes long to make."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The groups above first, the largest of them at once; then test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next((TOGETHER[start] for start in TOGETHER if nodeid.startswith(start)), nodeid)
+
+    return Scheduling(config, log)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from tests.servers.harness import HAS_WORKERS, KSERVE, Server, Version, rolling_restart
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.alone]
 
 needs_workers = pytest.mark.skipif(not HAS_WORKERS, reason="KServe 0.14 ignores workers")
 
