@@ -21,7 +21,7 @@ _waiting = False
 def register() -> None:
     """Make ``backend="shared"`` known: now where joblib is imported, else when it is.
 
-    It goes by the same patch that ``mlops-ext run`` applies, so that both may happen.
+    It goes by the same patches that ``mlops-ext run`` applies, so that both may happen.
     """
     global _waiting
     if _TRIGGER in sys.modules:
@@ -32,18 +32,18 @@ def register() -> None:
 
 
 def _apply(_: ModuleType) -> None:
-    from joblib_ext.plugin import SHARED_BACKEND
+    from joblib_ext.plugin import QUICK_ARGUMENTS, SHARED_BACKEND
     from mlops_ext.errors import MlopsExtError
     from mlops_ext.patching import Outcome, PatchSet
 
-    try:
-        reports = PatchSet([SHARED_BACKEND]).apply()
-    except MlopsExtError as error:  # inside somebody else's import statement
-        log.warning("joblib goes on without the shared backend: %s", error)
-        return
-    for report in reports:
-        if report.outcome is Outcome.OUT_OF_RANGE:
-            log.warning("joblib %s gets no shared backend: %s", report.version, report.detail)
+    for patch in (SHARED_BACKEND, *QUICK_ARGUMENTS):  # apart: one that cannot be costs no other
+        try:
+            (report,) = PatchSet([patch]).apply()
+        except MlopsExtError as error:  # inside somebody else's import statement
+            log.warning("joblib goes on without the patch %s: %s", patch.id, error)
+        else:
+            if patch is SHARED_BACKEND and report.outcome is Outcome.OUT_OF_RANGE:
+                log.warning("joblib %s gets no shared backend: %s", report.version, report.detail)
 
 
 def backend_factory(original: object) -> Any:

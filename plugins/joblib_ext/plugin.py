@@ -7,9 +7,13 @@ from collections.abc import Iterable, Iterator
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
 from mlops_ext.patching import Patch
 
-__all__ = ["SHARED_BACKEND"]
+__all__ = ["QUICK_ARGUMENTS", "SHARED_BACKEND"]
 
 _SUPPORTED = ">=1.4,<1.7"
+_SLOW_ARGUMENTS = (
+    "telling a call apart by its arguments takes most of a hit's time, whatever the store"
+)
+_QUICK_TEST = "tests/plugins/test_joblib_arguments.py"
 
 SHARED_BACKEND = Patch(
     id="joblib.shared-backend",
@@ -23,6 +27,28 @@ SHARED_BACKEND = Patch(
     upstream="https://joblib.readthedocs.io/en/stable/generated/joblib.register_store_backend.html",
     verified_by="tests/plugins/test_joblib_versions.py"
     "::test_two_versions_of_a_function_share_a_cache",
+)
+QUICK_ARGUMENTS = (
+    Patch(
+        id="joblib.quick-binding",
+        framework="joblib",
+        distribution="joblib",
+        versions=_SUPPORTED,
+        target="joblib.memory:filter_args",
+        replacement="joblib_ext._arguments:quick_filter_args",
+        reason=_SLOW_ARGUMENTS,
+        verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
+    ),
+    Patch(
+        id="joblib.quick-hashing",
+        framework="joblib",
+        distribution="joblib",
+        versions=_SUPPORTED,
+        target="joblib.hashing:hash",
+        replacement="joblib_ext._arguments:quick_hash",
+        reason=_SLOW_ARGUMENTS,
+        verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
+    ),
 )
 
 
@@ -42,8 +68,8 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
 
 @hookimpl
 def mlops_ext_patches() -> Iterable[Patch]:
-    """The registration of the backend."""
-    return [SHARED_BACKEND]
+    """The registration of the backend, and its quick way to the name of a call."""
+    return [SHARED_BACKEND, *QUICK_ARGUMENTS]
 
 
 @hookimpl
