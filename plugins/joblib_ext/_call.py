@@ -7,6 +7,7 @@ ends, by returning or by the user's exception, that answer goes, and with it the
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from joblib_ext._store import Address
 if TYPE_CHECKING:
     from joblib_ext._writer import Writer
 
-__all__ = ["Call", "CallInfo"]
+__all__ = ["Call", "CallInfo", "Calls"]
 
 
 class CallInfo(dict[str, str]):
@@ -42,6 +43,7 @@ class Call:
         path: where the entry goes, as decided when the call began.
         address: what its checksum binds it to.
         home: the version of the function that is computing.
+        calls: where it can be looked up until it ends.
         pending: the result as bytes, between ``dump_item`` and ``store_metadata``.
         metadata: what joblib noted, for a large result, which is published when the call ends.
         item: the result, for a memory-mapped reload that the store could not serve.
@@ -51,6 +53,7 @@ class Call:
         "__weakref__",
         "address",
         "call_id",
+        "calls",
         "claim",
         "home",
         "item",
@@ -69,6 +72,7 @@ class Call:
         self.pending: tuple[Sequence[Buffer], int] | None = None
         self.metadata: Mapping[str, Any] = {}
         self.item: tuple[Any] | None = None
+        self.calls: Calls | None = None
 
     def release(self) -> None:
         """Give up the claim."""
@@ -77,7 +81,39 @@ class Call:
             release(claim)
 
     def __del__(self) -> None:
+        if self.calls is not None:
+            self.calls.remove(self)
         with contextlib.suppress(Exception):  # an interpreter that ends takes modules away
             if self.pending is not None:
                 self.writer.finish(self, self.metadata)
             self.release()
+
+
+class Calls:
+    """The calls on their way, by the tuple that identifies each; none is kept alive.
+
+    A `weakref.WeakValueDictionary` does the same for three times the price.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[int, weakref.ref[Call]] = {}
+
+    def add(self, call: Call) -> Call:
+        """Note *call*, until it ends."""
+        call.calls = self
+        self._known[id(call.call_id)] = weakref.ref(call)
+        return call
+
+    def get(self, call_id: object) -> Call | None:
+        """The call that this very tuple stands for."""
+        known = self._known.get(id(call_id))
+        call = known() if known is not None else None
+        return call if call is not None and call.call_id is call_id else None
+
+    def remove(self, call: Call) -> None:
+        """Forget *call*, which ends; its tuple lives until then, so that no other has its id."""
+        known = self._known.get(id(call.call_id))
+        if known is not None and known() in (None, call):  # a weak reference may be dead by now
+            del self._known[id(call.call_id)]

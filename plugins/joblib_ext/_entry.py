@@ -29,7 +29,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from joblib_ext._options import CODECS
@@ -65,7 +65,6 @@ _CRC32, _XXH3 = 1, 2
 _ALGORITHMS = (_CRC32, _XXH3) if xxhash is not None else (_CRC32,)
 _JOINED = 1 << 14
 """Below, pieces are joined to be checked: a copy costs less than a call for each."""
-_ENCODER = json.JSONEncoder(default=repr)
 _SIGNED = 1
 _KIND = struct.Struct("<8sHBBI")
 _KINDS = frozenset(
@@ -78,6 +77,19 @@ _KINDS = frozenset(
 _SIZE = HEADER.size
 _unpack = HEADER.unpack_from
 _make = tuple.__new__  # a named tuple's own constructor takes twice the time
+
+
+def _json_encoder() -> Callable[[object], str]:
+    """``JSONEncoder(default=repr).encode``, without what it makes anew with each call."""
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return json.JSONEncoder(default=repr).encode
+    quote = json.encoder.encode_basestring_ascii
+    pieces = make(None, repr, quote, None, ": ", ", ", False, False, True)
+    return lambda data: "".join(pieces(data, 0))
+
+
+_encode_json = _json_encoder()
 
 
 class Hasher:
@@ -215,7 +227,7 @@ def build(
     """An entry in pieces ready to be written, and its token."""
     raw = total(pieces)
     body: Sequence[Buffer] = compress(pieces, codec, level) if codec else pieces
-    notes = _ENCODER.encode(metadata).encode()
+    notes = _encode_json(metadata).encode()
     algorithm = _XXH3 if xxhash else _CRC32
     token = os.urandom(8)
     flags = _SIGNED if key is not None else 0

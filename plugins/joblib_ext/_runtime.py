@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from typing import Any, cast
 
-from joblib_ext._call import Call, CallInfo
+from joblib_ext._call import Call, CallInfo, Calls
 from joblib_ext._entry import Entry
 from joblib_ext._functions import Functions
 from joblib_ext._large import LargeEntry
@@ -49,7 +48,7 @@ class Runtime:
         self.functions = Functions(self.store.layout, options.sign_key)
         self.writer = Writer(self.store)
         self.local = _PerThread()
-        self.calls: weakref.WeakValueDictionary[int, Call] = weakref.WeakValueDictionary()
+        self.calls = Calls()
         self.reader: Store | LocalTier = self.store
         if options.local_tier is not None:
             self.reader = LocalTier(options.local_tier, options.local_tier_bytes, self.store)

@@ -144,7 +144,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
                 call.claim = found
                 found.note_frame()
         info.call = call
-        run.calls[id(call.call_id)] = call
+        run.calls.add(call)
         return None
 
     def get_metadata(self, call_id: Sequence[str]) -> dict[str, Any]:
@@ -175,12 +175,10 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         found = run.local.under_way.found
         if found is not None and found[0] is call_id and found[1].__class__ is Entry:
             return found[1].value()
-        call = run.calls.get(id(call_id))
-        if call is not None and call.call_id is call_id:
+        call = run.calls.get(call_id)
+        if call is not None:
             run.writer.finish(call, call.metadata)
             run.local.under_way.forced = None
-        else:
-            call = None
         entry = self._entry(call_id, metadata)
         if entry is not None:
             try:
@@ -197,9 +195,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
     def dump_item(self, call_id: Sequence[str], item: Any, verbose: int = 1) -> None:
         """Take a result; within a cached call it is published by `store_metadata`."""
         run = self._run
-        call = run.calls.get(id(call_id))
-        if call is None or call.call_id is not call_id:
-            call = self._forced(call_id)
+        call = run.calls.get(call_id) or self._forced(call_id)
         if call is not None:
             if verbose > VERY_TALKATIVE:
                 print(f"Persisting in {call.path}")  # noqa: T201  # as joblib's own
@@ -224,14 +220,14 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         if home is None:
             return None
         call = Call(run.writer, call_id, *_place(home, call_id[1]), home)
-        run.local.under_way.forced = run.calls[id(call_id)] = call
+        run.local.under_way.forced = run.calls.add(call)
         return call
 
     def store_metadata(self, call_id: Sequence[str], metadata: dict[str, Any]) -> None:
         """Publish a computed result together with its metadata, as one file."""
         run = self._run
-        call = run.calls.get(id(call_id))
-        if call is not None and call.call_id is call_id:
+        call = run.calls.get(call_id)
+        if call is not None:
             metadata[NAMESPACE] = call.home.namespace
             call.metadata = metadata
             is_forced = call is run.local.under_way.forced
