@@ -58,20 +58,30 @@ def leftovers(root):
     )
 
 
-def test_a_process_killed_at_any_call_of_a_write_does_no_harm(tmp_path):
-    limit = 0
-    while True:
-        limit += 1
-        location = tmp_path / str(limit)
-        status = call(location, limit)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        assert call(location) == 0
-        collect(location)
-        assert leftovers(location) == [], f"killed at call {limit}"
-    assert limit > 10
+@pytest.mark.needs_fuse
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ext4",
+        pytest.param("fuse", marks=pytest.mark.slow),
+        pytest.param("fuse-cached", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_killed_at_any_call_of_a_write_does_no_harm(tmp_path, kind):
+    with shares(kind, tmp_path, 1) as (share,):
+        limit = 0
+        while True:
+            limit += 1
+            location = share.path / str(limit)
+            status = call(location, limit)
+            if os.WIFEXITED(status):
+                assert os.WEXITSTATUS(status) == 0
+                break
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            assert call(location) == 0
+            collect(location)
+            assert leftovers(location) == [], f"killed at call {limit}"
+        assert limit > 10
 
 
 def collect(location):
