@@ -226,4 +226,6 @@ def _without_credentials(host: str) -> str:
         parts = urlsplit(host)
     except ValueError:
         return "(an address that cannot be read)"
+    if not parts.netloc:  # without "http://" it is read as a path, or as a scheme and a path
+        return host.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

@@ -203,10 +203,11 @@ def test_wrong_credentials_and_an_absent_server_are_told_apart(double):
     result = preflight(plan("default"), "services", SETTINGS, client=wrong)
     assert "refuses the credentials" in result.reasons[0]
     assert "no-such-secret" not in result.reasons[0]
-    gone = Client("http://key:pw@127.0.0.1:9", key="k", secret="s", timeout_s=1)
-    with pytest.raises(ServerError, match="cannot be reached") as caught:
-        gone.call("queues.get_all_ex")
-    assert "pw@" not in str(caught.value)
+    for address in ("http://key:pw@127.0.0.1:9", "key:pw@127.0.0.1", "pw@127.0.0.1"):
+        gone = Client(address, key="k", secret="s", timeout_s=1)
+        with pytest.raises(ServerError, match="cannot be reached") as caught:
+            gone.call("queues.get_all_ex")
+        assert "pw" not in str(caught.value)
 
 
 def test_a_queue_that_is_a_parameter_of_the_pipeline_is_filled_in(double):
