@@ -1,6 +1,7 @@
 """The double of Kubernetes against recordings of the real one."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -222,10 +223,11 @@ with Cluster() as cluster:
 
 
 @needs_cgroup
-def test_pods_do_not_outlive_a_killed_test_process():
+def test_pods_do_not_outlive_a_killed_test_process(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", POD_AND_CHILD],
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
