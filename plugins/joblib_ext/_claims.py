@@ -23,7 +23,7 @@ from typing import Any
 from joblib_ext._claim_record import ClaimRecord
 from joblib_ext._claim_source import ClaimSource, all_sources, source_of
 from joblib_ext._fresh import fresh_path
-from joblib_ext._store import AMBIGUOUS, Address, Store
+from joblib_ext._store import AMBIGUOUS, READ, Address, Store
 from mlops_ext.files import temp_name
 from mlops_ext.forks import in_forked_child
 
@@ -309,7 +309,7 @@ def adopt(store: Store, path: str, record: ClaimRecord) -> Claim | None:
 def read_record(path: str) -> ClaimRecord | None:
     """The claim at *path*, or None where there is an entry, nothing, or no answer."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, READ)
         try:
             return ClaimRecord.parse(os.read(descriptor, 256))
         finally:

@@ -22,7 +22,7 @@ from joblib_ext._payload import Buffer, total
 from mlops_ext.files import Patience, remove, sync_directory, temp_name, write_new
 from mlops_ext.files import publish as publish_file
 
-__all__ = ["AMBIGUOUS", "UNUSABLE", "Address", "Store", "Unusable", "View"]
+__all__ = ["AMBIGUOUS", "READ", "UNUSABLE", "Address", "Store", "Unusable", "View"]
 
 AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
 """After these the destination decides: the reply can be lost though the operation took place."""
@@ -31,7 +31,9 @@ _SMALL = 1 << 16
 _JOIN = 1 << 20
 """Pieces are joined to writes of about this size: a write is a round trip."""
 _TRIES = 5
-_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK")
+READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS)
+"""How entries and claims are opened; to open a FIFO that somebody put there would wait for ever."""
 _REREAD_PAUSES_S = (0.0, 0.02, 0.1)
 """A view that a cache made old gets these chances to become what the server has."""
 
@@ -74,7 +76,7 @@ class Store:
         the client's caches, and then moved aside.
         """
         try:
-            descriptor = os.open(path, _READ)
+            descriptor = os.open(path, READ)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -146,7 +148,7 @@ class Store:
         self, path: str, address: bytes
     ) -> tuple[Entry | LargeEntry | ClaimRecord | None, bytes]:
         """What is valid at *path*, and its first bytes."""
-        descriptor = os.open(path, _READ)
+        descriptor = os.open(path, READ)
         try:
             data = os.read(descriptor, _SMALL)
             if len(data) < _SMALL:
@@ -258,7 +260,7 @@ class Store:
     def token_at(path: str) -> bytes | None:
         """The token of the entry at *path*, from its first bytes, or None."""
         try:
-            descriptor = os.open(path, _READ)
+            descriptor = os.open(path, READ)
             try:
                 data = os.read(descriptor, HEADER.size)
             finally:

@@ -14,6 +14,7 @@ import pytest
 from joblib import Memory
 
 import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext.housekeeping import find_store, verify_entries
 
 
 def entries(location):
@@ -67,6 +68,20 @@ def check_damages(cached, value, damages):
         assert cached.calls == before + 1, "a damaged entry was taken for a whole one"
         assert cached.call(1) == value
         assert cached.calls == before + 1, "the entry was not repaired"
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_in_an_entrys_place_is_moved_aside_and_nobody_waits_for_a_writer(tmp_path):
+    cached = Cached(str(tmp_path), "value")
+    path = cached.file()
+    path.unlink()
+    os.mkfifo(path)
+    assert cached.call(1) == "value"
+    assert (cached.calls, cached.call(1), cached.calls) == (2, "value", 2)
+    path.unlink()
+    os.mkfifo(path)
+    found = verify_entries(find_store(tmp_path))
+    assert (found.good, found.corrupt, found.repaired) == (0, [str(path)], 1)
 
 
 def test_upstream_returns_wrong_values_after_a_flipped_bit(tmp_path):
