@@ -34,7 +34,8 @@ test: setup
 	$(BIN)/nox -t quick
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK) and not alone"
+	$(BIN)/python -m pytest -m "not ($(QUICK)) or alone"
 	$(BIN)/nox
 
 lint: setup
