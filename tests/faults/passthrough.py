@@ -14,7 +14,7 @@ A lost reply takes place and then fails; a failure does not take place. `times` 
 `name` restricts it to paths that hold the text. Without `rate` it is certain. `skew_s` is added to the times of files.
 """
 
-# ruff: noqa: PTH116, PTH123, PTH102, PTH106, PTH108, PTH104, PTH101
+# ruff: noqa: PTH115, PTH116, PTH211, PTH123, PTH102, PTH106, PTH108, PTH104, PTH101
 
 import errno
 import functools
@@ -174,6 +174,18 @@ class Passthrough(mfusepy.Operations):
         os.link(self._real(source), self._real(target))
 
     @faulty
+    def symlink(self, target, source):
+        os.symlink(source, self._real(target))
+
+    @faulty
+    def readlink(self, path):
+        return os.readlink(self._real(path))
+
+    @faulty
+    def mknod(self, path, mode, dev):
+        os.mknod(self._real(path), mode, dev)
+
+    @faulty
     def chmod(self, path, mode):
         os.chmod(self._real(path), mode)
 
@@ -185,7 +197,7 @@ class Passthrough(mfusepy.Operations):
         found = os.statvfs(self._real(path))
         return {name: getattr(found, name) for name in dir(found) if name.startswith("f_")}
 
-    readlink = symlink = mknod = chown = None
+    chown = None
 
 
 if __name__ == "__main__":
