@@ -18,7 +18,8 @@ from mlops_ext.files import temp_name
 
 __all__ = ["ClaimSource", "source_of"]
 
-_TRIES = 5
+_TRIES = 10
+"""With three replies of ten lost, half as many would leave one process of 400 without a claim."""
 _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 

@@ -40,7 +40,8 @@ __all__ = [
     "take",
 ]
 
-_TRIES = 6
+_TRIES = 12
+"""Each level of folders above a first entry can cost one, where replies are lost."""
 _BEATS_A_LEASE = 5
 """Four may be late, and the lease still holds."""
 _IDLE_BEATS = 20
@@ -271,7 +272,11 @@ def _link(store: Store, origin: str, claim: Claim) -> Claim | Taken | None:
         if found is not None and found.token == claim.record.token:
             store.events.note("lost-reply", claim.path)
             return claim
-        return Taken.BY_OTHERS if error.errno == errno.EEXIST else None
+        if error.errno == errno.EEXIST and os.path.islink(claim.path):  # noqa: PTH114  # a text
+            store.remove(claim.path)  # it leads nowhere, and is none of ours
+        elif error.errno == errno.EEXIST:
+            return Taken.BY_OTHERS
+        return None
     return claim
 
 
