@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -227,5 +228,5 @@ def _without_credentials(host: str) -> str:
     except ValueError:
         return "(an address that cannot be read)"
     if not parts.netloc:  # without "http://" it is read as a path, or as a scheme and a path
-        return host.rpartition("@")[2]
+        return re.split("[?#]", host.rpartition("@")[2])[0]
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

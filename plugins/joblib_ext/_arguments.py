@@ -2,9 +2,9 @@
 
 With each call of a cached function joblib binds the arguments by ``inspect.signature`` and hashes
 them with a pickler that is written in Python. Together that is most of what a hit costs, whatever
-the store, and a miss binds twice. For plain functions and plain values the same result is to be
-had from the function's code object and from the pickler written in C. Everything else goes to
-joblib, as do all calls that are wrong, so that its errors stay what they are.
+the store. For plain functions and plain values the same digest is to be had from the function's
+code object and from the pickler written in C. Everything else goes to joblib, as do all calls
+that are wrong, so that its errors stay what they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from io import BytesIO
 from types import FunctionType, NoneType
 from typing import Any
 
-__all__ = ["quick_filter_args", "quick_hash"]
+__all__ = ["bind", "digest", "quick_args_id"]
 
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _NAMES = frozenset({str})
@@ -32,61 +32,58 @@ _BEGIN_REMEMBERED = _BEGIN + b"q\x00"
 """A pickle that begins with a dictionary, which joblib's pickler remembers as number 0."""
 
 
-def quick_filter_args(original: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """``joblib.func_inspect.filter_args``: the arguments of a call by name, defaults included."""
+def quick_args_id(original: Callable[..., str]) -> Callable[..., str]:
+    """``MemorizedFunc._get_args_id``: the digest under which a call's result is kept."""
 
-    @functools.wraps(original)  # by whose name it can be pickled
-    def filter_args(
-        func: Any,
-        ignore_lst: Sequence[str],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func.__class__ is FunctionType and ignore_lst == [] and not func.__dict__:
-            code = func.__code__
-            if not (code.co_flags & _VARIADIC or code.co_kwonlyargcount or code.co_posonlyargcount):
-                names = code.co_varnames[: code.co_argcount]
-                given = len(args)
-                if not kwargs and given == len(names):
-                    return dict(zip(names, args))  # noqa: B905  # as many, and a keyword costs
-                bound = _bind(names, func.__defaults__ or (), args, kwargs or {})
-                if bound is not None:
-                    return bound
-        return original(func, ignore_lst, args, {} if kwargs is None else kwargs)
+    @functools.wraps(original)
+    def _get_args_id(self: Any, *args: Any, **kwargs: Any) -> str:
+        if self.ignore == []:
+            arguments = bind(self.func, args, kwargs)
+            found = digest(arguments) if arguments is not None else None
+            if found is not None:
+                return found
+        return original(self, *args, **kwargs)
 
-    return filter_args
+    return _get_args_id
 
 
-def _bind(
-    names: Sequence[str], defaults: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The values of all *names*, or None where the call is wrong."""
-    if len(args) > len(names) or not kwargs.keys() <= set(names[len(args) :]):
+def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of a call by name, defaults included, or None where joblib has to see to it."""
+    if type(func) is not FunctionType or func.__dict__:  # a proxy says it were one
+        return None
+    code = func.__code__
+    if code.co_flags & _VARIADIC or code.co_kwonlyargcount or code.co_posonlyargcount:
+        return None
+    names = code.co_varnames[: code.co_argcount]
+    given = len(args)
+    if given == len(names) and not kwargs and names[:1] != (".0",):  # as of a generator expression
+        return dict(zip(names, args))  # noqa: B905  # as many, and a keyword costs
+    defaults = func.__defaults__ or ()
+    if (
+        given > len(names)
+        or len(defaults) > len(names)
+        or any(default is inspect.Parameter.empty for default in defaults)
+        or not _NAMES.issuperset(map(type, kwargs))
+        or not kwargs.keys() <= set(names[given:])
+    ):
         return None
     bound = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
     bound.update(zip(names, args, strict=False))
     bound.update(kwargs)
-    return bound if len(bound) == len(names) else None
+    return bound if len(bound) == len(names) and names[:1] != (".0",) else None
 
 
-def quick_hash(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``joblib.hashing.hash``: the digest of arguments, equal to joblib's."""
-
-    @functools.wraps(original)
-    def hash(obj: Any, hash_name: str = "md5", coerce_mmap: bool = False) -> Any:  # noqa: A001, FBT001, FBT002  # joblib's own signature
-        if (
-            obj.__class__ is dict
-            and hash_name == "md5"
-            and _PLAIN.issuperset(map(type, obj.values()))
-            and _NAMES.issuperset(map(type, obj))
-            and len(obj) <= _MOST
-        ):
-            stream = BytesIO()
-            pickler = pickle.Pickler(stream, _PROTOCOL)
-            pickler.fast = True
-            pickler.dump(dict(sorted(obj.items())) if len(obj) > 1 else obj)
-            data = _BEGIN_REMEMBERED + stream.getvalue()[len(_BEGIN) :]
-            return md5(data, usedforsecurity=False).hexdigest()
-        return original(obj, hash_name, coerce_mmap)
-
-    return hash
+def digest(arguments: dict[str, Any]) -> str | None:
+    """What ``joblib.hash`` gives for *arguments*, or None where one of them is not plain."""
+    if not _PLAIN.issuperset(map(type, arguments.values())) or len(arguments) > _MOST:
+        return None
+    stream = BytesIO()
+    pickler = pickle.Pickler(stream, _PROTOCOL)
+    pickler.fast = True
+    try:
+        pickler.dump(dict(sorted(arguments.items())) if len(arguments) > 1 else arguments)
+    except OverflowError:  # a text of 4 GiB
+        return None
+    whole = md5(_BEGIN_REMEMBERED, usedforsecurity=False)
+    whole.update(stream.getbuffer()[len(_BEGIN) :])
+    return whole.hexdigest()

@@ -81,9 +81,9 @@ class Call:
             release(claim)
 
     def __del__(self) -> None:
-        if self.calls is not None:
-            self.calls.remove(self)
         with contextlib.suppress(Exception):  # an interpreter that ends takes modules away
+            if self.calls is not None:
+                self.calls.remove(self)
             if self.pending is not None:
                 self.writer.finish(self, self.metadata)
             self.release()
@@ -116,4 +116,4 @@ class Calls:
         """Forget *call*, which ends; its tuple lives until then, so that no other has its id."""
         known = self._known.get(id(call.call_id))
         if known is not None and known() in (None, call):  # a weak reference may be dead by now
-            del self._known[id(call.call_id)]
+            self._known.pop(id(call.call_id), None)

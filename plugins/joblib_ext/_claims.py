@@ -31,6 +31,7 @@ __all__ = [
     "Claim",
     "Taken",
     "adopt",
+    "ask_record",
     "held_by_this_process",
     "inherited",
     "is_gone",
@@ -272,11 +273,7 @@ def _link(store: Store, origin: str, claim: Claim) -> Claim | Taken | None:
         if found is not None and found.token == claim.record.token:
             store.events.note("lost-reply", claim.path)
             return claim
-        if error.errno == errno.EEXIST and os.path.islink(claim.path):  # noqa: PTH114  # a text
-            store.remove(claim.path)  # it leads nowhere, and is none of ours
-        elif error.errno == errno.EEXIST:
-            return Taken.BY_OTHERS
-        return None
+        return Taken.BY_OTHERS if error.errno == errno.EEXIST else None
     return claim
 
 
@@ -313,15 +310,23 @@ def adopt(store: Store, path: str, record: ClaimRecord) -> Claim | None:
 
 def read_record(path: str) -> ClaimRecord | None:
     """The claim at *path*, or None where there is an entry, nothing, or no answer."""
+    with contextlib.suppress(OSError):
+        return ask_record(path)
+    return None
+
+
+def ask_record(path: str) -> ClaimRecord | None:
+    """The claim at *path*, or None where there is an entry.
+
+    Raises:
+        OSError: there is nothing, or no answer.
+    """
+    descriptor = os.open(path, READ)
     try:
-        descriptor = os.open(path, READ)
-        try:
-            return ClaimRecord.parse(os.read(descriptor, 256))
-        finally:
-            with contextlib.suppress(OSError):  # what was read was read
-                os.close(descriptor)
-    except OSError:
-        return None
+        return ClaimRecord.parse(os.read(descriptor, 256))
+    finally:
+        with contextlib.suppress(OSError):  # what was read was read
+            os.close(descriptor)
 
 
 def release(claim: Claim) -> None:

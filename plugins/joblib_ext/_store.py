@@ -31,9 +31,9 @@ _SMALL = 1 << 16
 _JOIN = 1 << 20
 """Pieces are joined to writes of about this size: a write is a round trip."""
 _TRIES = 5
-_FLAGS = ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK")
-READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS)
-"""How entries and claims are opened; to open a FIFO that somebody put there would wait for ever."""
+READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_LOOK = READ | getattr(os, "O_NONBLOCK", 0)
+"""Where nobody has looked before: to open a FIFO that somebody put there would wait for ever."""
 _REREAD_PAUSES_S = (0.0, 0.02, 0.1)
 """A view that a cache made old gets these chances to become what the server has."""
 
@@ -76,7 +76,7 @@ class Store:
         the client's caches, and then moved aside.
         """
         try:
-            descriptor = os.open(path, READ)
+            descriptor = os.open(path, _LOOK)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -148,7 +148,7 @@ class Store:
         self, path: str, address: bytes
     ) -> tuple[Entry | LargeEntry | ClaimRecord | None, bytes]:
         """What is valid at *path*, and its first bytes."""
-        descriptor = os.open(path, READ)
+        descriptor = os.open(path, _LOOK)
         try:
             data = os.read(descriptor, _SMALL)
             if len(data) < _SMALL:

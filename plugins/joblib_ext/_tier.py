@@ -14,7 +14,7 @@ from pathlib import Path
 
 from joblib_ext._entry import Entry, open_small
 from joblib_ext._large import LargeEntry
-from joblib_ext._store import Store, View
+from joblib_ext._store import READ, Store, View
 from mlops_ext.files import publish
 
 __all__ = ["LocalTier"]
@@ -58,7 +58,7 @@ class LocalTier:
     def _open_copy(self, copy: str, address: bytes) -> Entry | LargeEntry | None:
         """A verified local copy; a damaged one is dropped, not reported: the original is there."""
         try:
-            descriptor = os.open(copy, os.O_RDONLY)
+            descriptor = os.open(copy, READ)
         except OSError:
             return None
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from joblib_ext._claim_record import ClaimRecord, Owner
-from joblib_ext._claims import read_record
+from joblib_ext._claims import ask_record, read_record
 from joblib_ext._fresh import fresh_path
 from joblib_ext._layout import CLAIM_MAX, CODE_FILE
 from joblib_ext._scan import namespaces, shards, subfolders
@@ -123,7 +124,8 @@ def _reap(name: str, path: str, now: float, min_age_s: float) -> int:
 
 def _claim_at(path: str) -> ClaimRecord | None:
     with contextlib.suppress(OSError):
-        if os.stat(path).st_size < CLAIM_MAX:  # noqa: PTH116  # a text
+        found = os.stat(path)  # noqa: PTH116  # a text
+        if found.st_size < CLAIM_MAX and stat.S_ISREG(found.st_mode):
             return read_record(path)
     return None
 
@@ -157,7 +159,13 @@ def _reap_claims(
 
 def _needed(path: str, record: ClaimRecord) -> list[str]:
     """The tickets that must stay, since the claim they are about still stands."""
-    found = read_record(path)
+    found: ClaimRecord | None = record
+    try:
+        found = ask_record(path)
+    except FileNotFoundError:
+        return []
+    except OSError:
+        pass  # no answer: it may well stand
     if found is None or found.token != record.token:
         return []
     return [ticket for ticket, _ in tickets_of(path, record)]

@@ -26,3 +26,4 @@ def test_what_holds_on_a_local_disk_holds_on_a_network_mount(tmp_path, kind, tes
         command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *folder, tests]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+        assert " passed" in done.stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 def end(group: Path) -> None:
     """Kill what runs in the cgroup *group* and in those in it, and remove them."""
     for folder in (*(path for path in group.glob("*") if path.is_dir()), group):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is gone, or goes now
             while pids := (folder / "cgroup.procs").read_text().split():
                 for pid in pids:
                     with suppress(ProcessLookupError):

@@ -203,7 +203,13 @@ def test_wrong_credentials_and_an_absent_server_are_told_apart(double):
     result = preflight(plan("default"), "services", SETTINGS, client=wrong)
     assert "refuses the credentials" in result.reasons[0]
     assert "no-such-secret" not in result.reasons[0]
-    for address in ("http://key:pw@127.0.0.1:9", "key:pw@127.0.0.1", "pw@127.0.0.1"):
+    for address in (
+        "http://key:pw@127.0.0.1:9",
+        "key:pw@127.0.0.1",
+        "pw@127.0.0.1",
+        "host?k=pw",
+        "host/#pw",
+    ):
         gone = Client(address, key="k", secret="s", timeout_s=1)
         with pytest.raises(ServerError, match="cannot be reached") as caught:
             gone.call("queues.get_all_ex")

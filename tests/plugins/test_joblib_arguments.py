@@ -2,26 +2,28 @@
 
 import decimal
 import functools
+import inspect
 import pickle
 import sys
+from types import FunctionType, SimpleNamespace
 
 import joblib
 import joblib.func_inspect
-import joblib.hashing
-import joblib.memory
 import numpy as np
 import pytest
+import wrapt
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib import Memory
+from joblib.func_inspect import filter_args
+from joblib.memory import MemorizedFunc
 
-import joblib_ext  # noqa: F401  # registers the backend, and applies the patches
-from joblib_ext._arguments import quick_filter_args, quick_hash
+import joblib_ext  # noqa: F401  # registers the backend, and applies the patch
+from joblib_ext._arguments import bind, digest
 from joblib_ext.plugin import QUICK_ARGUMENTS
 from mlops_ext.patching import Outcome, PatchSet
 
-BARE_FILTER = joblib.func_inspect.filter_args  # the patch is where Memory looks it up
-BARE_HASH = joblib.hashing.hash.__wrapped__
+BARE = MemorizedFunc._get_args_id.__wrapped__
 
 
 class Text(str):
@@ -30,10 +32,6 @@ class Text(str):
 
 class Count(int):
     pass
-
-
-def refuse(*arguments, **_):
-    raise AssertionError(f"joblib was asked for what is plain: {arguments}")
 
 
 PLAIN = st.one_of(
@@ -61,40 +59,29 @@ OTHER = st.one_of(
 
 
 @given(st.dictionaries(st.text(max_size=4), PLAIN, max_size=12))
-def test_plain_values_have_joblibs_digest_without_asking_joblib(arguments):
-    assert quick_hash(refuse)(arguments) == BARE_HASH(arguments)
+def test_plain_values_have_joblibs_digest(arguments):
+    assert digest(arguments) == joblib.hash(arguments)
 
 
 @given(st.dictionaries(st.text(max_size=4), PLAIN | OTHER, max_size=5))
-def test_any_values_have_joblibs_digest(arguments):
-    assert quick_hash(BARE_HASH)(arguments) == BARE_HASH(arguments)
+def test_other_values_have_joblibs_digest_or_none(arguments):
+    assert digest(arguments) in (None, joblib.hash(arguments))
 
 
-@pytest.mark.parametrize(
-    "thing",
-    [
-        {"text": "a" * 300, "long": "b" * 70_000, "bytes": b"c" * 300, "more": b"d" * 70_000},
-        {f"x{number}": number for number in range(2500)},
-        {f"x{number}": number for number in range(100)},
-        {1: 2},
-        {Text("x"): 1},
-        {None: 1, "x": 2},
-        functools.partial,
-        [1, "x"],
-        "x",
-        np.ones((2, 3), order="F"),
-    ],
-    ids=lambda thing: f"{type(thing).__name__}-{len(thing) if hasattr(thing, '__len__') else 0}",
-)
-def test_whatever_is_hashed_has_joblibs_digest(thing):
-    assert quick_hash(BARE_HASH)(thing) == BARE_HASH(thing)
-    assert quick_hash(BARE_HASH)(thing, "sha1") == BARE_HASH(thing, "sha1")
-    assert quick_hash(BARE_HASH)(thing, coerce_mmap=True) == BARE_HASH(thing, coerce_mmap=True)
+@pytest.mark.parametrize("count", [0, 1, 2, 99, 100, 101, 2500])
+def test_many_arguments_have_joblibs_digest_or_none(count):
+    arguments = {f"x{number}": number for number in range(count)}
+    assert digest(arguments) == (joblib.hash(arguments) if count <= 100 else None)
 
 
-def test_an_unknown_algorithm_is_refused_as_joblib_does():
-    with pytest.raises(ValueError, match="hash_name"):
-        quick_hash(BARE_HASH)({"x": 1}, "crc")
+def test_long_values_have_joblibs_digest():
+    arguments = {"a": "a" * 300, "b": "b" * 70_000, "c": b"c" * 300, "d": b"d" * 70_000}
+    assert digest(arguments) == joblib.hash(arguments)
+
+
+@given(OTHER)
+def test_what_is_not_plain_is_left_to_joblib(value):
+    assert digest({"x": value}) is None
 
 
 def one(x): ...
@@ -116,7 +103,14 @@ def wrapped(*args): ...
 def signed(x, y): ...
 
 
-signed.__signature__ = joblib.func_inspect.inspect.signature(one)
+signed.__signature__ = inspect.signature(one)
+
+
+def too_many_defaults(x): ...
+def no_default(x=inspect.Parameter.empty): ...
+
+
+too_many_defaults.__defaults__ = (1, 2)
 
 
 class Thing:
@@ -129,44 +123,70 @@ class Thing:
 
 
 THING = Thing()
+OF_AN_EXPRESSION = FunctionType((x for x in ()).gi_code, {})
 FUNCTIONS = [
     *(one, two, defaults, only_defaults, nothing, variadic, keywords, keyword_only),
-    *(positional_only, annotated, wrapped, signed, THING.method, THING, Thing.method, len),
-    *(functools.partial(two, 1), lambda x, y=3: (x, y)),
+    *(positional_only, annotated, wrapped, signed, too_many_defaults, no_default),
+    *(THING.method, THING, Thing.method, len, functools.partial(two, 1), lambda x, y=3: (x, y)),
+    *(wrapt.ObjectProxy(two), OF_AN_EXPRESSION),
 ]
 
 
 def outcome(call, *arguments):
+    """What a call gives or raises."""
     try:
         return call(*arguments)
-    except Exception as error:  # compared below
+    except Exception as error:
         return type(error), str(error)
+
+
+NAMES = st.sampled_from(["x", "y", "z", "w", Text("x"), Text("y"), np.str_("x")])
 
 
 @pytest.mark.filterwarnings("ignore:Cannot inspect object")
 @given(
     st.sampled_from(FUNCTIONS),
     st.lists(st.integers(), max_size=4),
-    st.dictionaries(st.sampled_from(["x", "y", "z", "w"]), st.integers(), max_size=3),
+    st.dictionaries(NAMES, st.integers(), max_size=3),
+)
+def test_arguments_are_bound_as_joblib_does_or_left_to_it(func, args, kwargs):
+    ours = bind(func, tuple(args), kwargs)
+    if ours is not None:
+        assert ours == filter_args(func, [], tuple(args), kwargs)
+        assert {type(name) for name in ours} <= {str}
+
+
+@pytest.mark.filterwarnings("ignore:Cannot inspect object")
+@given(
+    st.sampled_from(FUNCTIONS),
+    st.lists(PLAIN | OTHER, max_size=4),
+    st.dictionaries(NAMES, PLAIN | OTHER, max_size=3),
     st.lists(st.sampled_from(["x", "y", "*"]), max_size=1),
 )
-def test_arguments_are_bound_as_joblib_does_wrong_calls_included(func, args, kwargs, ignored):
-    ours = outcome(quick_filter_args(BARE_FILTER), func, ignored, tuple(args), kwargs)
-    assert ours == outcome(BARE_FILTER, func, ignored, tuple(args), kwargs)
+def test_calls_have_joblibs_digest_or_its_error(func, args, kwargs, ignored):
+    cached = SimpleNamespace(func=func, ignore=ignored, mmap_mode=None)
+
+    def args_id(way):
+        return outcome(lambda: way(cached, *args, **kwargs))
+
+    assert args_id(MemorizedFunc._get_args_id) == args_id(BARE)
+
+
+def test_plain_calls_are_not_left_to_joblib():
+    assert bind(defaults, (1,), {}) == {"x": 1, "y": 2, "z": None}
+    assert bind(defaults, (1,), {"z": 3}) == {"x": 1, "y": 2, "z": 3}
+    assert bind(two, (1, 2), {}) == {"x": 1, "y": 2}
+    assert bind(nothing, (), {}) == {}
 
 
 def test_what_was_set_on_a_function_counts():
     def changing(x, y=1): ...
 
-    bind = quick_filter_args(BARE_FILTER)
-    assert bind(changing, [], (1,)) == {"x": 1, "y": 1}
+    assert bind(changing, (1,), {}) == {"x": 1, "y": 1}
     changing.__defaults__ = (2,)
-    assert bind(changing, [], (1,)) == {"x": 1, "y": 2}
-    changing.__code__ = two.__code__
-    changing.__defaults__ = None
-    assert outcome(bind, changing, [], (1,)) == outcome(BARE_FILTER, changing, [], (1,))
-    assert outcome(bind, changing, "x", (1,)) == outcome(BARE_FILTER, changing, "x", (1,))
-    assert outcome(bind, changing, "", (1,)) == outcome(BARE_FILTER, changing, "", (1,))
+    assert bind(changing, (1,), {}) == {"x": 1, "y": 2}
+    changing.__code__, changing.__defaults__ = two.__code__, None
+    assert bind(changing, (1,), {}) is None
 
 
 def slow_ways(function, *arguments):
@@ -187,9 +207,8 @@ def slow_ways(function, *arguments):
 
 @pytest.fixture
 def bare(monkeypatch):
-    """joblib as it is without the patches."""
-    monkeypatch.setattr(joblib.memory, "filter_args", BARE_FILTER)
-    monkeypatch.setattr(joblib.hashing, "hash", BARE_HASH)
+    """joblib as it is without the patch."""
+    monkeypatch.setattr(MemorizedFunc, "_get_args_id", BARE)
 
 
 @pytest.mark.parametrize("backend", ["shared", "local"])
@@ -198,8 +217,8 @@ def test_a_call_is_told_apart_without_signature_and_python_pickler(tmp_path, bac
     cached = Memory(tmp_path, backend=backend, verbose=0).cache(defaults)
     cached(1)
     assert slow_ways(cached, 1) == {"signature", "dump"}
-    with PatchSet(QUICK_ARGUMENTS) as patches:
-        assert [report.outcome for report in patches.status()] == [Outcome.APPLIED] * 2
+    with PatchSet([QUICK_ARGUMENTS]) as patches:
+        assert [report.outcome for report in patches.status()] == [Outcome.APPLIED]
         assert slow_ways(cached, 1) == set()
     assert slow_ways(cached, 1) == {"signature", "dump"}
 
@@ -214,13 +233,12 @@ def test_what_was_stored_without_is_found_with_and_the_other_way_round(tmp_path)
 
     cached = Memory(tmp_path, verbose=0, backend="shared").cache(double)
     assert cached(1) == 2
-    with PatchSet(QUICK_ARGUMENTS):
+    with PatchSet([QUICK_ARGUMENTS]):
         assert (cached(1), cached(x=1), cached(1, "ä"), cached(2, name="b")) == (2, 2, 2, 4)
     assert (cached(1), cached(2, "b")) == (2, 4)
     assert computed == [1, 2]
 
 
-def test_joblibs_hash_is_still_pickled_and_documented_under_its_name():
-    assert joblib.hashing.hash is not BARE_HASH
-    assert pickle.loads(pickle.dumps(joblib.hashing.hash)) is joblib.hashing.hash
-    assert joblib.hashing.hash.__doc__ == BARE_HASH.__doc__
+def test_what_joblib_offers_stays_its_own():
+    for function in (joblib.hash, joblib.func_inspect.filter_args):
+        assert pickle.loads(pickle.dumps(function)) is function

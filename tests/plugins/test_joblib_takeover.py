@@ -16,7 +16,7 @@ from joblib import Memory
 from tests.faults.nodes import need_fuse, shares
 
 import joblib_ext  # noqa: F401  # registers the backend
-from joblib_ext import _takeover
+from joblib_ext import _takeover, garbage
 from joblib_ext._claim_record import ClaimRecord, own_record
 from joblib_ext._store import Store
 from joblib_ext.garbage import collect_garbage
@@ -195,6 +195,26 @@ def test_a_collector_leaves_an_old_ticket_while_its_claim_stands(store, tmp_path
     done = collect_garbage(tmp_path / "one", sleep=sleep)
     assert path.exists() == ticket.exists() == beats
     assert done.claims == (not beats)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("error", "stays"), [(errno.ESTALE, True), (errno.ENOENT, False)])
+def test_a_collector_keeps_a_ticket_whose_claim_it_cannot_read(
+    store, tmp_path, monkeypatch, error, stays
+):
+    processes, _, _ = store
+    path, record = processes.leave_dead_claim()
+    path = tmp_path / "one" / path.relative_to(processes.place)
+    ticket = Path(_takeover._name(str(path), record.token))
+    ticket.write_bytes(own_record().pack())  # of a living process, so that the claim stays
+    os.utime(ticket, (0, 0))
+
+    def no_answer(_path):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(garbage, "ask_record", no_answer)
+    collect_garbage(tmp_path / "one", sleep=lambda _: None)
+    assert (path.exists(), ticket.exists()) == (True, stays)
 
 
 @pytest.mark.timeout(60)
