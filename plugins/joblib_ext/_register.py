@@ -36,7 +36,7 @@ def _apply(_: ModuleType) -> None:
     from mlops_ext.errors import MlopsExtError
     from mlops_ext.patching import Outcome, PatchSet
 
-    for patch in (SHARED_BACKEND, QUICK_ARGUMENTS):  # apart: one that cannot be costs no other
+    for patch in (SHARED_BACKEND, *QUICK_ARGUMENTS):  # apart: one that cannot be costs no other
         try:
             (report,) = PatchSet([patch]).apply()
         except MlopsExtError as error:  # inside somebody else's import statement

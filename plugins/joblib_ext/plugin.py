@@ -24,16 +24,28 @@ SHARED_BACKEND = Patch(
     verified_by="tests/plugins/test_joblib_versions.py"
     "::test_two_versions_of_a_function_share_a_cache",
 )
-QUICK_ARGUMENTS = Patch(
-    id="joblib.quick-arguments",
-    framework="joblib",
-    distribution="joblib",
-    versions=_SUPPORTED,
-    target="joblib.memory:MemorizedFunc._get_args_id",
-    replacement="joblib_ext._arguments:quick_args_id",
-    reason="telling a call apart by its arguments takes most of a hit's time, whatever the store",
-    verified_by="tests/plugins/test_joblib_arguments.py"
-    "::test_a_call_is_told_apart_without_signature_and_python_pickler",
+_QUICK_TEST = "tests/plugins/test_joblib_arguments.py"
+QUICK_ARGUMENTS = (
+    Patch(
+        id="joblib.quick-hashing",
+        framework="joblib",
+        distribution="joblib",
+        versions=_SUPPORTED,
+        target="joblib.memory:MemorizedFunc._get_args_id",
+        replacement="joblib_ext._arguments:quick_args_id",
+        reason="telling a call apart by its arguments takes most of a hit's time, in any store",
+        verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
+    ),
+    Patch(
+        id="joblib.quick-binding",
+        framework="joblib",
+        distribution="joblib",
+        versions=_SUPPORTED,
+        target="joblib.memory:filter_args",
+        replacement="joblib_ext._arguments:quick_filter_args",
+        reason="binding the arguments of a call takes a good part of a miss's time, in any store",
+        verified_by=f"{_QUICK_TEST}::test_a_miss_binds_without_signature",
+    ),
 )
 
 
@@ -54,7 +66,7 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
 @hookimpl
 def mlops_ext_patches() -> Iterable[Patch]:
     """The registration of the backend, and the quick way to a call's digest."""
-    return [SHARED_BACKEND, QUICK_ARGUMENTS]
+    return [SHARED_BACKEND, *QUICK_ARGUMENTS]
 
 
 @hookimpl
