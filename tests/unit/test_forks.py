@@ -2,28 +2,15 @@
 
 import gc
 import os
-import signal
-import threading
 import weakref
 
 import pytest
+from tests.support.forks import held_by_another_thread, in_child
 
 from mlops_ext import forks, patching, tempdirs
 from mlops_ext.history import HistoryPolicy, InMemoryHistory
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-def in_child(check):
-    """What *check* returns in a forked child that is killed where it hangs."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        try:
-            os._exit(0 if check() else 1)
-        finally:
-            os._exit(2)  # it must not go on with the tests of its parent
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize(
@@ -35,21 +22,8 @@ def in_child(check):
     ],
 )
 def test_a_child_can_have_a_lock_that_another_thread_held_at_the_fork(home):
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold():
-        with home._lock:
-            inside.set()
-            leave.wait(60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert inside.wait(60)
-    try:
+    with held_by_another_thread(home._lock):
         assert in_child(lambda: home._lock.acquire(blocking=False))
-    finally:
-        leave.set()
-        thread.join()
 
 
 def test_a_block_that_forks_inside_its_own_lock_can_be_left_in_the_child():

@@ -2,13 +2,12 @@
 
 import functools
 import os
-import signal
 import sys
-import threading
 import types
 
 import pytest
 import wrapt
+from tests.support.forks import held_by_another_thread, in_child
 
 from mlops_ext import patching
 from mlops_ext._targets import Slot
@@ -258,24 +257,12 @@ def test_an_owner_without_attributes_is_a_conflict(framework):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_while_another_thread_applies_leaves_the_child_able_to(framework):
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold():
-        with patching._lock:
-            inside.set()
-            leave.wait(60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert inside.wait(60)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
+    def patched():
         patch_set(make()).apply()
-        os._exit(0 if framework.Server().run() == "patched original" else 1)
-    leave.set()
-    thread.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return framework.Server().run() == "patched original"
+
+    with held_by_another_thread(patching._lock):
+        assert in_child(patched)
 
 
 def test_a_patch_that_somebody_replaced_is_no_longer_active(framework):
