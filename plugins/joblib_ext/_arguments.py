@@ -69,8 +69,10 @@ def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
     if code.co_flags & _VARIADIC or code.co_kwonlyargcount or code.co_posonlyargcount:
         return None
     names = code.co_varnames[: code.co_argcount]
+    if names[:1] == (".0",):  # the code of a generator expression
+        return None
     given = len(args)
-    if given == len(names) and not kwargs and names[:1] != (".0",):  # as of a generator expression
+    if given == len(names) and not kwargs:
         return dict(zip(names, args))  # noqa: B905  # as many, and a keyword costs
     defaults = func.__defaults__ or ()
     if (
@@ -84,7 +86,7 @@ def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
     bound = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
     bound.update(zip(names, args, strict=False))
     bound.update(kwargs)
-    return bound if len(bound) == len(names) and names[:1] != (".0",) else None
+    return bound if len(bound) == len(names) else None
 
 
 def digest(arguments: dict[str, Any]) -> str | None:

@@ -11,11 +11,19 @@ __all__ = ["QUICK_ARGUMENTS", "SHARED_BACKEND"]
 
 _SUPPORTED = ">=1.4,<1.7"
 
-SHARED_BACKEND = Patch(
-    id="joblib.shared-backend",
-    framework="joblib",
-    distribution="joblib",
-    versions=_SUPPORTED,
+
+def _patch(name: str, **what: str) -> Patch:
+    return Patch(
+        id=f"joblib.{name}",
+        framework="joblib",
+        distribution="joblib",
+        versions=_SUPPORTED,
+        **what,
+    )
+
+
+SHARED_BACKEND = _patch(
+    "shared-backend",
     target="joblib.memory:_STORE_BACKENDS[shared]",
     replacement="joblib_ext._register:backend_factory",
     expects="nothing",
@@ -26,21 +34,15 @@ SHARED_BACKEND = Patch(
 )
 _QUICK_TEST = "tests/plugins/test_joblib_arguments.py"
 QUICK_ARGUMENTS = (
-    Patch(
-        id="joblib.quick-hashing",
-        framework="joblib",
-        distribution="joblib",
-        versions=_SUPPORTED,
+    _patch(
+        "quick-hashing",
         target="joblib.memory:MemorizedFunc._get_args_id",
         replacement="joblib_ext._arguments:quick_args_id",
         reason="telling a call apart by its arguments takes most of a hit's time, in any store",
         verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
     ),
-    Patch(
-        id="joblib.quick-binding",
-        framework="joblib",
-        distribution="joblib",
-        versions=_SUPPORTED,
+    _patch(
+        "quick-binding",
         target="joblib.memory:filter_args",
         replacement="joblib_ext._arguments:quick_filter_args",
         reason="binding the arguments of a call takes a good part of a miss's time, in any store",
