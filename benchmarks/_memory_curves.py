@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops_ext.history import HistoryPolicy, InMemoryHistory
 from mlops_ext.memory import (
     Attempt,
     Caps,
@@ -37,6 +36,7 @@ from mlops_ext.memory import (
     Retry,
     TaskKey,
 )
+from mlops_ext.memory.history.database import HistoryPolicy, InMemoryHistory
 
 GB_HOUR = 1e9 * 3600
 

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from mlops_ext.queues import Pipeline, Step, Topology, Worker, check
+from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
 
 WORKERS, QUEUES, STEPS = 10_000, 1_000, 1_000
 PLANS = ("separate", "shared", "random", "chain", "live")
@@ -99,11 +99,11 @@ def timed(repeats, call):
 
 def measure_live(size, repeats):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from tests.support.clearml_double.server import ACCESS_KEY, SECRET_KEY, ApiDouble
+    from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY, ApiDouble
 
-    from clearml_ext._api import Client
-    from clearml_ext.plans import Node, Plan
-    from clearml_ext.preflight import preflight
+    from clearml_ext.check.plans import Node, Plan
+    from clearml_ext.check.preflight import preflight
+    from clearml_ext.server.client import Client
     from clearml_ext.settings import ClearmlSettings
 
     topology = build("separate", *size)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 from rich.table import Table
-from tests.servers.harness import HAS_WORKERS, Server, rolling_restart
+from tests.support.servers.harness import HAS_WORKERS, Server, rolling_restart
 
 WAYS = ("bare", "patch")
 CONCURRENCY = 16

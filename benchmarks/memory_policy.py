@@ -45,7 +45,6 @@ from pathlib import Path
 from _memory_baselines import BASELINES
 from _memory_curves import load_curves, make_curves, simulate
 from _memory_traces import NODE, Method, Score, Task, load, run_arrival, run_sizey
-from mlops_ext.history import History, HistoryPolicy, InMemoryHistory
 from mlops_ext.memory import (
     Attempt,
     Caps,
@@ -57,6 +56,7 @@ from mlops_ext.memory import (
     Retry,
     TaskKey,
 )
+from mlops_ext.memory.history.database import History, HistoryPolicy, InMemoryHistory
 
 FIRST_SEED = 1996
 """The paper's."""

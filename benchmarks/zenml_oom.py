@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kubernetes import config
 from rich.console import Console
 from rich.table import Table
-from tests.kubedouble import Cluster
-from tests.kubedouble.orchestrator import (
+from tests.doubles.kubernetes import Cluster
+from tests.doubles.kubernetes.orchestrator import (
     OPTIONS,
     FakeBook,
     JobStatus,

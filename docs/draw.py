@@ -3,7 +3,7 @@
     python docs/draw.py
 
 The shutdown is played by `mlops_ext.shutdown`, the allocations are those of `mlops_ext.memory`,
-the topologies are checked by `mlops_ext.queues`. A test draws them again and compares.
+the topologies are checked by `mlops_ext.queues.check`. A test draws them again and compares.
 """
 
 import itertools
@@ -11,8 +11,8 @@ import sys
 from html import escape
 from pathlib import Path
 
-from clearml_ext.plot import draw as draw_topology
-from clearml_ext.topology_file import read_topology
+from clearml_ext.topology.file import read_topology
+from clearml_ext.topology.svg import draw as draw_topology
 from mlops_ext.memory import (
     Attempt,
     Caps,
@@ -23,7 +23,7 @@ from mlops_ext.memory import (
     Quantity,
     TaskKey,
 )
-from mlops_ext.queues import check
+from mlops_ext.queues.check import check
 from mlops_ext.shutdown import Asked, Phase, Shutdown, Signal, Started, Step, Stopped, Tick
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 from hypothesis import settings
-from tests.windows import wine_python
-from tests.zenml_project import zenml_home
+from tests.support.windows import wine_python
+from tests.support.zenml_project import zenml_home
 
 __all__ = ["wine_python", "zenml_home"]
 
@@ -23,9 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 TOGETHER = {
-    "tests/plugins/test_zenml_local_": "zenml_home",
-    "tests/plugins/test_zenml_temp_dir": "zenml_home",
-    "tests/plugins/test_zenml_kubernetes_pipelines": "project",
+    "tests/plugins/zenml_ext/local/test_endings": "zenml_home",
+    "tests/plugins/zenml_ext/local/test_orchestrator": "zenml_home",
+    "tests/plugins/zenml_ext/test_temp_dir": "zenml_home",
+    "tests/plugins/zenml_ext/kubernetes/test_pipelines": "project",
     "tests/packaging/": "make_environment",
 }
 """Where several processes run tests, one gets all that share a fixture which takes long to make."""

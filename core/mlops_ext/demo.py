@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from mlops_ext._entry_points import find_entry_points
 from mlops_ext.errors import UnknownNameError
+from mlops_ext.extensions.entry_points import find_entry_points
 
 __all__ = ["GROUP", "Claim", "Event", "Progress", "names", "read_event"]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlops_ext import activation, settings
-from mlops_ext.discovery import Extensions, Support
+from mlops_ext import settings
 from mlops_ext.errors import nearest
+from mlops_ext.extensions import activation
+from mlops_ext.extensions.discovery import Extensions, Support
 from mlops_ext.hookspecs import DoctorCheck, Finding, Severity
-from mlops_ext.patching import Outcome, PatchReport, PatchSet
+from mlops_ext.patching.patchset import Outcome, PatchReport, PatchSet
 
 __all__ = ["Diagnosis", "Fix", "diagnose"]
 

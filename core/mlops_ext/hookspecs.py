@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pluggy
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from mlops_ext.versions import check_specifier
 
 if TYPE_CHECKING:
     from mlops_ext.memory import MemoryPolicy
-    from mlops_ext.patching import Patch, PatchReport
+    from mlops_ext.patching.patchset import Patch, PatchReport
 
 __all__ = ["PROJECT", "DoctorCheck", "Finding", "Framework", "Severity", "hookimpl"]
 
@@ -120,11 +121,3 @@ class Hooks:
     @hookspec
     def mlops_ext_patch_applied(self, report: PatchReport) -> None:
         """Take notice that a patch was applied, refused or reverted."""
-
-
-def check_specifier(field: str, text: str) -> SpecifierSet:
-    """Return *text* as a specifier set, or raise ValueError that names *field*."""
-    try:
-        return SpecifierSet(text)
-    except InvalidSpecifier as error:
-        raise ValueError(f"{field} = {text!r} is not a version specifier: {error}") from error

@@ -25,11 +25,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlops_ext import _owners, files, settings
-from mlops_ext._holders import holders
-from mlops_ext._owners import Evidence, Fate, Owner
+from mlops_ext import files, settings
 from mlops_ext.errors import TempDirError
-from mlops_ext.forks import in_forked_child
+from mlops_ext.processes import identity as _owners
+from mlops_ext.processes.forks import in_forked_child
+from mlops_ext.processes.identity import Evidence, Fate, Owner
+from mlops_ext.processes.open_files import holders
 
 __all__ = [
     "Reaped",

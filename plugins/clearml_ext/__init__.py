@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlops_ext.lazy import lazy_exports
+
 if TYPE_CHECKING:
     from clearml_ext.errors import UnsafePipelineError
     from clearml_ext.launcher import PipelineLauncher, guarded_pipeline
-    from mlops_ext.patching import PatchSet
+    from mlops_ext.patching.patchset import PatchSet
 
 __all__ = ["PipelineLauncher", "UnsafePipelineError", "guarded_pipeline", "install"]
 
-_HOMES = {
-    "PipelineLauncher": "clearml_ext.launcher",
-    "guarded_pipeline": "clearml_ext.launcher",
-    "UnsafePipelineError": "clearml_ext.errors",
-}
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "PipelineLauncher": "clearml_ext.launcher",
+        "guarded_pipeline": "clearml_ext.launcher",
+        "UnsafePipelineError": "clearml_ext.errors",
+    },
+)
 
 
 def install() -> PatchSet:
@@ -28,14 +33,6 @@ def install() -> PatchSet:
         UnsupportedVersionError: the installed ClearML is not one this extension knows.
         PatchConflictError: another package changed the same place; nothing was changed.
     """
-    from mlops_ext.activation import apply
+    from mlops_ext.extensions.activation import apply
 
     return apply("clearml")
-
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import click
 from mlops_ext.errors import MlopsExtError
 
 if TYPE_CHECKING:
-    from clearml_ext.results import Result
+    from clearml_ext.check.results import Result
 
 __all__ = ["clearml"]
 
@@ -52,9 +52,9 @@ def check(
 
     Exit status: 0 safe, 1 unsafe, 2 not known.
     """
-    from clearml_ext.results import exit_code
+    from clearml_ext.check.results import exit_code
+    from clearml_ext.check.targets import check_target
     from clearml_ext.settings import load_settings
-    from clearml_ext.targets import check_target
 
     if len(targets) > 1 and (plot or save):
         raise click.UsageError("--plot and --save take one target at a time")
@@ -83,8 +83,8 @@ def launch(script: str, arguments: tuple[str, ...], *, fix: bool, dry_run: bool)
     controller here; else refuse.
     Exit status: the script's; with --dry-run 0 safe, 1 unsafe, 2 not known.
     """
-    from clearml_ext import targets
-    from clearml_ext.results import exit_code
+    from clearml_ext.check import targets
+    from clearml_ext.check.results import exit_code
 
     try:
         if dry_run:
@@ -104,7 +104,7 @@ def explain(task: str) -> None:
 
     Exit status: 0 nothing is stuck, 1 a step is stuck, 2 not known.
     """
-    from clearml_ext.watching import explain_task
+    from clearml_ext.watchdog.live import explain_task
 
     try:
         found = explain_task(task)
@@ -131,7 +131,7 @@ def watch(task: str, *, move: bool, pending: float | None, interval: float | Non
     Ends with the pipeline; the steps of one that was aborted are stopped.
     Exit status: 0 completed, 1 not completed, 2 the server cannot be asked.
     """
-    from clearml_ext.watching import watch_pipeline
+    from clearml_ext.watchdog.live import watch_pipeline
 
     try:
         done = watch_pipeline(task, move=move or None, pending_s=pending, interval_s=interval)
@@ -142,8 +142,8 @@ def watch(task: str, *, move: bool, pending: float | None, interval: float | Non
 
 
 def _keep(result: Result, plot: Path | None, save: Path | None) -> None:
-    from clearml_ext.plot import draw
-    from clearml_ext.topology_file import write_topology
+    from clearml_ext.topology.file import write_topology
+    from clearml_ext.topology.svg import draw
 
     if result.topology is None:
         return

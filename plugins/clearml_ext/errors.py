@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mlops_ext.errors import MlopsExtError
 
 if TYPE_CHECKING:
-    from clearml_ext.results import Result
+    from clearml_ext.check.results import Result
 
 __all__ = ["PlanError", "ServerError", "UnsafePipelineError"]
 

@@ -14,16 +14,16 @@ import sys
 import threading
 from typing import Any
 
-from clearml_ext._api import Client
-from clearml_ext._process import own_task_id
-from clearml_ext._state import is_pipeline
+from clearml_ext.check.fixes import Fix, FixKind
+from clearml_ext.check.plans import Node, Plan, plan_of_controller, plan_of_task
+from clearml_ext.check.preflight import check_plan, preflight
+from clearml_ext.check.results import Answer, Result
 from clearml_ext.errors import UnsafePipelineError
-from clearml_ext.fixes import Fix, FixKind
-from clearml_ext.plans import Node, Plan, plan_of_controller, plan_of_task
-from clearml_ext.preflight import check_plan, preflight
-from clearml_ext.results import Answer, Result
+from clearml_ext.server.client import Client
+from clearml_ext.server.process import own_task_id
+from clearml_ext.server.snapshot import take_snapshot
+from clearml_ext.server.tasks import is_pipeline
 from clearml_ext.settings import ClearmlSettings, load_settings
-from clearml_ext.snapshot import take_snapshot
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.files import publish
 

@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from clearml_ext._process import own_task_id
-from clearml_ext.fixes import FixKind
+from clearml_ext.check.fixes import FixKind
+from clearml_ext.check.plans import plan_of_components, plan_of_controller
+from clearml_ext.check.preflight import preflight
+from clearml_ext.check.results import Answer, Result
 from clearml_ext.guard import (
     IN_FORCE,
     before_first_step,
@@ -18,11 +20,9 @@ from clearml_ext.guard import (
     report_check_only,
     reroute,
 )
-from clearml_ext.plans import plan_of_components, plan_of_controller
-from clearml_ext.preflight import preflight
-from clearml_ext.results import Answer, Result
+from clearml_ext.server.process import own_task_id
 from clearml_ext.settings import ClearmlSettings, load_settings
-from clearml_ext.watchdog import start_watchdog
+from clearml_ext.watchdog.watchdog import start_watchdog
 
 __all__ = ["PipelineLauncher", "guarded_pipeline"]
 

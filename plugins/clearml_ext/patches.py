@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mlops_ext.patching import Patch
+from mlops_ext.patching.patchset import Patch
 
 if TYPE_CHECKING:
     from clearml_ext.settings import ClearmlSettings
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["PATCHES", "guard_controller", "guard_enqueue", "guard_start"]
 
 VERSIONS = ">=1.14,<3"
-_TESTS = "tests/plugins/test_clearml_agents.py"
+_TESTS = "tests/plugins/clearml_ext/test_agents.py"
 
 PATCHES = (
     Patch(
@@ -105,7 +105,7 @@ def guard_controller(original: Any, given: ClearmlSettings | None = None) -> Any
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         from clearml_ext.guard import before_first_step
         from clearml_ext.settings import load_settings
-        from clearml_ext.watchdog import start_watchdog
+        from clearml_ext.watchdog.watchdog import start_watchdog
 
         answer = original(self, *args, **kwargs)
         settings = given or load_settings()

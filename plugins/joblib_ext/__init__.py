@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from joblib_ext._register import register
+from joblib_ext.patches import register
 
 if TYPE_CHECKING:
-    from joblib_ext._options import SharedOptions
     from joblib_ext.backend import SharedStoreBackend
+    from joblib_ext.settings import SharedOptions
 
 __all__ = ["SharedOptions", "SharedStoreBackend", "register"]
 
 _HOMES = {
-    "SharedOptions": "joblib_ext._options",
+    "SharedOptions": "joblib_ext.settings",
     "SharedStoreBackend": "joblib_ext.backend",
 }
 

@@ -18,17 +18,19 @@ from urllib.parse import quote
 from joblib._store_backends import CacheItemInfo
 from joblib.disk import mkdirp
 
-from joblib_ext import _limits, _scan, _trash
-from joblib_ext._base import VERY_TALKATIVE, FolderBackend
-from joblib_ext._call import Call, CallInfo
-from joblib_ext._entry import Entry
-from joblib_ext._flight import claim_or_wait
-from joblib_ext._large import CorruptEntryError, LargeEntry
-from joblib_ext._metadata import NAMESPACE, LazyMetadata
-from joblib_ext._options import SharedOptions, read_options
-from joblib_ext._payload import total
-from joblib_ext._runtime import HasRuntime
-from joblib_ext._store import Address, View
+from joblib_ext.base import VERY_TALKATIVE, FolderBackend
+from joblib_ext.calls import Call, CallInfo
+from joblib_ext.entries.entry import Entry
+from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
+from joblib_ext.entries.metadata import NAMESPACE, LazyMetadata
+from joblib_ext.entries.payload import total
+from joblib_ext.maintenance import eviction as _limits
+from joblib_ext.runtime import HasRuntime
+from joblib_ext.settings import SharedOptions, read_options
+from joblib_ext.single_flight import claim_or_wait
+from joblib_ext.stores.files import scan as _scan
+from joblib_ext.stores.files import trash as _trash
+from joblib_ext.stores.files.store import Address, View
 
 __all__ = ["SharedStoreBackend"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from joblib_ext.housekeeping import Stats
+    from joblib_ext.maintenance.stats import Stats
 
 __all__ = ["joblib"]
 
@@ -28,12 +28,12 @@ def joblib() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print figures for programs.")
 def stats(path: Path, plot: Path | None, *, as_json: bool) -> None:
     """Entries, size and use by function and version; what went wrong and was repaired."""
-    from joblib_ext.housekeeping import find_store, statistics
+    from joblib_ext.maintenance.stats import find_store, statistics
 
     with _progress("Reading", hidden=as_json) as progress:
         found = statistics(find_store(path), progress)
     if plot is not None:
-        from joblib_ext._plot import draw
+        from joblib_ext.maintenance.plot import draw
 
         draw(found, plot)
     if as_json:
@@ -48,7 +48,7 @@ def stats(path: Path, plot: Path | None, *, as_json: bool) -> None:
 @click.option("--sign-key", envvar="MLOPS_EXT_JOBLIB_SIGN_KEY", help="Key of a signed cache.")
 def verify(path: Path, *, no_repair: bool, sign_key: str | None) -> None:
     """Check every byte of every entry; move aside what is damaged. Exit 1 if something was."""
-    from joblib_ext.housekeeping import find_store, verify_entries
+    from joblib_ext.maintenance.stats import find_store, verify_entries
 
     store = find_store(path, sign_key=sign_key.encode() if sign_key else None)
     with _progress("Verifying") as progress:
@@ -68,8 +68,8 @@ def verify(path: Path, *, no_repair: bool, sign_key: str | None) -> None:
 @click.option("--lease", default=5.0, show_default=True, help="Seconds a silent claim is watched.")
 def gc(path: Path, min_age: float, lease: float) -> None:
     """Remove what killed processes left, claims of dead owners, and what was moved aside."""
-    from joblib_ext.garbage import collect_garbage
-    from joblib_ext.housekeeping import find_store
+    from joblib_ext.maintenance.garbage import collect_garbage
+    from joblib_ext.maintenance.stats import find_store
 
     store = find_store(path, lease_s=lease)
     with _progress("Collecting") as progress:
@@ -85,8 +85,8 @@ def gc(path: Path, min_age: float, lease: float) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clear(path: Path, *, yes: bool) -> None:
     """Remove all entries. Running programs go on, and compute anew."""
-    from joblib_ext._trash import clear_now
-    from joblib_ext.housekeeping import find_store
+    from joblib_ext.maintenance.stats import find_store
+    from joblib_ext.stores.files.trash import clear_now
 
     store = find_store(path)
     if not yes:

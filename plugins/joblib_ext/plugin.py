@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
-from mlops_ext.patching import Patch
+from mlops_ext.patching.patchset import Patch
 
 __all__ = ["QUICK_ARGUMENTS", "SHARED_BACKEND"]
 
@@ -25,26 +25,26 @@ def _patch(name: str, **what: str) -> Patch:
 SHARED_BACKEND = _patch(
     "shared-backend",
     target="joblib.memory:_STORE_BACKENDS[shared]",
-    replacement="joblib_ext._register:backend_factory",
+    replacement="joblib_ext.patches:backend_factory",
     expects="nothing",
     reason="a cache folder that several machines share gives wrong values and stampedes",
     upstream="https://joblib.readthedocs.io/en/stable/generated/joblib.register_store_backend.html",
-    verified_by="tests/plugins/test_joblib_versions.py"
+    verified_by="tests/plugins/joblib_ext/test_functions.py"
     "::test_two_versions_of_a_function_share_a_cache",
 )
-_QUICK_TEST = "tests/plugins/test_joblib_arguments.py"
+_QUICK_TEST = "tests/plugins/joblib_ext/test_arguments.py"
 QUICK_ARGUMENTS = (
     _patch(
         "quick-hashing",
         target="joblib.memory:MemorizedFunc._get_args_id",
-        replacement="joblib_ext._arguments:quick_args_id",
+        replacement="joblib_ext.arguments:quick_args_id",
         reason="telling a call apart by its arguments takes most of a hit's time, in any store",
         verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
     ),
     _patch(
         "quick-binding",
         target="joblib.memory:filter_args",
-        replacement="joblib_ext._arguments:quick_filter_args",
+        replacement="joblib_ext.arguments:quick_filter_args",
         reason="binding the arguments of a call takes a good part of a miss's time, in any store",
         verified_by=f"{_QUICK_TEST}::test_a_miss_binds_without_signature",
     ),

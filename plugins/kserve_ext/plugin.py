@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
-from mlops_ext.patching import Patch
+from mlops_ext.patching.patchset import Patch
 
 __all__ = ["SUPPORTED"]
 
@@ -29,7 +29,7 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
             supported=SUPPORTED,
             extension="kserve_ext",
             summary="model servers that start and stop without losing a request",
-            before_import="kserve_ext._watch:early",
+            before_import="kserve_ext.shutdown.signals:early",
         )
     ]
 
@@ -42,28 +42,28 @@ def mlops_ext_patches() -> Iterable[Patch]:
         target=f"{CLASS}.start",
         reason="readiness stays true after SIGTERM, and requests are refused, cut off or answered"
         " by models that have stopped",
-        verified_by="restart.py::test_nothing_is_lost",
+        verified_by="test_server.py::test_nothing_is_lost",
     )
     yield _patch(
         "stop",
         target=f"{CLASS}.stop",
         reason="stop() unloads the models while requests are in flight, and crashes the"
         " interpreter while gRPC starts",
-        verified_by="signals.py::test_bare_server_crashes_on_a_signal_while_it_starts",
+        verified_by="shutdown/test_signals.py::test_bare_server_crashes_on_a_signal_while_it_starts",
     )
     yield _patch(
         "shutdown",
         target=f"{CLASS}.shutdown",
         expects="nothing",
         reason="a server in a thread or a notebook cannot be ended",
-        verified_by="threads.py::test_a_server_in_a_thread_drains_on_shutdown",
+        verified_by="test_threads.py::test_a_server_in_a_thread_drains_on_shutdown",
     )
     yield _patch(
         "parser",
         target="kserve.model_server:parser",
         expects="argparse",
         reason="the parser of a model server refuses --lame_duck_s and --drain_s",
-        verified_by="settings.py::test_argument_then_flag_then_file_then_environment",
+        verified_by="test_settings.py::test_argument_then_flag_then_file_then_environment",
     )
 
 
@@ -74,10 +74,10 @@ def _patch(name: str, *, target: str, reason: str, verified_by: str, expects: st
         distribution="kserve",
         versions=SUPPORTED,
         target=target,
-        replacement=f"kserve_ext._patched:{name}",
+        replacement=f"kserve_ext.patches:{name}",
         expects=expects,
         reason=reason,
-        verified_by=f"tests/plugins/test_kserve_{verified_by}",
+        verified_by=f"tests/plugins/kserve_ext/{verified_by}",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kserve_ext import _watch
+from kserve_ext.shutdown import signals as _watch
 
 # Handlers stand before KServe is imported and models are loaded: seconds in which a signal to
 # PID 1 would be lost.
@@ -15,7 +15,7 @@ from kserve import (  # type: ignore[import-untyped]  # noqa: E402  # after the 
     model_server,
 )
 
-from kserve_ext import _run  # noqa: E402
+from kserve_ext import run as _run  # noqa: E402
 from kserve_ext.settings import add_flags  # noqa: E402
 
 __all__ = ["GracefulModelServer"]

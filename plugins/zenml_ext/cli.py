@@ -15,7 +15,7 @@ from mlops_ext.errors import MlopsExtError, UnknownNameError
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-    from zenml_ext._memory_report import StepMemory
+    from zenml_ext.memory.report import StepMemory
 
 __all__ = ["zenml"]
 
@@ -35,7 +35,7 @@ def register() -> None:
     Can be repeated: what is registered already stays as it is.
     """
     client = _client()
-    from zenml_ext import _flavors
+    from zenml_ext import flavors as _flavors
 
     good = {_flavors.Known.NEW, _flavors.Known.SAME, _flavors.Known.UPDATED}
     usable = []
@@ -72,7 +72,7 @@ def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest:
     runs = _runs(client, run, pipeline)
     steps = list(itertools.chain.from_iterable(_steps(client, r) for r in runs))
     if plot is not None:
-        from zenml_ext._memory_plot import plot as draw
+        from zenml_ext.memory.plot import plot as draw
 
         try:
             draw(steps, plot)
@@ -80,7 +80,7 @@ def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest:
             raise MlopsExtError(f"{plot} cannot be written: {error}") from error
         click.echo(f"wrote {plot}", err=True)
     if suggest:
-        from zenml_ext._memory_report import settings_to_paste
+        from zenml_ext.memory.report import settings_to_paste
 
         click.echo(settings_to_paste(steps))
     else:
@@ -126,8 +126,8 @@ def _pipelines(client: Any) -> list[str]:
 
 
 def _steps(client: Any, run: PipelineRunResponse) -> Iterator[StepMemory]:
-    from zenml_ext import metadata
-    from zenml_ext._memory_report import StepMemory
+    from zenml_ext.memory import records as metadata
+    from zenml_ext.memory.report import StepMemory
 
     rows = client.list_run_steps(pipeline_run_id=run.id, sort_by="created", size=1000, hydrate=True)
     for name, attempts in metadata.read(rows).items():
@@ -138,7 +138,7 @@ def _steps(client: Any, run: PipelineRunResponse) -> Iterator[StepMemory]:
 
 def _orchestrators(runs: list[PipelineRunResponse]) -> list[str]:
     """What orchestrators' own pods lacked, one line for each run."""
-    from zenml_ext.metadata import ORCHESTRATOR
+    from zenml_ext.memory.records import ORCHESTRATOR
 
     found: list[Any] = [run.run_metadata.get(ORCHESTRATOR) for run in runs]
     return [str(one["advice"]) for one in found if isinstance(one, dict) and "advice" in one]
@@ -146,7 +146,7 @@ def _orchestrators(runs: list[PipelineRunResponse]) -> list[str]:
 
 def _next_plan(run: PipelineRunResponse, name: str) -> Any:
     """What the policy would give the step next time; None where it cannot be asked."""
-    from zenml_ext import policy
+    from zenml_ext.memory import policy
     from zenml_ext.settings import OomSettings
 
     try:
@@ -183,7 +183,7 @@ def _show(steps: list[StepMemory]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from zenml_ext._memory_report import waste
+    from zenml_ext.memory.report import waste
 
     if not steps:
         raise MlopsExtError(

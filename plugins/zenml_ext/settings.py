@@ -187,7 +187,7 @@ class OomSettings(BaseModel):
     @field_validator("memory_policy")
     @classmethod
     def _policy(cls, value: str | None) -> str | None:
-        from mlops_ext.discovery import extensions
+        from mlops_ext.extensions.discovery import extensions
 
         if value is not None:
             try:

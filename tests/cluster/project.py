@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.kubedouble.pipelines import FOOTER, HEADER, SETUP, Outcome
+from tests.doubles.kubernetes.pipelines import FOOTER, HEADER, SETUP, Outcome
 
 NEEDED = ("KUBECONFIG", "MLOPS_EXT_TEST_IMAGE", "ZENML_STORE_URL", "MLOPS_EXT_TEST_STORE")
 MISSING = [name for name in NEEDED if not os.environ.get(name)]

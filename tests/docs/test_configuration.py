@@ -82,7 +82,7 @@ def _name(document):
 
 
 def test_the_orchestrators_role_allows_the_calls_we_make():
-    source = (ROOT / "plugins/zenml_ext/kubernetes_api.py").read_text(encoding="utf-8")
+    source = (ROOT / "plugins/zenml_ext/kubernetes/client.py").read_text(encoding="utf-8")
     names = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
     calls = [re.fullmatch(r"(\w+?)_namespaced_(job|pod|event)", name) for name in names]
     made = {(call[1].replace("read", "get"), f"{call[2]}s") for call in calls if call}

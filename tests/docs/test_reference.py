@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from mlops_ext.cli._root import root
+from mlops_ext.cli.root import root
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 
@@ -23,10 +23,13 @@ ARGUMENTS_OF_MEMORY = {"codec", "level", "mmap_mode"}
 """Fields of joblib's options that users give as arguments of ``Memory``."""
 
 PUBLIC = [
-    *(f"mlops_ext.{name}" for name in ("errors", "patching", "memory", "history", "queues")),
-    *(f"mlops_ext.{name}" for name in ("shutdown", "files", "tempdirs", "settings", "hookspecs")),
-    *(f"mlops_ext.{name}" for name in ("activation", "discovery", "doctor", "demo")),
-    *("clearml_ext", "kserve_ext", "joblib_ext"),
+    *(f"mlops_ext.{name}" for name in ("errors", "patching", "memory", "memory.history.database")),
+    *(
+        f"mlops_ext.{name}"
+        for name in ("queues.check", "shutdown", "files", "tempdirs", "settings")
+    ),
+    *(f"mlops_ext.{name}" for name in ("hookspecs", "extensions.activation", "doctor", "demo")),
+    *("mlops_ext.extensions.discovery", "clearml_ext", "kserve_ext", "joblib_ext"),
 ]
 
 

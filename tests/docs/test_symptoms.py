@@ -117,7 +117,7 @@ def test_every_message_is_one_that_somebody_writes():
     known = [WINDOWS, *said_by_python()]
     for module in SOURCES:
         known += texts_of(source_of(module))
-    known += texts_of(ROOT / "tests/kubedouble/admission.py")
+    known += texts_of(ROOT / "tests/doubles/kubernetes/admission.py")
     for path in sorted((ROOT / "tests/data/kubernetes").glob("*.json")):
         known += recorded(json.loads(path.read_text(encoding="utf-8")))
     known = {text for text in map(plain, known) if len(text.replace("…", "")) >= LEAST}

@@ -16,7 +16,7 @@ COLLECT = """
     import sys, time
     import joblib_ext
     from pathlib import Path
-    from joblib_ext.garbage import collect_garbage
+    from joblib_ext.maintenance.garbage import collect_garbage
     print(int(time.time()), collect_garbage(Path(sys.argv[1], "cache")).orphans)
 """
 

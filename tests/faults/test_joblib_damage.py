@@ -14,7 +14,7 @@ import pytest
 from joblib import Memory
 
 import joblib_ext  # noqa: F401  # registers the backend
-from joblib_ext.housekeeping import find_store, verify_entries
+from joblib_ext.maintenance.stats import find_store, verify_entries
 
 
 def entries(location):
@@ -208,7 +208,7 @@ class TestSigning:
         assert (one.calls, two.calls, none.calls) == (1, 1, 1)
 
     def test_a_changed_entry_with_a_right_checksum_does_not_verify(self, tmp_path):
-        from joblib_ext import _entry
+        from joblib_ext.entries import entry as _entry
 
         cached = Cached(str(tmp_path), 7, sign_key="secret")
         path = cached.file()

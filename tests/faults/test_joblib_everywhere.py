@@ -7,10 +7,10 @@ import pytest
 from tests.faults.nodes import shares
 
 TESTS = {
-    "behaviour": "tests/plugins/test_joblib_behaviour.py",
-    "single flight": "tests/plugins/test_joblib_single_flight.py",
-    "takeover": "tests/plugins/test_joblib_takeover.py",
-    "versions": "tests/plugins/test_joblib_versions.py",
+    "behaviour": "tests/plugins/joblib_ext/test_backend.py",
+    "single flight": "tests/plugins/joblib_ext/test_single_flight.py",
+    "takeover": "tests/plugins/joblib_ext/stores/files/test_takeover.py",
+    "versions": "tests/plugins/joblib_ext/test_functions.py",
     "damage": "tests/faults/test_joblib_damage.py",
 }
 

@@ -85,7 +85,7 @@ def test_a_process_killed_at_any_call_of_a_write_does_no_harm(tmp_path, kind):
 
 
 def collect(location):
-    from joblib_ext.garbage import collect_garbage
+    from joblib_ext.maintenance.garbage import collect_garbage
 
     root = location if location.name == "joblib" else location / "joblib"
     collect_garbage(root, min_age_s=0.0)

@@ -66,9 +66,7 @@ print(acme_ext.REPORTS)
 
 
 def test_its_memory_policy_is_found_beside_the_built_in_ones(environment):
-    code = (
-        "from mlops_ext.discovery import extensions; print(sorted(extensions().memory_policies()))"
-    )
+    code = "from mlops_ext.extensions.discovery import extensions; print(sorted(extensions().memory_policies()))"
     assert (
         environment.run("python", "-c", code).stdout
         == "['double', 'fixed', 'generous', 'history']\n"

@@ -19,7 +19,7 @@ def no_claims_left():
     """Fails the test that leaves a claim of the shared cache behind."""
     from tests.faults.nodes import wait_for
 
-    from joblib_ext import _claims
+    from joblib_ext.stores.files import lease as _claims
 
     yield
     wait_for(lambda: not _claims._held)  # a file that has gone is forgotten a moment later
@@ -28,7 +28,7 @@ def no_claims_left():
 @pytest.fixture
 def double():
     """A double of the ClearML API with three queues."""
-    from tests.support.clearml_double.server import ApiDouble
+    from tests.doubles.clearml.server import ApiDouble
 
     with ApiDouble(["default", "services", "gpu"]) as double:
         yield double
@@ -38,7 +38,7 @@ def double():
 def cluster():
     """A double of the Kubernetes API with one node, whose pods end as told, without a process."""
     from kubernetes import config
-    from tests.kubedouble import Cluster
+    from tests.doubles.kubernetes import Cluster
 
     with Cluster({"node-a": "4Gi"}, real=False, tls=False) as double:
         config.load_kube_config(str(double.kubeconfig()))

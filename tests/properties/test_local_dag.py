@@ -5,7 +5,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zenml_ext._local_dag import Dag, MemoryBudget, Mode, State
+from zenml_ext.local.dag import Dag, MemoryBudget, Mode, State
 
 
 @st.composite

@@ -6,11 +6,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_ext._experts import Runs, names, predict
-from mlops_ext._in_place import Choice, replay
-from mlops_ext._ladder import Peaks, Prices, add_tail, best_ladder, cost_of
 from mlops_ext.errors import QuantityError
-from mlops_ext.history import CURVE_POINTS, HistoryPolicy, InMemoryHistory, compress_curve
 from mlops_ext.memory import (
     Attempt,
     Caps,
@@ -22,6 +18,15 @@ from mlops_ext.memory import (
     Retry,
     TaskKey,
 )
+from mlops_ext.memory.history.allocations import Peaks, Prices, add_tail, best_ladder, cost_of
+from mlops_ext.memory.history.database import (
+    CURVE_POINTS,
+    HistoryPolicy,
+    InMemoryHistory,
+    compress_curve,
+)
+from mlops_ext.memory.history.predictors import Runs, names, predict
+from mlops_ext.memory.history.resize import Choice, replay
 
 KEY = TaskKey(pipeline="p", step="s")
 bytes_ = st.integers(min_value=0, max_value=2**63 - 1)

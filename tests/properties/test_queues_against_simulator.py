@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from tests.support.queue_simulator import can_deadlock, deadlocks_in_a_random_run
 
-from mlops_ext._queues_flow import possibly_stuck
-from mlops_ext._queues_model import compile_topology
-from mlops_ext.queues import Pipeline, Step, Topology, Worker, check
+from mlops_ext.queues.bounds import possibly_stuck
+from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
+from mlops_ext.queues.model import compile_topology
 
 pytest.importorskip("networkx", reason="the clearml extra brings it")
 

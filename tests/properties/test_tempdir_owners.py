@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlops_ext._owners import Evidence, Fate, Owner, verdict
+from mlops_ext.processes.identity import Evidence, Fate, Owner, verdict
 
 BOOTS = st.sampled_from(["", "boot-1", "boot-2"])
 owners = st.builds(

@@ -8,7 +8,7 @@ run with from ``tests/versions.toml``: a row counts where ``seen`` says when it 
 import sys
 from pathlib import Path
 
-from mlops_ext.discovery import extensions
+from mlops_ext.extensions.discovery import extensions
 
 if sys.version_info >= (3, 11):
     import tomllib

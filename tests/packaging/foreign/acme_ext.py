@@ -41,7 +41,7 @@ def mlops_ext_patches():
 @hookimpl
 def mlops_ext_memory_policies():
     """Give a memory policy."""
-    from mlops_ext.builtin import mlops_ext_memory_policies as builtin
+    from mlops_ext.extensions.builtin import mlops_ext_memory_policies as builtin
 
     return {"generous": builtin()["double"]}
 

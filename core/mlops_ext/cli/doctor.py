@@ -1,0 +1,96 @@
+"""``mlops-ext doctor``: every fix, every check, and what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlops_ext.doctor import Diagnosis, Fix, diagnose
+from mlops_ext.extensions.discovery import extensions
+from mlops_ext.hookspecs import Severity
+
+__all__ = ["doctor"]
+
+_COLOURS = {Severity.OK: "green", Severity.NOTE: "yellow", Severity.PROBLEM: "red"}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(*, as_json: bool) -> None:
+    """Show every fix: needed by the installed version or not, active or not, and why.
+
+    Exits with 1 where something is wrong.
+    """
+    diagnosis = diagnose(extensions())
+    if as_json:
+        click.echo(json.dumps(_as_document(diagnosis), indent=2))
+    else:
+        _draw(diagnosis, Console())
+    sys.exit(0 if diagnosis.healthy else 1)
+
+
+def _as_document(diagnosis: Diagnosis) -> dict[str, object]:
+    return {
+        "healthy": diagnosis.healthy,
+        "frameworks": [
+            {**dataclasses.asdict(s.framework), "version": s.version, "known": s.supported}
+            for s in diagnosis.frameworks
+        ],
+        "fixes": [dataclasses.asdict(fix) for fix in diagnosis.fixes],
+        "findings": [
+            {**dataclasses.asdict(finding), "severity": finding.severity.value}
+            for finding in diagnosis.findings
+        ],
+    }
+
+
+def _draw(diagnosis: Diagnosis, console: Console) -> None:
+    frameworks = Table(title="Frameworks", title_justify="left")
+    for column in ("framework", "installed", "supported versions"):
+        frameworks.add_column(column)
+    for support in diagnosis.frameworks:
+        colour = "green" if support.supported else "dim" if support.version is None else "red"
+        version = f"[{colour}]{escape(support.version or 'not installed')}[/]"
+        framework = support.framework
+        frameworks.add_row(escape(framework.name), version, escape(framework.supported))
+    console.print(frameworks)
+
+    installed = {s.framework.name for s in diagnosis.frameworks if s.version is not None}
+    _draw_fixes([fix for fix in diagnosis.fixes if fix.framework in installed], console)
+    if not installed:
+        console.print("no framework was found: install what you use beside mlops-ext")
+    for finding in diagnosis.findings:
+        colour = _COLOURS[finding.severity]
+        text = escape(f"{finding.check}: {finding.message}")
+        advice = escape(f" → {finding.advice}") if finding.advice else ""
+        console.print(f"[{colour}]{finding.severity.value:8}[/]{text}{advice}")
+    verdict = "[green]nothing is wrong[/]" if diagnosis.healthy else "[red]there are problems[/]"
+    console.print(f"doctor: {verdict}")
+
+
+def _draw_fixes(fixes: list[Fix], console: Console) -> None:
+    """The fixes for what is installed, and how to activate those that are needed."""
+    if not fixes:
+        return
+    table = Table(title="Fixes that patch a framework", title_justify="left")
+    table.add_column("fix", no_wrap=True)
+    for column in ("needed", "active"):
+        table.add_column(column)
+    table.add_column("what goes wrong without it")
+    for fix in fixes:
+        needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
+        state = "yes" if fix.active else "on import"
+        active = f"[green]{state}[/]" if fix.active or fix.armed else "[dim]no[/]"
+        why = "" if fix.needed else f" [dim]({escape(fix.why)})[/]"
+        table.add_row(escape(fix.id), needed, active, escape(fix.reason) + why)
+    console.print(table)
+    waiting = sorted({f.framework for f in fixes if f.needed and not (f.active or f.armed)})
+    if waiting:
+        flags = " ".join(f"--patch {name}" for name in waiting)
+        console.print(f"activate what you need: mlops-ext run {escape(flags)} -- CMD")

@@ -1,0 +1,1 @@
+"""Find extensions by their entry points, and switch their patches on."""

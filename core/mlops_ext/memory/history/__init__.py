@@ -1,0 +1,1 @@
+"""The policy that learns how much memory a task needs from its earlier runs."""

@@ -1,0 +1,231 @@
+"""The memory policy that learns from earlier runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mlops_ext.errors import HistoryError
+from mlops_ext.memory.history.observations import Observation, Records, compress_curve
+from mlops_ext.memory.history.predictors import DEFAULT
+from mlops_ext.memory.history.series import WINDOW, Series
+from mlops_ext.memory.model import (
+    Attempt,
+    Cap,
+    Caps,
+    Curve,
+    Decision,
+    Evidence,
+    Features,
+    InPlace,
+    MemoryPlan,
+    TaskKey,
+)
+from mlops_ext.memory.policies import MemorySettings, escalate, request_plan
+from mlops_ext.memory.quantity import Quantity
+from mlops_ext.processes.forks import follow_forks
+
+__all__ = ["HistoryPolicy"]
+
+logger = logging.getLogger(__name__)
+
+_MIB = 1024**2
+_OWN = 8
+"""Runs of the very same version from which on the other versions are left out."""
+_TASKS = 2000
+"""Tasks kept in mind; a few kB each."""
+
+
+class HistoryPolicy:
+    """The cheapest ladder for the peaks that earlier runs lead to expect.
+
+    The first run of a task gets the user's request, then doubling, as `DoublePolicy` does. From
+    the second on, several experts predict the peak from past peaks and, where it is known, the
+    input size; the one whose ladders would have cost least so far is followed. Dynamic
+    programming turns its prediction into the ladder with the least expected cost (`best_ladder`).
+
+    Runs of other versions of the same step count until there are enough of its own. The state is
+    a cache of *records*, read again (only what is new) at each decision, so that any number of
+    processes may share a history. A history that fails never fails a task: the decision falls
+    back to the request and says so. Methods may be called from several threads,
+    and in forked children.
+    """
+
+    def __init__(self, *, records: Records, settings: MemorySettings | None = None) -> None:
+        self.records = records
+        self.settings = settings or MemorySettings()
+        self._tasks: dict[TaskKey, _Task] = {}
+        self._lock = threading.Lock()
+        follow_forks(self)
+
+    def after_fork(self) -> None:
+        """In a child: the lock may be held by a thread that is not here."""
+        self._lock = threading.Lock()
+
+    def decide(
+        self, key: TaskKey, features: Features, request: Quantity | None, caps: Caps
+    ) -> MemoryPlan:
+        """The plan for a task about to start."""
+        settings = self.settings
+        with self._lock:
+            try:
+                series = self._task(key).series
+            except HistoryError as error:
+                logger.warning("memory history unusable, falling back to the request: %s", error)
+                return request_plan(
+                    request, caps, settings, growth=settings.growth, why="History unusable"
+                )
+            if not len(series):
+                return self._first_plan(series, request, caps)
+            forecast = series.forecast(features.known_input)
+            ladder = _rungs(forecast.ladder, caps.binding, settings.min_memory)
+            reason = _reason(series, forecast.expert, ladder, caps.binding)
+            return MemoryPlan(
+                ladder=ladder,
+                reason=reason,
+                in_place=self._in_place(series, ladder[0], caps.binding),
+                cap=caps.binding,
+                growth=settings.growth,
+                request=request or None,
+            )
+
+    def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
+        """The next rung after an out-of-memory kill; see `escalate`."""
+        return escalate(plan, attempt, evidence, self.settings)
+
+    def observe(
+        self,
+        key: TaskKey,
+        features: Features,
+        peak: Quantity,
+        runtime_s: float,
+        *,
+        censored: bool = False,
+        curve: Curve = (),
+    ) -> None:
+        """Add a run to the history; a peak that is not positive is left out."""
+        if peak <= 0:
+            logger.debug("run of %s left out: no peak was measured", key)
+            return
+        runtime_s = runtime_s if math.isfinite(runtime_s) and runtime_s > 0 else 0.0
+        size = features.known_input
+        costs: dict[str, float] = {}
+        first, ratio = None, None
+        with self._lock:
+            try:
+                series = self._task(key).series
+                if not censored and len(series):
+                    costs = series.costs_of(size, peak)
+                    forecast = series.forecast(size)
+                    first, ratio = (
+                        Quantity.saturated(forecast.ladder[0]),
+                        peak / forecast.peaks.median,
+                    )
+                self.records.append(
+                    key,
+                    Observation(
+                        peak=peak,
+                        runtime_s=runtime_s,
+                        version=key.version,
+                        input_bytes=size,
+                        censored=censored,
+                        curve=compress_curve(curve),
+                        costs=costs,
+                        first=first,
+                        ratio=ratio,
+                    ),
+                )
+            except HistoryError as error:
+                logger.warning("run not added to the memory history: %s", error)
+
+    def _task(self, key: TaskKey) -> _Task:
+        """The state of *key*, up to date with the records."""
+        task = self._tasks.pop(key, None) or _Task.new(self.settings)
+        new = self.records.read(key, after=task.newest, limit=WINDOW)
+        for number, run in new:
+            task.newest = max(task.newest, number)
+            task.any.add(run)
+            if run.version == key.version:
+                task.own.add(run)
+        self._tasks[key] = task
+        if len(self._tasks) > _TASKS:
+            del self._tasks[next(iter(self._tasks))]
+        return task
+
+    def _first_plan(self, series: Series, request: Quantity | None, caps: Caps) -> MemoryPlan:
+        """The request, or more where a run was killed at more and never got through."""
+        settings = self.settings
+        killed = series.largest_killed
+        wanted = Quantity.saturated(killed * settings.growth)
+        if not killed or wanted <= (request or 0):
+            return request_plan(request, caps, settings, growth=settings.growth, why="First run")
+        cap = caps.binding
+        given = wanted if cap is None else min(wanted, cap.memory)
+        limit = f"; the cap is {cap}" if cap is not None and given < wanted else ""
+        return MemoryPlan(
+            ladder=(given,),
+            reason=f"Killed at {Quantity.saturated(killed).human} before, and never got through:"
+            f" {given.human}{limit}.",
+            cap=cap,
+            growth=settings.growth,
+            request=request or None,
+        )
+
+    def _in_place(self, series: Series, first: Quantity, cap: Cap | None) -> InPlace | None:
+        choice = series.choice()
+        if choice is None:
+            return None
+        least = self.settings.min_memory
+        start = _round_up(max(choice.start * first, least))
+        return InPlace(
+            start=start if cap is None else min(start, cap.memory),
+            threshold=choice.threshold,
+            growth=choice.growth,
+            ceiling=cap.memory if cap else None,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Task:
+    """The runs of one step: of all versions, and of one."""
+
+    any: Series
+    own: Series
+    newest: int = field(default=0)
+
+    @classmethod
+    def new(cls, settings: MemorySettings) -> _Task:
+        return cls(any=Series(settings), own=Series(settings))
+
+    @property
+    def series(self) -> Series:
+        """The runs to go by."""
+        return self.own if len(self.own) >= _OWN else self.any
+
+
+def _round_up(size: float) -> Quantity:
+    return Quantity.saturated(math.ceil(size / _MIB) * _MIB)
+
+
+def _rungs(ladder: Sequence[float], cap: Cap | None, least: Quantity) -> tuple[Quantity, ...]:
+    """*ladder* in whole MiB, at least *least*, at most the cap, strictly rising."""
+    rungs: list[Quantity] = []
+    for size in ladder:
+        rung = _round_up(max(size, least))
+        rung = rung if cap is None else min(rung, cap.memory)
+        if not rungs or rung > rungs[-1]:
+            rungs.append(rung)
+    return tuple(rungs)
+
+
+def _reason(series: Series, expert: str, ladder: Sequence[Quantity], cap: Cap | None) -> str:
+    low, high = (Quantity.saturated(size).human for size in series.span)
+    runs = "1 earlier run" if len(series) == 1 else f"{len(series)} earlier runs"
+    span = f"at {low}" if low == high else f"between {low} and {high}"
+    basis = "" if expert == DEFAULT else f" (judged by: {expert})"
+    steps = ", then ".join(rung.human for rung in ladder)
+    limit = f"; the cap is {cap}" if cap is not None and ladder[-1] >= cap.memory else ""
+    return f"{runs} peaked {span}{basis}: {steps}{limit}."

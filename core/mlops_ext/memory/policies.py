@@ -1,0 +1,281 @@
+"""What follows a failed attempt, and the two policies that need no history."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from mlops_ext.memory.model import (
+    Attempt,
+    Caps,
+    Cause,
+    Curve,
+    Decision,
+    Evidence,
+    Fail,
+    Features,
+    MemoryPlan,
+    Retry,
+    RetryElsewhere,
+    TaskKey,
+)
+from mlops_ext.memory.quantity import Quantity
+
+__all__ = ["DoublePolicy", "FixedPolicy", "MemorySettings", "classify", "escalate", "request_plan"]
+
+_SIGKILL = 137
+_MIB = 1024**2
+_MIN_MEMORY = Quantity(16 * _MIB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySettings:
+    """Settings of the memory policies: ``[tool.mlops-ext.memory]``."""
+
+    kill_price: float = 4.0
+    """Price of a kill, in mean peak times mean run time. 4: a kill costs people more than the
+    memory-time it burns; 0 to 1 suits cheap batch work."""
+    restart_s: float = 60.0
+    """Start-up time of an attempt (scheduling, image, imports), during which its memory is held
+    for nothing. It makes kills of short tasks dear; 60 s is usual on Kubernetes."""
+    time_to_failure: float = 1.0
+    """Fraction of the run time after which a task that needs too much is killed. 1, the worst
+    case: memory peaks at the end in about half of the published traces."""
+    growth: float = 2.0
+    """Beyond the ladder each retry gets this times as much. 2 reaches 16 times in 4 retries."""
+    max_oom_retries: int = 4
+    """Retries for out-of-memory kills, apart from the user's own: after 16 times the memory it
+    is rarely the memory that is wrong."""
+    retry_memory_error: bool = False
+    """Count a MemoryError or bad_alloc as out of memory. Off: an allocation that no limit
+    refused fails again with more."""
+    near_limit: float = 0.9
+    """An unexplained signal 9 counts as out of memory where usage was seen above this fraction
+    of the limit; container runtimes lose the reason now and then."""
+    first: Quantity | None = None
+    """Memory for a first run that nobody gave a request. None: leave it without a limit."""
+    history: str = ""
+    """File of the history. Empty: ``mlops-ext/history.sqlite`` in the user's data directory."""
+    min_memory: Quantity = _MIN_MEMORY
+    """No allocation is smaller: container runtimes need some MiB themselves to start a process."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that would loop, or never retry by accident."""
+        checks = (
+            ("kill_price", self.kill_price, self.kill_price >= 0, "0 or more"),
+            ("restart_s", self.restart_s, self.restart_s >= 0, "0 or more"),
+            ("time_to_failure", self.time_to_failure, 0 < self.time_to_failure <= 1, "0 < … ≤ 1"),
+            ("growth", self.growth, self.growth > 1, "more than 1"),
+            ("max_oom_retries", self.max_oom_retries, self.max_oom_retries >= 0, "0 or more"),
+            ("near_limit", self.near_limit, 0 < self.near_limit <= 1, "0 < … ≤ 1"),
+        )
+        for name, value, is_good, expected in checks:
+            if not is_good or not math.isfinite(value):
+                raise ValueError(f"memory.{name} = {value!r}: expected {expected}")
+
+
+def classify(evidence: Evidence, attempt: Attempt, settings: MemorySettings) -> Cause:
+    """What ended *attempt*, as far as *evidence* goes."""
+    ordered = (
+        (evidence.succeeded, Cause.NONE),
+        (evidence.refused, Cause.REFUSED),
+        (evidence.oom_killed, Cause.OUT_OF_MEMORY),
+        (evidence.storage_evicted, Cause.STORAGE),
+        (evidence.disruption, Cause.DISRUPTED),
+        (evidence.memory_error, Cause.MEMORY_ERROR),
+        (_is_near_limit(evidence, attempt, settings), Cause.OUT_OF_MEMORY),
+        (evidence.exit_code == _SIGKILL, Cause.AMBIGUOUS),
+    )
+    return next((cause for fact, cause in ordered if fact), Cause.OTHER)
+
+
+def _is_near_limit(evidence: Evidence, attempt: Attempt, settings: MemorySettings) -> bool:
+    """Signal 9 without a reason, with usage seen near the limit."""
+    if evidence.exit_code != _SIGKILL or evidence.peak is None or not attempt.memory:
+        return False
+    return evidence.peak >= settings.near_limit * attempt.memory
+
+
+def escalate(
+    plan: MemoryPlan, attempt: Attempt, evidence: Evidence, settings: MemorySettings
+) -> Decision:
+    """What to do after *attempt*: `MemoryPolicy.on_failure` of every policy here. Pure."""
+    cause = classify(evidence, attempt, settings)
+    if cause is Cause.REFUSED:
+        return _after_refusal(plan, attempt, evidence)
+    if cause is Cause.DISRUPTED:
+        where = f" from node {evidence.node}" if evidence.node else ""
+        return RetryElsewhere(
+            memory=attempt.memory,
+            reason=f"It was taken{where} ({evidence.disruption}), not short of its own memory:"
+            f" it runs again with {_size(attempt.memory)} on another node.",
+        )
+    if cause is Cause.OUT_OF_MEMORY or (
+        cause is Cause.MEMORY_ERROR and settings.retry_memory_error
+    ):
+        return _after_oom(plan, attempt, evidence, settings, cause)
+    return Fail(reason=_NOT_OURS[cause], cause=cause)
+
+
+_NOT_OURS = {
+    Cause.NONE: "It completed: nothing to retry, although one of its processes was killed.",
+    Cause.STORAGE: "It was evicted for its use of disk: more memory would not help.",
+    Cause.MEMORY_ERROR: "It raised a memory error and was not killed; set"
+    " memory.retry_memory_error to have that retried with more memory.",
+    Cause.AMBIGUOUS: "It was ended by signal 9, and nothing shows that memory was the cause.",
+    Cause.OTHER: "It failed, and not for lack of memory.",
+}
+
+
+def _size(memory: Quantity | None) -> str:
+    return memory.human if memory else "no limit"
+
+
+def _after_refusal(plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
+    memory = attempt.memory
+    if memory and plan.cap is not None and memory > plan.cap.memory:
+        return Fail(
+            reason=f"{memory.human} can never be had: the cap is {plan.cap}. {evidence.refused}",
+            cause=Cause.REFUSED,
+        )
+    return Retry(
+        memory=memory,
+        cause=Cause.REFUSED,
+        wait=True,
+        reason=f"Nothing was killed: {_size(memory)} was refused for now ({evidence.refused}).",
+    )
+
+
+def _after_oom(
+    plan: MemoryPlan,
+    attempt: Attempt,
+    evidence: Evidence,
+    settings: MemorySettings,
+    cause: Cause,
+) -> Decision:
+    if attempt.oom_retries >= settings.max_oom_retries:
+        return Fail(
+            reason=f"It was killed for memory {attempt.oom_retries + 1} times, the last time at"
+            f" {_size(attempt.memory)}; raise memory.max_oom_retries or its request.",
+            cause=cause,
+        )
+    if attempt.container and evidence.container and attempt.container != evidence.container:
+        return Retry(
+            memory=attempt.memory,
+            cause=cause,
+            reason=f"Container {evidence.container} was killed for memory, not"
+            f" {attempt.container}, which keeps its {_size(attempt.memory)}.",
+        )
+    following = _next_memory(plan, attempt, evidence, settings)
+    if following is None:
+        return Fail(reason=_no_more(plan, attempt), cause=cause)
+    if attempt.oom_retries + 1 >= settings.max_oom_retries and plan.request:
+        following = max(following, plan.request)
+        following = min(following, plan.cap.memory) if plan.cap else following
+    return Retry(
+        memory=following,
+        cause=cause,
+        reason=f"It was killed for memory at {_size(attempt.memory)}: it runs again with"
+        f" {following.human} (retry {attempt.oom_retries + 1} of {settings.max_oom_retries}).",
+    )
+
+
+def _next_memory(
+    plan: MemoryPlan, attempt: Attempt, evidence: Evidence, settings: MemorySettings
+) -> Quantity | None:
+    if attempt.memory:
+        return plan.after(attempt.memory)
+    # No limit: the node ran out, and a limit is what lets the scheduler keep room for it.
+    if plan.growth <= 1:
+        return None
+    seen = evidence.peak or plan.first or settings.first or Quantity(1024 * _MIB)
+    wanted = max(Quantity.saturated(seen * 1.25), settings.min_memory)
+    return wanted if plan.cap is None else min(wanted, plan.cap.memory)
+
+
+def _no_more(plan: MemoryPlan, attempt: Attempt) -> str:
+    had = _size(attempt.memory)
+    if plan.cap is not None and attempt.memory and attempt.memory >= plan.cap.memory:
+        return f"It was killed for memory at {had}, and no more can be had: the cap is {plan.cap}."
+    return f"It was killed for memory at {had}, and the policy never raises it: give it more."
+
+
+def request_plan(
+    request: Quantity | None, caps: Caps, settings: MemorySettings, *, growth: float, why: str
+) -> MemoryPlan:
+    """The plan that gives the user's *request*, within the cap; *why* opens its reason."""
+    cap = caps.binding
+    wanted = request or settings.first
+    if not wanted:
+        return MemoryPlan(
+            ladder=(), cap=cap, growth=growth, reason=f"{why}: no request is set, so no limit."
+        )
+    if cap is not None and wanted > cap.memory:
+        return MemoryPlan(
+            ladder=(cap.memory,),
+            cap=cap,
+            growth=growth,
+            reason=f"{why}: {wanted.human} was asked for, but the cap is {cap}.",
+        )
+    source = "as requested" if request else "the setting memory.first"
+    return MemoryPlan(
+        ladder=(wanted,), cap=cap, growth=growth, reason=f"{why}: {wanted.human}, {source}."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Forgetful:
+    """What policies share that learn nothing."""
+
+    settings: MemorySettings = field(default_factory=MemorySettings)
+
+    def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
+        """What follows from the plan; see `escalate`."""
+        return escalate(plan, attempt, evidence, self.settings)
+
+    def observe(
+        self,
+        key: TaskKey,
+        features: Features,
+        peak: Quantity,
+        runtime_s: float,
+        *,
+        censored: bool = False,
+        curve: Curve = (),
+    ) -> None:
+        """Nothing: this policy learns nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoublePolicy(_Forgetful):
+    """The user's request first, twice as much after each out-of-memory kill."""
+
+    def decide(
+        self,
+        key: TaskKey,  # noqa: ARG002 - part of the interface
+        features: Features,  # noqa: ARG002 - part of the interface
+        request: Quantity | None,
+        caps: Caps,
+    ) -> MemoryPlan:
+        """The request, then doubling."""
+        growth = self.settings.growth
+        why = f"Request, then {growth:g} times as much after each kill"
+        return request_plan(request, caps, self.settings, growth=growth, why=why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedPolicy(_Forgetful):
+    """The user's request, whatever happens: an out-of-memory kill is final.
+
+    A disruption still moves the task to another node.
+    """
+
+    def decide(
+        self,
+        key: TaskKey,  # noqa: ARG002 - part of the interface
+        features: Features,  # noqa: ARG002 - part of the interface
+        request: Quantity | None,
+        caps: Caps,
+    ) -> MemoryPlan:
+        """The request."""
+        return request_plan(request, caps, self.settings, growth=1.0, why="Fixed")

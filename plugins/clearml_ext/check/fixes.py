@@ -1,0 +1,244 @@
+"""Changes that make an unsafe topology safe, each checked before it is proposed."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mlops_ext.queues.check import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
+
+__all__ = ["Fix", "FixKind", "propose", "separate"]
+
+_CHECKS = 60
+"""Changed topologies that are checked at most; each takes milliseconds where it is small."""
+_CHECKS_OF_LARGE = 6
+"""The same where a check takes a good part of a second."""
+_STATES = 5_000
+"""States that each of these checks may search: a fraction of a second."""
+_LARGE = 400
+"""Workers and steps from which a topology counts as large here."""
+_NEW_AGENTS = 8
+"""New agents that are proposed at most; who needs more had better move the controllers."""
+
+
+class FixKind(enum.Enum):
+    """What a fix changes, in the order in which they are tried."""
+
+    CONTROLLER_QUEUE = "controller queue"
+    STEP_QUEUE = "step queue"
+    LOCAL_CONTROLLER = "local controller"
+    NEW_AGENT = "new agent"
+    SERVICES_AGENT = "services agent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fix:
+    """A change after which the topology is safe.
+
+    Attributes:
+        kind: what it changes.
+        text: what to do, in words, with the command where there is one.
+        topology: the topology after it.
+        commands: shell commands to run, if any.
+        queues: old queue → new queue, of the steps that it moves.
+        controller_queue: the controllers' new queue; None where they run locally or stay.
+    """
+
+    kind: FixKind
+    text: str
+    topology: Topology
+    commands: tuple[str, ...] = ()
+    queues: tuple[tuple[str, str], ...] = ()
+    controller_queue: str | None = None
+
+
+def propose(topology: Topology, verdict: Verdict) -> Iterator[Fix]:
+    """Fixes for *topology*, refused with *verdict*: the gentlest first, each proven to help."""
+    if verdict.safe or all(chain.kind is ChainKind.ORDER for chain in verdict.chains):
+        return
+    size = len(topology.workers) + sum(len(each.steps) for each in topology.pipelines)
+    left = _CHECKS_OF_LARGE if size > _LARGE else _CHECKS
+    found: set[FixKind] = set()
+    for fix in _candidates(topology, verdict):
+        if fix.kind in found:
+            continue
+        if not left:
+            return
+        left -= 1
+        if check(fix.topology, search_states=_STATES).safe:
+            found.add(fix.kind)
+            yield fix
+
+
+def _candidates(topology: Topology, verdict: Verdict) -> Iterator[Fix]:
+    involved = _involved(verdict)
+    waiting = list(dict.fromkeys(chain.queue for chain in verdict.chains if chain.queue))
+    if len(topology.workers) > _LARGE:
+        yield from _new_agents(topology, waiting)
+        return
+    yield from _move_controllers(topology, involved)
+    yield from _move_steps(topology, involved, waiting)
+    yield _replace(
+        topology,
+        involved,
+        lambda each: dataclasses.replace(each, queue=None, worker=None),
+        FixKind.LOCAL_CONTROLLER,
+        f"run the controller of {_listing(involved)} outside of the agents: start_locally()",
+    )
+    yield from _new_agents(topology, waiting)
+    yield from _services_agent(topology, involved)
+
+
+def _involved(verdict: Verdict) -> list[str]:
+    """Names of the pipelines that a refusal is about."""
+    names: dict[str, None] = {}
+    for chain in verdict.chains:
+        names[chain.waiting[0]] = None
+        for hold in chain.blockers:
+            names[re.sub(r" #\d+$", "", hold.task[0])] = None
+    return list(names)
+
+
+def _known_queues(topology: Topology) -> list[str]:
+    """Queues with a worker, the one named services first, then those with the most slots."""
+    slots: dict[str, float] = {}
+    for worker in topology.workers:
+        for queue in worker.queues:
+            more = float("inf") if worker.slots is None else worker.slots
+            slots[queue] = slots.get(queue, 0) + more
+    return sorted(slots, key=lambda queue: (queue != "services", -slots[queue], queue))
+
+
+def separate(topology: Topology, name: str) -> Iterator[Fix]:
+    """Fixes that put the controller of pipeline *name* in a queue that none of its steps uses."""
+    for fix in (*_move_controllers(topology, [name]), *_services_agent(topology, [name])):
+        if check(fix.topology, search_states=_STATES).safe:
+            yield fix
+            return
+
+
+def _step_queues(steps: tuple[Step, ...]) -> set[str]:
+    found: set[str] = set()
+    pending = list(steps)
+    while pending:
+        step = pending.pop()
+        found.add(step.queue)
+        pending += step.steps
+    return found
+
+
+def _move_controllers(topology: Topology, involved: list[str]) -> Iterator[Fix]:
+    taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
+    for queue in _known_queues(topology):
+        if queue not in taken:
+            yield _replace(
+                topology,
+                involved,
+                lambda each, queue=queue: dataclasses.replace(each, queue=queue),  # type: ignore[misc]  # a lambda's default has no type
+                FixKind.CONTROLLER_QUEUE,
+                f"put the controller of {_listing(involved)} in queue {queue}",
+                controller_queue=queue,
+            )
+
+
+def _move_steps(topology: Topology, involved: list[str], waiting: list[str]) -> Iterator[Fix]:
+    controllers = {"services", *(each.queue for each in topology.pipelines)}
+    for old in waiting:
+        for new in _known_queues(topology):
+            if new != old and new not in controllers:
+                yield _replace(
+                    topology,
+                    involved,
+                    lambda each, old=old, new=new: dataclasses.replace(  # type: ignore[misc]  # a lambda's default has no type
+                        each, steps=_moved(each.steps, old, new)
+                    ),
+                    FixKind.STEP_QUEUE,
+                    f"put the steps that go to {old} in queue {new}",
+                    queues=((old, new),),
+                )
+
+
+def _moved(steps: tuple[Step, ...], old: str, new: str) -> tuple[Step, ...]:
+    return tuple(
+        dataclasses.replace(
+            step,
+            queue=new if step.queue == old else step.queue,
+            steps=_moved(step.steps, old, new),
+        )
+        for step in steps
+    )
+
+
+def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
+    unserved = [queue for queue in waiting if queue not in _known_queues(topology)]
+    for count in range(1, _NEW_AGENTS + 1):
+        targets = [unserved] if unserved else [[queue] for queue in waiting]
+        for queues in targets:
+            commands = [_agent_command(queue) for queue in queues for _ in range(count)]
+            workers = [
+                Worker(name=f"new agent {at} on {queue}", queues=(queue,))
+                for queue in queues
+                for at in range(1, count + 1)
+            ]
+            words = "another agent" if count == 1 else f"{count} more agents"
+            yield Fix(
+                kind=FixKind.NEW_AGENT,
+                text=f"start {words} for {_listing(queues)}: {'; '.join(dict.fromkeys(commands))}",
+                topology=dataclasses.replace(topology, workers=(*topology.workers, *workers)),
+                commands=tuple(commands),
+            )
+
+
+def _services_agent(topology: Topology, involved: list[str]) -> Iterator[Fix]:
+    """A services-mode agent of the controllers' own: on the open-source server it has no bound."""
+    taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
+    queue = next(name for name in ("services", "controllers", "own-services") if name not in taken)
+    agent = Worker(name="new services agent", queues=(queue,), slots=None)
+    command = (
+        f"clearml-agent daemon --services-mode --queue {queue} --create-queue --docker --detached"
+    )
+    yield _replace(
+        dataclasses.replace(topology, workers=(*topology.workers, agent)),
+        involved,
+        lambda each: dataclasses.replace(each, queue=queue),
+        FixKind.SERVICES_AGENT,
+        f"put the controller of {_listing(involved)} in queue {queue}, served by {command}",
+        commands=(command,),
+        controller_queue=queue,
+    )
+
+
+def _agent_command(queue: str) -> str:
+    quoted = queue if re.fullmatch(r"[\w.:/-]+", queue) else f"'{queue}'"
+    return f"clearml-agent daemon --queue {quoted} --create-queue --detached"
+
+
+def _replace(  # noqa: PLR0913  # the parts of a Fix
+    topology: Topology,
+    involved: list[str],
+    change: Callable[[Pipeline], Pipeline],
+    kind: FixKind,
+    text: str,
+    *,
+    commands: tuple[str, ...] = (),
+    queues: tuple[tuple[str, str], ...] = (),
+    controller_queue: str | None = None,
+) -> Fix:
+    pipelines = tuple(
+        change(each) if each.name in involved else each for each in topology.pipelines
+    )
+    return Fix(
+        kind=kind,
+        text=text,
+        topology=dataclasses.replace(topology, pipelines=pipelines),
+        commands=commands,
+        queues=queues,
+        controller_queue=controller_queue,
+    )
+
+
+def _listing(names: list[str]) -> str:
+    return " and ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")  # noqa: PLR2004  # a line's length

@@ -1,0 +1,276 @@
+"""What a pipeline will enqueue, and where: read from its nodes, or from its task on the server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clearml_ext.errors import PlanError
+from clearml_ext.server.client import Client
+from clearml_ext.server.snapshot import Snapshot, fetch_controllers
+from clearml_ext.server.tasks import Launched, is_pipeline, launched_by_task, steps_on_task
+from mlops_ext.queues.check import Pipeline, Step
+
+__all__ = ["Node", "Plan", "from_the_start", "plan_of_components", "plan_of_controller",
+           "plan_of_task", "resolve", "running_pipelines"]  # fmt: skip
+
+_MAX_DEPTH = 20
+_REFERENCE = re.compile(r"\$\{pipeline\.([^}]+)\}")
+_ENDED = frozenset({"completed", "closed", "published", "failed", "stopped"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A step as its pipeline describes it.
+
+    Attributes:
+        name: its name.
+        queue: name or id of its queue, references filled in; "" where there is none.
+        parents: names of the steps before it.
+        base_task: id of the task it is cloned from, or None.
+        job: id of its own task where it was launched already, or None.
+        ended: whether it is over.
+    """
+
+    name: str
+    queue: str
+    parents: tuple[str, ...] = ()
+    base_task: str | None = None
+    job: str | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A pipeline, as far as queues go.
+
+    Attributes:
+        name: its name.
+        nodes: its steps.
+        task: id of its controller's task, or None where it has none yet.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    task: str | None = None
+
+    @property
+    def launched(self) -> Launched:
+        """The tasks of its steps."""
+        return Launched(
+            ids=frozenset(each.job for each in self.nodes if each.job),
+            names=frozenset(each.name for each in self.nodes if not each.job),
+        )
+
+    @property
+    def base_tasks(self) -> list[str]:
+        """Ids that may turn out to be sub-pipelines."""
+        return [
+            each
+            for node in self.nodes
+            if not node.ended
+            for each in (node.job, node.base_task)
+            if each
+        ]
+
+
+def plan_of_controller(pipeline: Any) -> Plan:
+    """The plan of a ``PipelineController`` in this process."""
+    values = {str(name): value for name, value in dict(pipeline.get_parameters()).items()}
+    default = getattr(pipeline, "_default_execution_queue", None)
+    task = getattr(pipeline, "_task", None)
+    name = str(task.name) if task is not None else "pipeline"
+    nodes = []
+    for each in list(pipeline._nodes.values()):  # noqa: SLF001  # the DAG has no public name
+        if getattr(each, "draft", False):
+            continue
+        nodes.append(
+            _node(
+                name,
+                str(each.name),
+                {
+                    "queue": each.queue,
+                    "parents": each.parents,
+                    "base_task_id": each.base_task_id,
+                    "job_id": each.job.task_id() if each.job else None,
+                    "executed": each.executed,
+                },
+                default,
+                values.get,
+            )
+        )
+    return Plan(name=name, nodes=tuple(nodes), task=str(task.id) if task is not None else None)
+
+
+def plan_of_components(
+    name: str, components: Iterable[Mapping[str, Any]], default: str | None
+) -> Plan:
+    """The plan of a decorated pipeline: its order is not known, so all at once."""
+    nodes = [
+        _node(
+            name, str(each["name"]), {"queue": each.get("execution_queue")}, default, lambda _: None
+        )
+        for each in components
+        if not each.get("draft")
+    ]
+    return Plan(name=name, nodes=tuple(nodes))
+
+
+def plan_of_task(document: Mapping[str, Any]) -> Plan:
+    """The plan that a controller's task carries.
+
+    Raises:
+        PlanError: it cannot be read.
+    """
+    name = str(document.get("name") or document["id"])
+    sections: Mapping[str, Any] = document.get("hyperparams") or {}
+    default = _parameter(sections, "pipeline", "default_queue")
+
+    def value(reference: str) -> object:
+        return next(
+            (
+                found
+                for section in ("Args", *sections)
+                if (found := _parameter(sections, section, reference)) is not None
+            ),
+            None,
+        )
+
+    nodes = tuple(
+        _node(name, step, fields, default, value)
+        for step, fields in steps_on_task(document).items()
+        if not fields.get("draft")
+    )
+    return Plan(name=name, nodes=nodes, task=str(document["id"]))
+
+
+def _parameter(sections: Mapping[str, Any], section: str, name: str) -> object:
+    entry = (sections.get(section) or {}).get(name)
+    found: object = entry.get("value") if isinstance(entry, dict) else entry
+    return None if found in ("", "None") else found
+
+
+def _node(
+    pipeline: str,
+    name: str,
+    fields: Mapping[str, Any],
+    default: object,
+    value: Callable[[str], object],
+) -> Node:
+    text = str(fields.get("queue") or default or "")
+    for reference in _REFERENCE.findall(text):
+        found = value(reference)
+        if found is None:
+            raise PlanError(
+                pipeline, f'the queue of step "{name}" is {text}, and {reference} has no value'
+            )
+        text = text.replace(f"${{pipeline.{reference}}}", str(found))
+    if "${" in text:
+        raise PlanError(pipeline, f'the queue of step "{name}" is {text}, known only when it runs')
+    return Node(
+        name=name,
+        queue=text,
+        parents=tuple(str(each) for each in fields.get("parents") or ()),
+        base_task=fields.get("base_task_id") or None,
+        job=fields.get("job_id") or None,
+        ended=bool(fields.get("executed")),
+    )
+
+
+def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step, ...]:
+    """The steps of *plan* that are still to end, with sub-pipelines' steps below them.
+
+    Raises:
+        PlanError: a step has no queue, or a sub-pipeline cannot be read.
+        UnknownNameError: a step goes to a queue that does not exist.
+    """
+    known = dict(snapshot.tasks)
+
+    def document(number: str | None) -> Mapping[str, Any] | None:
+        return known.get(number) if number else None
+
+    def steps_of(part: Plan, depth: int) -> tuple[Step, ...]:
+        if depth > _MAX_DEPTH:
+            raise PlanError(part.name, "its sub-pipelines contain each other")
+        missing = [each for each in part.base_tasks if each not in known and depth]
+        if missing and client is not None:
+            known.update(fetch_controllers(client, missing))
+        left = {node.name for node in part.nodes if not node.ended}
+        steps = []
+        for node in part.nodes:
+            if node.ended:
+                continue
+            if not node.queue:
+                raise PlanError(
+                    part.name, f'step "{node.name}" has no queue, nor is there a default'
+                )
+            own, base = document(node.job), document(node.base_task)
+            inner = own if is_pipeline(own) else base
+            nested: tuple[Step, ...] = ()
+            if inner is not None and is_pipeline(inner):
+                below = plan_of_task(inner)
+                nested = steps_of(below if inner is own else from_the_start(below), depth + 1)
+            steps.append(
+                Step(
+                    name=node.name,
+                    queue=snapshot.require_queue(node.queue),
+                    after=tuple(each for each in node.parents if each in left),
+                    steps=nested,
+                )
+            )
+        return tuple(steps)
+
+    return steps_of(plan, 0)
+
+
+def from_the_start(plan: Plan) -> Plan:
+    """*plan* as a new run of it would have it: nothing launched yet."""
+    return replace(plan, nodes=tuple(replace(each, ended=False, job=None) for each in plan.nodes))
+
+
+def running_pipelines(
+    snapshot: Snapshot, client: Client | None, without: Plan | None = None
+) -> tuple[list[Pipeline], list[str]]:
+    """The pipelines that run or wait now, and notes on those that could not be read.
+
+    A sub-pipeline is part of the pipeline that launched it. That of *without* is left out.
+    """
+    usable = snapshot.usable_names()
+    active = {
+        number: document
+        for number, document in snapshot.tasks.items()
+        if is_pipeline(document)
+        and document.get("status") not in _ENDED
+        and (number in snapshot.running or document.get("status") == "queued")
+    }
+    launched = {number: launched_by_task(document) for number, document in active.items()}
+    if without is not None and without.task is not None:
+        active.pop(without.task, None)
+        launched[without.task] = without.launched
+    pipelines, notes = [], []
+    for number, document in active.items():
+        above = launched.get(str(document.get("parent")))
+        if above is not None and above.includes(document):
+            continue
+        name = f"{document.get('name')} ({number[:8]})"
+        worker = snapshot.running.get(number)
+        queue = str((document.get("execution") or {}).get("queue") or "")
+        try:
+            steps = resolve(plan_of_task(document), snapshot, client)
+        except Exception as error:  # noqa: BLE001  # somebody else's pipeline: told, not fatal
+            notes.append(f"{name} runs too, and could not be taken into account: {error}")
+            continue
+        if not steps:
+            continue
+        waits = worker is None and queue in snapshot.queues
+        pipelines.append(
+            Pipeline(
+                name=name,
+                queue=snapshot.queue_name(queue) if waits else None,
+                worker=worker if worker in usable else None,
+                steps=steps,
+            )
+        )
+    return pipelines, notes

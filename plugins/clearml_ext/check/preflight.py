@@ -1,0 +1,151 @@
+"""The check before a launch: the pipeline, those that run already, and the live workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from clearml_ext.check.fixes import Fix, FixKind, separate
+from clearml_ext.check.plans import Plan, resolve, running_pipelines
+from clearml_ext.check.results import Answer, Result, examine
+from clearml_ext.server.client import Client
+from clearml_ext.server.process import own_task_id
+from clearml_ext.server.snapshot import Snapshot, take_snapshot
+from clearml_ext.settings import ClearmlSettings
+from mlops_ext.errors import MlopsExtError, UnknownNameError
+from mlops_ext.queues.check import Pipeline, Step, Topology
+from mlops_ext.settings import environment
+
+__all__ = ["check_plan", "preflight"]
+
+
+def preflight(
+    plan: Plan,
+    queue: str | None,
+    settings: ClearmlSettings,
+    *,
+    instances: int = 1,
+    client: Client | None = None,
+    own_task: str | None = None,
+) -> Result:
+    """What a launch of *plan* with its controller in *queue* would come to.
+
+    Args:
+        plan: what the pipeline enqueues.
+        queue: where its controller goes; None where it runs outside of the agents.
+        settings: how to check.
+        instances: how many of it are launched at the same time.
+        client: asks the server; by default the one ClearML is configured for.
+        own_task: id of the controller where it runs already: it holds its worker.
+
+    Returns:
+        SAFE, UNSAFE with the reasons, or UNKNOWN where the server or the plan cannot be read.
+    """
+    try:
+        client = client or Client.from_configuration(settings.timeout_s)
+        wanted = [*plan.base_tasks, *filter(None, [own_task])]
+        snapshot = take_snapshot(client, settings, wanted)
+        return check_plan(
+            plan, queue, snapshot, settings, instances=instances, client=client, own_task=own_task
+        )
+    except MlopsExtError as error:
+        return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(str(error),))
+
+
+def check_plan(  # see preflight
+    plan: Plan,
+    queue: str | None,
+    snapshot: Snapshot,
+    settings: ClearmlSettings,
+    *,
+    instances: int = 1,
+    client: Client | None = None,
+    own_task: str | None = None,
+) -> Result:
+    """As `preflight`, on a snapshot that was taken."""
+    workers = snapshot.usable_workers()
+    holder, own_queue = _own_place(snapshot, own_task)
+    try:
+        steps = resolve(plan, snapshot, client)
+        name = (
+            snapshot.require_queue(queue) if queue is not None and own_task is None else own_queue
+        )
+    except UnknownNameError as error:
+        return Result(target=plan.name, answer=Answer.UNSAFE, reasons=(f"{plan.name}: {error}",))
+    others, notes = running_pipelines(snapshot, client, without=plan)
+    mine = Pipeline(
+        name=plan.name,
+        queue=name,
+        steps=steps,
+        instances=instances,
+        worker=holder,
+    )
+    topology = Topology(workers=workers, pipelines=(mine, *others), queues=tuple(snapshot.names))
+    result = examine(plan.name, topology, [*notes, *_dead(snapshot, topology)])
+    fixes = tuple(fix for fix in result.fixes if _concerns_only(fix, topology, plan.name))
+    if (
+        result.answer is Answer.SAFE
+        and own_task is None
+        and name is not None
+        and name in _queues_of(steps)
+    ):
+        return _separate(result, plan, name, topology, settings)
+    return dataclasses.replace(result, fixes=fixes)
+
+
+def _own_place(snapshot: Snapshot, own_task: str | None) -> tuple[str | None, str | None]:
+    """The worker that runs *own_task*; where that is not reported yet, the queue it came from."""
+    if own_task is None:
+        return None, None
+    document = snapshot.tasks.get(own_task) or {}
+    usable = snapshot.usable_names()
+    reported = (snapshot.running.get(own_task), document.get("last_worker"))
+    for worker in (*reported, environment().get("CLEARML_WORKER_ID")):
+        if worker in usable:
+            return str(worker), None
+    queue = snapshot.queue_name(str((document.get("execution") or {}).get("queue") or ""))
+    return None, queue if own_task_id() == own_task and queue in snapshot.names else None
+
+
+def _separate(
+    result: Result, plan: Plan, queue: str, topology: Topology, settings: ClearmlSettings
+) -> Result:
+    """A refusal: the controller shares a queue with its own steps.
+
+    The capacity of this moment would do, but one agent less and it would not.
+    """
+    reason = (
+        f"{plan.name}: its controller and its steps both go to {queue}: a controller must have"
+        f" a queue that no step uses, such as {settings.services_queue}"
+    )
+    fixes = tuple(separate(topology, plan.name))
+    return dataclasses.replace(result, answer=Answer.UNSAFE, reasons=(reason,), fixes=fixes)
+
+
+def _queues_of(steps: Sequence[Step]) -> set[str]:
+    """The queues of plain steps, sub-pipelines' included."""
+    found: set[str] = set()
+    for step in steps:
+        found |= _queues_of(step.steps) if step.steps else {step.queue}
+    return found
+
+
+def _dead(snapshot: Snapshot, topology: Topology) -> Iterable[str]:
+    """Notes on workers that are listed but no longer report, on the queues that matter."""
+    used: set[str] = set()
+    for pipeline in topology.pipelines:
+        used |= {pipeline.queue or "", *_queues_of(pipeline.steps)}
+    for worker in snapshot.workers:
+        if not worker.fresh and used & set(worker.queues):
+            yield (
+                f"worker {worker.name} is listed for {', '.join(worker.queues)}, but was last seen"
+                f" {worker.age_s:.0f} s ago: it counts as dead"
+            )
+
+
+def _concerns_only(fix: Fix, topology: Topology, name: str) -> bool:
+    """Whether *fix* leaves the pipelines of others alone."""
+    if fix.kind is FixKind.NEW_AGENT:
+        return True
+    others = [each for each in topology.pipelines if each.name != name]
+    return all(each in fix.topology.pipelines for each in others)

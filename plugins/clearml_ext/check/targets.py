@@ -1,0 +1,130 @@
+"""What `check` can look at: a topology file, a script that builds a pipeline, a pipeline's task."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from clearml_ext.check.results import Answer, Result, examine
+from clearml_ext.settings import ClearmlSettings, load_settings
+from clearml_ext.topology.file import read_topology
+from mlops_ext.errors import MlopsExtError
+
+__all__ = ["check_script", "check_target", "check_task", "guarded_environment"]
+
+_TASK = re.compile(r"[0-9a-f]{32}")
+_TAIL = 400
+
+
+def check_target(target: str, settings: ClearmlSettings, queue: str | None = None) -> Result:
+    """What is known of *target*; a failure to find out is an UNKNOWN result."""
+    try:
+        if _TASK.fullmatch(target):
+            return check_task(target, settings, queue)
+        if target.endswith(".py"):
+            return check_script(target, (), settings)
+        return examine(target, read_topology(Path(target)))
+    except MlopsExtError as error:
+        return Result(target=target, answer=Answer.UNKNOWN, reasons=(str(error),))
+
+
+def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -> Result:
+    """Check the pipeline whose controller is *task*: what is left of its run, or else a new one."""
+    from clearml_ext.check.plans import from_the_start, plan_of_task
+    from clearml_ext.check.preflight import check_plan
+    from clearml_ext.server.client import Client
+    from clearml_ext.server.snapshot import fetch_controllers, take_snapshot
+    from clearml_ext.server.tasks import is_pipeline
+
+    client = Client.from_configuration(settings.timeout_s)
+    document = fetch_controllers(client, [task]).get(task)
+    if document is None or not is_pipeline(document):
+        reason = f"task {task} is no pipeline's controller on {client.shown}"
+        return Result(target=task, answer=Answer.UNKNOWN, reasons=(reason,))
+    plan = plan_of_task(document)
+    snapshot = take_snapshot(client, settings, plan.base_tasks)
+    given = str((document.get("execution") or {}).get("queue") or "")
+    own = task if task in snapshot.running else None
+    if own is None and document.get("status") != "queued":
+        plan = from_the_start(plan)
+    target = queue or given or settings.services_queue
+    return check_plan(plan, target, snapshot, settings, client=client, own_task=own)
+
+
+def guarded_environment(**settings: object) -> dict[str, str]:
+    """This process's environment, for a child whose pipelines are guarded with *settings*."""
+    from mlops_ext.cli.run import child_environment
+    from mlops_ext.extensions.activation import trigger_of
+
+    child = child_environment([trigger_of("clearml")])
+    for name, value in settings.items():
+        if value is not None:
+            child[f"MLOPS_EXT_CLEARML_{name.upper()}"] = str(value)
+    return child
+
+
+def check_script(
+    script: str, arguments: Sequence[str], settings: ClearmlSettings | None = None
+) -> Result:
+    """Run *script* up to the point where it would enqueue its pipeline, and check that.
+
+    The script creates its controller's task on the server, which is deleted again.
+    """
+    settings = settings or load_settings()
+    if not Path(script).is_file():
+        return Result(
+            target=script, answer=Answer.UNKNOWN, reasons=(f"there is no script {script}",)
+        )
+    _require_server(settings)
+    with tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder:
+        answer = Path(folder) / "result.json"
+        done = subprocess.run(
+            [sys.executable, script, *arguments],
+            env=guarded_environment(check_only=answer, fix=False),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            found = json.loads(answer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
+            reason = f"{script} enqueued no pipeline (exit status {done.returncode}): {lines[-1]}"
+            return Result(target=script, answer=Answer.UNKNOWN, reasons=(reason[:_TAIL],))
+    return Result(
+        target=script,
+        answer=Answer(found["verdict"]),
+        reasons=tuple(found["reasons"]),
+        advice=tuple(found["fixes"]),
+    )
+
+
+def _require_server(settings: ClearmlSettings) -> None:
+    """Fail with nothing created, where the SDK would retry for hours or stop half way.
+
+    Raises:
+        ServerError: the server does not answer, or not as a ClearML server does.
+        TopologyError: a worker's or a queue's declared capacity cannot be read.
+    """
+    from clearml_ext.server.client import Client
+    from clearml_ext.server.snapshot import take_snapshot
+
+    client = Client.from_configuration(settings.timeout_s)
+    take_snapshot(client, settings)
+    running = {"type": ["controller"], "status": ["in_progress"], "only_fields": ["id"]}
+    client.rows("tasks.get_all", running, "tasks")
+
+
+def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -> int:
+    """Run *script* with its pipelines guarded; returns its exit status."""
+    _require_server(load_settings())
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        env=guarded_environment(exit_on_refusal=True, **settings),
+        check=False,
+    ).returncode

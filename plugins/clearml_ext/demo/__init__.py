@@ -1,0 +1,1 @@
+"""``mlops-ext demo``: pipelines that hang on their own queues, and their fixes."""

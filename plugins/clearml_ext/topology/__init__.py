@@ -1,0 +1,1 @@
+"""Queues and agents as files and pictures."""

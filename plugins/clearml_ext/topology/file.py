@@ -1,0 +1,219 @@
+"""Topology files: what runs where, written down, so that a plan can be checked with no server.
+
+The schema is in ``docs/reference/clearml.md``. YAML and JSON hold the same document.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clearml_ext.topology.documents import read_document
+from mlops_ext.errors import MissingExtraError, MlopsExtError, TopologyError, nearest
+from mlops_ext.files import publish
+from mlops_ext.queues.check import Pipeline, Step, Topology, Worker
+
+__all__ = ["parse_topology", "read_topology", "topology_document", "write_topology"]
+
+UNBOUNDED = "unbounded"
+"""The word for any number of slots."""
+
+_MAX_DEPTH = 100
+"""Sub-pipelines within each other; nobody nests a tenth of that."""
+
+_MAX_STEPS = 100_000
+"""Steps of all pipelines, a hundred times a large plan; aliases make millions out of a few."""
+
+
+def read_topology(path: Path) -> Topology:
+    """The topology in the file *path*.
+
+    Raises:
+        TopologyError: it cannot be read, is not YAML or JSON, or does not keep to the schema.
+        UnknownNameError: it names a step or a worker that it does not describe.
+    """
+    document = read_document(path)
+    if document is None:
+        raise TopologyError(str(path), "empty", "workers and pipelines")
+    return parse_topology(document)
+
+
+def parse_topology(document: object) -> Topology:
+    """The topology in *document*, made of mappings, lists, texts and numbers.
+
+    Raises:
+        TopologyError: it does not keep to the schema; the message names the place.
+        UnknownNameError: it names a step or a worker that it does not describe.
+    """
+    top = _mapping(document, "the topology", ("workers", "pipelines", "queues"))
+    counted = itertools.count(1)
+    return Topology(
+        workers=tuple(
+            _worker(each, f"workers[{at}]")
+            for at, each in enumerate(_list(top.get("workers", []), "workers"))
+        ),
+        pipelines=tuple(
+            _pipeline(each, f"pipelines[{at}]", counted)
+            for at, each in enumerate(
+                _list(_required(top, "pipelines", "the topology"), "pipelines")
+            )
+        ),
+        queues=_names(top.get("queues", []), "queues"),
+    )
+
+
+def _worker(item: object, where: str) -> Worker:
+    entry = _mapping(item, where, ("name", "queues", "slots"))
+    return Worker(
+        name=_name(_required(entry, "name", where), f"{where}.name"),
+        queues=_names(_required(entry, "queues", where), f"{where}.queues"),
+        slots=_slots(entry.get("slots", 1), f"{where}.slots"),
+    )
+
+
+def _slots(value: object, where: str) -> int | None:
+    if value == UNBOUNDED:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TopologyError(where, value, f'a whole number from 0 or "{UNBOUNDED}"')
+    return value
+
+
+def _pipeline(item: object, where: str, counted: Iterator[int]) -> Pipeline:
+    entry = _mapping(item, where, ("name", "queue", "instances", "steps", "worker"))
+    queue, worker = _required(entry, "queue", where), entry.get("worker")
+    instances = entry.get("instances", 1)
+    if isinstance(instances, bool) or not isinstance(instances, int) or instances < 1:
+        raise TopologyError(f"{where}.instances", instances, "a whole number from 1")
+    return Pipeline(
+        name=_name(_required(entry, "name", where), f"{where}.name"),
+        queue=None if queue is None else _name(queue, f"{where}.queue"),
+        instances=instances,
+        worker=None if worker is None else _name(worker, f"{where}.worker"),
+        steps=_steps(entry.get("steps"), f"{where}.steps", counted, 0),
+    )
+
+
+def _steps(value: object, where: str, counted: Iterator[int], depth: int) -> tuple[Step, ...]:
+    if depth > _MAX_DEPTH:
+        raise TopologyError(f"{where[:40]}…", "a sub-pipeline", f"at most {_MAX_DEPTH} in a row")
+    steps = _list([] if value is None else value, where)
+    return tuple(_step(each, f"{where}[{at}]", counted, depth) for at, each in enumerate(steps))
+
+
+def _step(item: object, where: str, counted: Iterator[int], depth: int) -> Step:
+    if next(counted) > _MAX_STEPS:
+        raise TopologyError("the number of steps", f"over {_MAX_STEPS:,}", "fewer")
+    entry = _mapping(item, where, ("name", "queue", "after", "pipeline"))
+    nested: object = None
+    if entry.get("pipeline") is not None:
+        inner = _mapping(entry["pipeline"], f"{where}.pipeline", ("name", "steps"))
+        nested = inner.get("steps")
+    return Step(
+        name=_name(_required(entry, "name", where), f"{where}.name"),
+        queue=_name(_required(entry, "queue", where), f"{where}.queue"),
+        after=_names(entry.get("after", []), f"{where}.after"),
+        steps=_steps(nested, f"{where}.pipeline.steps", counted, depth + 1),
+    )
+
+
+def _mapping(value: object, where: str, keys: Iterable[str]) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise TopologyError(where, _short(value), "a mapping")
+    for key in value:
+        if key not in keys:
+            near = nearest(str(key), keys)
+            hint = f"{near!r}" if near else f"one of {', '.join(keys)}"
+            raise TopologyError(f"a key of {where}", _short(key), hint)
+    return value
+
+
+def _required(entry: Mapping[str, object], key: str, where: str) -> object:
+    if key not in entry:
+        raise TopologyError(where, _short(dict(entry)), f"to have a {key}")
+    return entry[key]
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise TopologyError(where, _short(value), "a list")
+    return value
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    items = _list(value, where) if not isinstance(value, str) else [value]
+    named = (_name(each, f"{where}[{at}]") for at, each in enumerate(items))
+    return tuple(dict.fromkeys(named))
+
+
+def _name(value: object, where: str) -> str:
+    """A name; YAML reads a bare ``1`` as a number, which is meant as a name here."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise TopologyError(where, _short(value), "a name")
+    if any(unicodedata.category(each) in {"Cc", "Cs"} for each in value):
+        raise TopologyError(where, _short(value), "a name without control characters")
+    return value
+
+
+def _short(value: object) -> object:
+    text = repr(value)
+    return value if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004  # a line's length
+
+
+def topology_document(topology: Topology) -> dict[str, Any]:
+    """*topology* as the document that `parse_topology` reads."""
+    return {
+        "workers": [
+            {
+                "name": worker.name,
+                "queues": list(worker.queues),
+                "slots": UNBOUNDED if worker.slots is None else worker.slots,
+            }
+            for worker in topology.workers
+        ],
+        **({"queues": list(topology.queues)} if topology.queues else {}),
+        "pipelines": [
+            {
+                "name": pipeline.name,
+                "queue": pipeline.queue,
+                "instances": pipeline.instances,
+                **({"worker": pipeline.worker} if pipeline.worker else {}),
+                "steps": [_step_document(step) for step in pipeline.steps],
+            }
+            for pipeline in topology.pipelines
+        ],
+    }
+
+
+def _step_document(step: Step) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": step.name, "queue": step.queue}
+    if step.after:
+        document["after"] = list(step.after)
+    if step.steps:
+        document["pipeline"] = {"steps": [_step_document(each) for each in step.steps]}
+    return document
+
+
+def write_topology(topology: Topology, path: Path) -> None:
+    """Write *topology* to *path*, as JSON where the name says so, else as YAML."""
+    document = topology_document(topology)
+    if path.suffix == ".json":
+        text = json.dumps(document, indent=2) + "\n"
+    else:
+        try:
+            import yaml
+        except ImportError as error:
+            raise MissingExtraError("yaml", "clearml") from error
+        text = yaml.safe_dump(document, sort_keys=False)
+    try:
+        publish(path, [text.encode()])
+    except (OSError, MlopsExtError) as error:
+        raise TopologyError(str(path), str(error), "a place that can be written to") from error

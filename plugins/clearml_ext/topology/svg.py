@@ -1,0 +1,115 @@
+"""The picture of a topology: controllers, queues, workers and slots; what is stuck in red.
+
+SVG is written here, in plain text; HTML carries the same SVG in one file; PNG is drawn from the
+same shapes by matplotlib.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from clearml_ext.topology.layout import EDGE, FILL, GREY, INK, PALE_RED, RED, Drawing, lay_out
+from mlops_ext.errors import MissingExtraError, TopologyError
+from mlops_ext.files import publish
+from mlops_ext.queues.check import Topology, Verdict
+
+__all__ = ["draw", "to_html", "to_svg"]
+
+FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
+
+
+def draw(topology: Topology, verdict: Verdict | None, path: Path) -> None:
+    """Draw *topology* into *path*; its ending says the format.
+
+    Raises:
+        TopologyError: the ending is none of .svg, .png and .html, or the file cannot be written.
+        MissingExtraError: a PNG is asked for, and matplotlib is not installed.
+    """
+    drawing = lay_out(topology, verdict)
+    kind = path.suffix.casefold()
+    if kind == ".svg":
+        data = to_svg(drawing).encode()
+    elif kind in {".html", ".htm"}:
+        data = to_html(drawing).encode()
+    elif kind == ".png":
+        data = _to_png(drawing)
+    else:
+        raise TopologyError("the picture's name", path.name, "an ending in .svg, .png or .html")
+    try:
+        publish(path, [data])
+    except OSError as error:
+        raise TopologyError(str(path), error.strerror, "a place that can be written to") from error
+
+
+def to_svg(drawing: Drawing) -> str:
+    """*drawing* as an SVG document."""
+    width, height = drawing.width, drawing.height
+    size = f'width="{width:.0f}" height="{height:.0f}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width:.0f} {height:.0f}"',
+        f' font-family="{FONT}" font-size="12">',
+        f"<title>{escape(drawing.title)}</title>",
+        f'<rect {size} fill="white"/>',
+        "<defs>",
+        _arrow_head("grey", GREY),
+        _arrow_head("red", RED),
+        "</defs>",
+    ]
+    for line in sorted(drawing.lines, key=lambda each: each.stuck):
+        colour = RED if line.stuck else GREY
+        pattern = "2 4" if line.holds else "6 4"
+        dash = f' stroke-dasharray="{pattern}"' if line.holds or line.dashed else ""
+        (x1, y1), (x2, y2) = line.start, line.end
+        bend = (x2 - x1) / 2
+        parts.append(
+            f'<path d="M{x1:.1f},{y1:.1f} C{x1 + bend:.1f},{y1:.1f} {x2 - bend:.1f},{y2:.1f}'
+            f' {x2:.1f},{y2:.1f}" fill="none" stroke="{colour}"'
+            f' stroke-width="{2.4 if line.stuck else 1.1}"{dash}'
+            f' marker-end="url(#{"red" if line.stuck else "grey"})"/>'
+        )
+    for box in drawing.boxes:
+        fill = PALE_RED if box.stuck else FILL[box.kind]
+        edge = RED if box.stuck else EDGE[box.kind]
+        parts.append(
+            f'<rect x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}"'
+            f' height="{box.height:.1f}" rx="6" fill="{fill}" stroke="{edge}"'
+            f' stroke-width="{2.2 if box.stuck else 1.2}"><title>{escape(box.full)}</title></rect>'
+        )
+        parts += [
+            f'<text x="{box.x + 9:.1f}" y="{box.y + 18 + 15 * at:.1f}" fill="{INK}"'
+            f"{' font-weight=' + chr(34) + 'bold' + chr(34) if at == 0 else ''}>"
+            f"{escape(text)}</text>"
+            for at, text in enumerate(box.texts)
+        ]
+    parts += [
+        f'<text x="{x:.1f}" y="{y:.1f}" fill="{RED if red else INK}"'
+        f' font-size="{size}">{escape(text)}</text>'
+        for x, y, size, red, text in drawing.captions
+    ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _arrow_head(name: str, colour: str) -> str:
+    return (
+        f'<marker id="{name}" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">'
+        f'<path d="M0,0 L9,4 L0,8 z" fill="{colour}"/></marker>'
+    )
+
+
+def to_html(drawing: Drawing) -> str:
+    """*drawing* as one HTML file that needs nothing else."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(drawing.title)}</title>"
+        "<style>body{margin:2rem;font-family:sans-serif}svg{max-width:100%;height:auto}</style>"
+        f"</head><body>\n{to_svg(drawing)}</body></html>\n"
+    )
+
+
+def _to_png(drawing: Drawing) -> bytes:
+    try:
+        from clearml_ext.topology.png import to_png
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    return to_png(drawing)

@@ -1,0 +1,121 @@
+"""Why a task waits: nobody listens, everybody is held, others are first, an agent is dead."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clearml_ext.server.snapshot import HIDDEN_QUEUE, LiveWorker, Snapshot
+from clearml_ext.server.tasks import is_pipeline
+from clearml_ext.settings import ClearmlSettings
+
+__all__ = ["Cause", "Explanation", "explain", "free_queue"]
+
+
+class Cause(enum.Enum):
+    """Why a task waits."""
+
+    NOT_WAITING = "does not wait"
+    NOT_ENQUEUED = "is in no queue"
+    UNWATCHED = "nobody listens to its queue"
+    DEAD = "its agents are dead"
+    DEADLOCK = "its agents are held by controllers that wait for it"
+    BUSY = "is behind other work"
+    POD_PENDING = "its pod is pending"
+    ABOUT_TO_START = "an agent is free"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why one task waits.
+
+    Attributes:
+        cause: what keeps it.
+        text: the same in a sentence that names queue, agents and tasks.
+        stuck: whether waiting alone will not help.
+        command: what mends it, or "".
+    """
+
+    cause: Cause
+    text: str
+    stuck: bool
+    command: str = ""
+
+
+def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str]) -> Explanation:
+    """Why *task* waits, in *snapshot*; *ancestors* are the ids of the controllers above it."""
+    name = f'step "{task.get("name")}"'
+    number, status = str(task["id"]), task.get("status")
+    place = next((queue for queue, ids in snapshot.entries.items() if number in ids), None)
+    if place is not None and HIDDEN_QUEUE in place:
+        return _say(Cause.POD_PENDING, f"{name} waits for its pod: Kubernetes has not started it")
+    if status == "created":
+        text = f"{name} is in no queue: it could not be enqueued, or was taken out"
+        return _say(Cause.NOT_ENQUEUED, text, stuck=True)
+    if status != "queued":
+        return _say(Cause.NOT_WAITING, f"{name} does not wait: it is {status}")
+    given = str((task.get("execution") or {}).get("queue") or "")
+    queue = place or snapshot.queue_name(given)
+    if queue not in snapshot.queues.values():
+        text = f"{name} waits in a queue that no longer exists"
+        return _say(Cause.NOT_ENQUEUED, text, stuck=True)
+    return _explain_queue(name, number, queue, snapshot, set(ancestors))
+
+
+def _explain_queue(
+    name: str, number: str, queue: str, snapshot: Snapshot, ancestors: set[str]
+) -> Explanation:
+    waits = f"{name} waits in {queue}"
+    command = f"clearml-agent daemon --queue {queue} --detached"
+    listed = [worker for worker in snapshot.workers if queue in worker.queues]
+    alive = [worker for worker in listed if worker.fresh]
+    if not listed:
+        text = f"{waits}: no agent listens to it; start one: {command}"
+        return _say(Cause.UNWATCHED, text, stuck=True, command=command)
+    if not alive:
+        seen = ", ".join(f"{each.name} (last seen {each.age_s:.0f} s ago)" for each in listed)
+        text = f"{waits}: its agents are dead: {seen}; start one: {command}"
+        return _say(Cause.DEAD, text, stuck=True, command=command)
+    ahead = snapshot.entries.get(queue, ()).index(number)
+    if any(worker.slots is None or worker.task is None for worker in alive):
+        free = next(w.name for w in alive if w.slots is None or w.task is None)
+        return _say(Cause.ABOUT_TO_START, f"{waits}, with {ahead} before it: {free} is free")
+    holders = [worker for worker in alive if _is_held(worker, snapshot, ancestors)]
+    if len(holders) == len(alive):
+        held = ", ".join(f"{each.name} is held by {_task_name(each, snapshot)}" for each in holders)
+        text = f"{waits}: only {_names(alive)} listen, and {held}; start another: {command}"
+        return _say(Cause.DEADLOCK, text, stuck=True, command=command)
+    return _say(Cause.BUSY, f"{waits}, with {ahead} before it: {_names(alive)} run other tasks")
+
+
+def _is_held(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> bool:
+    task = worker.task or ""
+    return task in ancestors or is_pipeline(snapshot.tasks.get(task))
+
+
+def _task_name(worker: LiveWorker, snapshot: Snapshot) -> str:
+    document = snapshot.tasks.get(worker.task or "") or {}
+    return f'controller "{document.get("name") or worker.task}"'
+
+
+def _names(workers: list[LiveWorker]) -> str:
+    shown = ", ".join(worker.name for worker in workers[:4])
+    return shown + (f" and {len(workers) - 4} others" if len(workers) > 4 else "")  # noqa: PLR2004  # a line's length
+
+
+def _say(cause: Cause, text: str, *, stuck: bool = False, command: str = "") -> Explanation:
+    return Explanation(cause=cause, text=text, stuck=stuck, command=command)
+
+
+def free_queue(snapshot: Snapshot, settings: ClearmlSettings, without: str) -> str | None:
+    """A queue whose agent is free and that nothing waits in, other than *without*, or None."""
+    for worker in snapshot.workers:
+        if worker.fresh and (worker.task is None or worker.slots is None):
+            for queue in worker.queues:
+                if queue not in {without, settings.services_queue} and not snapshot.entries.get(
+                    queue
+                ):
+                    return queue
+    return None

@@ -1,0 +1,262 @@
+"""Entries that do not fit one read: checked while they are read, or mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import mmap
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from joblib_ext.entries.entry import HEADER, SIGNATURE, Hasher, Header, read_metadata
+from joblib_ext.entries.payload import decompress, load_body, read_table
+from joblib_ext.settings import CODECS
+
+__all__ = ["CorruptEntryError", "LargeEntry"]
+
+_CHUNK = 1 << 18
+"""Read and check by pieces that stay in the processor's cache between the two."""
+_ROW = 16
+
+
+class CorruptEntryError(ValueError):
+    """An entry does not verify."""
+
+
+class LargeEntry:
+    """An open entry whose header fits the file's size; the rest is verified when it is loaded.
+
+    Attributes:
+        path: its name, for memory maps.
+        header: its header.
+        address: what its checksum binds it to.
+        key: the signing key, or None.
+    """
+
+    __slots__ = ("_descriptor", "address", "header", "key", "path")
+
+    def __init__(
+        self, descriptor: int, path: str, header: Header, address: bytes, key: bytes | None
+    ) -> None:
+        self._descriptor, self.path, self.header = descriptor, path, header
+        self.address, self.key = address, key
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):  # some file systems report an earlier write here
+            os.close(self._descriptor)
+
+    def metadata(self) -> dict[str, Any]:
+        """What joblib noted of the call; not verified, and nothing but JSON is read."""
+        start = HEADER.size + self.header.body
+        return read_metadata(os.pread(self._descriptor, self.header.metadata, start))
+
+    def value(self) -> Any:
+        """The value, verified before anything of it is unpickled.
+
+        Raises:
+            CorruptEntryError: it does not verify.
+            Exception: whatever unpickling raises.
+        """
+        check = _Check(self)
+        header = self.header
+        if header.codec or not header.buffers:
+            body = check.read(header.body)
+            check.finish()
+            if header.codec:
+                return load_body(decompress(body, CODECS[header.codec], header.raw), header.buffers)
+            return pickle.loads(body)  # noqa: S301  # verified and, with a key, signed
+        rows = self._table()
+        stream = check.read(rows[0][0])
+        position, buffers = rows[0][0], []
+        for offset, length in rows:
+            check.read(offset - position)
+            buffers.append(check.read(length))
+            position = offset + length
+        check.read(header.body - position)
+        check.finish()
+        return pickle.loads(stream, buffers=buffers)  # noqa: S301  # verified
+
+    def _table(self) -> list[tuple[int, int]]:
+        header = self.header
+        length = header.buffers * _ROW
+        if length > header.body:
+            raise CorruptEntryError(f"{self.path}: more buffers than bytes")
+        tail = os.pread(self._descriptor, length, HEADER.size + header.body - length)
+        try:
+            rows = read_table(tail, header.buffers, header.body)
+        except ValueError as error:
+            raise CorruptEntryError(f"{self.path}: {error}") from error
+        ends = [0, *(offset + size for offset, size in rows)]
+        if any(offset < end for (offset, _), end in zip(rows, ends, strict=False)):
+            raise CorruptEntryError(f"{self.path}: buffers overlap")
+        return rows
+
+    def verify(self) -> None:
+        """Check every byte without keeping any.
+
+        Raises:
+            CorruptEntryError: it does not verify.
+        """
+        check = _Check(self)
+        check.skip(self.header.body)
+        check.finish()
+
+    def map(self, mode: str) -> Any:
+        """The value with its arrays mapped from the file, as ``numpy.memmap``.
+
+        Not verified here. A "c" mapping may be written to; the file never changes.
+        """
+        header = self.header
+        if header.codec or not header.buffers:
+            return self.value()
+        rows = self._table()
+        access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
+        mapped = mmap.mmap(self._descriptor, 0, access=access)
+        view = memoryview(mapped)[HEADER.size : HEADER.size + header.body]
+        stream = os.pread(self._descriptor, rows[0][0], HEADER.size)
+        unpickler = _MapUnpickler(stream, [view[at : at + size] for at, size in rows])
+        offsets = [HEADER.size + at for at, _ in rows]
+        return unpickler.load_mapped(_Mapping(mapped, self.path, mode), offsets)
+
+
+class _Check:
+    """Reads an entry from its first byte to its last, and checks on the way."""
+
+    def __init__(self, entry: LargeEntry) -> None:
+        self._entry = entry
+        self._descriptor: int = entry._descriptor  # noqa: SLF001  # one idea in two classes
+        self._position = HEADER.size
+        head = os.pread(self._descriptor, HEADER.size, 0)
+        self._updates: list[Callable[[Any], object]] = []
+        self._hasher = Hasher(entry.header.algorithm)
+        self._updates.append(self._hasher.update)
+        key, address = entry.key, entry.address
+        self._mac = hmac.new(key, digestmod=hashlib.sha256) if key is not None else None
+        self._hasher.update(address)
+        self._hasher.update(head[:56])
+        if self._mac is not None:
+            self._mac.update(address)
+            self._mac.update(head)
+            self._updates.append(self._mac.update)
+
+    def read(self, length: int) -> memoryview:
+        """The next *length* bytes, in memory of their own that may be written to."""
+        view = _allocate(length)
+        self._fill(view)
+        return view
+
+    def skip(self, length: int) -> None:
+        """Check the next *length* bytes without keeping them."""
+        room = memoryview(bytearray(min(length, _CHUNK)))
+        while length:
+            part = room[: min(length, _CHUNK)]
+            self._fill(part)
+            length -= len(part)
+
+    def _fill(self, view: memoryview) -> None:
+        for start in range(0, len(view), _CHUNK):
+            part = view[start : start + _CHUNK]
+            done = 0
+            while done < len(part):
+                count = os.preadv(self._descriptor, [part[done:]], self._position)
+                if not count:
+                    raise CorruptEntryError(f"{self._entry.path}: shorter than it says")
+                done += count
+                self._position += count
+            for update in self._updates:
+                update(part)
+
+    def finish(self) -> None:
+        """Check the metadata, the checksum and the signature.
+
+        Raises:
+            CorruptEntryError: one of them is not what it should be.
+        """
+        self.skip(self._entry.header.metadata)
+        if self._hasher.value() != self._entry.header.checksum:
+            raise CorruptEntryError(f"{self._entry.path}: the checksum does not match")
+        if self._mac is not None:
+            found = os.pread(self._descriptor, SIGNATURE, self._position)
+            if not hmac.compare_digest(found, self._mac.digest()):
+                raise CorruptEntryError(f"{self._entry.path}: the signature does not match")
+
+
+def _allocate(length: int) -> memoryview:
+    """Writable memory; from numpy where it is loaded, which does not fill it with zeros first."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None and length >= _CHUNK:
+        return memoryview(numpy.empty(length, "uint8"))
+    return memoryview(bytearray(length))
+
+
+class _Mapping:
+    """A mapped file, and how it is mapped."""
+
+    __slots__ = ("mapped", "mode", "path")
+
+    def __init__(self, mapped: mmap.mmap, path: str, mode: str) -> None:
+        self.mapped, self.path, self.mode = mapped, path, mode
+
+    def array(self, offset: int, dtype: Any, shape: Any, order: str) -> Any:
+        """The array at *offset*, as ``numpy.memmap`` would have made it."""
+        numpy: Any = sys.modules["numpy"]
+        array = numpy.ndarray.__new__(
+            numpy.memmap, shape, dtype=dtype, buffer=self.mapped, offset=offset, order=order
+        )
+        array._mmap, array.offset = self.mapped, offset  # noqa: SLF001  # what memmap.__new__ sets
+        path = self.path if os.path.isabs(self.path) else os.path.abspath(self.path)  # noqa: PTH100, PTH117  # texts
+        array.mode, array.filename = self.mode, path
+        return array
+
+
+class _MapUnpickler(pickle.Unpickler):
+    """Unpickles arrays as memory maps: numpy's constructor from a buffer is replaced by ours."""
+
+    def __init__(self, stream: bytes, views: list[memoryview]) -> None:
+        import io
+
+        super().__init__(io.BytesIO(stream), buffers=views)
+        self._views = views
+        self._mapping: _Mapping | None = None
+        self._offsets: list[int] = []
+        self._by_identity: dict[int, int] = {}
+        self._by_address: dict[int, int] = {}
+
+    def load_mapped(self, mapping: _Mapping, offsets: list[int]) -> Any:
+        """The value; *offsets* are those of the views in the file."""
+        self._mapping, self._offsets = mapping, offsets
+        self._by_identity = dict(zip(map(id, self._views), offsets, strict=True))
+        return self.load()
+
+    def _offset_of(self, buffer: Any) -> int | None:
+        """Where *buffer* stands in the file.
+
+        Unpickling hands out the very views; one that it had to wrap is found by its address,
+        which takes numpy 10 µs.
+        """
+        found = self._by_identity.get(id(buffer))
+        if found is not None:
+            return found
+        import numpy as np
+
+        if not self._by_address:
+            for view, offset in zip(self._views, self._offsets, strict=True):
+                self._by_address[np.frombuffer(view, "uint8").ctypes.data] = offset
+        return self._by_address.get(np.frombuffer(buffer, "uint8").ctypes.data)
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if name != "_frombuffer" or not module.startswith("numpy."):
+            return found
+
+        def from_buffer(buffer: Any, dtype: Any, shape: Any, order: str, *rest: Any) -> Any:
+            offset = self._offset_of(buffer)
+            if self._mapping is None or offset is None or any(part is not None for part in rest):
+                return found(buffer, dtype, shape, order, *rest)
+            return self._mapping.array(offset, dtype, shape, order)
+
+        return from_buffer

@@ -1,0 +1,1 @@
+"""House-keeping of a shared cache: statistics, eviction, garbage."""

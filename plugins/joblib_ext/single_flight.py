@@ -1,0 +1,157 @@
+"""Single flight: whoever comes first computes, the others wait for the result."""
+
+from __future__ import annotations
+
+import enum
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from joblib_ext.entries.entry import Entry
+from joblib_ext.entries.large_entry import LargeEntry
+from joblib_ext.entries.lease_record import ClaimRecord, Owner
+from joblib_ext.stores.files import lease as _claims
+from joblib_ext.stores.files.lease import Claim, Taken
+from joblib_ext.stores.files.store import Address, Store, Unusable, View
+from joblib_ext.stores.files.takeover import take_over
+
+__all__ = ["claim_or_wait"]
+
+_FIRST_PAUSE_S = 0.002
+_LONGEST_PAUSE_S = 0.2
+"""A waiter looks five times a second at least; with many waiters that is what a server bears."""
+_GROWTH = 1.5
+
+_waiting: dict[int, str] = {}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Watch:
+    """Watches the heartbeats of claims by this process's own monotonic clock.
+
+    Attributes:
+        lease_s: how long an owner may be silent.
+        clock: the clock.
+        seen: the last beat of each owner, by its token, and when it was first seen.
+    """
+
+    lease_s: float
+    clock: Callable[[], float]
+    seen: dict[bytes, tuple[int, float]] = field(default_factory=dict)
+
+    def is_dead(self, record: ClaimRecord) -> bool:
+        """Whether the owner is gone, or has been silent for a lease."""
+        owner = record.owner()
+        now = self.clock()
+        if owner is Owner.DEAD:
+            return True
+        beat, since = self.seen.get(record.token, (None, now))
+        if owner is Owner.RUNNING or beat != record.beat:
+            self.seen[record.token] = record.beat, now
+            return False
+        return now - since > self.lease_s
+
+
+def claim_or_wait(
+    store: Store,
+    path: str,
+    address: bytes,
+    home: Address,
+    view: View,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Entry | LargeEntry | Claim | None:
+    """The entry another process computed, a claim to compute under, or None: compute without.
+
+    Args:
+        store: the store.
+        path: where the entry will stand.
+        address: what its checksum binds it to.
+        home: the function's version.
+        view: what was just found there: a claim, or nothing.
+        clock: a monotonic clock; no clock is ever compared with another host's.
+        sleep: waits.
+    """
+    may_wait = not _in_event_loop()
+    watch = _Watch(lease_s=store.options.lease_s, clock=clock)
+    deadline = clock() + store.options.wait_s
+    pause = _FIRST_PAUSE_S
+    try:
+        while True:
+            outcome = _step(store, path, home, view, watch)
+            if outcome is not _WAIT:
+                return None if isinstance(outcome, enum.Enum) else outcome
+            if not may_wait or clock() >= deadline or _would_deadlock(path):
+                return None
+            _waiting[threading.get_ident()] = path
+            sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  # spreads the waiters
+            pause = min(pause * _GROWTH, _LONGEST_PAUSE_S)
+            view = store.look(path, address)
+    finally:
+        _waiting.pop(threading.get_ident(), None)
+
+
+class _Next(enum.Enum):
+    """What to do when there is neither an entry nor a claim to be had."""
+
+    WAIT = "wait"
+    COMPUTE = "compute"
+
+
+_WAIT, _COMPUTE = _Next.WAIT, _Next.COMPUTE
+
+
+def _step(
+    store: Store, path: str, home: Address, view: View, watch: _Watch
+) -> Entry | LargeEntry | Claim | _Next:
+    """What one look at the path leads to."""
+    if isinstance(view, (Entry, LargeEntry)):
+        return view
+    if isinstance(view, Unusable):
+        return _COMPUTE
+    if isinstance(view, ClaimRecord):
+        own = _claims.adopt(store, path, view)
+        if own is not None or _would_deadlock(path):
+            return own or _COMPUTE
+        if _is_ours(path, view) or not watch.is_dead(view):
+            return _WAIT
+        taken = take_over(store, path, view, home, watch.is_dead)
+    else:
+        taken = _claims.take(store, path, home)
+    if isinstance(taken, Claim):
+        return taken
+    return _WAIT if taken is Taken.BY_OTHERS else _COMPUTE
+
+
+def _is_ours(path: str, record: ClaimRecord) -> bool:
+    """Whether another thread of this process computes under *record*: no lease is needed then."""
+    claim = _claims.held_by_this_process(path)
+    return claim is not None and claim.record.token == record.token
+
+
+def _would_deadlock(path: str) -> bool:
+    """Whether the claim's owner is this thread, an ancestor, or waits for this thread."""
+    if _claims.inherited(path):
+        return True
+    me = threading.get_ident()
+    seen: set[str] = set()
+    wanted: str | None = path
+    while wanted is not None and wanted not in seen:
+        seen.add(wanted)
+        claim = _claims.held_by_this_process(wanted)
+        if claim is None:
+            return False
+        if claim.thread == me:
+            return True
+        wanted = _waiting.get(claim.thread)
+    return False
+
+
+def _in_event_loop() -> bool:
+    """Whether an asyncio loop runs in this thread: it must not be blocked by waiting."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None  # noqa: SLF001  # no error

@@ -1,0 +1,1 @@
+"""Where entries stand: a file system that machines share, and a node's own copies."""

@@ -1,0 +1,129 @@
+"""One small file a process and store that beats while the process computes.
+
+A claim is a hard link to it under the name of the entry to come. So a claim costs one link, no new
+file, and one heartbeat serves all claims of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+
+from joblib_ext.entries.lease_record import BEAT_AT, ClaimRecord, own_record
+from joblib_ext.stores.files.layout import Layout
+from mlops_ext.files import temp_name
+
+__all__ = ["ClaimSource", "source_of"]
+
+_TRIES = 10
+"""With three replies of ten lost, half as many would leave one process of 400 without a claim."""
+_AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO})
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+
+
+class ClaimSource:
+    """The file that this process's claims on one store are links to.
+
+    Attributes:
+        path: the file, or "" where there is none yet.
+        record: what it says.
+        former: tokens of earlier files of this process, which beat no more.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        self._beats = 0
+        self.path = ""
+        self.record: ClaimRecord = own_record()
+        self.former: set[bytes] = set()
+
+    def ready(self, stale: str = "") -> str:
+        """The path to link from; made if it is missing, or if it is *stale*: somebody reaped it.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        if self.path and self.path != stale:
+            return self.path
+        with self._lock:
+            if self.path and self.path != stale:
+                return self.path
+            for _ in range(_TRIES):  # a reply can be lost: the next name is another one
+                try:
+                    self._make()
+                    break
+                except OSError as error:
+                    if error.errno not in _AMBIGUOUS:
+                        raise
+            else:
+                self._make()
+            return self.path
+
+    def _make(self) -> None:
+        self._close()
+        with contextlib.suppress(FileExistsError):
+            Path(self._folder).mkdir(parents=True, exist_ok=True)
+        path = f"{self._folder}/{temp_name('owner')}"
+        self.former.add(self.record.token)
+        self.record = own_record()
+        descriptor = os.open(path, _CREATE, 0o666)
+        try:
+            os.write(descriptor, self.record.pack())
+        except OSError:
+            os.close(descriptor)
+            raise
+        self.path, self._descriptor, self._beats = path, descriptor, 0
+
+    def beat(self) -> None:
+        """Say that the process lives.
+
+        The counter is rewritten in the open file, never by name. The data is synced, or an NFS
+        client would keep it to itself. Readers see it by opening: attributes may be cached.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            if self._descriptor >= 0:
+                self._beats += 1
+                os.pwrite(self._descriptor, self._beats.to_bytes(8, "little"), BEAT_AT)
+                os.fsync(self._descriptor)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = -1
+
+    def forget(self) -> None:
+        """After a fork: the file belongs to the parent."""
+        self._lock = threading.Lock()
+        self._close()
+        self.path = ""
+        self.former.clear()
+
+    def remove(self) -> None:
+        """Take the file away: the process ends."""
+        with self._lock:
+            self._close()
+            if self.path:
+                with contextlib.suppress(OSError):
+                    Path(self.path).unlink()
+                self.path = ""
+
+
+_sources: dict[str, ClaimSource] = {}
+
+
+def source_of(layout: Layout) -> ClaimSource:
+    """The source of this process for one store."""
+    folder = layout.claims
+    found = _sources.get(folder)
+    return found if found is not None else _sources.setdefault(folder, ClaimSource(folder))
+
+
+def all_sources() -> list[ClaimSource]:
+    """The sources that this process has."""
+    return list(_sources.values())

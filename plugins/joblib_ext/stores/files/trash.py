@@ -1,0 +1,60 @@
+"""Clearing by one rename; the files behind it go in the background."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from joblib_ext.stores.files.store import AMBIGUOUS, Store
+from mlops_ext.files import Patience, remove, temp_name
+
+__all__ = ["clear_now", "empty", "empty_later", "move_to_trash"]
+
+
+def move_to_trash(store: Store, folder: str, *, background: bool = True) -> None:
+    """Make *folder* disappear at once for every process, and remove its files later.
+
+    Leans on: an atomic rename of a directory. Writers that meet the gap make the folder anew.
+    Where even the rename is refused, a warning says so once.
+    """
+    target = f"{store.layout.trash}/{temp_name('cleared')}"
+    try:
+        os.makedirs(store.layout.trash, exist_ok=True)  # noqa: PTH103  # texts throughout
+        os.rename(folder, target)  # noqa: PTH104  # as above
+    except FileNotFoundError:
+        if not os.path.lexists(target):
+            return
+        store.events.note("lost-reply", folder)
+    except OSError as error:
+        if error.errno not in AMBIGUOUS or not os.path.lexists(target):
+            store.events.warn_once("clear", f"the cache could not be cleared: {error}", error)
+            return
+        store.events.note("lost-reply", folder)
+    if background:
+        empty_later(store)
+
+
+def clear_now(store: Store) -> int:
+    """Clear the store and wait until its files are gone; the number of files and folders."""
+    move_to_trash(store, store.layout.items, background=False)
+    return empty(store.layout.trash)
+
+
+def empty_later(store: Store) -> None:
+    """Empty the trash in a thread that does not keep the process alive.
+
+    What a process leaves behind when it ends, the next clearing or ``gc`` removes.
+    """
+    threading.Thread(
+        target=empty, args=(store.layout.trash,), name="mlops-ext-trash", daemon=True
+    ).start()
+
+
+def empty(trash: str) -> int:
+    """Remove everything in *trash*; the number of files and folders removed."""
+    removed = 0
+    with contextlib.suppress(OSError):
+        for name in os.listdir(trash):  # noqa: PTH208  # names are all that is needed
+            removed += remove(f"{trash}/{name}", patience=Patience(total_s=0)).removed
+    return removed

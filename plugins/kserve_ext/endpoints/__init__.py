@@ -1,0 +1,1 @@
+"""What serves requests: REST, gRPC, and worker processes."""

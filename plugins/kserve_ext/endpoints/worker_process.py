@@ -1,0 +1,138 @@
+"""A worker process: one REST server that drains when its parent says so, or is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from multiprocessing.connection import Connection
+from typing import Any
+
+from kserve_ext.endpoints.rest import RestPart
+from kserve_ext.endpoints.workers import DRAIN, READY, SERVING
+from kserve_ext.shutdown import signals as _watch
+from kserve_ext.shutdown.drain import Drain, log
+from kserve_ext.shutdown.driver import supervise
+from kserve_ext.shutdown.metrics import exported, forget_parent
+from kserve_ext.shutdown.models import close_clients, stop_models
+from mlops_ext.shutdown import Limits
+
+__all__ = ["run_forked", "run_spawned"]
+
+ORPHAN_S = 1.2
+"""What a worker whose parent was killed gets: requests in flight end within two seconds."""
+LOOK_S = 0.25
+"""How often a worker looks whether its parent is still the same."""
+
+# The time that importing the user's script takes in a spawned process is covered too.
+_watch.early()
+
+
+def run_spawned(
+    rest_server: Any,
+    log_config_file: str | None,
+    sockets: list[Any],
+    pipe: Connection,
+    limits: Limits,
+) -> None:
+    """KServe 0.15 and later: serve *rest_server*, a ``RESTServer``, on the parent's sockets."""
+    from kserve import logging  # type: ignore[import-untyped]  # ships no types
+
+    logging.configure_logging(log_config_file)
+    server = rest_server._server  # noqa: SLF001  # KServe has no other way to it
+    repository = rest_server.dataplane.model_registry
+    _serve(server, repository, pipe, limits, lambda: rest_server.run(sockets=sockets))
+
+
+def run_forked(
+    rest_server: Any,
+    repository: Any,
+    sockets: list[Any],
+    pipe: Connection,
+    limits: Limits,
+    foreign: list[Connection],
+) -> None:
+    """KServe 0.13: serve *rest_server*, a ``UvicornServer``, on the parent's sockets."""
+    for other in foreign:  # the parent's ends: while we hold them nobody sees that it is gone
+        other.close()
+    # A worker that replaces a dead one is forked while gRPC runs in the parent. Its threads are not
+    # here, so its objects must not be freed here: that would wait for them.
+    gc.freeze()
+    forget_parent()
+    import uvicorn
+
+    server = uvicorn.Server(config=rest_server.cfg)
+    _serve(server, repository, pipe, limits, lambda: asyncio.run(server.serve(sockets=sockets)))
+
+
+def _serve(
+    server: Any, repository: Any, pipe: Connection, limits: Limits, run: Callable[[], None]
+) -> None:
+    """Run one REST server; *run* must call ``server.serve``."""
+    watch = _watch.early() or _watch.Watch(Drain())
+    watch.open()
+    drain = watch.drain
+    drain.configure(limits)
+    # A Ctrl-C reaches the whole group: the parent says what it means.
+    watch.hush = frozenset(
+        int(signal.Signals[name]) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)
+    )
+    parent = os.getppid()
+    watch.also.append(lambda: _check_parent(parent, drain))
+    threading.Thread(target=_listen, args=(pipe, drain), daemon=True).start()
+    serve = server.serve
+    drain.parts.append(RestPart(server, drain))
+    drain.on_up.append(lambda: pipe.send((READY,)))
+    drain.on_serving.append(lambda: pipe.send((SERVING,)))
+
+    async def stop() -> None:
+        await close_clients(stop_models(repository))
+
+    def supervised(sockets: list[Any] | None = None) -> Coroutine[Any, Any, None]:
+        async def main() -> None:
+            watch.enter_loop()
+            await supervise([serve(sockets=sockets)], drain, stop)
+            watch.leave_loop()
+
+        return main()
+
+    server.serve = supervised
+    with exported(drain):
+        run()
+    drain.released = True
+    watch.release()
+
+
+def _listen(pipe: Connection, drain: Drain) -> None:
+    """Act on the parent's words until it is gone."""
+    while True:
+        try:
+            kind, *details = pipe.recv()
+        except (EOFError, OSError):
+            _orphaned(drain)
+            return
+        if kind == DRAIN:
+            number, lame_duck, limit_s = details
+            if not drain.ending:  # the group's own signal may have been faster
+                drain.signal(number, lame_duck=lame_duck, limit_s=limit_s)
+        elif kind == SERVING:
+            drain.began()
+        else:
+            pipe.send((kind,))
+
+
+def _check_parent(parent: int, drain: Drain) -> float:
+    if os.name != "posix" or drain.ending:
+        return float("inf")
+    if os.getppid() != parent:
+        _orphaned(drain)
+    return LOOK_S
+
+
+def _orphaned(drain: Drain) -> None:
+    if not drain.ending:
+        log.warning("the parent process is gone; ending")
+    drain.signal(signal.SIGTERM, lame_duck=False, limit_s=ORPHAN_S)

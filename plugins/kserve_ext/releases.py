@@ -1,0 +1,238 @@
+# ruff: noqa: SLF001  # what KServe keeps private is what differs between its releases
+"""What differs between KServe's releases: where the servers are made and where they are run.
+
+=============  =====================================================================
+0.13 - 0.14.0  ``start`` makes everything in closures: replaced by `serve_old_line`
+0.14.1         ``start`` awaits ``_servers_task``; the ``workers`` argument has no effect
+0.15 - 0.21    ``start`` awaits ``_serve``; REST workers are spawned processes
+=============  =====================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import importlib
+import importlib.metadata
+import inspect
+import multiprocessing
+import os
+import socket
+from collections.abc import Coroutine, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from kserve_ext.endpoints import worker_process as _worker
+from kserve_ext.endpoints.grpc import GrpcPart
+from kserve_ext.endpoints.rest import RestPart
+from kserve_ext.endpoints.workers import WorkersPart
+from kserve_ext.shutdown.console import own_process_group
+from kserve_ext.shutdown.drain import Drain
+from mlops_ext.shutdown import Limits
+
+__all__ = [
+    "OLD_LINE",
+    "SUPPORTED",
+    "hook_of",
+    "installed",
+    "make_old_line",
+    "parts_of",
+    "pristine_app",
+    "register_old_line",
+]
+
+SUPPORTED = ">=0.13,<0.22"
+OLD_LINE = ">=0.13,<0.14.1"
+BACKLOG = 2048
+"""uvicorn's own default; KServe 0.13 listens with 5 for its workers."""
+
+Coroutines = list[Coroutine[Any, Any, Any]]
+
+
+def installed() -> str:
+    """The installed version of KServe."""
+    return importlib.metadata.version("kserve")
+
+
+def is_in(specifier: str) -> bool:
+    """Whether the installed version is in *specifier*."""
+    return SpecifierSet(specifier).contains(installed(), prereleases=True)
+
+
+def hook_of(server: Any) -> str:
+    """Name of the coroutine method that ``start`` awaits (0.14.1 and later)."""
+    return "_serve" if hasattr(type(server), "_serve") else "_servers_task"
+
+
+def parts_of(server: Any, drain: Drain) -> Coroutines:
+    """Make the parts of a server of 0.14.1 or later, and give the coroutines that serve them."""
+    if hook_of(server) == "_servers_task":
+        coroutines: Coroutines = [server._rest_server.start()]
+        if server.enable_grpc:
+            coroutines.append(server._grpc_server.start(server.max_threads))
+        drain.parts.append(RestPart(server._rest_server._server, drain))
+    else:
+        coroutines = list(server.servers)
+        workers = server._rest_multiprocess_server
+        if workers is not None:
+            index = len(coroutines) - (2 if server.enable_grpc else 1)
+            coroutines[index].close()  # KServe's own supervision of workers
+            part = _spawned_workers(workers, server.workers, drain)
+            coroutines[index] = part.serve()
+            drain.parts.append(part)
+        else:
+            drain.parts.append(RestPart(server._rest_server._server, drain))
+    if server.enable_grpc:
+        drain.parts.append(GrpcPart(server._grpc_server, drain))
+    return coroutines
+
+
+def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersPart:
+    """REST workers of 0.15 and later."""
+    rest = upstream._rest_server
+    listening = rest.config.bind_socket()
+    context = multiprocessing.get_context("spawn")
+    limits = drain.state.limits
+
+    def launch() -> tuple[Any, Connection]:
+        ours, theirs = context.Pipe()
+        arguments = (rest, upstream.log_config_file, [listening], theirs, limits)
+        process = context.Process(target=_worker.run_spawned, args=arguments)
+        with own_process_group():
+            process.start()
+        theirs.close()
+        return process, ours
+
+    return WorkersPart(launch, count, drain, [listening])
+
+
+def make_old_line(server: Any, drain: Drain) -> Coroutines:
+    """The same for 0.13 and 0.14.0, whose ``start`` makes the servers itself."""
+    upstream = importlib.import_module("kserve.model_server")
+    loop = asyncio.get_running_loop()
+    handler = server._custom_exception_handler or server.default_exception_handler
+    loop.set_exception_handler(handler)
+    has_app = "app" in inspect.signature(upstream.UvicornServer).parameters  # 0.14.0
+    many = server.workers > 1 and not has_app
+    if many and not hasattr(os, "fork"):
+        raise RuntimeError(
+            f"KServe {installed()} forks its workers, which this system cannot;"
+            " set workers=1 or install KServe 0.15 or later"
+        )
+    sockets = [_listening_socket(server.http_port)] if many else []
+    common = {"log_config": None, "access_log_format": server.access_log_format}
+    if has_app:
+        rest = upstream.UvicornServer(
+            upstream.app, server.http_port, server.dataplane, server.model_repository_extension,
+            workers=server.workers, **common,
+        )  # fmt: skip
+    else:
+        rest = upstream.UvicornServer(
+            server.http_port, sockets, server.dataplane, server.model_repository_extension,
+            server.enable_docs_url, **common,
+        )  # fmt: skip
+    server._rest_server = rest
+    if many:
+        workers = _forked_workers(rest, server, drain, sockets)
+        workers.launch_all()  # before grpc has threads
+        coroutines: Coroutines = [workers.serve()]
+        drain.parts.append(workers)
+    else:
+        drain.parts.append(RestPart(rest.server, drain))
+        coroutines = [rest.run()]
+    if server.enable_grpc:
+        drain.parts.append(GrpcPart(server._grpc_server, drain))
+        coroutines.append(server._grpc_server.start(server.max_threads))
+    return coroutines
+
+
+@contextlib.contextmanager
+def pristine_app() -> Iterator[None]:
+    """Give KServe's application back as it was, so that a process can start a server again.
+
+    It is one object for all servers of a process (0.14 and later), and each adds its routes.
+    """
+    app = getattr(importlib.import_module("kserve.model_server"), "app", None)
+    if app is None:
+        yield
+        return
+    routes, layers = list(app.router.routes), list(app.user_middleware)
+    handlers, stack = dict(app.exception_handlers), app.middleware_stack
+    try:
+        yield
+    finally:
+        app.router.routes[:], app.user_middleware[:] = routes, layers
+        app.exception_handlers.clear()
+        app.exception_handlers.update(handlers)
+        app.middleware_stack = stack
+
+
+def _listening_socket(port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("0.0.0.0", port))  # noqa: S104  # as KServe does: probes come from outside
+    listening.listen(BACKLOG)
+    return listening
+
+
+def _forked_workers(
+    rest: Any, server: Any, drain: Drain, sockets: list[socket.socket]
+) -> WorkersPart:
+    """REST workers of 0.13, forked as KServe forks them: its models need not be picklable."""
+    context = multiprocessing.get_context("fork")
+    limits: Limits = drain.state.limits
+    repository = server.registered_models
+
+    def launch() -> tuple[Any, Connection]:
+        ours, theirs = context.Pipe()
+        foreign = [ours, *(worker.pipe for worker in part.workers)]
+        arguments = (rest, repository, sockets, theirs, limits, foreign)
+        process = context.Process(target=_worker.run_forked, args=arguments)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    part = WorkersPart(launch, server.workers, drain, list(sockets))
+    return part
+
+
+def register_old_line(server: Any, models: Any) -> None:
+    """What ``start`` of 0.13 and 0.14.0 does before it serves."""
+    upstream = importlib.import_module("kserve.model_server")
+    if isinstance(models, dict):
+        _deploy_on_ray(server, models, upstream)
+    elif isinstance(models, list):
+        _register(server, models, upstream)
+    else:
+        raise RuntimeError("Unknown model collection types")  # noqa: TRY004  # KServe's own error
+    if server.max_asyncio_workers is None:
+        server.max_asyncio_workers = min(32, upstream.utils.cpu_count() + 4)
+    executor = concurrent.futures.ThreadPoolExecutor(max_workers=server.max_asyncio_workers)
+    asyncio.get_event_loop().set_default_executor(executor)
+
+
+def _register(server: Any, models: list[Any], upstream: Any) -> None:
+    kind = getattr(upstream, "BaseKServeModel", None) or upstream.Model
+    only_ready = hasattr(upstream, "NoModelReady")  # 0.14.0
+    for model in models:
+        if not isinstance(model, kind):
+            raise RuntimeError("Model type should be 'BaseKServeModel'")  # noqa: TRY004  # KServe's own error
+        if model.ready or not only_ready:
+            server.register_model(model)
+            model.enable_latency_logging = server.enable_latency_logging
+        if only_ready:
+            model.start()
+    if only_ready and models and not any(model.ready for model in models):
+        raise upstream.NoModelReady(models)
+
+
+def _deploy_on_ray(server: Any, models: dict[str, Any], upstream: Any) -> None:
+    if not all(isinstance(value, upstream.Deployment) for value in models.values()):
+        raise RuntimeError("Model type should be RayServe Deployment")
+    upstream.rayserve.start(detached=True, http_options={"host": "0.0.0.0", "port": 9071})  # noqa: S104  # as KServe does
+    for name, deployment in models.items():
+        deployment.deploy()
+        server.register_model_handle(name, deployment.get_handle())

@@ -1,0 +1,230 @@
+"""One run of a model server: from ``start`` to the end of its drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any
+
+from kserve_ext import releases as _lines
+from kserve_ext.settings import load
+from kserve_ext.shutdown import signals as _watch
+from kserve_ext.shutdown.console import console_events
+from kserve_ext.shutdown.drain import Drain, log
+from kserve_ext.shutdown.driver import supervise
+from kserve_ext.shutdown.metrics import exported
+from kserve_ext.shutdown.models import close_clients, stop_models
+from mlops_ext.errors import UnsupportedVersionError
+
+__all__ = ["Run", "run_of", "shutdown", "start", "stop"]
+
+_runs: weakref.WeakKeyDictionary[Any, Run]
+_runs = weakref.WeakKeyDictionary()
+
+Upstream = Callable[[Any, Any], None]
+
+
+class Run:
+    """A model server that runs under our care.
+
+    Attributes:
+        server: the ``ModelServer``.
+        drain: its shutdown.
+        thread: the thread that its loop runs in.
+    """
+
+    def __init__(self, server: Any, drain: Drain, watch: _watch.Watch | None) -> None:
+        self.server, self.drain, self.watch = server, drain, watch
+        self.thread = threading.get_ident()
+
+    async def serve(self, make: Callable[[Any, Drain], _lines.Coroutines]) -> None:
+        """Run the servers until the drain is through."""
+        if self.watch is not None:
+            self.watch.enter_loop()
+        try:
+            await supervise(make(self.server, self.drain), self.drain, self._stop)
+        finally:
+            if self.watch is not None:
+                self.watch.leave_loop()
+
+    async def _stop(self) -> None:
+        await close_clients(stop_models(self.server.registered_models))
+
+
+def run_of(server: Any) -> Run | None:
+    """The run of *server*, or None where it does not run under our care."""
+    return _runs.get(server)
+
+
+def start(
+    server: Any, models: Any, upstream: Upstream, arguments: Mapping[str, object] | None = None
+) -> None:
+    """Start *server*, and return when it has drained.
+
+    In a notebook, where an event loop runs already, the server gets a thread of its own and this
+    returns as soon as it serves.
+
+    Args:
+        server: a ``ModelServer``.
+        models: what its ``start`` takes.
+        upstream: KServe's own ``start``.
+        arguments: settings given in code; None means not given.
+    """
+    if not _lines.is_in(_lines.SUPPORTED):
+        error = UnsupportedVersionError("kserve", _lines.installed(), _lines.SUPPORTED)
+        warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+        upstream(server, models)
+        return
+    limits = load(arguments).value.limits
+    if _has_running_loop():
+        _start_beside(server, models, upstream, Drain(limits, may_kill=False))
+    else:
+        _start_here(server, models, upstream, Drain(limits, may_kill=_is_main()))
+
+
+def _has_running_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def shutdown(server: Any, *, wait: bool = True, timeout_s: float | None = None) -> bool:
+    """Drain *server* as a SIGTERM does; from any thread.
+
+    Args:
+        server: the server; one that does not run has nothing to drain.
+        wait: whether to return only when it has stopped. A call from the server's own thread
+            never waits.
+        timeout_s: how long to wait at most; None for as long as its limits allow.
+
+    Returns:
+        whether it has stopped.
+    """
+    run = run_of(server)
+    if run is None:
+        return True
+    run.drain.signal(0)
+    if wait and threading.get_ident() != run.thread:
+        run.drain.finished.wait(timeout_s)
+    return run.drain.finished.is_set()
+
+
+def stop(server: Any, sig: int | None, upstream: Callable[..., Any]) -> Any:
+    """Begin the drain of *server*, or call KServe's own ``stop`` where it is not in our care."""
+    run = run_of(server)
+    if run is None:
+        return upstream(server, sig)
+    run.drain.signal(0)
+    if not inspect.iscoroutinefunction(upstream):
+        return None
+
+    async def done() -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, run.drain.finished.wait)
+
+    return done()
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _start_beside(server: Any, models: Any, upstream: Upstream, drain: Drain) -> None:
+    """Start *server* in a thread; return when it serves, raise what it raised before."""
+    failure: list[BaseException] = []
+
+    def main() -> None:
+        try:
+            _start_here(server, models, upstream, drain)
+        except BaseException as error:  # noqa: BLE001  # handed to the caller
+            failure.append(error)
+        finally:
+            drain.finished.set()
+
+    up = threading.Event()
+    drain.on_up.append(up.set)
+    thread = threading.Thread(target=main, name="kserve-ext-server")
+    thread.start()
+    while not up.wait(0.05) and thread.is_alive():
+        pass
+    if failure:
+        raise failure[0]
+
+
+def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> None:
+    watch = _take_signals(drain) if _is_main() else _leave_signals()
+    run = Run(server, drain, watch)
+    _runs[server] = run
+    try:
+        with _event_loop(), _lines.pristine_app(), exported(drain), console_events(drain):
+            if _lines.is_in(_lines.OLD_LINE):
+                _lines.register_old_line(server, models)
+                asyncio.run(run.serve(_lines.make_old_line))
+            else:
+                with _shadowed(server, run):
+                    upstream(server, models)
+    finally:
+        drain.released = True
+        drain.finished.set()
+        _runs.pop(server, None)
+        if watch is not None:
+            watch.release()
+
+
+def _take_signals(drain: Drain) -> _watch.Watch:
+    """The handlers that stand since the import, or new ones, working for *drain*."""
+    watch = _watch.early() or _watch.Watch(drain)
+    if watch.drain.ending:  # the signal came while the model loaded, and somebody caught the exit
+        raise SystemExit(0)
+    watch.drain = drain
+    watch.open()
+    return watch
+
+
+def _leave_signals() -> _watch.Watch | None:
+    standing = _watch.standing()
+    if standing is not None:
+        standing.release()
+    log.warning(
+        "the server does not run in the main thread: signals are left alone;"
+        " call its shutdown() to drain it"
+    )
+    return None
+
+
+@contextlib.contextmanager
+def _event_loop() -> Iterator[None]:
+    """A loop for ``asyncio.get_event_loop``, which KServe calls before it starts one."""
+    if _is_main():
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+@contextlib.contextmanager
+def _shadowed(server: Any, run: Run) -> Iterator[None]:
+    """Let KServe's ``start`` prepare everything, and call us where it would serve."""
+
+    def serve() -> Coroutine[Any, Any, None]:
+        return run.serve(_lines.parts_of)
+
+    hooks: dict[str, Any] = {"register_signal_handler": lambda: None, _lines.hook_of(server): serve}
+    vars(server).update(hooks)
+    try:
+        yield
+    finally:
+        for name in hooks:
+            vars(server).pop(name, None)

@@ -1,0 +1,1 @@
+"""How a server ends: signals, the drain, and the models last."""

@@ -1,0 +1,101 @@
+"""Windows: the console's events, which are not signals.
+
+Ctrl-C and Ctrl-Break reach Python as SIGINT and SIGBREAK. A closing window, a log-off and a
+shutdown do not: Windows calls a handler, in a thread that it makes, and ends the process when the
+handler returns or five seconds have passed. Ours starts the drain and waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kserve_ext.shutdown.drain import Drain
+
+__all__ = ["console_events", "own_process_group"]
+
+CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN = 2, 5, 6
+SYSTEM_LIMIT_S = 5.0
+"""What Windows gives a handler (HungAppTimeout and WaitToKillAppTimeout)."""
+MARGIN_S = 0.5
+"""What is left of it for the end of the process."""
+NEW_PROCESS_GROUP = 0x00000200
+"""CREATE_NEW_PROCESS_GROUP: events for our group do not reach the workers."""
+
+SIGBREAK = 21
+"""Its number on Windows; named here because other systems have no name for it."""
+
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def console_events(drain: Drain) -> Iterator[None]:
+    """Drain on the console's events while this lasts; does nothing elsewhere than on Windows."""
+    if sys.platform != "win32":
+        yield
+        return
+    kernel: Any = ctypes.WinDLL("kernel32", use_last_error=True)
+    prototype = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)
+    handler = prototype(handler_of(drain))
+    if not kernel.SetConsoleCtrlHandler(handler, 1):
+        raise ctypes.WinError(ctypes.get_last_error())
+    try:
+        yield
+    finally:
+        kernel.SetConsoleCtrlHandler(handler, 0)
+
+
+def handler_of(drain: Drain) -> Callable[[int], int]:
+    """The handler for *drain*: 1 where it has dealt with the event, 0 for the next handler."""
+
+    def handle(event: int) -> int:
+        if event not in (CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN):
+            return 0  # Python's own turns these into signals
+        limit_s = SYSTEM_LIMIT_S - MARGIN_S
+        number = getattr(signal, "SIGBREAK", SIGBREAK)
+        drain.signal(number, lame_duck=False, limit_s=limit_s)
+        drain.finished.wait(limit_s)
+        return 1
+
+    return handle
+
+
+@contextlib.contextmanager
+def own_process_group() -> Iterator[None]:
+    """Let ``multiprocessing`` start processes in a group of their own; elsewhere a no-op.
+
+    It passes no creation flags, so its view of the system call is replaced while this lasts.
+    """
+    if sys.platform != "win32":
+        yield
+        return
+    from multiprocessing import popen_spawn_win32
+
+    with _lock:
+        calls = popen_spawn_win32._winapi  # noqa: SLF001  # it has no other way to the flags
+        popen_spawn_win32._winapi = _WithGroup(calls)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            popen_spawn_win32._winapi = calls  # noqa: SLF001
+
+
+class _WithGroup:
+    """``_winapi`` whose CreateProcess makes a new process group."""
+
+    def __init__(self, calls: Any) -> None:
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._calls, name)
+
+    def CreateProcess(self, *arguments: Any) -> Any:  # noqa: N802  # Windows' name
+        """As the system's, with the flag added."""
+        given = list(arguments)
+        given[5] |= NEW_PROCESS_GROUP
+        return self._calls.CreateProcess(*given)

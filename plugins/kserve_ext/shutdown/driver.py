@@ -1,0 +1,138 @@
+"""The event loop's part of a shutdown: run the servers, take the steps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
+
+from kserve_ext.shutdown.drain import Drain, describe, log
+from mlops_ext.shutdown import Step, Stopped
+
+__all__ = ["supervise"]
+
+SETTLE_S = 5.0
+"""How long arriving requests put off the end of accepting at most: an overloaded server needs
+seconds to take in what gRPC holds for it, and gRPC cancels what it still holds."""
+QUIET_S = 0.02
+"""A pause without a new request that long means that the kernel's queues are empty."""
+
+NEWBORN_S = 1.0
+"""How long a server that was not asked anything counts as unknown to all: traffic is sent to who
+has answered a readiness probe, and probes come each second at most. After it, somebody may count
+on us unasked: a balancer without probes."""
+LOOK_S = 0.005
+"""How often a server is looked at that nobody has asked yet: in its first second, and while it
+ends."""
+
+
+async def supervise(
+    coroutines: Iterable[Coroutine[Any, Any, Any]],
+    drain: Drain,
+    stop: Callable[[], Awaitable[None]],
+) -> None:
+    """Run *coroutines* until the drain of their servers is through, or one of them raises.
+
+    Args:
+        coroutines: the servers' and engines' own.
+        drain: holds the parts that the coroutines serve.
+        stop: stops models and clients.
+    """
+    drain.attach(asyncio.get_running_loop())
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    announcer = asyncio.create_task(_announce(drain))
+    driver = asyncio.create_task(_drive(drain, stop))
+    try:
+        await _until(driver, tasks, drain)
+    except BaseException:
+        # Ports are let go, and gRPC is not left to its finalizer, which needs the loop.
+        with contextlib.suppress(Exception):
+            await asyncio.gather(*(part.finish() for part in drain.parts))
+        raise
+    finally:
+        for task in (announcer, driver, *tasks):
+            task.cancel()
+        await asyncio.gather(announcer, driver, *tasks, return_exceptions=True)
+        drain.detach()
+        drain.finished.set()
+
+
+async def _until(driver: asyncio.Task[None], tasks: list[asyncio.Task[Any]], drain: Drain) -> None:
+    """Wait for *driver*; raise what a task raises while the server is not ending."""
+    pending: set[asyncio.Task[Any]] = {driver, *tasks}
+    while driver in pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            error = None if task.cancelled() else task.exception()
+            if error is None:
+                continue
+            if task is driver or not drain.ending:
+                raise error
+            log.error("a server raised during the shutdown: %s", describe(error))
+    # The servers' own coroutines end by themselves now: flush, lifespan, sockets.
+    if pending:
+        await asyncio.wait(pending, timeout=drain.state.limits.stop_s / 2)
+
+
+async def _announce(drain: Drain) -> None:
+    """Tell the drain when the server serves: somebody asked, or could have for a while."""
+    while not drain.is_up():  # noqa: ASYNC110  # parts are of several kinds, some in processes
+        await asyncio.sleep(LOOK_S)
+    drain.look()
+    for notify in drain.on_up:
+        notify()
+    alone_until = drain.clock() + NEWBORN_S
+    while not drain.state.served:
+        drain.look()
+        if not drain.ending and drain.clock() >= alone_until:
+            drain.began()
+        await asyncio.sleep(LOOK_S)
+
+
+async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
+    async for step in drain.steps():
+        if step is Step.NOT_READY:
+            _tell_not_ready(drain)
+        elif step is Step.CLOSE:
+            await _close(drain)
+        elif step is Step.REFUSE:
+            drain.refusing = True
+            drain.refused += sum(part.refuse() for part in drain.parts)
+            log.warning("drain: deadline passed, refused %d requests in flight", drain.refused)
+        elif step is Step.STOP:
+            await _stop(drain, stop)
+        else:
+            log.info("shutdown: done after %.2f s", drain.seconds())
+
+
+def _tell_not_ready(drain: Drain) -> None:
+    state = drain.state
+    log.info(
+        "shutdown: signal %d, not ready; accepting for %.1f s more, %d requests in flight",
+        state.signal,
+        max(0.0, min(state.due.close_at, state.due.kill_at) - drain.clock()),
+        drain.in_flight(),
+    )
+
+
+async def _close(drain: Drain) -> None:
+    """Take in what has reached the kernel already, then stop accepting everywhere together."""
+    until = drain.clock() + SETTLE_S
+    while drain.clock() < min(until, drain.state.due.refuse_at):
+        before = sum(part.arrivals() for part in drain.parts)
+        for _ in range(3):  # accept, read, parse: a turn of the loop each
+            await asyncio.sleep(0)
+        await asyncio.sleep(QUIET_S)
+        if sum(part.arrivals() for part in drain.parts) == before:
+            break
+    drain.look()  # who asked in the last moment gets the time for an answer
+    log.info("drain: stop accepting, %d requests in flight", drain.in_flight())
+    await asyncio.gather(*(part.close() for part in drain.parts))
+
+
+async def _stop(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
+    log.info("stop: %d requests in flight, %d refused", drain.in_flight(), drain.refused)
+    await stop()
+    await asyncio.gather(*(part.finish() for part in drain.parts))
+    drain.feed(Stopped(at=drain.clock()))

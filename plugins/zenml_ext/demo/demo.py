@@ -1,0 +1,238 @@
+"""The demo of zenml_ext: a real pipeline on ZenML's embedded store, bare and with us."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlops_ext import settings
+from mlops_ext.demo import Claim, Event, Progress
+from mlops_ext.errors import MlopsExtError
+
+__all__ = ["demo"]
+
+_LIMIT = 500 * 1024**2
+_TIMEOUT_S = 240.0
+"""A step's process takes about 5 s on a free machine; beyond this something hangs."""
+_STOP_S = 8.0
+"""Time for an interrupted pipeline to end its step and remove its cgroup: it takes about 3 s."""
+
+_LEAVE = """
+import sys
+from zenml.enums import ArtifactType
+from zenml.materializers.base_materializer import BaseMaterializer
+class Scratch(BaseMaterializer):
+    ASSOCIATED_TYPES = (bytes,)
+    ASSOCIATED_ARTIFACT_TYPE = ArtifactType.DATA
+class Store:
+    pass
+with Scratch(uri="/nowhere", artifact_store=Store()).get_temporary_directory(
+    delete_at_exit=True
+) as directory:
+    open(directory + "/part", "w").close()
+    if "wait" in sys.argv:
+        print("READY", flush=True)
+        sys.stdin.read()
+"""
+
+
+def demo() -> Iterator[Event]:
+    """A step that needs more than its limit, its temporary files, and what a kill leaves."""
+    with tempfile.TemporaryDirectory(prefix="zenml-demo-") as folder:
+        shop = _Workshop(folder=Path(folder))
+        yield Progress(text="bare ZenML: a step that needs 550 MiB and more, limited to 500Mi")
+        bare_code = shop.run_limited("set_up", "default")
+        yield Progress(text="local_oom: the same pipeline, the same limit")
+        bare, first = shop.run("report", "oom", "report")
+        place = (shop.folder / "temp_dir_used").read_text(encoding="utf-8")
+        yield from _memory_claims(bare_code, bare, first)
+        yield Progress(text="the same pipeline once more: the history knows the step now")
+        (second,) = shop.run("oom", "report")
+        yield _second_run(second, first)
+        yield _temp_dir(shop, place)
+        yield Progress(text="killing a process that has a temporary directory, twice")
+        yield _left_overs(shop)
+
+
+def _memory_claims(
+    bare_code: int, bare: Mapping[str, Any], ours: Mapping[str, Any]
+) -> Iterator[Claim]:
+    attempts = _attempts(ours)
+    told = ", then ".join(f"{a['memory']}: {a['outcome']}" for a in attempts)
+    killed = [a for a in attempts if a["outcome"] == "killed for memory"]
+    yield Claim(
+        what="a step that needs more memory than its limit of 500Mi",
+        before=f"killed (exit code {bare_code}); the run stays {bare['status']!r} for ever",
+        after=f"run {ours['status']} after {len(killed)} kill(s)",
+        holds=bare_code == 137  # noqa: PLR2004  # 128 + SIGKILL
+        and bare["status"] != "completed"
+        and ours["status"] == "completed"
+        and len(killed) >= 1,
+    )
+    yield Claim(
+        what="attempts in the metadata that the dashboard shows",
+        before=f"{len(_attempts(bare))}",
+        after=told,
+        holds=len(attempts) == len(killed) + 1 and not _attempts(bare),
+    )
+
+
+def _second_run(second: Mapping[str, Any], first: Mapping[str, Any]) -> Claim:
+    before, after = (
+        sum(a["outcome"] == "killed for memory" for a in _attempts(run)) for run in (first, second)
+    )
+    return Claim(
+        what="kills in the next run of the same pipeline",
+        before=f"{before} in the first run",
+        after=f"{after}: it starts with {_attempts(second)[0]['memory']}",
+        holds=second["status"] == "completed" and after < before,
+    )
+
+
+def _temp_dir(shop: _Workshop, place: str) -> Claim:
+    left = [entry.name for entry in shop.scratch.iterdir()]
+    return Claim(
+        what="temporary files of a materializer, one of them held open",
+        before=f"where tempfile falls ({tempfile.gettempdir()})",
+        after=f"in the chosen directory; {len(left)} left behind, step completed",
+        holds=Path(place).is_relative_to(shop.scratch) and not left,
+    )
+
+
+def _left_overs(shop: _Workshop) -> Claim:
+    left = {}
+    for kind in ("bare", "ours"):
+        place = shop.folder / f"left-{kind}"
+        place.mkdir()
+        variables = {"TMPDIR": str(place)}
+        if kind == "ours":
+            variables["MLOPS_EXT_TEMP_DIR"] = str(place)
+        shop.kill_one_and_start_another(variables)
+        left[kind] = len(list(place.iterdir()))
+    return Claim(
+        what="directories left after kill -9 and another start",
+        before=str(left["bare"]),
+        after=str(left["ours"]),
+        holds=left["bare"] == 1 and left["ours"] == 0,
+    )
+
+
+def _interrupt(process: subprocess.Popen[str]) -> None:
+    """End a pipeline as its user's Ctrl-C would: its step and the step's cgroup go too."""
+    if os.name == "posix":
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_STOP_S)
+    process.kill()
+
+
+def _attempts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from zenml_ext.memory.records import ATTEMPTS
+
+    return [attempt for step in report["attempts"] for attempt in step.get(ATTEMPTS, [])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Workshop:
+    """A folder with a ZenML of its own; the user's configuration is never touched."""
+
+    folder: Path
+
+    @property
+    def scratch(self) -> Path:
+        """The temporary directory that is chosen for local_oom."""
+        return self.folder / "scratch"
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """The environment of a process that uses this ZenML, quietly."""
+        inherited = settings.environment().items()
+        kept = {k: v for k, v in inherited if not k.startswith(("ZENML_", "MLOPS_EXT_"))}
+        return {
+            **kept,
+            "ZENML_CONFIG_PATH": str(self.folder / "config"),
+            "ZENML_LOCAL_STORES_PATH": str(self.folder / "stores"),
+            "ZENML_ANALYTICS_OPT_IN": "false",
+            "ZENML_LOGGING_VERBOSITY": "ERROR",
+            "AUTO_OPEN_DASHBOARD": "false",
+            "MLOPS_EXT_MEMORY_HISTORY": str(self.folder / "history.sqlite"),
+            **variables,
+        }
+
+    def run(self, *actions: str) -> list[dict[str, Any]]:
+        """Run the pipeline's script; its reports.
+
+        Raises:
+            MlopsExtError: it failed.
+        """
+        self._script()
+        with subprocess.Popen(
+            [sys.executable, "pipeline.py", *actions],
+            cwd=self.folder,
+            env=self.environment(MLOPS_EXT_TEMP_DIR=str(self.scratch)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=_TIMEOUT_S)
+            except BaseException:
+                _interrupt(process)
+                raise
+        if process.returncode:
+            tail = (output + errors).strip()[-2000:]
+            raise MlopsExtError(f"the demo's pipeline failed ({' '.join(actions)}):\n{tail}")
+        lines = output.splitlines()
+        return [json.loads(line[7:]) for line in lines if line.startswith("REPORT ")]
+
+    def run_limited(self, *actions: str) -> int:
+        """Run the script under the step's own limit; its exit code."""
+        from zenml_ext.local import process as _limited
+
+        self._script()
+        with (self.folder / "bare.log").open("wb") as log:
+            ending = _limited.run(
+                [sys.executable, str(self.folder / "pipeline.py"), *actions],
+                environment=self.environment(PWD=str(self.folder)),
+                limit=_LIMIT,
+                stopping=threading.Event(),
+                grace_s=1.0,
+                output=log,
+            )
+        return ending.exit_code
+
+    def kill_one_and_start_another(self, variables: Mapping[str, str]) -> None:
+        """Kill a process inside its temporary directory, then run one to its end."""
+        command = [sys.executable, "-c", _LEAVE]
+        environment = self.environment(**variables)
+        with subprocess.Popen(
+            [*command, "wait"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip() == "READY":
+                    break
+            process.kill()
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    def _script(self) -> None:
+        script = self.folder / "pipeline.py"
+        if not script.exists():
+            shutil.copyfile(Path(__file__).with_name("pipeline.py"), script)
+            self.scratch.mkdir()

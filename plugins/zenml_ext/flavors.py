@@ -1,0 +1,93 @@
+"""Making the flavors known to the ZenML server that is active."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zenml.client import Client
+
+__all__ = ["FLAVORS", "Known", "next_steps", "register"]
+
+FLAVORS = {
+    "local_oom": "zenml_ext.local.flavor.LocalOomFlavor",
+    "kubernetes_oom": "zenml_ext.kubernetes.flavor.KubernetesOomFlavor",
+}
+
+
+class Known(enum.Enum):
+    """What registering a flavor came to."""
+
+    NEW = "registered"
+    SAME = "already registered"
+    UPDATED = "registered again: its settings have changed"
+    MISSING = "not registered: it needs the package kubernetes (pip install kubernetes)"
+    FOREIGN = "not registered: another flavor has this name"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A flavor, and what registering it came to."""
+
+    name: str
+    outcome: Known
+    detail: str = ""
+
+
+def register(client: Client) -> Iterator[Registered]:
+    """Register each flavor that can be used here; doing so again changes nothing."""
+    from zenml.enums import StackComponentType
+
+    kind = StackComponentType.ORCHESTRATOR
+    for name, source in FLAVORS.items():
+        if importlib.util.find_spec(source.rpartition(".")[0]) is None:
+            continue
+        if name == "kubernetes_oom" and importlib.util.find_spec("kubernetes") is None:
+            yield Registered(name=name, outcome=Known.MISSING)
+            continue
+        page = client.list_flavors(name=name, type=kind, hydrate=True)
+        if not page.total:
+            client.create_flavor(source=source, component_type=kind)
+            yield Registered(name=name, outcome=Known.NEW)
+            continue
+        found = page[0]
+        module, _, attribute = source.rpartition(".")
+        ours = getattr(importlib.import_module(module), attribute)()
+        if found.source != source:
+            yield Registered(name=name, outcome=Known.FOREIGN, detail=found.source)
+        elif found.config_schema == ours.config_schema:
+            yield Registered(name=name, outcome=Known.SAME)
+        else:
+            client.delete_flavor(str(found.id))
+            client.create_flavor(source=source, component_type=kind)
+            yield Registered(name=name, outcome=Known.UPDATED)
+
+
+def next_steps(client: Client, flavor: str) -> list[str]:
+    """What to type to use *flavor*; empty where the active stack uses it."""
+    from zenml.enums import StackComponentType
+
+    active = client.active_stack_model
+    kind = StackComponentType.ORCHESTRATOR
+    if any(_flavor_name(c) == flavor for c in active.components.get(kind, ())):
+        return []
+    steps = []
+    components = client.list_stack_components(type=kind, flavor=flavor)
+    name = components[0].name if components.total else flavor
+    if not components.total:
+        options = " --kubernetes_context=CONTEXT" if flavor == "kubernetes_oom" else ""
+        steps.append(f"zenml orchestrator register {name} --flavor {flavor}{options}")
+    stores = active.components.get(StackComponentType.ARTIFACT_STORE, ())
+    store = stores[0].name if stores else "default"
+    steps.append(f"zenml stack register {name}_stack -o {name} -a {store} --set")
+    return steps
+
+
+def _flavor_name(component: object) -> str:
+    name = getattr(component, "flavor_name", None)
+    return str(name) if name is not None else str(getattr(component, "flavor", ""))

@@ -1,0 +1,276 @@
+"""The Kubernetes API as JSON in and out, and which of its errors pass by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from kubernetes import client as k8s
+from kubernetes.client.rest import ApiException
+from urllib3.exceptions import HTTPError
+
+from mlops_ext.redaction import redact, redacted
+
+__all__ = ["KubeApi", "Recorder", "error_words", "is_passing", "persistently"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Manifest = dict[str, Any]
+
+_NOT_FOUND, _CONFLICT, _UNAUTHORIZED, _FORBIDDEN = 404, 409, 401, 403
+_PASSING = frozenset({401, 408, 409, 425, 429})
+_SERVER_ERROR = 500
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
+_PERSISTENCE_S = 300.0
+"""How long a Job's creation is tried again: longer than an API server takes to restart."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether *error* is the API's or the network's weather: later it will work."""
+    if isinstance(error, ApiException):
+        return error.status in _PASSING or (error.status or 0) >= _SERVER_ERROR or not error.status
+    return isinstance(error, (HTTPError, OSError))
+
+
+def error_words(error: BaseException) -> str:
+    """An API error in one line, without what is secret."""
+    if isinstance(error, ApiException):
+        body = error.body if isinstance(error.body, str) else ""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            import json
+
+            body = str(json.loads(body)["message"])
+        return redact(f"{error.status} {error.reason}: {body}".rstrip(": "))
+    return redacted(error)
+
+
+def persistently(
+    call: Callable[[], T],
+    *,
+    refresh: Callable[[], None] = lambda: None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """What *call* returns, tried again while its error is a passing one, for five minutes.
+
+    Args:
+        call: the request.
+        refresh: called after a 401, to read the token again.
+        sleep: waits.
+        clock: seconds.
+    """
+    begin, wait = clock(), _FIRST_WAIT_S
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not is_passing(error) or clock() - begin > _PERSISTENCE_S:
+                raise
+            log.warning("Kubernetes: %s; trying again in %.1f s", error_words(error), wait)
+            if isinstance(error, ApiException) and error.status == _UNAUTHORIZED:
+                refresh()
+            sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+
+class Recorder:
+    """An API object that keeps what chosen calls of it returned.
+
+    ZenML's own look at a Job reads the Job, and its pods where it needs them; what it read is
+    there for us, without a call of our own.
+    """
+
+    def __init__(self, api: Any, *names: str) -> None:
+        self._api, self._names = api, names
+        self.seen: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """The API's own attribute, wrapped where its answer is to be kept."""
+        found = getattr(self._api, name)
+        if name not in self._names:
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            answer = found(*args, **kwargs)
+            self.seen[name] = answer
+            return answer
+
+        call.__name__ = name
+        return call
+
+
+class KubeApi:
+    """The calls we make, on the API objects ZenML made, in one namespace."""
+
+    def __init__(self, batch: Any, core: Any, namespace: str, timeout_s: int | None = None) -> None:
+        self.batch, self.core, self.namespace = batch, core, namespace
+        self._options: dict[str, Any] = {"_request_timeout": timeout_s} if timeout_s else {}
+
+    def plain(self, answer: Any) -> Any:
+        """An API object as JSON data."""
+        return self.batch.api_client.sanitize_for_serialization(answer)
+
+    def refresh(self) -> None:
+        """Read the service account's token again, where there is one."""
+        from kubernetes import config
+
+        with contextlib.suppress(config.ConfigException, OSError):
+            config.load_incluster_config(client_configuration=self.batch.api_client.configuration)
+
+    def job(self, name: str) -> Manifest:
+        """A Job."""
+        found: Manifest = self.plain(
+            self.batch.read_namespaced_job(name=name, namespace=self.namespace, **self._options)
+        )
+        return found
+
+    def jobs(self, selector: str) -> list[Manifest]:
+        """The Jobs that a label selector picks."""
+        found: list[Manifest] = self.plain(
+            self.batch.list_namespaced_job(
+                namespace=self.namespace, label_selector=selector, **self._options
+            )
+        )["items"]
+        return found
+
+    def pod(self, name: str) -> Manifest:
+        """A pod."""
+        found: Manifest = self.plain(
+            self.core.read_namespaced_pod(name=name, namespace=self.namespace, **self._options)
+        )
+        return found
+
+    def pods(self) -> Sequence[Manifest]:
+        """The pods of the namespace; none where they may not be read."""
+        return self._if_allowed(
+            lambda: self.core.list_namespaced_pod(namespace=self.namespace, **self._options)
+        )
+
+    def pods_of(self, job: str) -> list[Manifest]:
+        """The pods of a Job."""
+        found: list[Manifest] = self.plain(
+            self.core.list_namespaced_pod(
+                namespace=self.namespace, label_selector=f"job-name={job}", **self._options
+            )
+        )["items"]
+        return found
+
+    def create_job(self, manifest: Mapping[str, Any]) -> Manifest:
+        """Create a Job; one of the same name that is there already is as good.
+
+        A name is made for one attempt of one step. A request whose answer was lost has created
+        the Job, and so may have an orchestrator pod that died before it could say so.
+        """
+        try:
+            created = self.batch.create_namespaced_job(
+                namespace=self.namespace, body=dict(manifest), **self._options
+            )
+        except ApiException as error:
+            if error.status != _CONFLICT:
+                raise
+            with _unless(_NOT_FOUND):
+                return self.job(manifest["metadata"]["name"])
+            raise  # a conflict of another kind
+        found: Manifest = self.plain(created)
+        return found
+
+    def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
+        """Patch a Job; one that is gone needs none."""
+        with _unless(_NOT_FOUND):
+            self.batch.patch_namespaced_job(
+                name=name, namespace=self.namespace, body=dict(patch), **self._options
+            )
+
+    def delete_job(self, name: str) -> None:
+        """Delete a Job and its pods."""
+        with _unless(_NOT_FOUND):
+            self.batch.delete_namespaced_job(
+                name=name,
+                namespace=self.namespace,
+                propagation_policy="Foreground",
+                **self._options,
+            )
+
+    def events_of(self, name: str) -> list[Manifest]:
+        """The events about an object; none where they may not be read."""
+        return self._if_allowed(
+            lambda: self.core.list_namespaced_event(
+                namespace=self.namespace,
+                field_selector=f"involvedObject.name={name}",
+                **self._options,
+            )
+        )
+
+    def node_oom_events(self, node: str) -> list[Manifest]:
+        """A node's events of out-of-memory kills; none where they may not be read."""
+        return self._if_allowed(
+            lambda: self.core.list_namespaced_event(
+                namespace="default",
+                field_selector=f"involvedObject.kind=Node,involvedObject.name={node},"
+                "reason=SystemOOM",
+                **self._options,
+            )
+        )
+
+    def create_event(self, job: Mapping[str, Any], reason: str, message: str) -> None:
+        """An event about a Job; where that is not allowed, none."""
+        from datetime import datetime, timezone
+
+        meta, stamp = job["metadata"], datetime.now(timezone.utc)
+        body = k8s.CoreV1Event(
+            metadata=k8s.V1ObjectMeta(generate_name=f"{meta['name'][:50]}."),
+            involved_object=k8s.V1ObjectReference(
+                api_version="batch/v1",
+                kind="Job",
+                name=meta["name"],
+                namespace=self.namespace,
+                uid=meta.get("uid"),
+            ),
+            reason=reason,
+            message=message[:1000],
+            type="Warning",
+            count=1,
+            first_timestamp=stamp,
+            last_timestamp=stamp,
+            reporting_component="mlops-ext",
+            source=k8s.V1EventSource(component="mlops-ext"),
+        )
+        try:
+            self.core.create_namespaced_event(namespace=self.namespace, body=body, **self._options)
+        except (ApiException, HTTPError, OSError) as error:
+            log.debug("no event: %s", error_words(error))
+
+    def fetch(self, kind: str) -> Sequence[Manifest]:
+        """The objects of a kind, for `kubernetes_caps.CapsReader`."""
+        if kind == "nodes":
+            return self._if_allowed(lambda: self.core.list_node(**self._options))
+        if kind == "pods":
+            everywhere = self._if_allowed(
+                lambda: self.core.list_pod_for_all_namespaces(**self._options)
+            )
+            return everywhere or self.pods()
+        name = {"limitranges": "limit_range", "resourcequotas": "resource_quota"}[kind]
+        call = getattr(self.core, f"list_namespaced_{name}")
+        return self._if_allowed(lambda: call(namespace=self.namespace, **self._options))
+
+    def _if_allowed(self, call: Callable[[], Any]) -> list[Manifest]:
+        try:
+            found: list[Manifest] = self.plain(call())["items"]
+        except ApiException as error:
+            if error.status not in {_FORBIDDEN, _NOT_FOUND}:
+                raise
+            return []
+        return found
+
+
+@contextlib.contextmanager
+def _unless(status: int) -> Iterator[None]:
+    try:
+        yield
+    except ApiException as error:
+        if error.status != status:
+            raise

@@ -1,0 +1,329 @@
+"""Jobs as plain data: made ready for out-of-memory retries, followed by bigger ones, told apart.
+
+Everything here is pure and works on the JSON form of Kubernetes objects. What a later orchestrator
+pod must know of a step stands in the annotations of its Job, so that none of it can be lost with
+a process.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_ext.memory import MemoryPlan, Quantity
+from zenml_ext.kubernetes.objects.placement import SIZED_LABEL, place, tolerate_pressure
+from zenml_ext.kubernetes.objects.state import PREFIX, TRACK_ANNOTATION, Track, track_of
+
+__all__ = [
+    "ADOPTING_ENTRYPOINT",
+    "ATTEMPTS_VARIABLE",
+    "Successor",
+    "follower_of",
+    "is_finished",
+    "latest_jobs",
+    "memory_of",
+    "prepare_step_job",
+    "run_id_of",
+    "set_memory",
+    "step_name_of",
+    "successor",
+    "superseding_patch",
+]
+
+Manifest = dict[str, Any]
+
+FOLLOWER_ANNOTATION = f"{PREFIX}/superseded-by"
+ATTEMPT_LABEL = f"{PREFIX}/attempt"
+SUPERSEDED_LABELS = {"run_id": f"{PREFIX}/superseded-run-id", "step_run_id": f"{PREFIX}/superseded"}
+ATTEMPTS_VARIABLE = "MLOPS_EXT_MEMORY_ATTEMPTS"
+IN_PLACE_VARIABLE = "MLOPS_EXT_IN_PLACE"
+POD_VARIABLE = "MLOPS_EXT_POD"
+NODE_VARIABLE = "MLOPS_EXT_NODE"
+STEP_NAME_ANNOTATION = "zenml.io/step-name"
+"""ZenML's own annotation of step Jobs (zenml.integrations.kubernetes.constants)."""
+ADOPTING_ENTRYPOINT = "zenml_ext.kubernetes.step.entrypoint.KubernetesStepEntrypointConfiguration"
+_STEP_OPERATOR_MODULE = "zenml.step_operators.step_operator_entrypoint_configuration"
+KNOWN_ENTRYPOINTS = frozenset(
+    {
+        "zenml.entrypoints.step_entrypoint_configuration.StepEntrypointConfiguration",
+        f"{_STEP_OPERATOR_MODULE}.StepOperatorEntrypointConfiguration",
+    }
+)
+MAIN = "main"
+SIGKILLED = 137
+_SOURCE_OPTION = "--entrypoint_config_source"
+_STEP_RUN_OPTION = "--step_run_id"
+_JOB_KEYS = ("job-name", "controller-uid")
+_NAME_LENGTH = 63
+_RULES: Sequence[Manifest] = (
+    # Order matters: a pod that is taken from its node exits with 137 as well.
+    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": MAIN, "operator": "In", "values": [SIGKILLED]},
+    },
+)
+
+
+def is_finished(job: Mapping[str, Any]) -> bool:
+    """Whether Kubernetes has declared the Job complete or failed."""
+    return any(
+        condition["type"] in {"Complete", "Failed"} and condition["status"] == "True"
+        for condition in (job.get("status") or {}).get("conditions") or ()
+    )
+
+
+def main_container(job: Mapping[str, Any]) -> Manifest:
+    """The container that runs the step."""
+    containers: list[Manifest] = job["spec"]["template"]["spec"]["containers"]
+    return next((one for one in containers if one["name"] == MAIN), containers[0])
+
+
+def step_name_of(job: Mapping[str, Any]) -> str:
+    """Name of the step that a Job runs."""
+    return str(job["metadata"]["annotations"][STEP_NAME_ANNOTATION])
+
+
+def run_id_of(job: Mapping[str, Any]) -> str:
+    """Id of the pipeline run that a step's Job belongs to, also of one that was followed."""
+    labels = job["metadata"]["labels"]
+    return str(labels.get("run_id") or labels[SUPERSEDED_LABELS["run_id"]])
+
+
+def memory_of(container: Mapping[str, Any]) -> tuple[Quantity | None, Quantity | None]:
+    """Memory limit and request of a container."""
+    resources = container.get("resources") or {}
+    limit, request = (
+        (resources.get(section) or {}).get("memory") for section in ("limits", "requests")
+    )
+    return (
+        Quantity.parse(limit) if limit is not None else None,
+        Quantity.parse(request) if request is not None else None,
+    )
+
+
+def set_memory(
+    container: Manifest, limit: Quantity | None, request: Quantity | None = None
+) -> None:
+    """Give a container a memory limit, and the same as its request unless told otherwise.
+
+    A request below the limit makes an out-of-memory kill the node's affair. Without a limit the
+    request is set alone.
+    """
+    resources = copy.deepcopy(container.get("resources") or {})
+    for section, value in (("limits", limit), ("requests", request or limit)):
+        if value is not None:
+            resources[section] = {**(resources.get(section) or {}), "memory": str(value)}
+    container["resources"] = resources
+
+
+def prepare_step_job(
+    manifest: Mapping[str, Any],
+    *,
+    plan: MemoryPlan | None,
+    family: str,
+    in_place: bool,
+) -> Manifest:
+    """The step's first Job: told apart, ended at once by a kill, run by our entrypoint.
+
+    ``podFailurePolicy`` gets rules in front of those that are there: a pod that is taken from
+    its node, or whose main container ends with 137, ends the Job, and the orchestrator decides
+    what follows. Otherwise Kubernetes would run it again with the memory it died of.
+    """
+    job = copy.deepcopy(dict(manifest))
+    meta, spec = job["metadata"], job["spec"]
+    container = main_container(job)
+    if plan is not None and plan.first is not None:
+        set_memory(container, plan.first)
+    limit, _ = memory_of(container)
+    rules = (spec.get("podFailurePolicy") or {}).get("rules") or []
+    spec["podFailurePolicy"] = {"rules": [*copy.deepcopy(list(_RULES)), *rules]}
+    labels = {SIZED_LABEL: str(limit is not None).lower(), ATTEMPT_LABEL: "1"}
+    _label(job, labels)
+    if plan is not None and plan.first is not None:
+        tolerate_pressure(job)
+    track = Track(base=meta["name"], plan=plan, family=family)
+    meta["annotations"] = {**(meta.get("annotations") or {}), TRACK_ANNOTATION: track.dump()}
+    _use_own_entrypoint(container, step_run_id=None)
+    _set_variables(container, {IN_PLACE_VARIABLE: _growth_of(plan, limit) if in_place else None})
+    return job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Successor:
+    """How the Job that follows another differs from it.
+
+    Attributes:
+        track: what has happened, with this Job counted in.
+        limit: the memory limit; None leaves the step without one.
+        request: the memory request; None: the same as the limit.
+        step_run_id: the step run to go on with; None makes a new one.
+        backoff_limit: what is left of the user's own retries.
+        avoid_node: a node it must not run on, or "".
+        in_place: whether its pod may be resized while it runs.
+    """
+
+    track: Track
+    limit: Quantity | None
+    request: Quantity | None = None
+    step_run_id: str | None = None
+    backoff_limit: int = 0
+    avoid_node: str = ""
+    in_place: bool = True
+
+
+def successor_name(track: Track) -> str:
+    """Name of the Job with this *track*: the same, whoever computes it and how often."""
+    suffix = f"-m{track.number}"
+    return f"{track.base[: _NAME_LENGTH - len(suffix)].rstrip('-.')}{suffix}"
+
+
+def successor(job: Mapping[str, Any], change: Successor) -> Manifest:
+    """The Job that follows *job*, ready to be created.
+
+    Its name follows from the track alone, so that two orchestrator pods, or one that died
+    between creating it and saying so, can only ever create one.
+    """
+    spec = copy.deepcopy(dict(job["spec"]))
+    meta = job["metadata"]
+    spec.pop("selector", None)
+    spec.pop("suspend", None)
+    spec["backoffLimit"] = change.backoff_limit
+    template = spec["template"]
+    labels = template.setdefault("metadata", {}).get("labels") or {}
+    template["metadata"]["labels"] = {
+        key: value
+        for key, value in labels.items()
+        if key not in _JOB_KEYS and not key.startswith("batch.kubernetes.io/")
+    }
+    template["metadata"].pop("creationTimestamp", None)
+    kept = ("labels", "annotations", "ownerReferences", "namespace")
+    new_meta = {key: copy.deepcopy(meta[key]) for key in kept if meta.get(key)}
+    new_meta["name"] = successor_name(change.track)
+    new_meta["annotations"] = {
+        **(new_meta.get("annotations") or {}),
+        TRACK_ANNOTATION: change.track.dump(),
+    }
+    new: Manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": new_meta, "spec": spec}
+    container = main_container(new)
+    set_memory(container, change.limit, change.request)
+    is_sized = change.limit is not None and not change.track.alone
+    _label(new, {SIZED_LABEL: str(is_sized).lower(), ATTEMPT_LABEL: str(change.track.number)})
+    _use_own_entrypoint(container, step_run_id=change.step_run_id)
+    growth = _growth_of(change.track.plan, change.limit) if change.in_place else None
+    _set_variables(
+        container,
+        {ATTEMPTS_VARIABLE: json.dumps(list(change.track.attempts)), IN_PLACE_VARIABLE: growth},
+    )
+    place(
+        new,
+        change.track,
+        avoid_node=change.avoid_node,
+        is_limited=change.limit is not None,
+    )
+    return new
+
+
+def superseding_patch(job: Mapping[str, Any], follower: str) -> Manifest:
+    """The merge patch that takes *job* out of ZenML's look-ups by label."""
+    labels = job["metadata"].get("labels") or {}
+    changed: dict[str, str | None] = {}
+    for old, new in SUPERSEDED_LABELS.items():
+        if old in labels:
+            changed |= {old: None, new: labels[old]}
+    return {
+        "metadata": {
+            "labels": changed,
+            "annotations": {FOLLOWER_ANNOTATION: follower},
+        }
+    }
+
+
+def follower_of(job: Mapping[str, Any]) -> str | None:
+    """Name of the Job that has followed *job*, as `superseding_patch` wrote it."""
+    found = (job["metadata"].get("annotations") or {}).get(FOLLOWER_ANNOTATION)
+    return str(found) if found else None
+
+
+def latest_jobs(jobs: Iterable[Manifest]) -> tuple[list[Manifest], list[tuple[Manifest, str]]]:
+    """The Jobs that count, and those that were followed, each with its follower's name.
+
+    Between the creation of a follower and the relabelling of what it follows both carry the
+    run's label; so does everything after an orchestrator pod that died there.
+    """
+    newest: dict[str, Manifest] = {}
+    tracked: list[tuple[Track, Manifest]] = []
+    plain: list[Manifest] = []
+    for job in jobs:
+        track = track_of(job)
+        if track is None:
+            plain.append(job)
+            continue
+        tracked.append((track, job))
+        known = newest.get(track.base)
+        known_track = track_of(known) if known else None
+        if known_track is None or known_track.number < track.number:
+            newest[track.base] = job
+    followed = [
+        (job, str(newest[track.base]["metadata"]["name"]))
+        for track, job in tracked
+        if newest[track.base] is not job
+    ]
+    return [*plain, *newest.values()], followed
+
+
+def _label(job: Manifest, labels: Mapping[str, str]) -> None:
+    job["metadata"]["labels"] = {**(job["metadata"].get("labels") or {}), **labels}
+    template = job["spec"]["template"].setdefault("metadata", {})
+    template["labels"] = {**(template.get("labels") or {}), **labels}
+
+
+def _use_own_entrypoint(container: Manifest, step_run_id: str | None) -> None:
+    """Swap ZenML's step entrypoint for the one that adopts; leave a foreign one alone."""
+    arguments: list[str] = list(container.get("args") or ())
+    if _SOURCE_OPTION not in arguments:
+        return
+    at = arguments.index(_SOURCE_OPTION) + 1
+    if arguments[at] not in {*KNOWN_ENTRYPOINTS, ADOPTING_ENTRYPOINT}:
+        return
+    arguments[at] = ADOPTING_ENTRYPOINT
+    if step_run_id is not None:
+        if _STEP_RUN_OPTION in arguments:
+            arguments[arguments.index(_STEP_RUN_OPTION) + 1] = step_run_id
+        else:
+            arguments += [_STEP_RUN_OPTION, step_run_id]
+    container["args"] = arguments
+
+
+def _set_variables(container: Manifest, values: Mapping[str, str | None]) -> None:
+    """Set, or with None remove, environment variables; and tell the pod where it is."""
+    fields = {POD_VARIABLE: "metadata.name", NODE_VARIABLE: "spec.nodeName"}
+    kept = [one for one in container.get("env") or () if one["name"] not in {*values, *fields}]
+    new: list[Manifest] = [
+        {"name": name, "value": value} for name, value in values.items() if value is not None
+    ]
+    own = [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for name, path in fields.items()
+    ]
+    container["env"] = [*kept, *new, *own]
+
+
+def _growth_of(plan: MemoryPlan | None, limit: Quantity | None) -> str | None:
+    """How the pod may grow, for the watcher in it; None where it has no limit to raise."""
+    if limit is None:
+        return None
+    cap = plan.cap.memory if plan and plan.cap else None
+    in_place = plan.in_place if plan else None
+    return json.dumps(
+        {
+            "threshold": in_place.threshold if in_place else 0.85,
+            "growth": in_place.growth if in_place else 1.5,
+            "ceiling": int(ceiling)
+            if (ceiling := (in_place and in_place.ceiling) or cap)
+            else None,
+        }
+    )

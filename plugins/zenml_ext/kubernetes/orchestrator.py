@@ -1,0 +1,317 @@
+"""ZenML's Kubernetes orchestrator whose steps survive out-of-memory."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import copy
+import importlib.metadata
+import logging
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from kubernetes.client.rest import ApiException
+from urllib3.exceptions import HTTPError
+from zenml.client import Client
+from zenml.enums import ExecutionStatus
+from zenml.integrations.kubernetes import KubernetesIntegration, kube_utils
+from zenml.integrations.kubernetes.orchestrators import KubernetesOrchestrator
+from zenml.integrations.kubernetes.pod_settings import KubernetesPodSettings
+
+from mlops_ext.memory import Quantity
+from zenml_ext.kubernetes.client import KubeApi, error_words
+from zenml_ext.kubernetes.flavor import KubernetesOomConfig, KubernetesOomSettings
+from zenml_ext.kubernetes.objects.job import is_finished, latest_jobs, superseding_patch
+from zenml_ext.kubernetes.objects.volumes import VOLUME_NAME, temp_dir_parts
+from zenml_ext.kubernetes.supervisor.own_memory import OwnMemory
+from zenml_ext.kubernetes.supervisor.step_runs import StepFacts
+from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
+from zenml_ext.memory.policy import request_of
+
+if TYPE_CHECKING:
+    from zenml.config.base_settings import BaseSettings
+    from zenml.config.step_run_info import StepRunInfo
+    from zenml.metadata.metadata_types import MetadataType
+    from zenml.models import PipelineRunResponse, StepRunResponse
+    from zenml.orchestrators import SubmissionResult
+
+__all__ = ["KubernetesOomOrchestrator"]
+
+log = logging.getLogger(__name__)
+
+_STATIC_ENTRYPOINT = "kubernetes_orchestrator_entrypoint"
+_OWN_ENTRYPOINT = "zenml_ext.kubernetes.supervisor.entrypoint"
+_ORCHESTRATOR_ANNOTATION = "zenml.io/orchestrator"
+_DISTRIBUTION = "mlops-ext"
+_RETRY_MEMORY_ERROR = {"name": "MLOPS_EXT_RETRY_MEMORY_ERROR", "value": "1"}
+
+
+class KubernetesOomOrchestrator(KubernetesOrchestrator):
+    """Everything the parent does; steps killed for memory run again with more."""
+
+    _supervisor: Supervisor | None = None
+    _own_memory: OwnMemory | None = None
+    _facts_by_name: dict[str, StepFacts] | None = None
+    _being_submitted = threading.local()
+
+    @property
+    def config(self) -> KubernetesOomConfig:
+        """The configuration."""
+        return cast("KubernetesOomConfig", self._config)
+
+    @property
+    def settings_class(self) -> type[BaseSettings]:
+        """The settings class."""
+        return cast("type[BaseSettings]", KubernetesOomSettings)
+
+    @property
+    def requirements(self) -> set[str]:
+        """What an image needs: the parent's requirements and this distribution.
+
+        ZenML looks requirements up by the module of a component's class, and finds none for a
+        class that lives elsewhere.
+        """
+        own = f"{_DISTRIBUTION}[zenml]=={importlib.metadata.version(_DISTRIBUTION)}"
+        parents = KubernetesIntegration.get_requirements()
+        return {*super().requirements, *parents, own}
+
+    # -- settings -----------------------------------------------------------------------------
+
+    def get_settings(self, container: Any) -> BaseSettings:
+        """The settings; for a step with its memory and its temporary directory in the pod's."""
+        settings = super().get_settings(container)
+        if not isinstance(settings, KubernetesOomSettings) or not _is_step(container):
+            return settings
+        pod = settings.pod_settings or KubernetesPodSettings()
+        changes: dict[str, Any] = {"resources": _resources(settings, container, pod.resources)}
+        env = [*pod.env]
+        if settings.temp_dir is not None and not any(
+            volume.get("name") == VOLUME_NAME for volume in pod.volumes
+        ):
+            parts = temp_dir_parts(settings.temp_dir)
+            changes["volumes"] = [*pod.volumes, *parts["volumes"]]
+            changes["volume_mounts"] = [*pod.volume_mounts, *parts["volume_mounts"]]
+            env += parts["env"]
+        if settings.retry_memory_error and _RETRY_MEMORY_ERROR not in env:
+            env.append(_RETRY_MEMORY_ERROR)
+        changes["env"] = env
+        new = pod.model_copy(deep=True).model_copy(update=changes)
+        return cast("BaseSettings", settings.model_copy(update={"pod_settings": new}))
+
+    # -- the orchestrator's pod -----------------------------------------------------------------
+
+    def _submit_orchestrator_job(
+        self, snapshot: Any, command: list[str], *args: Any, **kwargs: Any
+    ) -> SubmissionResult | None:
+        """As the parent, with our module in place of ZenML's entrypoint for static pipelines."""
+        if command[-1].endswith(_STATIC_ENTRYPOINT):
+            command = [*command[:-1], _OWN_ENTRYPOINT]
+        return super()._submit_orchestrator_job(snapshot, command, *args, **kwargs)
+
+    def _prepare_job_manifest(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent; the orchestrator's pod is protected, a dynamic step's Job supervised."""
+        annotations = kwargs.get("annotations") or {}
+        if _ORCHESTRATOR_ANNOTATION in annotations:
+            settings = kwargs["settings"]
+            if settings.protect_orchestrator:
+                kwargs["pod_settings"] = protected(settings, kwargs.get("pod_settings"))
+            return super()._prepare_job_manifest(*args, **kwargs)
+        manifest = super()._prepare_job_manifest(*args, **kwargs)
+        info = getattr(self._being_submitted, "info", None)
+        if info is None:
+            return manifest
+        plain = KubeApi(self._k8s_batch_api, None, "").plain(manifest)
+        facts = self._facts_of(info)
+        supervisor = self._supervise()
+        if self._own_memory is not None:
+            self._own_memory.run_id = str(info.run_id)
+        return supervisor.prepare(plain, facts, str(info.run_id))
+
+    # -- dynamic pipelines ------------------------------------------------------------------------
+
+    def submit_isolated_step_with_allocation(
+        self, step_run_info: StepRunInfo, *args: Any, **kwargs: Any
+    ) -> None:
+        """As the parent (0.96 and later), with the step's Job supervised."""
+        self._being_submitted.info = step_run_info
+        try:
+            super().submit_isolated_step_with_allocation(step_run_info, *args, **kwargs)
+        finally:
+            self._being_submitted.info = None
+
+    def submit_isolated_step(self, step_run_info: StepRunInfo, *args: Any, **kwargs: Any) -> None:
+        """As the parent (before 0.96), with the step's Job supervised."""
+        self._being_submitted.info = step_run_info
+        try:
+            super().submit_isolated_step(step_run_info, *args, **kwargs)
+        finally:
+            self._being_submitted.info = None
+
+    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """The state of a dynamic pipeline's step, of whatever Jobs it took."""
+        api = self._api()
+        try:
+            jobs = api.jobs(f"step_run_id={step_run.id}")
+        except (ApiException, HTTPError, OSError) as error:
+            log.warning("Step run %s: %s; asking again.", step_run.id, error_words(error))
+            return ExecutionStatus.RUNNING
+        current, followed = latest_jobs(jobs)
+        if not current:
+            log.warning("No Job for step run %s: somebody deleted it.", step_run.id)
+            return ExecutionStatus.FAILED
+        for job, follower in followed:
+            with contextlib.suppress(ApiException, HTTPError, OSError):
+                api.patch_job(job["metadata"]["name"], superseding_patch(job, follower))
+        if step_run.name not in self._known_facts():
+            step = _step_of(step_run)
+            self._known_facts()[step_run.name] = StepFacts(
+                name=step_run.name,
+                pipeline=_pipeline_name(step_run),
+                step=step,
+                settings=cast("KubernetesOomSettings", self.get_settings(step)),
+            )
+        supervisor = self._supervise()
+        if self._own_memory is not None and self._own_memory.run_id is None:
+            # A step that another process has submitted: this one goes on where that one died.
+            self._own_memory.look_back(api, str(step_run.pipeline_run_id))
+        status, message = supervisor.check(
+            batch_api=api.batch,
+            core_api=api.core,
+            namespace=api.namespace,
+            job_name=current[0]["metadata"]["name"],
+            api_request_timeout=self.config.api_request_timeout,
+            **_retries(self.config),
+        )
+        if status is kube_utils.JobStatus.SUCCEEDED:
+            return ExecutionStatus.COMPLETED
+        if status is kube_utils.JobStatus.FAILED:
+            log.error("Step %s failed: %s", step_run.name, message)
+            return ExecutionStatus.FAILED
+        return ExecutionStatus.RUNNING
+
+    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
+        """Delete every Job of the step that is not finished, not the first found alone."""
+        api = self._api()
+        try:
+            for job in api.jobs(f"step_run_id={step_run.id}"):
+                if not is_finished(job):
+                    api.delete_job(job["metadata"]["name"])
+                    log.info("Stopped step Job %s.", job["metadata"]["name"])
+        except (ApiException, HTTPError, OSError) as error:
+            log.warning("Step run %s could not be stopped: %s", step_run.id, error_words(error))
+
+    # -- the client's look ----------------------------------------------------------------------
+
+    def fetch_status(self, run: PipelineRunResponse, include_steps: bool = False) -> Any:  # noqa: FBT001, FBT002 - the parent's signature
+        """As the parent; while the orchestrator runs, a failed Job is no failed step.
+
+        It may be about to be followed by a bigger one. What has failed for good the
+        orchestrator's own process publishes.
+        """
+        status, steps = super().fetch_status(run, include_steps=include_steps)
+        is_over = status is not None and status.is_finished
+        if steps and not is_over and not run.status.is_finished:
+            steps = {name: one for name, one in steps.items() if one != ExecutionStatus.FAILED}
+        return status, steps
+
+    def get_step_run_metadata(self, info: StepRunInfo) -> dict[str, MetadataType]:
+        """The parent's metadata, and this step's attempts with their memory."""
+        from zenml_ext.kubernetes.step.entrypoint import step_metadata
+
+        return {**super().get_step_run_metadata(info), **step_metadata()}
+
+    # -- helpers ----------------------------------------------------------------------------------
+
+    def _api(self) -> KubeApi:
+        return KubeApi(
+            self._k8s_batch_api,
+            self._k8s_core_api,
+            self.config.kubernetes_namespace,
+            self.config.api_request_timeout,
+        )
+
+    def _known_facts(self) -> dict[str, StepFacts]:
+        if self._facts_by_name is None:
+            self._facts_by_name = {}
+        return self._facts_by_name
+
+    def _supervise(self) -> Supervisor:
+        if self._supervisor is None:
+            known = self._known_facts()
+            self._supervisor = Supervisor(lambda name: known[name])
+            self._own_memory = OwnMemory().__enter__()
+            atexit.register(self._own_memory.__exit__, None, None, None)
+        return self._supervisor
+
+    def _facts_of(self, info: Any) -> StepFacts:
+        from zenml.config.step_configurations import Step
+
+        step = Step(spec=info.spec, config=info.config, step_config_overrides=info.config)
+        facts = StepFacts(
+            name=info.pipeline_step_name,
+            pipeline=info.pipeline.name,
+            step=step,
+            settings=cast("KubernetesOomSettings", self.get_settings(info)),
+        )
+        self._known_facts()[facts.name] = facts
+        return facts
+
+
+def protected(
+    settings: KubernetesOomSettings, pod_settings: KubernetesPodSettings | None
+) -> KubernetesPodSettings:
+    """Pod settings whose requests equal their limits; what the user has set decides."""
+    pod = pod_settings or KubernetesPodSettings()
+    given = copy.deepcopy(dict(pod.resources or {}))
+    limits, requests = dict(given.get("limits") or {}), dict(given.get("requests") or {})
+    defaults = {"memory": settings.orchestrator_memory, "cpu": settings.orchestrator_cpu}
+    for name, default in defaults.items():
+        value = limits.get(name) or requests.get(name) or default
+        limits[name] = requests[name] = value
+    resources = {**given, "limits": limits, "requests": requests}
+    return pod.model_copy(update={"resources": resources})
+
+
+def _is_step(container: Any) -> bool:
+    """Whether settings are asked for a step, not for a pipeline or a run."""
+    return hasattr(container, "config") and hasattr(container, "spec")
+
+
+def _resources(
+    settings: KubernetesOomSettings, container: Any, given: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """The step's resources: what the pod settings say, else what the step asks for.
+
+    A memory limit without a request gets the same as its request; a request without a limit the
+    same as its limit, so that a step that outgrows it ends alone.
+    """
+    resources = {section: dict(values) for section, values in (given or {}).items()}
+    limits, requests = resources.get("limits", {}), resources.get("requests", {})
+    limit, request = limits.get("memory"), requests.get("memory")
+    if limit is None and request is None:
+        asked = request_of(settings, container)
+        limit = request = str(asked) if asked else None
+    elif settings.memory:
+        limit = request = str(Quantity.parse(settings.memory))
+    for section, value in (("limits", limit or request), ("requests", request or limit)):
+        if value is not None:
+            resources[section] = {**resources.get(section, {}), "memory": value}
+    return resources
+
+
+def _retries(config: Any) -> dict[str, Any]:
+    """``max_api_retries`` came with a later version of ZenML."""
+    found = getattr(config, "max_api_retries", None)
+    return {"max_retries": found} if found is not None else {}
+
+
+def _step_of(step_run: Any) -> Any:
+    from zenml.config.step_configurations import Step
+
+    return Step(spec=step_run.spec, config=step_run.config, step_config_overrides=step_run.config)
+
+
+def _pipeline_name(step_run: Any) -> str:
+    run = Client().get_pipeline_run(step_run.pipeline_run_id, hydrate=False)
+    return run.pipeline.name if run.pipeline else ""

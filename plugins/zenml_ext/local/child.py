@@ -1,0 +1,27 @@
+"""Run as ``python -I -S child.py ENTRANCE COMMAND…``: join a cgroup, become COMMAND.
+
+The step's process joins by itself, before it is anything: not one of its pages is charged to the
+orchestrator's group. Standard library only, for it runs without site-packages.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+_FIRST_TO_GO = "500"
+"""Where the whole machine runs out, the kernel should take a step and not its orchestrator."""
+
+
+def main() -> None:
+    """Join, and replace this process."""
+    entrance, *command = sys.argv[1:]
+    if entrance:
+        Path(entrance).write_text("0")
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    os.execv(command[0], command)  # noqa: S606  # the command is our own
+
+
+if __name__ == "__main__":
+    main()

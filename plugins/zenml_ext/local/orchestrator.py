@@ -1,0 +1,259 @@
+"""The orchestrator of `local_oom`: each step in a process of its own, under a memory limit."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+from uuid import UUID, uuid4
+
+from zenml.client import Client
+from zenml.constants import ENV_ZENML_CUSTOM_SOURCE_ROOT
+from zenml.enums import ExecutionMode, ExecutionStatus
+from zenml.orchestrators import BaseOrchestrator, SubmissionResult
+from zenml.utils import source_utils
+from zenml.utils.env_utils import temporary_environment
+
+from mlops_ext import settings as core_settings
+from mlops_ext import tempdirs
+from mlops_ext.memory import Caps, Quantity
+from zenml_ext.local import process as _limited
+from zenml_ext.local.dag import MemoryBudget, Mode, State
+from zenml_ext.local.entrypoint import RETRY_MEMORY_ERROR, RUN_ID, SOURCE_ROOT
+from zenml_ext.local.flavor import LocalOomConfig, LocalOomSettings
+from zenml_ext.local.run import LocalRun
+from zenml_ext.local.step import StepJob
+from zenml_ext.memory import policy
+
+if TYPE_CHECKING:
+    from zenml.config.base_settings import BaseSettings
+    from zenml.config.step_configurations import Step
+    from zenml.config.step_run_info import StepRunInfo
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
+    from zenml.stack import Stack
+
+__all__ = ["LocalOomOrchestrator"]
+
+
+class LocalOomOrchestrator(BaseOrchestrator):
+    """Runs steps as processes of this machine, side by side where they do not depend."""
+
+    _run_id: str | None = None
+
+    @property
+    def config(self) -> LocalOomConfig:
+        """What was given at registration."""
+        return cast("LocalOomConfig", self._config)
+
+    @property
+    def settings_class(self) -> type[BaseSettings]:
+        """Settings for a pipeline or a step."""
+        return LocalOomSettings
+
+    @property
+    def supported_execution_modes(self) -> list[ExecutionMode]:
+        """All of ZenML's."""
+        return [ExecutionMode(mode.value) for mode in Mode]
+
+    def get_orchestrator_run_id(self) -> str:
+        """The id of this run, the same in the orchestrator and in each step.
+
+        Raises:
+            RuntimeError: no run is active.
+        """
+        found = core_settings.environment().get(RUN_ID) or self._run_id
+        if found is None:
+            raise RuntimeError("No run of local_oom is active in this process.")
+        return found
+
+    def submit_pipeline(
+        self,
+        snapshot: PipelineSnapshotResponse,
+        stack: Stack,  # noqa: ARG002  # upstream's signature
+        base_environment: dict[str, str],  # noqa: ARG002  # upstream's signature
+        step_environments: dict[str, dict[str, str]],
+        placeholder_run: PipelineRunResponse | None = None,
+    ) -> SubmissionResult | None:
+        """Run the whole pipeline; returns when it has ended.
+
+        Raises:
+            RuntimeError: a step failed, or there is no run to belong to.
+        """
+        if placeholder_run is None:
+            raise RuntimeError("local_oom runs no schedules: call the pipeline instead.")
+        run_id = placeholder_run.id
+
+        def job(name: str, budget: MemoryBudget, stopping: threading.Event) -> StepJob:
+            return self._job(
+                step=snapshot.step_configurations[name],
+                snapshot=snapshot,
+                run_id=run_id,
+                environment=step_environments[name],
+                stopping=stopping,
+                budget=budget,
+            )
+
+        self._run_id = str(uuid4())
+        try:
+            LocalRun(
+                snapshot=snapshot,
+                run_id=run_id,
+                job=job,
+                most=self.config.max_parallel_steps,
+            ).to_end()
+        finally:
+            self._run_id = None
+        return None
+
+    def submit_dynamic_pipeline(
+        self,
+        snapshot: PipelineSnapshotResponse,
+        stack: Stack,  # noqa: ARG002  # upstream's signature
+        environment: dict[str, str],
+        placeholder_run: PipelineRunResponse | None = None,
+    ) -> SubmissionResult | None:
+        """Run a dynamic pipeline here; its isolated steps get processes and limits of their own.
+
+        A step is isolated where it says ``runtime="isolated"`` or names resources.
+        """
+        from zenml.execution.pipeline.dynamic.runner import DynamicPipelineRunner
+
+        self._run_id = str(uuid4())
+        try:
+            with temporary_environment(environment):
+                DynamicPipelineRunner(
+                    snapshot=snapshot, run=placeholder_run, orchestrator=self
+                ).run_pipeline()
+        finally:
+            self._run_id = None
+        return None
+
+    # Isolated steps of dynamic pipelines: submitted, asked for, stopped.
+
+    def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
+        """Start an isolated step of a dynamic pipeline."""
+        from zenml.config.step_configurations import Step
+
+        job = self._job(
+            step=Step(
+                spec=step_run_info.spec,
+                config=step_run_info.config,
+                step_config_overrides=step_run_info.config,
+            ),
+            snapshot=step_run_info.snapshot,
+            run_id=step_run_info.run_id,
+            environment=environment,
+            stopping=threading.Event(),
+        )
+        job.step_run_id = step_run_info.step_run_id
+        job.name = step_run_info.pipeline_step_name
+        future: Future[State] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(job.run())
+            except BaseException as error:  # noqa: BLE001  # handed to whoever asks for it
+                future.set_exception(error)
+
+        threading.Thread(target=work, name=f"step-{job.name}", daemon=True).start()
+        _isolated[step_run_info.step_run_id] = (job, future)
+
+    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """The status of an isolated step that this process has started."""
+        if step_run.id not in _isolated:
+            status: ExecutionStatus = Client().get_run_step(step_run.id, hydrate=False).status
+            return status
+        _, future = _isolated[step_run.id]
+        if not future.done():
+            return ExecutionStatus.RUNNING
+        return {
+            State.COMPLETED: ExecutionStatus.COMPLETED,
+            State.STOPPED: ExecutionStatus.STOPPED,
+        }.get(future.result(), ExecutionStatus.FAILED)
+
+    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """The final status of an isolated step, without polling."""
+        if step_run.id in _isolated:
+            wait([_isolated[step_run.id][1]])
+        return self.get_isolated_step_status(step_run)
+
+    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
+        """End an isolated step: SIGTERM, then SIGKILL."""
+        if step_run.id in _isolated:
+            _isolated[step_run.id][0].stopping.set()
+
+    def cleanup_isolated_step(self, step_run: StepRunResponse) -> None:
+        """Forget an isolated step that has ended."""
+        _isolated.pop(step_run.id, None)
+
+    def _stop_run_gracefully(self, pipeline_run: PipelineRunResponse) -> None:
+        """Nothing to do: the process that runs it reads its status every two seconds."""
+
+    def _stop_run_forcefully(self, pipeline_run: PipelineRunResponse) -> None:
+        """As gracefully: what does not end by itself is killed after ``stop_grace_s``."""
+
+    def _job(
+        self,
+        *,
+        step: Step,
+        snapshot: PipelineSnapshotResponse,
+        run_id: UUID,
+        environment: Mapping[str, str],
+        stopping: threading.Event,
+        budget: MemoryBudget | None = None,
+    ) -> StepJob:
+        """All that it takes to run *step*. Asks for the sizes of its inputs, so they must exist."""
+        settings = cast("LocalOomSettings", self.get_settings(step))
+        total = _limited.total_memory()
+        chosen = policy.policy_for(settings)
+        key = policy.task_key(snapshot.pipeline_configuration.name, step)
+        features = policy.features_of(run_id, step)
+        request = policy.request_of(settings, step)
+        most = Quantity.parse(settings.max_memory) if settings.max_memory else None
+        caps = Caps(node=total, node_name="this machine", max_memory=most)
+        plan = policy.without_limit(settings, request) or chosen.decide(
+            key, features, request, caps
+        )
+        return StepJob(
+            name=step.spec.invocation_id,
+            snapshot_id=snapshot.id,
+            run_id=run_id,
+            settings=settings,
+            environment=self._environment(settings, environment),
+            policy=chosen,
+            plan=plan,
+            key=key,
+            features=features,
+            retry=step.config.retry,
+            budget=budget or MemoryBudget(total),
+            stopping=stopping,
+        )
+
+    def _environment(
+        self, settings: LocalOomSettings, step_environment: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The whole environment of a step's process."""
+        root = source_utils.get_source_root()
+        environment = {
+            **core_settings.environment(),
+            **step_environment,
+            RUN_ID: self.get_orchestrator_run_id(),
+            SOURCE_ROOT: root,
+            ENV_ZENML_CUSTOM_SOURCE_ROOT: root,
+        }
+        if settings.retry_memory_error:
+            environment[RETRY_MEMORY_ERROR] = "1"
+        chosen = settings.temp_dir.path if settings.temp_dir else None
+        configured = core_settings.load(core_settings.CoreSettings).temp_dir
+        if chosen or configured:
+            place = str(tempdirs.check_root(chosen or cast("Path", configured)))
+            environment |= {"MLOPS_EXT_TEMP_DIR": place, "TMPDIR": place}
+            if os.name == "nt":
+                environment |= {"TEMP": place, "TMP": place}
+        return environment
+
+
+_isolated: dict[UUID, tuple[StepJob, Future[State]]] = {}

@@ -1,0 +1,243 @@
+"""A command in a process group of its own, under a memory limit: by the kernel, or by watching."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from mlops_ext.memory import Quantity
+from zenml_ext.memory import cgroup as _cgroups
+
+__all__ = ["GROUP", "LIFELINE", "Ending", "run", "total_memory"]
+
+GROUP = "MLOPS_EXT_MEMORY_GROUP"
+"""Variable with the version and the path of the command's cgroup: ``1:/sys/fs/cgroup/…``."""
+
+LIFELINE = "MLOPS_EXT_LIFELINE"
+"""Variable with the descriptor of a pipe that ends when the orchestrator does, however it does."""
+
+_CHILD = Path(__file__).with_name("child.py")
+_KERNEL_PERIOD_S = 0.1
+"""How often usage and kills are read where the kernel enforces the limit: the peak depends on it,
+and on cgroup v1 how long a command lives on with one of its processes killed."""
+_WATCH_PERIOD_S = 0.05
+"""How often usage is read where we enforce it: at 1 GB/s a step overshoots by 50 MB."""
+_MOST_POINTS = 4096
+"""Points of the curve that are kept; beyond, every second one is dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a command ended.
+
+    Attributes:
+        exit_code: as a shell counts: 128 plus the signal for one that was killed.
+        oom_killed: something in it was killed for memory. Then all of it was, unless it came to
+            its end before that was seen: the exit code is its own in that case, and may be 0.
+        peak: the most anon and shared memory it was seen to use; None where nobody looked.
+        runtime_s: how long it ran.
+        stopped: it was ended because *stopping* said so.
+        curve: (seconds, bytes) points of its memory.
+    """
+
+    exit_code: int
+    oom_killed: bool
+    peak: Quantity | None
+    runtime_s: float
+    stopped: bool
+    curve: tuple[tuple[float, int], ...] = ()
+
+
+def run(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    limit: int | None,
+    stopping: threading.Event,
+    grace_s: float,
+    output: IO[bytes] | None = None,
+    kernel: bool = True,
+) -> Ending:
+    """Run *command* under *limit* bytes until it ends, or until *stopping* is set.
+
+    Args:
+        command: program and arguments; the program as an absolute path.
+        environment: its whole environment.
+        limit: bytes of memory for all its processes together; None for no limit.
+        stopping: when set, the command gets SIGTERM, and SIGKILL after *grace_s*.
+        grace_s: seconds between the two.
+        output: where its output goes; None: to ours.
+        kernel: let the kernel enforce the limit where it can.
+    """
+    group = _cgroups.create(limit) if kernel else None
+    try:
+        with _started(command, environment, output, group) as process:
+            watch = _Watch(process=process, group=group, limit=limit)
+            watch.until_end(stopping, grace_s)
+            return watch.ending(stopped=stopping.is_set())
+    finally:
+        if group is not None:
+            group.close()
+
+
+def total_memory() -> Quantity:
+    """Memory that steps can share: the machine's, or the limit this process lives under."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    return Quantity(min(total, _cgroups.own_limit() or total))
+
+
+@contextlib.contextmanager
+def _started(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    output: IO[bytes] | None,
+    group: _cgroups.MemoryGroup | None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The running command; it is killed where this process leaves it early."""
+    posix = os.name == "posix"
+    if posix:
+        entrance = str(group.entrance) if group else ""
+        command = [sys.executable, "-I", "-S", str(_CHILD), entrance, *command]
+    lifeline, ours = os.pipe() if posix else (-1, -1)
+    environment = {**environment, LIFELINE: str(lifeline)} if posix else environment
+    if group:
+        environment = {**environment, GROUP: f"{group.version}:{group.path}"}
+    try:
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=posix,
+            pass_fds=(lifeline,) if posix else (),
+        )
+    except BaseException:
+        if posix:
+            os.close(ours)
+        raise
+    finally:
+        if posix:
+            os.close(lifeline)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            _kill_tree(process)
+            process.wait()
+        if posix:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it left behind
+            os.close(ours)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Watch:
+    """Reads the memory of a running command until it ends."""
+
+    process: subprocess.Popen[bytes]
+    group: _cgroups.MemoryGroup | None
+    limit: int | None
+    began: float = field(default_factory=time.monotonic)
+    peak: int = 0
+    killed: bool = False
+    curve: list[tuple[float, int]] = field(default_factory=list)
+    stride: int = 1
+    reads: int = 0
+
+    def until_end(self, stopping: threading.Event, grace_s: float) -> None:
+        period = _KERNEL_PERIOD_S if self.group else _WATCH_PERIOD_S
+        deadline: float | None = None
+        while self.process.poll() is None:
+            self._look()
+            if stopping.is_set() and deadline is None:
+                deadline = time.monotonic() + grace_s
+                self.process.terminate()
+            if deadline is not None and time.monotonic() > deadline:
+                _kill_tree(self.process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(period)
+
+    def ending(self, *, stopped: bool) -> Ending:
+        code = self.process.returncode
+        kills = self.group.kills() if self.group else 0
+        if kills and code and self.limit:
+            self.peak = max(self.peak, self.limit)
+        return Ending(
+            exit_code=128 - code if code < 0 else code,
+            oom_killed=self.killed or kills > 0,
+            peak=Quantity(self.peak) if self.peak else None,
+            runtime_s=time.monotonic() - self.began,
+            stopped=stopped and code != 0,
+            curve=tuple(self.curve),
+        )
+
+    def _look(self) -> None:
+        if self.group and not self.killed and self.group.kills():
+            # Version 1 takes one process, and what waits for it may wait for ever.
+            self.killed = True
+        if self.group and self.killed:
+            self.group.kill()  # each time we look: it may have been forking
+        used = self.group.used() if self.group else _tree_memory(self.process.pid, _resident)
+        if not self.group and self.limit and used > self.limit:
+            # Pages that processes share were counted once for each: count again, exactly.
+            used = _tree_memory(self.process.pid, _proportional)
+            if used > self.limit:
+                self.killed = True
+                _kill_tree(self.process)
+        self.peak = max(self.peak, used)
+        self._note(used)
+
+    def _note(self, used: int) -> None:
+        if self.reads % self.stride == 0:
+            self.curve.append((time.monotonic() - self.began, used))
+            if len(self.curve) >= _MOST_POINTS:
+                del self.curve[1::2]
+                self.stride *= 2
+        self.reads += 1
+
+
+def _tree_memory(pid: int, measure: Callable[[Any], int]) -> int:
+    """Bytes that process *pid* and its descendants use, by *measure*."""
+    import psutil
+
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += measure(process)
+    return total
+
+
+def _resident(process: Any) -> int:
+    memory = process.memory_info()
+    return int(memory.rss) - int(getattr(memory, "shared", 0)) if memory else 0
+
+
+def _proportional(process: Any) -> int:
+    memory = process.memory_full_info()
+    return int(getattr(memory, "pss", 0) or memory.uss)
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    import psutil
+
+    doomed: list[Any] = []
+    with contextlib.suppress(psutil.Error):
+        doomed = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in doomed:
+        with contextlib.suppress(psutil.Error):
+            child.kill()

@@ -1,0 +1,300 @@
+"""One step under `local_oom`: attempt after attempt, until it completes or may not go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, TypeVar
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.enums import ExecutionStatus
+from zenml.models import StepRunResponse
+from zenml.orchestrators import publish_utils
+
+from mlops_ext.memory import (
+    Attempt,
+    Cause,
+    Evidence,
+    Fail,
+    Features,
+    MemoryPlan,
+    MemoryPolicy,
+    Quantity,
+    Retry,
+    TaskKey,
+)
+from mlops_ext.redaction import redacted
+from zenml_ext.local import process as _limited
+from zenml_ext.local.dag import MemoryBudget, State
+from zenml_ext.local.entrypoint import MEMORY_ERROR_EXIT, LocalEntrypoint
+from zenml_ext.local.flavor import LocalOomSettings
+from zenml_ext.local.process import Ending
+from zenml_ext.memory import records as metadata
+from zenml_ext.memory.records import KILLED, AttemptRecord
+
+__all__ = ["StepJob"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+"""SQLite itself waits for 5 s; a restart of a small server takes about as long as these."""
+_TAIL_BYTES = 4000
+"""What is shown of a failed step's kept output: about forty lines."""
+_ENTRYPOINT = f"{LocalEntrypoint.__module__}.{LocalEntrypoint.__qualname__}"
+_OPEN = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
+
+
+@dataclass(slots=True, kw_only=True)
+class StepJob:
+    """A step to run, with all that it takes.
+
+    Attributes:
+        name: its name in the pipeline.
+        snapshot_id: the snapshot that holds its configuration.
+        run_id: the pipeline run.
+        settings: the step's settings.
+        environment: the whole environment of its processes.
+        policy: decides about memory.
+        plan: the policy's plan.
+        key: what the policy's history knows the step by.
+        features: what was known before the start.
+        retry: the user's own retries: ``max_retries``, ``delay``, ``backoff``, or None.
+        budget: memory shared with the steps that run beside it.
+        stopping: set when the run is to end.
+        step_run_id: the step run to use, where one exists before the start.
+    """
+
+    name: str
+    snapshot_id: UUID
+    run_id: UUID
+    settings: LocalOomSettings
+    environment: Mapping[str, str]
+    policy: MemoryPolicy
+    plan: MemoryPlan
+    key: TaskKey
+    features: Features
+    retry: Any
+    budget: MemoryBudget
+    stopping: threading.Event
+    step_run_id: UUID | None = None
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    oom_retries: int = 0
+    failures: int = 0
+
+    def run(self) -> State:
+        """Run the step to its end; afterwards no step run of it is left RUNNING."""
+        memory, why, adopt = self.plan.first, self.plan.reason, self.step_run_id
+        while True:
+            with (
+                self.budget.share(memory, self.stopping),
+                _output(show=self.settings.show_output) as output,
+            ):
+                if self.stopping.is_set():
+                    return self._close(State.STOPPED)
+                ending = self._attempt(memory, adopt, output)
+                if ending.exit_code and not ending.stopped:
+                    self._show(output)
+            row = self._row()
+            if ending.exit_code == 0 or _is_done(row, ending):
+                self._completed(memory, why, ending, row)
+                return State.COMPLETED
+            if ending.stopped:
+                self._note(memory, why, ending, "stopped", row)
+                return self._close(State.STOPPED)
+            evidence = self._evidence(ending)
+            tried = Attempt(memory=memory, oom_retries=self.oom_retries)
+            decision = self.policy.on_failure(self.plan, tried, evidence)
+            self._learn(memory, ending, decision.cause)
+            outcome = _OUTCOMES.get(decision.cause, "failed")
+            self._note(memory, decision.reason, ending, outcome, row)
+            if isinstance(decision, Fail):
+                adopt = None
+                if not self._may_fail_again(decision, row):
+                    return self._close(State.FAILED)
+                continue
+            self.oom_retries += isinstance(decision, Retry)
+            memory, why = decision.memory, decision.reason
+            adopt = row.id if row is not None and row.status in _OPEN else None
+
+    def _attempt(
+        self, memory: Quantity | None, adopt: UUID | None, output: IO[bytes] | None
+    ) -> Ending:
+        command = LocalEntrypoint.get_entrypoint_command()[1:]
+        arguments = LocalEntrypoint.get_entrypoint_arguments(
+            step_name=self.name,
+            snapshot_id=self.snapshot_id,
+            step_run_id=str(adopt) if adopt else None,
+        )
+        arguments[1] = _ENTRYPOINT  # ZenML names it by the client's source root otherwise
+        return _limited.run(
+            [sys.executable, *command, *arguments],
+            environment=self.environment,
+            limit=memory,
+            stopping=self.stopping,
+            grace_s=self.settings.stop_grace_s,
+            output=output,
+            kernel=self.settings.kernel_limit,
+        )
+
+    def _evidence(self, ending: Ending) -> Evidence:
+        return Evidence(
+            exit_code=ending.exit_code,
+            oom_killed=ending.oom_killed,
+            memory_error=ending.exit_code == MEMORY_ERROR_EXIT,
+            peak=ending.peak,
+            node=socket.gethostname(),
+        )
+
+    def _may_fail_again(self, decision: Fail, row: StepRunResponse | None) -> bool:
+        """Whether the user's own retries allow another attempt; waits for their delay."""
+        allowed = self.retry.max_retries if self.retry else 0
+        if row is not None and row.status in _OPEN:
+            _patiently(lambda: publish_utils.publish_failed_step_run(row.id))
+        log.warning("Step %s: %s", self.name, decision.reason)
+        if self.failures >= allowed or self.step_run_id is not None:
+            return False
+        delay = self.retry.delay * self.retry.backoff**self.failures
+        self.failures += 1
+        log.info(
+            "Step %s is retried in %d s, as its retry configuration says (%d of %d).",
+            self.name,
+            delay,
+            self.failures,
+            allowed,
+        )
+        return not self.stopping.wait(delay)
+
+    def _completed(
+        self, memory: Quantity | None, why: str, ending: Ending, row: StepRunResponse | None
+    ) -> None:
+        if ending.oom_killed:
+            log.warning(
+                "Step %s completed, although one of its processes was killed for memory.",
+                self.name,
+            )
+        self._note(memory, why, ending, "completed", row)
+        if ending.peak is not None:
+            self._observe(ending.peak, ending, censored=False)
+
+    def _learn(self, memory: Quantity | None, ending: Ending, cause: Cause) -> None:
+        """Tell the policy of a kill: the peak is at least the limit."""
+        if cause is not Cause.OUT_OF_MEMORY:
+            return
+        least = memory or ending.peak
+        if least:
+            self._observe(least, ending, censored=True)
+
+    def _observe(self, peak: Quantity, ending: Ending, *, censored: bool) -> None:
+        curve = () if censored else ending.curve
+        try:
+            self.policy.observe(
+                self.key, self.features, peak, ending.runtime_s, censored=censored, curve=curve
+            )
+        except Exception:  # somebody else's policy: what it does not learn fails no step
+            log.warning("the memory policy did not take note of %s", self.name, exc_info=True)
+
+    def _note(
+        self,
+        memory: Quantity | None,
+        reason: str,
+        ending: Ending,
+        outcome: str,
+        row: StepRunResponse | None,
+    ) -> None:
+        """Add an attempt to the record, in one log line, and on the server."""
+        done = outcome == "completed"
+        attempt = AttemptRecord(
+            number=len(self.attempts) + 1,
+            memory=memory,
+            peak=ending.peak,
+            outcome=outcome,
+            reason=reason,
+            node=socket.gethostname(),
+            runtime_s=ending.runtime_s,
+            lost_s=0.0 if done else ending.runtime_s,
+        )
+        self.attempts.append(attempt)
+        log.log(
+            logging.INFO if done else logging.WARNING,
+            "Step %s, attempt %d with %s: %s after %.1f s, peak %s.%s",
+            self.name,
+            attempt.number,
+            memory.human if memory else "no limit",
+            outcome,
+            ending.runtime_s,
+            ending.peak.human if ending.peak else "not known",
+            "" if done else f" {reason}",
+        )
+        if row is not None and row.status != ExecutionStatus.CACHED:
+            metadata.record(row.id, self.attempts)
+        if len(self.attempts) > 1 or not done:
+            metadata.record_on_run(self.run_id, self.name, self.attempts)
+
+    def _row(self) -> StepRunResponse | None:
+        """The latest step run of this step."""
+        known = self.step_run_id
+        if known is not None:
+            return _patiently(lambda: Client().get_run_step(known, hydrate=False))
+        page = _patiently(
+            lambda: Client().list_run_steps(
+                name=self.name, pipeline_run_id=self.run_id, sort_by="desc:created", size=1
+            )
+        )
+        return page[0] if page.total else None
+
+    def _close(self, state: State) -> State:
+        """Leave no step run open: nobody is at work on it any more."""
+        row = self._row()
+        if row is not None and not row.status.is_finished:
+            if state is State.STOPPED:
+                _patiently(lambda: publish_utils.publish_stopped_step_run(row.id))
+            elif row.status in _OPEN:
+                _patiently(lambda: publish_utils.publish_failed_step_run(row.id))
+        return state
+
+    def _show(self, output: IO[bytes] | None) -> None:
+        if output is not None:
+            output.seek(0, os.SEEK_END)
+            output.seek(max(0, output.tell() - _TAIL_BYTES))
+            tail = output.read().decode("utf-8", "replace").strip()
+            log.warning("The end of what step %s printed:\n%s", self.name, tail)
+
+
+def _is_done(row: StepRunResponse | None, ending: Ending) -> bool:
+    """Whether the step had published its result before memory brought its process down."""
+    return ending.oom_killed and row is not None and row.status == ExecutionStatus.COMPLETED
+
+
+_OUTCOMES = {Cause.OUT_OF_MEMORY: KILLED, Cause.MEMORY_ERROR: "memory error"}
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What *ask* returns; a server that is busy or away for a moment is asked again."""
+    for pause in _PAUSES_S:
+        try:
+            return ask()
+        except Exception as error:  # noqa: BLE001 - of a database or a network: any may pass
+            log.debug("asking the server again in %s s: %s", pause, redacted(error))
+            time.sleep(pause)
+    return ask()
+
+
+@contextmanager
+def _output(*, show: bool) -> Iterator[IO[bytes] | None]:
+    """Where an attempt prints to: None for our own output."""
+    if show:
+        yield None
+        return
+    with tempfile.TemporaryFile() as kept:
+        yield kept

@@ -1,0 +1,142 @@
+"""From a ZenML step to core's memory policy: its key, its features, its request."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from mlops_ext.extensions.discovery import extensions
+from mlops_ext.memory import (
+    Caps,
+    Features,
+    MemoryPlan,
+    MemoryPolicy,
+    MemorySettings,
+    Quantity,
+    TaskKey,
+)
+from mlops_ext.redaction import redacted
+
+if TYPE_CHECKING:
+    from zenml.config.step_configurations import Step
+    from zenml.models import PipelineRunResponse
+
+    from zenml_ext.settings import OomSettings
+
+__all__ = ["features_of", "next_plan", "policy_for", "request_of", "task_key", "without_limit"]
+
+log = logging.getLogger(__name__)
+
+_CODE_HASH = "code_hash"
+"""Caching parameter in which ZenML keeps the hash of a step's source."""
+_STORAGE_SIZE = "storage_size"
+"""Metadata in which ZenML keeps an artifact's size in bytes."""
+
+
+def policy_for(settings: OomSettings) -> MemoryPolicy:
+    """The policy that *settings* name, with their number of retries.
+
+    Raises:
+        UnknownNameError: no policy has that name.
+    """
+    known = extensions()
+    name = settings.memory_policy
+    if name is None:
+        learns = importlib.util.find_spec("numpy") and "history" in known.memory_policies()
+        name = "history" if learns else "double"
+    return _with_settings(known.memory_policy(name), settings)
+
+
+def _with_settings(policy: MemoryPolicy, settings: OomSettings) -> MemoryPolicy:
+    """A copy of *policy* with the step's own budget, where it keeps core's settings."""
+    own: Any = getattr(policy, "settings", None)
+    if not isinstance(own, MemorySettings):
+        return policy
+    changed = dataclasses.replace(
+        own,
+        max_oom_retries=settings.oom_retries,
+        retry_memory_error=own.retry_memory_error or settings.retry_memory_error,
+    )
+    copied: Any = copy.copy(policy)
+    object.__setattr__(copied, "settings", changed)  # core's policies are frozen
+    replaced: MemoryPolicy = copied
+    return replaced
+
+
+def task_key(pipeline: str, step: Step) -> TaskKey:
+    """What counts as the same step: pipeline, name in the pipeline, and its source code."""
+    version = step.config.caching_parameters.get(_CODE_HASH, "")
+    return TaskKey(pipeline=pipeline, step=step.spec.invocation_id, version=str(version))
+
+
+def request_of(settings: OomSettings, step: Step) -> Quantity | None:
+    """What the user asked for: the setting, else ``ResourceSettings(memory=…)``, else None."""
+    if settings.memory:
+        return Quantity.parse(settings.memory)
+    text = step.config.resource_settings.memory
+    if not text:
+        return None
+    # ZenML writes 500MB, 1GiB; Kubernetes the same without the B, and a small k for kilo.
+    text = text.removesuffix("B")
+    return Quantity.parse(text[:-1] + "k" if text.endswith("K") else text)
+
+
+def without_limit(settings: OomSettings, request: Quantity | None) -> MemoryPlan | None:
+    """The plan of a step that the user wants left alone, or None where the policy decides."""
+    if settings.when_no_memory == "leave" and request is None:
+        return MemoryPlan(ladder=(), reason="No memory is set, and when_no_memory is leave.")
+    return None
+
+
+def next_plan(settings: OomSettings, run: PipelineRunResponse, step: Step) -> MemoryPlan:
+    """What a step of an earlier *run* would be given now, on as large a node as it asks for."""
+    most = Quantity.parse(settings.max_memory) if settings.max_memory else None
+    request = request_of(settings, step)
+    name = run.pipeline.name if run.pipeline else ""
+    return without_limit(settings, request) or policy_for(settings).decide(
+        task_key(name, step), features_of(run.id, step), request, Caps(max_memory=most)
+    )
+
+
+def features_of(run_id: UUID | None, step: Step) -> Features:
+    """What is known before the start: the bytes of the step's inputs, where ZenML knows them.
+
+    Inputs of other steps must exist already. Costs one call of the API for each upstream step;
+    an answer that cannot be had is no error.
+    """
+    if run_id is None or not step.spec.inputs:
+        return Features()
+    try:
+        return Features(input_bytes=_input_bytes(run_id, step))
+    except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
+        name = step.spec.invocation_id
+        log.debug("sizes of the inputs of %s are not known: %s", name, redacted(error))
+        return Features()
+
+
+def _input_bytes(run_id: UUID, step: Step) -> float | None:
+    from zenml.client import Client
+
+    total = 0.0
+    by_step: dict[str, Any] = {}
+    for sources in step.spec.inputs.values():
+        for source in sources if isinstance(sources, list) else [sources]:
+            if source.step_name not in by_step:
+                page = Client().list_run_steps(
+                    name=source.step_name,
+                    pipeline_run_id=run_id,
+                    sort_by="desc:created",
+                    size=1,
+                    hydrate=True,
+                )
+                by_step[source.step_name] = page[0].outputs if page.total else {}
+            for artifact in by_step[source.step_name].get(source.output_name, ()):
+                size = artifact.run_metadata.get(_STORAGE_SIZE)
+                if size is None:
+                    return None
+                total += float(str(size))
+    return total or None

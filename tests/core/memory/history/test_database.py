@@ -1,0 +1,236 @@
+"""The history of earlier runs: shared, bounded, and never in a task's way."""
+
+import contextlib
+import itertools
+import math
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlops_ext.errors import HistoryError
+from mlops_ext.extensions import builtin
+from mlops_ext.memory import Caps, Features, Quantity, TaskKey
+from mlops_ext.memory.history.database import (
+    CURVE_POINTS,
+    History,
+    HistoryPolicy,
+    InMemoryHistory,
+    Observation,
+    compress_curve,
+    default_path,
+)
+
+KEY = TaskKey(pipeline="train", step="fit", version="sha256:1")
+OTHER = TaskKey(pipeline="train", step="load")
+
+WRITER = """
+import sys
+from pathlib import Path
+from mlops_ext.memory.history.database import History, Observation
+from mlops_ext.memory import TaskKey
+history = History(Path(sys.argv[1]))
+sys.stdin.readline()
+for number in range(25):
+    history.append(TaskKey(pipeline="p", step="s"), Observation(peak=number + 1, runtime_s=1.0))
+"""
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def records(request, tmp_path):
+    return (
+        History(tmp_path / "deep" / "h.sqlite") if request.param == "sqlite" else InMemoryHistory()
+    )
+
+
+def test_what_was_appended_is_read_in_order(records):
+    first = Observation(peak=5, runtime_s=1.5, version="v1")
+    second = Observation(
+        peak=2**40,
+        runtime_s=0.0,
+        input_bytes=1e9,
+        censored=True,
+        curve=((0.0, 1), (2.5, 2**40)),
+        costs={"all": 1.25},
+        first=7,
+        ratio=0.25,
+    )
+    records.append(KEY, first)
+    records.append(OTHER, first)
+    records.append(KEY, second)
+    rows = records.read(KEY)
+    assert [run for _, run in rows] == [first, second]
+    assert records.read(KEY, after=rows[0][0]) == rows[1:]
+    assert records.read(KEY, limit=1) == rows[1:]
+    assert records.read(KEY, after=rows[1][0]) == []
+    assert [run for _, run in records.read(OTHER)] == [first]
+
+
+def test_all_versions_of_a_step_share_a_history(records):
+    records.append(KEY, Observation(peak=1, runtime_s=1.0, version="a"))
+    newer = TaskKey(pipeline="train", step="fit", version="b")
+    assert [run.version for _, run in records.read(newer)] == ["a"]
+
+
+def test_reading_before_anything_was_written_creates_nothing(tmp_path):
+    path = tmp_path / "none" / "h.sqlite"
+    assert History(path).read(KEY) == []
+    assert History(path).steps() == []
+    assert not path.parent.exists()
+    empty = tmp_path / "empty.sqlite"
+    empty.touch()
+    assert History(empty).read(KEY) == []
+
+
+def test_the_file_needs_no_shared_memory(tmp_path):
+    history = History(tmp_path / "h.sqlite")
+    history.append(KEY, Observation(peak=1, runtime_s=1.0))
+    with sqlite3.connect(history.path) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    assert [path.name for path in tmp_path.iterdir()] == ["h.sqlite"]
+
+
+def test_many_processes_append_at_once_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "h.sqlite"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE, text=True) for _ in range(4)]
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    for writer in writers:
+        writer.stdin.close()
+    peaks = sorted(run.peak for _, run in History(path).read(TaskKey(pipeline="p", step="s")))
+    assert peaks == sorted(list(range(1, 26)) * 4)
+
+
+def test_a_step_keeps_its_newest_runs_only(tmp_path):
+    history = History(tmp_path / "h.sqlite", keep=10, total=100)
+    for number in range(1, 131):
+        history.append(KEY, Observation(peak=number, runtime_s=1.0))
+    peaks = [run.peak for _, run in history.read(KEY)]
+    assert peaks[-1] == 130
+    assert 10 <= len(peaks) <= 10 + 64
+    assert peaks == list(range(131 - len(peaks), 131))
+
+
+def test_the_file_keeps_a_total_whatever_the_steps_are_called(tmp_path):
+    history = History(tmp_path / "h.sqlite", keep=1, total=50)
+    for number in range(256):
+        history.append(TaskKey(pipeline="p", step=str(number)), Observation(peak=1, runtime_s=1.0))
+    assert len(history.steps()) == 50
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE precious (x)")
+    for action in (
+        lambda: History(path).append(KEY, Observation(peak=1, runtime_s=1.0)),
+        lambda: History(path).read(KEY),
+    ):
+        with pytest.raises(HistoryError, match="another program"):
+            action()
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("precious",)]
+
+
+def test_a_newer_format_is_not_touched(tmp_path):
+    path = tmp_path / "h.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(HistoryError, match="newer mlops-ext"):
+        History(path).append(KEY, Observation(peak=1, runtime_s=1.0))
+
+
+def test_what_is_no_database_says_so(tmp_path):
+    path = tmp_path / "h.sqlite"
+    path.write_text("not a database, but long enough to look at" * 100)
+    with pytest.raises(HistoryError, match=r"set memory\.history") as caught:
+        History(path).read(KEY)
+    assert caught.value.path == path
+    (tmp_path / "file").touch()
+    with pytest.raises(HistoryError):
+        History(tmp_path / "file" / "h.sqlite").append(KEY, Observation(peak=1, runtime_s=1.0))
+
+
+def test_a_locked_history_gives_up_after_its_patience(tmp_path):
+    history = History(tmp_path / "h.sqlite", busy_s=0.05)
+    history.append(KEY, Observation(peak=1, runtime_s=1.0))
+    holder = sqlite3.connect(history.path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(HistoryError, match="locked"):
+            history.append(KEY, Observation(peak=2, runtime_s=1.0))
+    finally:
+        holder.close()
+    assert len(history.read(KEY)) == 1
+
+
+@pytest.mark.parametrize(("keep", "total"), [(0, 10), (10, 5)])
+def test_bounds_that_hold_nothing_are_refused(tmp_path, keep, total):
+    with pytest.raises(ValueError, match="keep"):
+        History(tmp_path / "h.sqlite", keep=keep, total=total)
+
+
+def test_the_default_place_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_path() == tmp_path / "mlops-ext" / "history.sqlite"
+
+
+def test_a_curve_is_kept_as_its_running_maximum():
+    assert compress_curve([(2.0, 5), (0.0, 1), (1.0, 7)]) == ((0.0, 1), (1.0, 7))
+    assert compress_curve([]) == ()
+    rising = [(float(second), second * 10) for second in range(1, 1001)]
+    kept = compress_curve(rising)
+    assert len(kept) <= CURVE_POINTS
+    assert kept[0] == rising[0]
+    assert kept[-1] == rising[-1]
+    steps = [high - low for (_, low), (_, high) in itertools.pairwise(kept)]
+    assert max(steps) <= 10_000 / (CURVE_POINTS - 1) + 10
+
+
+def test_a_damaged_row_is_an_error_of_the_history_and_fails_no_task(tmp_path):
+    path = tmp_path / "history.sqlite"
+    key = TaskKey(pipeline="p", step="s")
+    records = History(path)
+    records.append(key, Observation(peak=2**30, runtime_s=1.0))
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE run SET curve = '{'")
+    with pytest.raises(HistoryError, match="a row is damaged"):
+        records.read(key)
+    plan = HistoryPolicy(records=records).decide(key, Features(), Quantity(2**30), Caps())
+    assert plan.first == 2**30
+    assert "History unusable" in plan.reason
+
+
+def test_the_default_place_ignores_a_relative_data_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", "data")
+    assert default_path() == tmp_path / ".local" / "share" / "mlops-ext" / "history.sqlite"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert default_path() == tmp_path / "data" / "mlops-ext" / "history.sqlite"
+
+
+def test_without_a_home_directory_the_policies_are_there_all_the_same(monkeypatch, caplog):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    policies = builtin.mlops_ext_memory_policies()
+    assert set(policies) == {"fixed", "double", "history"}
+    assert "for this process only" in caplog.text
+    key = TaskKey(pipeline="p", step="s")
+    policies["history"].observe(key, Features(), Quantity(2**30), 1.0)
+    assert "1 earlier run" in policies["history"].decide(key, Features(), None, Caps()).reason
+
+
+def test_a_cost_that_is_no_number_is_left_out(tmp_path):
+    history = History(tmp_path / "h.sqlite")
+    costs = {"all": 1.0, "line": math.nan, "recent": math.inf}
+    history.append(KEY, Observation(peak=5, runtime_s=1.0, costs=costs))
+    ((_, run),) = history.read(KEY)
+    assert run.costs == {"all": 1.0}

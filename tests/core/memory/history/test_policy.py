@@ -1,0 +1,357 @@
+"""The policy that learns: what it gives, when it falls back, and how soon it follows."""
+
+import builtins
+import random
+import sqlite3
+
+import pytest
+
+from mlops_ext.extensions.builtin import mlops_ext_memory_policies
+from mlops_ext.memory import (
+    Attempt,
+    Caps,
+    Evidence,
+    Fail,
+    Features,
+    InPlace,
+    MemorySettings,
+    Quantity,
+    TaskKey,
+)
+from mlops_ext.memory.history import predictors as _experts
+from mlops_ext.memory.history.database import History, HistoryPolicy, InMemoryHistory, Observation
+
+KEY = TaskKey(pipeline="train", step="fit", version="1")
+GB = 10**9
+MI = 1024**2
+OOM = Evidence(oom_killed=True)
+
+
+@pytest.fixture
+def policy():
+    return HistoryPolicy(records=InMemoryHistory())
+
+
+def q(text):
+    return Quantity.parse(text)
+
+
+def observe(policy, peaks, *, sizes=None, runtime_s=600.0, key=KEY, **more):
+    for index, peak in enumerate(peaks):
+        features = Features(input_bytes=sizes[index] if sizes else None)
+        policy.observe(key, features, Quantity(int(peak)), runtime_s, **more)
+
+
+def decide(policy, *, size=None, request="64Gi", key=KEY, caps=None):
+    wanted = q(request) if request else None
+    return policy.decide(key, Features(input_bytes=size), wanted, caps or Caps())
+
+
+def test_the_first_run_ever_gets_the_request_then_doubling(policy):
+    plan = decide(policy, request="3Gi")
+    assert plan.ladder == (q("3Gi"),)
+    assert "First run" in plan.reason
+    retry = policy.on_failure(plan, Attempt(memory=plan.first), OOM)
+    assert retry.memory == q("6Gi")
+
+
+def test_the_first_run_without_a_request_has_no_limit(policy):
+    assert decide(policy, request=None).first is None
+
+
+def test_history_replaces_the_request(policy):
+    observe(policy, [2 * GB + k * MI for k in range(30)])
+    plan = decide(policy)
+    assert 2 * GB + 29 * MI <= plan.first <= 2.1 * GB
+    assert plan.reason.startswith("30 earlier runs peaked between 1.86Gi and 1.89Gi")
+    assert plan.request == q("64Gi")
+
+
+def test_few_runs_get_a_wider_margin_than_many(policy):
+    few, many = policy, HistoryPolicy(records=InMemoryHistory())
+    observe(few, [GB] * 2)
+    observe(many, [GB] * 40)
+    assert decide(few).ladder[-1] > decide(many).ladder[-1] > GB
+
+
+def test_the_input_size_is_used_where_it_tells_something(policy):
+    rng = random.Random(0)
+    sizes = [rng.uniform(1, 10) * GB for _ in range(60)]
+    observe(policy, [2 * size * rng.uniform(0.99, 1.01) for size in sizes], sizes=sizes)
+    small, large = decide(policy, size=2 * GB), decide(policy, size=8 * GB)
+    assert 4 * GB * 0.99 < small.first < 4.6 * GB
+    assert 16 * GB * 0.99 < large.first < 17.5 * GB
+    assert "judged by" in large.reason
+    unknown = decide(policy, size=None)
+    assert unknown.ladder[-1] > 18 * GB
+
+
+def test_an_input_that_says_nothing_changes_nothing(policy):
+    rng = random.Random(1)
+    peaks = [rng.uniform(1, 2) * GB for _ in range(60)]
+    observe(policy, peaks, sizes=[float(rng.randrange(1, 10)) * GB for _ in peaks])
+    firsts = [decide(policy, size=size * GB).first for size in (1, 5, 9)]
+    assert max(firsts) < 1.5 * min(firsts)
+
+
+@pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), 1e300, 5e-324])
+def test_input_sizes_that_make_no_sense_count_as_unknown(policy, size):
+    observe(policy, [GB, 2 * GB] * 10, sizes=[float(size)] * 20)
+    assert decide(policy, size=size).ladder == decide(policy, size=None).ladder
+
+
+@pytest.mark.parametrize("runtime_s", [0.0, -5.0, float("nan"), float("inf")])
+def test_run_times_that_make_no_sense_do_no_harm(policy, runtime_s):
+    observe(policy, [GB, 2 * GB] * 10, runtime_s=runtime_s)
+    assert decide(policy).first >= GB
+
+
+def test_a_peak_of_zero_is_no_observation(policy):
+    observe(policy, [0, 0])
+    assert "First run" in decide(policy).reason
+
+
+def test_tiny_tasks_get_what_a_container_needs_to_start(policy):
+    observe(policy, [1000] * 10)
+    assert decide(policy).ladder == (MemorySettings().min_memory,)
+
+
+def test_no_rung_is_above_the_cap_and_the_cap_is_named(policy):
+    observe(policy, [2 * GB, 4 * GB, 8 * GB] * 5)
+    plan = decide(policy, caps=Caps(node=q("5Gi"), node_name="big-1", max_memory=q("3Gi")))
+    assert plan.ladder[-1] == q("3Gi")
+    assert "max_memory" in plan.reason
+    decision = policy.on_failure(plan, Attempt(memory=q("3Gi")), OOM)
+    assert isinstance(decision, Fail)
+    assert "max_memory" in decision.reason
+
+
+def test_a_kill_is_at_least_its_limit_and_never_a_peak(policy):
+    observe(policy, [4 * GB], censored=True)
+    plan = decide(policy, request="2Gi")
+    assert plan.first == Quantity(8 * GB)
+    assert plan.reason == "Killed at 3.73Gi before, and never got through: 7.45Gi."
+    capped = decide(policy, request="2Gi", caps=Caps(node=q("5Gi")))
+    assert capped.ladder == (q("5Gi"),)
+    assert "the cap is 5Gi (the largest node)" in capped.reason
+    observe(policy, [5 * GB])
+    after = decide(policy, request="2Gi")
+    assert 5 * GB <= after.first < 8 * GB
+    assert "1 earlier run peaked at 4.66Gi" in after.reason
+
+
+def test_a_kill_without_a_success_raises_the_ladder(policy):
+    observe(policy, [GB] * 20)
+    before = decide(policy).ladder[-1]
+    observe(policy, [2 * GB], censored=True)
+    assert decide(policy).ladder[-1] >= 4 * GB > before
+    observe(policy, [GB] * 51)
+    assert decide(policy).ladder[-1] < 2 * GB
+
+
+def kills_and_firsts(policy, peaks, size=None):
+    """Kills of each run, and its first allocation, as an orchestrator would go on."""
+    kills, firsts = [], []
+    for peak in peaks:
+        plan = decide(policy, size=size)
+        memory, killed = plan.first, 0
+        firsts.append(memory)
+        while memory < peak:
+            observe(policy, [memory], censored=True)
+            memory = policy.on_failure(plan, Attempt(memory=memory, oom_retries=killed), OOM).memory
+            killed += 1
+        observe(policy, [peak])
+        kills.append(killed)
+    return kills, firsts
+
+
+@pytest.mark.parametrize("earlier", [20, 200, 1000])
+def test_a_task_that_needs_more_now_is_followed_within_a_few_runs(policy, earlier):
+    rng = random.Random(earlier)
+    observe(policy, [rng.uniform(1, 1.2) * GB for _ in range(earlier)])
+    kills, _ = kills_and_firsts(policy, [rng.uniform(4, 4.8) * GB for _ in range(20)])
+    assert sum(1 for killed in kills if killed) <= 5
+    assert sum(kills[6:]) <= 2
+
+
+@pytest.mark.parametrize("earlier", [20, 200])
+def test_a_task_that_needs_less_now_is_followed_within_a_few_runs(policy, earlier):
+    rng = random.Random(earlier)
+    observe(policy, [rng.uniform(4, 4.8) * GB for _ in range(earlier)])
+    _, firsts = kills_and_firsts(policy, [rng.uniform(1, 1.2) * GB for _ in range(20)])
+    assert max(firsts[12:]) < 2 * GB
+
+
+def test_another_version_starts_from_the_history_of_the_step(policy):
+    observe(policy, [GB] * 30)
+    newer = TaskKey(pipeline="train", step="fit", version="2")
+    assert decide(policy, key=newer).first < 1.1 * GB
+    observe(policy, [3 * GB + k for k in range(12)], key=newer)
+    assert 3 * GB < decide(policy, key=newer).first < 3.2 * GB
+    other = TaskKey(pipeline="train", step="other")
+    assert "First run" in decide(policy, key=other).reason
+
+
+def test_kills_of_short_tasks_are_dearer_than_of_long_ones():
+    rng = random.Random(5)
+    peaks = [rng.lognormvariate(0, 0.5) * GB for _ in range(100)]
+    firsts = {}
+    for runtime_s in (5.0, 36000.0):
+        policy = HistoryPolicy(
+            records=InMemoryHistory(), settings=MemorySettings(kill_price=0.2, restart_s=60.0)
+        )
+        observe(policy, peaks, runtime_s=runtime_s)
+        firsts[runtime_s] = decide(policy).first
+    assert firsts[5.0] > firsts[36000.0]
+
+
+def test_a_dearer_kill_never_means_less_memory():
+    rng = random.Random(6)
+    peaks = [rng.lognormvariate(0, 0.7) * GB for _ in range(80)]
+    firsts = []
+    for price in (0.0, 0.5, 1.0, 4.0, 20.0):
+        settings = MemorySettings(kill_price=price)
+        policy = HistoryPolicy(records=InMemoryHistory(), settings=settings)
+        observe(policy, peaks)
+        firsts.append(decide(policy).first)
+    assert firsts == sorted(firsts)
+    assert firsts[0] < firsts[-1]
+
+
+def test_the_ladder_leaves_a_retry_for_what_was_never_seen():
+    settings = MemorySettings(kill_price=0.0, restart_s=0.0, time_to_failure=0.01)
+    policy = HistoryPolicy(records=InMemoryHistory(), settings=settings)
+    observe(policy, [GB * 1.3**k for k in range(20)])
+    plan = decide(policy)
+    assert 2 <= len(plan.ladder) <= settings.max_oom_retries
+    memory, retries = plan.first, 0
+    while not isinstance(
+        decision := policy.on_failure(plan, Attempt(memory=memory, oom_retries=retries), OOM), Fail
+    ):
+        memory, retries = decision.memory, retries + 1
+    assert memory > plan.ladder[-1]
+
+
+def test_the_last_retry_gets_no_less_than_the_request(policy):
+    observe(policy, [GB] * 30)
+    plan = decide(policy, request="100Gi")
+    decision = policy.on_failure(plan, Attempt(memory=q("5Gi"), oom_retries=3), OOM)
+    assert decision.memory == q("100Gi")
+
+
+def test_without_numpy_the_input_is_ignored_and_the_rest_works(policy, monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *rest, **named):
+        if name.partition(".")[0] == "numpy":
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert _experts.names() == ("all", "recent")
+    sizes = [float(k) * GB for k in range(1, 31)]
+    observe(policy, [2 * size for size in sizes], sizes=sizes)
+    plan = decide(policy, size=GB)
+    assert plan.ladder[-1] > 60 * GB
+
+
+def test_a_broken_history_falls_back_to_the_request_and_says_so(tmp_path, caplog):
+    path = tmp_path / "h.sqlite"
+    path.write_text("this is no database" * 200)
+    policy = HistoryPolicy(records=History(path))
+    plan = decide(policy, request="3Gi")
+    assert plan.first == q("3Gi")
+    assert "History unusable" in plan.reason
+    observe(policy, [GB])
+    assert caplog.text.count("memory history") == 2
+
+
+def test_two_processes_see_each_others_runs(tmp_path):
+    here, there = (HistoryPolicy(records=History(tmp_path / "h.sqlite")) for _ in range(2))
+    observe(here, [GB] * 3)
+    assert decide(there).first < 1.3 * GB
+    observe(there, [3 * GB] * 3)
+    assert decide(here).ladder[-1] > 3 * GB
+
+
+def test_a_fresh_process_decides_as_the_one_that_watched(tmp_path):
+    rng = random.Random(2)
+    watcher = HistoryPolicy(records=History(tmp_path / "h.sqlite"))
+    sizes = [rng.uniform(1, 10) * GB for _ in range(40)]
+    observe(watcher, [size**0.7 * 3000 * rng.uniform(1, 1.3) for size in sizes], sizes=sizes)
+    fresh = HistoryPolicy(records=History(tmp_path / "h.sqlite"))
+    for size in (2 * GB, 7 * GB, None):
+        assert decide(fresh, size=size) == decide(watcher, size=size)
+
+
+def test_a_hundred_thousand_records_are_no_trouble(tmp_path):
+    history = History(tmp_path / "h.sqlite")
+    history.append(KEY, Observation(peak=GB, runtime_s=60.0))
+    with sqlite3.connect(history.path) as database:
+        database.executemany(
+            "INSERT INTO run (pipeline, step, version, peak, runtime_s, input_bytes, censored,"
+            " curve, costs, first, ratio) VALUES ('train', ?, '1', ?, 60.0, NULL, 0, '[]', '{}', NULL, NULL)",
+            (("fit" if k % 2 else f"step-{k % 100}", GB + k) for k in range(100_000)),
+        )
+    policy = HistoryPolicy(records=history)
+    plan = decide(policy)
+    assert GB + 99_999 - 800 <= plan.first < 1.1 * GB
+    observe(policy, [GB] * 65)
+    assert len(history.read(KEY, limit=10**6)) <= history.keep + 64
+
+
+def grown(peak, length, steps=90):
+    return [(length * k / steps, int(peak * (k / steps) ** 3) + MI) for k in range(steps + 1)]
+
+
+def test_long_tasks_that_grow_late_are_started_small(policy):
+    for k in range(12):
+        peak = 8 * GB + k * 10 * MI
+        policy.observe(KEY, Features(), Quantity(peak), 3600.0, curve=grown(peak, 3600.0))
+    plan = decide(policy)
+    assert plan.in_place is not None
+    assert plan.in_place.start < plan.first
+    assert decide(policy, caps=Caps(node=q("4Gi"))).in_place.ceiling == q("4Gi")
+
+
+def test_short_tasks_and_flat_tasks_are_not_grown_in_place():
+    for length, curve in ((60.0, grown(8 * GB, 60.0)), (3600.0, [(0.0, 8 * GB), (3600.0, 8 * GB)])):
+        policy = HistoryPolicy(records=InMemoryHistory())
+        for _ in range(12):
+            policy.observe(KEY, Features(), Quantity(8 * GB), length, curve=curve)
+        assert decide(policy).in_place is None
+
+
+def test_core_offers_its_policies_by_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(tmp_path / "h.sqlite"))
+    monkeypatch.setenv("MLOPS_EXT_MEMORY_KILL_PRICE", "1.5")
+    policies = mlops_ext_memory_policies()
+    assert set(policies) == {"fixed", "double", "history"}
+    assert policies["history"].settings.kill_price == 1.5
+    for policy in policies.values():
+        policy.observe(KEY, Features(), Quantity(GB), 60.0)
+        assert policy.decide(KEY, Features(), q("2Gi"), Caps()).reason
+    assert (tmp_path / "h.sqlite").exists()
+    assert policies["history"].decide(KEY, Features(), q("2Gi"), Caps()).first < 1.5 * GB
+
+
+@pytest.mark.parametrize("size", [2**62 + 1, 2**63 - 4096, 2**63 - 1])
+@pytest.mark.parametrize("censored", [False, True])
+def test_sizes_near_the_largest_quantity_fail_no_task(tmp_path, size, censored):
+    """A cgroup without a limit reports 2**63 bytes less a page."""
+    policy = HistoryPolicy(records=History(tmp_path / "history.sqlite"))
+    key, huge = TaskKey(pipeline="p", step="s"), Quantity(size)
+    for number in range(6):
+        features = Features(input_bytes=1e9 * (number + 1))
+        policy.observe(key, features, huge, 3.0, censored=censored)
+    plan = policy.decide(key, Features(input_bytes=1e9), None, Caps())
+    assert plan.first <= 2**63 - 1
+    largest = Attempt(memory=Quantity(2**63 - 1))
+    assert isinstance(policy.on_failure(plan, largest, Evidence(oom_killed=True)), Fail)
+    retry = policy.on_failure(plan, Attempt(memory=huge), Evidence(oom_killed=True))
+    assert isinstance(retry, Fail) == (huge == 2**63 - 1)
+
+
+def test_growing_in_place_ends_at_the_largest_quantity():
+    grow = InPlace(start=Quantity(2**30), threshold=0.5, growth=2.0)
+    assert grow.next_limit(Quantity(2**62), 2**62) == 2**63 - 1

@@ -1,0 +1,60 @@
+"""What holds for the whole tree: sizes, ranges in one place, tests that patches name."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from mlops_ext.extensions.discovery import extensions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted([*ROOT.glob("core/**/*.py"), *ROOT.glob("plugins/**/*.py")])
+LONGEST_MODULE = 400
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_is_short_documented_and_says_what_it_exports(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= LONGEST_MODULE
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "a module starts with what its reader gets"
+
+
+def test_every_patch_names_a_test_that_exists():
+    patches = extensions().patches()
+    assert patches, "the extensions have patches"
+    for patch in patches:
+        path, _, name = patch.verified_by.partition("::")
+        file = ROOT / path
+        assert file.is_file(), f"{patch.id}: {patch.verified_by}"
+        assert name, f"{patch.id} names a file of tests, not a test"
+        assert re.search(rf"def {re.escape(name.partition('[')[0])}\b", file.read_text()), patch.id
+
+
+def test_an_extra_allows_what_its_extension_supports():
+    extras = PROJECT["optional-dependencies"]
+    for support in extensions().frameworks():
+        framework = support.framework
+        requirements = [Requirement(text) for text in extras[framework.name]]
+        (mine,) = [r for r in requirements if r.name == framework.distribution]
+        assert mine.specifier == SpecifierSet(framework.supported)
+
+
+def test_no_installed_extension_is_broken():
+    assert extensions().problems == {}
+
+
+def test_the_table_of_versions_in_the_readme_is_made_from_the_data():
+    from tests.support import tables
+
+    assert tables.in_readme(tables.README.read_text(encoding="utf-8")) == tables.versions_table()

@@ -1,0 +1,256 @@
+"""The check on a live server: what is asked, what is counted, and what a bad answer comes to."""
+
+import pytest
+
+pytest.importorskip("clearml")
+
+from tests.doubles.clearml.arrange import add_controller, add_worker, client_of
+from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY
+
+from clearml_ext.check.fixes import FixKind
+from clearml_ext.check.plans import Node, Plan, plan_of_task
+from clearml_ext.check.preflight import preflight
+from clearml_ext.check.results import Answer
+from clearml_ext.check.targets import launch
+from clearml_ext.errors import ServerError
+from clearml_ext.server.client import Client
+from clearml_ext.server.snapshot import take_snapshot
+from clearml_ext.settings import ClearmlSettings
+from mlops_ext.errors import MlopsExtError
+
+SETTINGS = ClearmlSettings(timeout_s=3)
+
+
+def plan(*queues, name="nightly"):
+    nodes = tuple(Node(name=f"step-{at}", queue=queue) for at, queue in enumerate(queues))
+    return Plan(name=name, nodes=nodes)
+
+
+def check(double, *queues, controller="services", settings=SETTINGS, **more):
+    return preflight(plan(*queues), controller, settings, client=client_of(double), **more)
+
+
+def test_separate_fresh_agents_are_safe(double):
+    add_worker(double, "a1", "services")
+    add_worker(double, "a2", "default")
+    assert check(double, "default").answer is Answer.SAFE
+
+
+def test_three_requests_are_enough_however_many_workers_there_are(double):
+    for number in range(50):
+        add_worker(double, f"a{number}", "services" if number % 2 else "default")
+    running = add_controller(double, "other", {"x": "default"}, queue="services", worker="a1")
+    client = client_of(double)
+    result = preflight(plan("default"), "services", SETTINGS, client=client)
+    assert result.answer is Answer.SAFE
+    assert client.calls == ["queues.get_all_ex", "workers.get_all", "tasks.get_all"]
+    assert running in double.calls[-1][1]["id"]
+
+
+def test_one_agent_on_both_queues_is_refused_with_the_command_that_mends_it(double):
+    add_worker(double, "agent-1", "services", "default")
+    result = check(double, "default")
+    assert result.answer is Answer.UNSAFE
+    assert result.reasons[0] == (
+        'nightly: controller holds agent-1 → step "step-0" waits in default → only agent-1 listens'
+    )
+    assert "clearml-agent daemon --queue default" in " ".join(fix.text for fix in result.fixes)
+
+
+def test_a_controller_in_its_steps_queue_is_refused_even_where_there_is_room(double):
+    for name in ("a", "b", "c"):
+        add_worker(double, name, "default")
+    add_worker(double, "s", "services")
+    result = check(double, "default", controller="default")
+    assert "must have a queue that no step uses" in result.reasons[0]
+    assert result.fixes[0].controller_queue == "services"
+
+
+def test_a_sub_pipeline_is_found_by_its_base_task(double):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a1", "default")
+    inner = add_controller(double, "inner", {"trial": "default"})
+    outer = Plan(name="outer", nodes=(Node(name="tune", queue="default", base_task=inner),))
+    result = preflight(outer, "services", SETTINGS, client=client_of(double))
+    assert 'sub-pipeline "tune" holds a1 → step "trial" waits in default' in result.reasons[0]
+
+
+@pytest.mark.parametrize(("given", "near"), [("defalt", "default"), ("service", "services")])
+def test_a_missing_queue_suggests_the_nearest_name(double, given, near):
+    add_worker(double, "a1", "services")
+    for result in (check(double, given), check(double, "default", controller=given)):
+        assert result.answer is Answer.UNSAFE
+        assert f"did you mean '{near}'?" in result.reasons[0]
+
+
+def test_a_queue_that_nobody_watches_is_refused(double):
+    add_worker(double, "a1", "services")
+    assert "waits in gpu → no worker listens" in check(double, "gpu").reasons[0]
+
+
+def test_a_dead_agent_that_is_still_listed_does_not_count(double):
+    add_worker(double, "a1", "services")
+    add_worker(double, "a2", "default", age_s=300)
+    result = check(double, "default")
+    assert result.answer is Answer.UNSAFE
+    assert "a2 is listed for default, but was last seen" in " ".join(result.reasons)
+
+
+def test_pipelines_that_run_already_are_counted(double):
+    for name in ("a1", "a2"):
+        add_worker(double, name, "services", "default")
+    assert check(double, "default").answer is Answer.SAFE
+    add_controller(double, "other", {"x": "default"}, queue="services", worker="a1")
+    result = check(double, "default")
+    assert result.answer is Answer.UNSAFE
+    assert any("also held by other (" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize(
+    ("more", "safe"),
+    [
+        ({}, False),
+        ({"tags": ["services-mode"]}, True),
+        ({"tags": ["services-mode capacity:2"]}, False),
+        ({"tags": ["services-mode capacity:9"]}, True),
+        ({"tags": ["capacity:unbounded"]}, True),
+    ],
+)
+def test_declared_capacity_is_believed(double, more, safe):
+    add_worker(double, "s", "services", **more)
+    add_worker(double, "a1", "default")
+    inner = add_controller(double, "inner", {"trial": "default"})
+    outer = Plan(name="outer", nodes=(Node(name="tune", queue="services", base_task=inner),))
+    result = preflight(outer, "services", SETTINGS, client=client_of(double), instances=2)
+    assert (result.answer is Answer.SAFE) is safe
+
+
+def test_queue_metadata_and_a_file_declare_capacity_too(double, tmp_path):
+    add_worker(double, "glue", "gpu")
+    number = next(n for n, row in double.store.queues.items() if row["name"] == "gpu")
+    entry = {"key": "capacity", "type": "int", "value": "4"}
+    double.store.queues_add_or_update_metadata({"queue": number, "metadata": [entry]})
+    snapshot = take_snapshot(client_of(double), SETTINGS)
+    assert [worker.slots for worker in snapshot.workers] == [4]
+    path = tmp_path / "capacity.yaml"
+    path.write_text("pipelines: []\nworkers: [{name: glue, queues: [gpu], slots: unbounded}]")
+    snapshot = take_snapshot(client_of(double), ClearmlSettings(capacity=path))
+    assert [worker.slots for worker in snapshot.workers] == [None]
+
+
+def test_a_services_agent_is_known_by_its_children(double):
+    add_worker(double, "s", "services")
+    add_worker(double, "s:service:" + "0" * 32)
+    snapshot = take_snapshot(client_of(double), SETTINGS)
+    assert [(worker.name, worker.slots) for worker in snapshot.workers] == [("s", None)]
+
+
+def test_a_malformed_capacity_tag_is_one_clear_line(double):
+    add_worker(double, "s", "services", tags=["capacity:many"])
+    result = check(double, "default")
+    assert result.answer is Answer.UNKNOWN
+    assert "tag 'capacity:many' of worker s is 'many'" in result.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (("status", 401, "Unauthorized"), "refuses the credentials (401"),
+        (("status", 404, "no such endpoint"), "with 404"),
+        (("status", 500, f"boom {SECRET_KEY}"), "with 500"),
+        (("raw", b"<html>hello</html>"), "not the ClearML API"),
+        (("raw", b'{"data": {"queues": 7}}'), "a form that is not known"),
+        (("cut",), "cannot be reached"),
+    ],
+)
+def test_a_server_that_misbehaves_is_one_clear_line_without_secrets(double, fault, words):
+    double.faults["queues.get_all_ex"] = fault
+    result = check(double, "default")
+    assert result.answer is Answer.UNKNOWN
+    (line,) = result.reasons
+    assert words in line
+    assert "\n" not in line
+    assert SECRET_KEY not in line
+
+
+def test_a_slow_server_is_given_up_after_the_timeout(double):
+    double.faults["workers.get_all"] = ("slow", 60)
+    client = Client(double.url, key=ACCESS_KEY, secret=SECRET_KEY, timeout_s=0.3)
+    result = preflight(plan("default"), "services", SETTINGS, client=client)
+    assert "did not answer workers.get_all within 0.3 s" in result.reasons[0]
+
+
+@pytest.mark.parametrize("endpoint", ["queues.get_all_ex", "workers.get_all", "tasks.get_all"])
+def test_a_script_is_not_started_where_the_server_misbehaves(
+    double, endpoint, tmp_path, monkeypatch
+):
+    script, ran = tmp_path / "pipeline.py", tmp_path / "ran"
+    script.write_text(f"open({str(ran)!r}, 'w')")
+    monkeypatch.setenv("CLEARML_API_HOST", double.url)
+    monkeypatch.setenv("CLEARML_API_ACCESS_KEY", ACCESS_KEY)
+    monkeypatch.setenv("CLEARML_API_SECRET_KEY", SECRET_KEY)
+    double.faults[endpoint] = ("raw", b'{"data": {"tasks": [5], "queues": [5], "workers": [5]}}')
+    with pytest.raises(ServerError, match="a form that is not known"):
+        launch(str(script), (), {})
+    assert not ran.exists()
+    del double.faults[endpoint]
+    assert launch(str(script), (), {}) == 0
+    assert ran.exists()
+
+
+def test_wrong_credentials_and_an_absent_server_are_told_apart(double):
+    wrong = client_of(double, secret="no-such-secret")
+    result = preflight(plan("default"), "services", SETTINGS, client=wrong)
+    assert "refuses the credentials" in result.reasons[0]
+    assert "no-such-secret" not in result.reasons[0]
+    for address in (
+        "http://key:pw@127.0.0.1:9",
+        "key:pw@127.0.0.1",
+        "pw@127.0.0.1",
+        "host?k=pw",
+        "host/#pw",
+    ):
+        gone = Client(address, key="k", secret="s", timeout_s=1)
+        with pytest.raises(ServerError, match="cannot be reached") as caught:
+            gone.call("queues.get_all_ex")
+        assert "pw" not in str(caught.value)
+
+
+def test_a_queue_that_is_a_parameter_of_the_pipeline_is_filled_in(double):
+    number = add_controller(
+        double,
+        "parametrised",
+        {"x": "${pipeline.where}", "y": None},
+        hyperparams={
+            "Args": {"where": {"section": "Args", "name": "where", "value": "gpu"}},
+            "pipeline": {"default_queue": {"value": "default"}},
+        },
+    )
+    found = plan_of_task(double.store.tasks[number])
+    assert [node.queue for node in found.nodes] == ["gpu", "default"]
+    double.store.tasks[number]["hyperparams"] = {}
+    with pytest.raises(MlopsExtError, match="where has no value"):
+        plan_of_task(double.store.tasks[number])
+
+
+@pytest.mark.parametrize("scrolls", [True, False])
+def test_queues_beyond_the_first_page_are_known(double, scrolls):
+    for number in range(1200):
+        double.store.queues_create({"name": f"queue-{number}"})
+    add_worker(double, "s", "services")
+    add_worker(double, "a1", "queue-1199")
+    if not scrolls:
+        plain = double.store.queues_get_all_ex
+        old = ("page", "page_size", "search_hidden")
+        double.store.queues_get_all_ex = lambda request: plain(
+            {key: value for key, value in request.items() if key in old}
+        )
+    assert check(double, "queue-1199").answer is Answer.SAFE
+    assert double.count("queues.get_all_ex") == (1 if scrolls else 3)
+
+
+def test_a_refusal_reroutes_the_controller_first(double):
+    add_worker(double, "s", "services")
+    add_worker(double, "a1", "default")
+    result = check(double, "default", controller="default")
+    assert result.fixes[0].kind is FixKind.CONTROLLER_QUEUE

@@ -1,0 +1,331 @@
+"""Dead claims: one process takes over, however many judge the owner dead, and whoever dies at it."""
+
+import dataclasses
+import errno
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from joblib import Memory
+from tests.faults.nodes import need_fuse, shares
+
+import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext.entries.lease_record import ClaimRecord, own_record
+from joblib_ext.maintenance import garbage
+from joblib_ext.maintenance.garbage import collect_garbage
+from joblib_ext.stores.files import takeover as _takeover
+from joblib_ext.stores.files.store import Store
+
+PATIENCE_S = 60
+
+
+def dead_record():
+    """The claim of a process of this machine that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    record = own_record()
+    return ClaimRecord(record.token, 3, record.place, process.pid, 1)
+
+
+class Processes:
+    """One store under several names: its users are processes of their own to each other."""
+
+    def __init__(self, base, function):
+        self.base, self.function = base, function
+        self.place = base / "store"
+        self.place.mkdir()
+
+    def cached(self, name):
+        where = self.base / name
+        where.symlink_to(self.place, target_is_directory=True)
+        options = {"lease_s": 0.5}
+        memory = Memory(str(where), backend="shared", verbose=0, backend_options=options)
+        return memory.cache(self.function)
+
+    def leave_dead_claim(self):
+        """A dead owner's claim where the entry of the one call so far was; its path and record."""
+        (path,) = [p for p in self.place.rglob("items/*/*/*/*") if p.is_file()]
+        path.unlink()
+        record = dead_record()
+        path.write_bytes(record.pack())
+        return path, record
+
+
+class Slow:
+    """Stops the thread "slow" with its rename of the claim, and starts "third" in the gap."""
+
+    STEPS = (
+        "slow moves",
+        "slow may move",
+        "third may start",
+        "fast settled",
+        "slow settled",
+        "third settled",
+        "all settled",
+    )
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        self.events = {name: threading.Event() for name in self.STEPS}
+        self.looks = Counter()
+        rename, link, look = os.rename, os.link, Store.look
+
+        def slow_rename(source, target, **more):
+            if self.me == "slow" and "released" in Path(target).name:
+                self.events["slow moves"].set()
+                self.wait("slow may move")
+            return rename(source, target, **more)
+
+        def slow_link(source, target, **more):
+            if self.me == "slow" and "released" in Path(source).name:
+                self.events["third may start"].set()
+                self.wait("third settled")
+            return link(source, target, **more)
+
+        def watched_look(store, path, address):
+            found = look(store, path, address)
+            self.looks[self.me] += 1
+            if self.looks[self.me] > 3 and self.me in ("fast", "slow", "third"):
+                self.settle()  # it waits
+            return found
+
+        monkeypatch.setattr(os, "rename", slow_rename)
+        monkeypatch.setattr(os, "link", slow_link)
+        monkeypatch.setattr(Store, "look", watched_look)
+
+    @property
+    def me(self):
+        return threading.current_thread().name
+
+    def settle(self):
+        self.events[f"{self.me} settled"].set()
+        if self.me == "slow":
+            self.events["third may start"].set()
+
+    def wait(self, event):
+        assert self.events[event].wait(PATIENCE_S), event
+
+
+def test_of_two_that_judge_one_owner_dead_one_computes(tmp_path, monkeypatch):
+    """The slower goes on when the faster is done with judging, and a third comes in the gap."""
+    slow = Slow(monkeypatch)
+
+    def function(x):
+        slow.calls.append(slow.me)
+        if slow.me != "MainThread":
+            slow.settle()
+            slow.wait("all settled")
+        return x
+
+    processes = Processes(tmp_path, function)
+    cached = {name: processes.cached(name) for name in ("fast", "slow", "third")}
+    cached["fast"](1)
+    processes.leave_dead_claim()
+    slow.calls.clear()
+    threads = {n: threading.Thread(target=c, args=(1,), name=n) for n, c in cached.items()}
+    threads["slow"].start()
+    slow.wait("slow moves")
+    threads["fast"].start()
+    slow.wait("fast settled")
+    slow.events["slow may move"].set()
+    slow.wait("third may start")
+    threads["third"].start()
+    slow.wait("third settled")
+    slow.events["all settled"].set()
+    for thread in threads.values():
+        thread.join(PATIENCE_S)
+    assert len(slow.calls) == 1
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with a dead claim on the one call that was made, and its computations."""
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        return x
+
+    processes = Processes(tmp_path, function)
+    cached = processes.cached("one")
+    cached(1)
+    calls.clear()
+    return processes, cached, calls
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("deep", [1, 3])
+def test_whoever_dies_while_taking_over_is_taken_over(store, tmp_path, deep):
+    processes, cached, calls = store
+    path, record = processes.leave_dead_claim()
+    path = str(tmp_path / "one" / path.relative_to(processes.place))
+    for _ in range(deep):
+        ticket = Path(_takeover._name(path, record.token))
+        record = dead_record()
+        ticket.write_bytes(record.pack())
+    assert cached(1) == 1
+    assert calls == [1]
+    assert list(processes.place.rglob("takeover*"))
+    collect_garbage(tmp_path / "one", min_age_s=0.0)
+    assert not list(processes.place.rglob("takeover*"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_collector_leaves_an_old_ticket_while_its_claim_stands(store, tmp_path, beats):
+    """Its file can be older than it: it is a link to one that its owner made long ago."""
+    processes, _, _ = store
+    path, record = processes.leave_dead_claim()
+    path = tmp_path / "one" / path.relative_to(processes.place)
+    ticket = Path(_takeover._name(str(path), record.token))
+    taker = dataclasses.replace(own_record(), place=b"another.")
+    ticket.write_bytes(taker.pack())
+    os.utime(ticket, (0, 0))
+
+    def sleep(_lease_s):
+        if beats:
+            ticket.write_bytes(dataclasses.replace(taker, beat=1).pack())
+            os.utime(ticket, (0, 0))
+
+    done = collect_garbage(tmp_path / "one", sleep=sleep)
+    assert path.exists() == ticket.exists() == beats
+    assert done.claims == (not beats)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("error", "stays"), [(errno.ESTALE, True), (errno.ENOENT, False)])
+def test_a_collector_keeps_a_ticket_whose_claim_it_cannot_read(
+    store, tmp_path, monkeypatch, error, stays
+):
+    processes, _, _ = store
+    path, record = processes.leave_dead_claim()
+    path = tmp_path / "one" / path.relative_to(processes.place)
+    ticket = Path(_takeover._name(str(path), record.token))
+    ticket.write_bytes(own_record().pack())  # of a living process, so that the claim stays
+    os.utime(ticket, (0, 0))
+
+    def no_answer(_path):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(garbage, "ask_record", no_answer)
+    collect_garbage(tmp_path / "one", sleep=lambda _: None)
+    assert (path.exists(), ticket.exists()) == (True, stays)
+
+
+@pytest.mark.timeout(60)
+def test_a_ticket_of_a_living_process_is_waited_for(store, tmp_path):
+    processes, cached, calls = store
+    path, record = processes.leave_dead_claim()
+    path = str(tmp_path / "one" / path.relative_to(processes.place))
+    ticket = Path(_takeover._name(path, record.token))
+    living = own_record()
+    ticket.write_bytes(living.pack())
+    assert not _takeover.remove_dead(cached.store_backend._run.store, path, record)
+    assert ClaimRecord.parse(Path(path).read_bytes()) == record
+    ticket.unlink()
+    assert cached(1) == 1
+    assert calls == [1]
+
+
+def test_threads_take_a_dead_claim_over_once(store):
+    processes, cached, calls = store
+    processes.leave_dead_claim()
+    start = threading.Barrier(8)
+
+    def run(_):
+        start.wait()
+        return cached(1)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, range(8))) == [1] * 8
+    assert calls == [1]
+    assert not list(processes.place.rglob("takeover*"))
+
+
+@pytest.mark.timeout(60)
+def test_a_forked_child_takes_over_where_a_thread_of_its_parent_was_at_it(store):
+    processes, cached, _ = store
+    path, _ = processes.leave_dead_claim()
+    path = str(Path(cached.store_backend.location, path.relative_to(processes.place / "joblib")))
+    with _takeover._alone_at(path) as alone:
+        assert alone
+        child = os.fork()
+        if child == 0:
+            left = dict(_takeover._removing)
+            os._exit(0 if not left and cached(1) == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.needs_fuse
+@pytest.mark.timeout(60)
+def test_a_dead_claim_on_a_read_only_mount_is_not_waited_for(tmp_path):
+    need_fuse()
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        return x
+
+    with shares("fuse", tmp_path, 1) as (share,), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Memory(str(share.path), backend="shared", verbose=0).cache(function)(1)
+        (path,) = [p for p in share.path.rglob("items/*/*/*/*") if p.is_file()]
+        path.unlink()
+        path.write_bytes(dead_record().pack())
+        operations = ["write", "create", "mkdir", "link", "rename", "unlink"]
+        share.inject(fail=[{"operations": operations, "errno": errno.EROFS}])
+        assert Memory(str(share.path), backend="shared", verbose=0).cache(function)(1) == 1
+    assert calls == [1, 1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("function", ["open", "link"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_dead_claim_where_nothing_can_be_made_is_not_waited_for(
+    store, tmp_path, monkeypatch, function, code
+):
+    """A store whose disk or server fails is used without claims, as where there is none."""
+    processes, _, _ = store
+    processes.leave_dead_claim()
+    other = processes.cached("other")
+    real = getattr(os, function)
+
+    def fail(path, *args, **more):
+        if function == "open" and not args[0] & os.O_CREAT:
+            return real(path, *args, **more)
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(os, function, fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert other(1) == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("at", ["ticket", "claim", "drop"])
+def test_an_interrupt_while_taking_over_leaves_nothing_that_others_wait_for(store, monkeypatch, at):
+    """Ctrl-C is heard when a system call returns: what that has made has to go again."""
+    processes, cached, calls = store
+    processes.leave_dead_claim()
+    name = "unlink" if at == "drop" else "link"
+    real = getattr(os, name)
+
+    def interrupted(*args, **more):
+        real(*args, **more)
+        is_ticket = Path(args[-1]).name.startswith("takeover.")
+        if is_ticket == (at != "claim"):
+            monkeypatch.setattr(os, name, real)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cached(1)
+    assert processes.cached("other")(1) == 1
+    assert calls == [1]
+    assert not list(processes.place.rglob("takeover*"))

@@ -1,0 +1,298 @@
+"""The shared backend in one process: options, limits, the local tier, the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+import warnings
+
+import pytest
+from click.testing import CliRunner
+from joblib import Memory, expires_after
+from tests.support.joblib_files import stored
+
+import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext.cli import joblib as command
+from joblib_ext.maintenance import eviction as _limits
+from mlops_ext.errors import SettingsError
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("lease", 1),
+            ("lease_s", -1),
+            ("wait_s", float("inf")),
+            ("durability", "maybe"),
+            ("verify", "sometimes"),
+            ("sign_key", ""),
+            ("sign_key", 5),
+            ("local_tier_bytes", 0),
+        ],
+    )
+    def test_what_cannot_work_is_refused_with_its_name(self, tmp_path, option, value):
+        with pytest.raises(SettingsError, match=option):
+            Memory(str(tmp_path), backend="shared", verbose=0, backend_options={option: value})
+
+    def test_a_misspelt_option_is_told(self, tmp_path):
+        with pytest.raises(SettingsError, match="did you mean single_flight"):
+            Memory(str(tmp_path), backend="shared", backend_options={"single_fligth": True})
+
+    def test_compression_that_is_unknown_is_refused(self, tmp_path):
+        with pytest.raises(SettingsError, match="compress"):
+            Memory(str(tmp_path), backend="shared", compress=("zstd9", 3))
+
+    def test_options_come_from_the_environment(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLOPS_EXT_JOBLIB_LEASE_S", "9")
+        assert Memory(str(tmp_path), backend="shared").store_backend.options.lease_s == 9
+
+    def test_an_entry_survives_with_fsync(self, tmp_path):
+        options = {"durability": "fsync"}
+        memory = Memory(str(tmp_path), backend="shared", verbose=0, backend_options=options)
+        assert memory.cache(abs)(-3) == memory.cache(abs)(-3) == 3
+
+
+def test_expiry_works_and_meets_no_entry_without_metadata(memory):
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        return x
+
+    cached = memory.cache(function, cache_validation_callback=expires_after(hours=1))
+    assert (cached(1), cached(1)) == (1, 1)
+    cached.call(2)
+    assert cached(2) == 2
+    expired = memory.cache(function, cache_validation_callback=expires_after(seconds=-1))
+    assert expired(1) == 1
+    assert calls == [1, 2, 1]
+
+
+class TestLimits:
+    def fill(self, memory, count):
+        def function(x):
+            return "x" * 500
+
+        cached = memory.cache(function)
+        for number in range(count):
+            cached(number)
+        return cached
+
+    def test_the_oldest_go_first(self, memory):
+        cached = self.fill(memory, 20)
+        items = {item.path: item for item in memory.store_backend.get_items()}
+        for number, path in enumerate(sorted(items)):
+            os.utime(path, (1_000_000 + number, 1_000_000))
+        memory.reduce_size(items_limit=5)
+        left = sorted(item.path for item in memory.store_backend.get_items())
+        assert left == sorted(items)[-5:]
+        assert cached(0) == "x" * 500
+
+    @pytest.mark.parametrize("limits", [{"items_limit": 300}, {"bytes_limit": 200_000}])
+    def test_large_stores_keep_their_limits_by_sampling(self, memory, monkeypatch, limits):
+        monkeypatch.setattr(_limits, "EXACT_UP_TO", 100)
+        self.fill(memory, 400)
+        for number, item in enumerate(memory.store_backend.get_items()):
+            os.utime(item.path, (1_000_000 + number, 1_000_000))
+        memory.reduce_size(**limits)
+        items = memory.store_backend.get_items()
+        if "items_limit" in limits:
+            assert len(items) == 300
+        assert sum(item.size for item in items) > 150_000
+        assert sum(item.size for item in items) <= limits.get("bytes_limit", 400_000)
+
+    def test_readers_and_writers_go_on_while_the_store_is_reduced_and_cleared(self, memory):
+        stop = threading.Event()
+        troubles, rounds = [], [0, 0, 0]
+
+        def function(x):
+            return x, "y" * 300
+
+        def work(mine):
+            cached = memory.cache(function)
+            while not stop.is_set():
+                rounds[mine] += 1
+                number = rounds[mine]
+                try:
+                    assert cached(number % 50) == (number % 50, "y" * 300)
+                    found = cached.call_and_shelve(number % 50).get()
+                    assert found == (number % 50, "y" * 300)
+                except Exception as error:
+                    troubles.append(error)
+
+        workers = [threading.Thread(target=work, args=(mine,)) for mine in range(3)]
+        for worker in workers:
+            worker.start()
+        number, end = 0, time.monotonic() + 60
+        while (number < 40 or min(rounds) <= 10) and time.monotonic() < end:
+            memory.reduce_size(items_limit=number % 5)
+            if number % 8 == 0:
+                memory.clear(warn=False)
+            number += 1
+        stop.set()
+        for worker in workers:
+            worker.join()
+        assert troubles == []
+        assert min(rounds) > 10
+
+
+def test_a_reference_can_be_read_although_its_entry_was_evicted(memory):
+    def function(x):
+        return x
+
+    references = [memory.cache(function).call_and_shelve(x) for x in range(20)]
+    memory.reduce_size(items_limit=0)
+    assert [reference.get() for reference in references] == list(range(20))
+    memory.clear(warn=False)
+    with pytest.raises(KeyError):
+        references[0].get()
+
+
+class TestLocalTier:
+    @pytest.fixture
+    def tiered(self, tmp_path):
+        options = {"local_tier": str(tmp_path / "local"), "local_tier_bytes": 200_000}
+        return Memory(str(tmp_path / "far"), backend="shared", verbose=0, backend_options=options)
+
+    def function(self, calls):
+        def function(x):
+            calls.append(x)
+            return "x" * 1000
+
+        return function
+
+    def test_what_was_cleared_is_not_served(self, tiered, tmp_path):
+        calls = []
+        cached = tiered.cache(self.function(calls))
+        for _ in range(3):
+            cached(1)
+        assert calls == [1]
+        assert stored(tmp_path / "local", "*")
+        Memory(str(tmp_path / "far"), backend="shared", verbose=0).clear(warn=False)
+        cached(1)
+        assert calls == [1, 1]
+
+    def test_a_hit_needs_only_the_head_of_the_shared_entry(self, tiered, tmp_path):
+        calls = []
+        cached = tiered.cache(self.function(calls))
+        cached(1)
+        cached(1)
+        (far,) = stored(tmp_path / "far")
+        far.write_bytes(far.read_bytes()[:64])  # the rest is on the local disk
+        assert cached(1) == "x" * 1000
+        assert calls == [1]
+
+    def test_a_damaged_copy_is_not_served(self, tiered, tmp_path):
+        calls = []
+        cached = tiered.cache(self.function(calls))
+        cached(1)
+        cached(1)
+        (copy,) = stored(tmp_path / "local", "*")
+        copy.write_bytes(copy.read_bytes()[:-9] + b"damaged!!")
+        assert cached(1) == "x" * 1000
+        assert calls == [1]
+
+    def test_the_limit_is_kept(self, tiered, tmp_path):
+        cached = tiered.cache(self.function([]))
+        for number in range(400):
+            cached(number)
+            cached(number)
+        assert sum(path.stat().st_size for path in stored(tmp_path / "local", "*")) <= 220_000
+
+
+class TestCommandLine:
+    def run(self, *arguments, code=0):
+        done = CliRunner().invoke(command, [str(argument) for argument in arguments])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    def fill(self, memory):
+        def function(x):
+            return "x" * 100
+
+        cached = memory.cache(function)
+        for number in range(5):
+            cached(number)
+
+    def test_stats_count_what_is_there(self, memory, tmp_path):
+        self.fill(memory)
+        found = json.loads(self.run("stats", tmp_path / "cache", "--json"))
+        assert found["entries"] == 5
+        assert found["versions"][0]["entries"] == 5
+        assert found["orphans"] == found["corrupt"] == found["claims"] == 0
+        assert "function" in self.run("stats", tmp_path / "cache")
+
+    def test_stats_draw_a_picture(self, memory, tmp_path):
+        pytest.importorskip("matplotlib")
+        self.fill(memory)
+        self.run("stats", tmp_path / "cache", "--plot", tmp_path / "out.png")
+        assert (tmp_path / "out.png").read_bytes()[1:4] == b"PNG"
+
+    def test_verify_finds_and_repairs_damage(self, memory, tmp_path):
+        self.fill(memory)
+        assert "5 entries verify, 0 do not" in self.run("verify", tmp_path / "cache")
+        damaged = stored(tmp_path)[0]
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert "1 do not" in self.run("verify", tmp_path / "cache", "--no-repair", code=1)
+            assert damaged.exists()
+            assert "1 moved aside" in self.run("verify", tmp_path / "cache", code=1)
+        assert "4 entries verify, 0 do not" in self.run("verify", tmp_path / "cache")
+        found = json.loads(self.run("stats", tmp_path / "cache", "--json"))
+        assert found["corrupt"] == found["events"]["corrupt"] == 1
+
+    def test_gc_removes_leftovers_and_clear_removes_all(self, memory, tmp_path):
+        from mlops_ext.files import temp_name
+
+        self.fill(memory)
+        shard = stored(tmp_path)[0].parent
+        (shard / temp_name("entry").replace(f"-{os.getpid():x}-", "-7ffffff-")).write_bytes(b"half")
+        assert "removed 1 orphans" in self.run("gc", tmp_path / "cache")
+        assert len(stored(tmp_path)) == 5
+        assert "removed" in self.run("clear", tmp_path / "cache", "--yes")
+        assert stored(tmp_path) == []
+
+    def test_a_path_without_a_cache_is_told(self, tmp_path):
+        done = CliRunner().invoke(command, ["stats", str(tmp_path)])
+        assert "holds no cache of the shared backend" in str(done.exception)
+
+
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
+    np = pytest.importorskip("numpy")
+    calls = []
+    memory = Memory(str(tmp_path), backend="shared", verbose=0, mmap_mode=mmap_mode)
+
+    def function(x):
+        calls.append(x)
+        return np.full(2_000_000, x, dtype=float)
+
+    cached = memory.cache(function)
+    assert cached(1)[-1] == 1
+    assert cached.check_call_in_cache(1)
+    assert cached.call_and_shelve(2).get()[0] == 2
+    assert cached(1)[0] == 1
+    assert cached(2)[0] == 2
+    assert calls == [1, 2]
+
+
+@pytest.mark.skipif(not shutil.which("stat"), reason="needs coreutils")
+def test_room_is_reserved_where_replacing_a_claim_would_write_at_once(tmp_path, monkeypatch):
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    asked, ask = [], os.posix_fallocate
+
+    def count(descriptor, offset, size):
+        asked.append(size)
+        ask(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", count)
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+    assert memory.cache(abs)(-3) == memory.cache(abs)(-3) == 3
+    sizes = [item.size for item in memory.store_backend.get_items()]
+    assert asked == (sizes if kind == "ext2/ext3" else [])

@@ -1,0 +1,183 @@
+"""Threads of one process that meet at one key, or at a backend that is new to both."""
+
+import contextlib
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import joblib  # noqa: F401  # the backend registers itself with its import
+import pytest
+
+import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext import runtime as _runtime
+from joblib_ext.entries.lease_record import ClaimRecord, Owner
+from joblib_ext.stores.files import lease as _claims
+from joblib_ext.stores.files.lease_source import ClaimSource
+
+pytestmark = pytest.mark.usefixtures("no_claims_left")
+
+PATIENCE_S = 60
+"""The longest wait for another thread: a hang fails long before the test's own time is up."""
+
+
+class TestThreadsOfOneProcess:
+    """They know of each other without any lease."""
+
+    def test_they_share_one_state_however_they_meet_in_making_it(self, memory, monkeypatch):
+        meeting, made = threading.Barrier(2), []
+
+        class Slow(_runtime.Runtime):
+            __slots__ = ()
+
+            def __init__(self, *arguments):
+                made.append(self)
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    meeting.wait(1)  # until a second thread makes one too, if it does
+                super().__init__(*arguments)
+
+        monkeypatch.setattr(_runtime, "Runtime", Slow)
+        with ThreadPoolExecutor(2) as pool:
+            states = list(pool.map(lambda _: memory.store_backend._run, range(2)))
+        assert states[0] is states[1]
+        assert len(made) == 1
+
+    def test_a_call_that_was_armed_while_another_thread_made_the_state_is_claimed(
+        self, memory, monkeypatch
+    ):
+        """The order of steps in which a slow machine computed twice."""
+        backend = type(memory.store_backend)
+        arm = backend.get_cached_func_info
+        first_makes, second_armed, first_made = (threading.Event() for _ in range(3))
+        calls = []
+
+        class Slow(_runtime.Runtime):
+            __slots__ = ()
+
+            def __init__(self, *arguments):
+                if threading.current_thread().name == "first":
+                    first_makes.set()
+                    second_armed.wait(1)  # never comes where the second has to wait for this one
+                super().__init__(*arguments)
+
+        def arm_slowly(self, call_id):
+            info = arm(self, call_id)
+            if threading.current_thread().name == "second":
+                second_armed.set()
+                assert first_made.wait(PATIENCE_S)
+            else:
+                first_made.set()
+            return info
+
+        def function(x):
+            calls.append(x)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                computing.wait(1)  # until the other thread computes too, if it does
+            return x
+
+        computing = threading.Barrier(2)
+        monkeypatch.setattr(_runtime, "Runtime", Slow)
+        monkeypatch.setattr(backend, "get_cached_func_info", arm_slowly)
+        cached = memory.cache(function)
+        first = threading.Thread(target=cached, args=(1,), name="first")
+        second = threading.Thread(target=cached, args=(1,), name="second")
+        first.start()
+        assert first_makes.wait(PATIENCE_S)
+        second.start()
+        first.join(PATIENCE_S)
+        second.join(PATIENCE_S)
+        assert calls == [1]
+
+    def test_a_silent_heart_takes_no_claim_from_a_thread_that_computes(self, memory, monkeypatch):
+        monkeypatch.setattr(ClaimSource, "beat", lambda _: None)
+        monkeypatch.setattr(ClaimRecord, "owner", lambda _: Owner.UNKNOWN)
+        started, waited = threading.Event(), threading.Event()
+        calls, looks = [], []
+        store = memory.store_backend._run.store
+        look = type(store).look
+
+        def count(self, path, address):
+            looks.append(time.monotonic())
+            if looks[-1] - looks[0] > 4 * store.options.lease_s:
+                waited.set()
+            return look(self, path, address)
+
+        def function(x):
+            calls.append(x)
+            started.set()
+            assert waited.wait(PATIENCE_S)
+            return x
+
+        cached = memory.cache(function)
+        with ThreadPoolExecutor(2) as pool:
+            owner = pool.submit(cached, 1)
+            assert started.wait(PATIENCE_S)
+            monkeypatch.setattr(type(store), "look", count)
+            waiter = pool.submit(cached, 1)
+            assert (owner.result(PATIENCE_S), waiter.result(PATIENCE_S)) == (1, 1)
+        assert calls == [1]
+        assert not store.events.counts["takeover"]
+
+    def test_a_waiter_does_not_adopt_the_claim_of_a_thread_that_publishes(
+        self, memory, monkeypatch
+    ):
+        """The entry is about to stand; the waiter still sees the claim, which is its process's."""
+        store = memory.store_backend._run.store
+        publish, look = type(store).publish, type(store).look
+        publishing, looked = threading.Event(), threading.Event()
+        calls, seen = [], []
+
+        def publish_late(self, *arguments):
+            publishing.set()
+            assert looked.wait(PATIENCE_S)
+            publish(self, *arguments)
+
+        def look_again(self, path, address):
+            found = look(self, path, address)
+            if publishing.is_set():
+                seen.append(found)
+                if len(seen) > 1:  # once to find the claim, once after having judged it
+                    looked.set()
+            return found
+
+        monkeypatch.setattr(type(store), "publish", publish_late)
+        monkeypatch.setattr(type(store), "look", look_again)
+
+        def function(x):
+            calls.append(x)
+            if len(calls) > 1:
+                looked.set()
+            return x
+
+        cached = memory.cache(function)
+        with ThreadPoolExecutor(2) as pool:
+            owner = pool.submit(cached, 1)
+            assert publishing.wait(PATIENCE_S)
+            waiter = pool.submit(cached, 1)
+            assert (owner.result(PATIENCE_S), waiter.result(PATIENCE_S)) == (1, 1)
+        assert calls == [1]
+
+    def test_a_call_that_yields_all_the_time_is_seen_to_run(self):
+        """A generator that yields loses the frames below it."""
+        stop, known = threading.Event(), []
+        running = threading.Event()
+
+        def _cached_call():
+            known.append((threading.get_ident(), id(sys._getframe())))
+            running.set()
+            while not stop.is_set():
+                list(letter for letter in "abc")  # noqa: C400  # a generator is the point
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        caller = threading.Thread(target=_cached_call)
+        try:
+            caller.start()
+            assert running.wait(PATIENCE_S)
+            ((thread, frame),) = known
+            lost = [1 for _ in range(20_000) if frame not in _claims._running_frames({thread})]
+        finally:
+            stop.set()
+            sys.setswitchinterval(interval)
+            caller.join(PATIENCE_S)
+        assert lost == []

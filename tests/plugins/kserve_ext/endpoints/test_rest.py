@@ -1,0 +1,50 @@
+"""Requests past the deadline of a drain, in a uvicorn of this process."""
+
+import asyncio
+
+import pytest
+import uvicorn
+
+from kserve_ext.endpoints.rest import RestPart
+from kserve_ext.shutdown.drain import Drain
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def answers_of(http):
+    """The heads of two pipelined answers; the deadline passes when the second's task is made."""
+    drain = Drain(may_kill=False)
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/second":
+            await asyncio.Event().wait()
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})  # here uvicorn goes on to the second
+        drain.ending = drain.refusing = True
+        part.refuse()
+
+    config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    part = RestPart(server, drain)
+    serving = asyncio.create_task(server.serve())
+    while not part.started:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for path in (b"/first", b"/second"):
+        writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+    heads = [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20) for _ in range(2)]
+    writer.close()
+    await part.close()
+    await part.finish()
+    await serving
+    return heads
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_a_request_whose_task_has_not_begun_at_the_deadline_is_answered_too(http):
+    first, second = asyncio.run(answers_of(http))
+    assert first.startswith(b"HTTP/1.1 200")
+    assert second.startswith(b"HTTP/1.1 503")
+    assert second.lower().count(b"connection: close") == 1

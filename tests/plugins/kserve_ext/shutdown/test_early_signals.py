@@ -1,0 +1,145 @@
+"""Signals before KServe is imported, and to a server that nobody has asked anything yet."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.support.servers.harness import Server, children_of, get
+
+pytestmark = pytest.mark.timeout(400)
+
+RUN = (str(Path(sys.executable).with_name("mlops-ext")), "run", "--patch", "kserve", "--")
+PID_1 = ("unshare", "--pid", "--fork", "--kill-child")
+
+IMPORTING = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "kserve.model":
+            print("importing", flush=True)
+            time.sleep(float(sys.argv[2]))
+
+print("began", flush=True)
+if sys.argv[1] == "began":
+    time.sleep(float(sys.argv[2]))
+sys.meta_path.insert(0, Slow())
+import kserve
+print("imported", flush=True)
+"""
+
+
+def signalled(*prefix, at, pause_s=90):
+    """Status and last word of a script that gets SIGTERM when it says *at*, and then pauses."""
+    command = [*prefix, sys.executable, "-c", IMPORTING, at, str(pause_s)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with process:
+        words = []
+        for line in process.stdout:
+            words.append(line.strip())
+            if words[-1] == at:
+                script = process.pid
+                if prefix[: len(PID_1)] == PID_1:
+                    (script, *_) = children_of(process.pid)
+                os.kill(script, signal.SIGTERM)
+        return process.wait(timeout=100), words[-1]
+
+
+def test_a_signal_while_kserve_is_imported_ends_it_cleanly():
+    assert signalled(at="importing") == (-signal.SIGTERM, "importing")
+    assert signalled(*RUN, at="importing") == (0, "importing")
+
+
+def test_before_the_import_a_signal_is_python_s_own():
+    assert signalled(*RUN, at="began") == (-signal.SIGTERM, "began")
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="needs root and unshare",
+)
+def test_pid_1_hears_a_signal_before_and_during_the_import():
+    """The kernel drops what has no handler: bare, the script goes on."""
+    assert signalled(*PID_1, at="importing", pause_s=3) == (0, "imported")
+    assert signalled(*PID_1, *RUN, at="began") == (128 + signal.SIGTERM, "began")
+    assert signalled(*PID_1, *RUN, at="importing") == (0, "importing")
+
+
+def test_asking_whether_kserve_is_there_arms_nothing():
+    code = (
+        "import importlib.util, signal; found = importlib.util.find_spec('kserve') is not None;"
+        "before = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL; import kserve;"
+        "after = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL;"
+        "print(found, before, after, type(kserve.__spec__.loader).__name__)"
+    )
+    done = subprocess.run(
+        [*RUN, sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["True", "True", "False", "SourceFileLoader"]
+
+
+def until_it_listens(server):
+    """Wait without asking it anything."""
+    end = time.monotonic() + 120
+    while "Uvicorn running" not in server.log:
+        assert server.process.poll() is None, server.log[-2000:]
+        assert time.monotonic() < end, server.log[-2000:]
+        time.sleep(0.005)
+
+
+async def connected_only(folder, way):
+    """What a connection hears that is opened before the signal and asks after it."""
+    with Server(folder, way=way, lame_duck_s=1.5) as server:
+        until_it_listens(server)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        await asyncio.sleep(0.2)
+        server.signal()
+        await asyncio.sleep(0.7)
+        with contextlib.suppress(OSError):
+            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return answer, await server.ended()
+        return b"", await server.ended()
+
+
+def test_a_balancer_that_has_just_connected_is_answered(tmp_path):
+    answer, _ = asyncio.run(connected_only(tmp_path, "bare"))
+    assert answer == b""
+    answer, status = asyncio.run(connected_only(tmp_path, "subclass"))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert status == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["bare", "subclass"])
+def test_the_first_request_just_after_the_signal_is_answered(tmp_path, way):
+    """Slow for its strict time: the request comes 50 ms after the signal."""
+
+    async def scenario():
+        with Server(tmp_path, way=way, lame_duck_s=1.0) as server:
+            until_it_listens(server)
+            server.signal()
+            await asyncio.sleep(0.05)
+            answers = []
+            for path in ("/v2/health/live", "/v2/models/m", "/v2/health/live"):
+                try:
+                    answers.append((await get(server.http_port, path))[0])
+                except (OSError, EOFError):
+                    answers.append(0)
+                await asyncio.sleep(0.25)
+            return answers, await server.ended()
+
+    answers, status = asyncio.run(scenario())
+    if way == "bare":
+        assert 0 in answers or 404 in answers
+    else:
+        assert (answers, status) == ([200, 200, 200], 0)

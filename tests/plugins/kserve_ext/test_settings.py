@@ -1,0 +1,152 @@
+"""Settings by argument, flag, file and environment; patches that come and go; the commands."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from kserve_ext.settings import KServeSettings, load
+from mlops_ext.errors import SettingsError
+
+
+def python(folder, code, *arguments, **environment):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_argument_then_flag_then_file_then_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def value(arguments=None, argv=()):
+        resolved = load(arguments, argv)
+        return resolved.value.lame_duck_s, resolved.sources["lame_duck_s"]
+
+    assert value() == (5.0, "default")
+    monkeypatch.setenv("MLOPS_EXT_KSERVE_LAME_DUCK_S", "1")
+    assert value() == (1.0, "MLOPS_EXT_KSERVE_LAME_DUCK_S")
+    (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext.kserve]\nlame_duck_s = 2\n")
+    assert value() == (2.0, str(tmp_path / "pyproject.toml"))
+    assert value(argv=["--http_port", "80", "--lame_duck_s", "3"]) == (3.0, "flag")
+    assert value(argv=["--lame-duck-s=3"]) == (3.0, "flag")
+    assert value({"lame_duck_s": 4.0}, ["--lame_duck_s", "3"]) == (4.0, "argument")
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon"])
+def test_what_is_not_a_time_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLOPS_EXT_KSERVE_DRAIN_S", text)
+    with pytest.raises(SettingsError, match=r"(?i)drain_s"):
+        load(argv=[])
+
+
+def test_a_flag_that_is_not_a_number_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="lame_duck_s"):
+        load(argv=["--lame_duck_s", "soon"])
+
+
+def test_the_defaults_fit_into_what_kubernetes_gives():
+    assert KServeSettings().limits.total_s < 30
+
+
+def test_importing_the_extension_imports_no_framework(tmp_path):
+    code = "import kserve_ext, kserve_ext.plugin, kserve_ext.cli, sys; print(sorted({'kserve', 'grpc', 'uvicorn', 'prometheus_client'} & set(sys.modules)))"
+    assert python(tmp_path, code) == ["[]"]
+
+
+def test_patches_come_and_go_without_a_trace(tmp_path):
+    code = """
+    from kserve import ModelServer, model_server
+    import mlops_ext
+    before = (dict(vars(ModelServer)), model_server.parser)
+    with mlops_ext.apply("kserve"):
+        during = (dict(vars(ModelServer)), model_server.parser)
+        with mlops_ext.apply("kserve"):  # twice is once
+            assert vars(ModelServer)["start"] is during[0]["start"]
+    after = (dict(vars(ModelServer)), model_server.parser)
+    print(all(during[0][name] is not before[0].get(name) for name in ("start", "stop", "shutdown")))
+    print(during[1] is not before[1])
+    print(after[1] is before[1] and after[0].keys() == before[0].keys())
+    print(all(after[0][name] is before[0][name] for name in before[0]))
+    """
+    assert python(tmp_path, code) == ["True"] * 4
+
+
+def test_an_unknown_release_is_left_alone_and_told(tmp_path):
+    code = """
+    import importlib.metadata, warnings
+    from kserve_ext import GracefulModelServer
+    from kserve_ext import releases as _lines
+    from kserve import ModelServer
+    _lines.installed = lambda: "0.22.0"
+    called = []
+    ModelServer.start = lambda self, models: called.append(models)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        GracefulModelServer().start([1])
+    print(called == [[1]], len(caught), "0.22.0" in str(caught[0].message))
+    """
+    assert python(tmp_path, code) == ["True", "1", "True"]
+
+
+def test_the_parser_knows_the_flags(tmp_path):
+    code = """
+    from kserve_ext import GracefulModelServer
+    from kserve import model_server
+    import argparse
+    args = argparse.ArgumentParser(parents=[model_server.parser]).parse_args()
+    print(args.lame_duck_s, args.http_port)
+    """
+    assert python(tmp_path, code, "--lame_duck_s", "3", "--http_port", "81") == ["3.0", "81"]
+
+
+def command(*arguments, folder):
+    from pathlib import Path
+
+    program = Path(sys.executable).with_name("mlops-ext")
+    return subprocess.run(
+        [program, "kserve", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_settings_are_shown_with_their_sources(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext.kserve]\ndrain_s = 60\n")
+    document = json.loads(command("settings", "--json", folder=tmp_path).stdout)
+    assert document["values"] == {"lame_duck_s": 5.0, "drain_s": 60.0}
+    assert document["sources"]["drain_s"] == str(tmp_path / "pyproject.toml")
+
+
+def test_the_manifest_fits_the_settings(tmp_path):
+    import yaml
+
+    done = command("manifest", "--drain-s", "60", "--name", "iris", folder=tmp_path)
+    document = yaml.safe_load(done.stdout)
+    predictor = document["spec"]["predictor"]
+    container = predictor["containers"][0]
+    assert document["metadata"]["name"] == "iris"
+    assert predictor["terminationGracePeriodSeconds"] > 60 + 5 + 1
+    assert {e["name"]: e["value"] for e in container["env"]} == {
+        "MLOPS_EXT_KSERVE_LAME_DUCK_S": "5", "MLOPS_EXT_KSERVE_DRAIN_S": "60",
+    }  # fmt: skip
+    readiness = container["readinessProbe"]
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] <= 5
+
+
+def test_a_bad_value_is_one_line(tmp_path):
+    done = command("manifest", "--drain-s", "-3", folder=tmp_path)
+    assert done.returncode == 1
+    assert "drain_s" in done.stderr
+    assert "Traceback" not in done.stderr

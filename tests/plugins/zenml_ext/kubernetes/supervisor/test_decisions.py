@@ -1,0 +1,353 @@
+"""What ended a Job and what follows, on recordings of a real Kubernetes."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("zenml")
+
+from mlops_ext.memory import Caps, Cause, DoublePolicy, MemoryPlan, MemorySettings, Quantity
+from zenml_ext.kubernetes.objects.diagnosis import ending_of, unschedulable
+from zenml_ext.kubernetes.objects.job import (
+    Successor,
+    latest_jobs,
+    main_container,
+    memory_of,
+    prepare_step_job,
+    successor,
+    successor_name,
+    superseding_patch,
+)
+from zenml_ext.kubernetes.objects.placement import SIZED_LABEL
+from zenml_ext.kubernetes.objects.state import Track, track_of
+from zenml_ext.kubernetes.supervisor.decisions import Failed, GiveUp, Relaunch, after_failure
+
+RECORDINGS = Path(__file__).parents[4] / "data" / "kubernetes"
+POLICY = DoublePolicy(settings=MemorySettings())
+MIB = 1 << 20
+STEP_ENTRYPOINT = "zenml.entrypoints.step_entrypoint_configuration.StepEntrypointConfiguration"
+
+
+def recording(name):
+    items = json.loads((RECORDINGS / f"{name}.json").read_text())["items"]
+    jobs = [item for item in items if item["kind"] == "Job"]
+    return jobs[0], [item for item in items if item["kind"] == "Pod"]
+
+
+def step_job(limit="200Mi", *, name="abc-step-pipe", backoff_limit=0):
+    resources = {"limits": {"memory": limit}, "requests": {"memory": limit}} if limit else {}
+    job = {
+        "metadata": {
+            "name": name,
+            "labels": {"run_id": "r1", "step_name": "step"},
+            "annotations": {"zenml.io/step-name": "step"},
+        },
+        "spec": {
+            "backoffLimit": backoff_limit,
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "Count",
+                        "onExitCodes": {
+                            "containerName": "main",
+                            "operator": "NotIn",
+                            "values": [0],
+                        },
+                    }
+                ]
+            },
+            "template": {
+                "metadata": {"labels": {"run_id": "r1", "step_name": "step"}},
+                "spec": {
+                    "containers": [
+                        {
+                            "name": "main",
+                            "image": "i",
+                            "resources": resources,
+                            "args": [
+                                "-m",
+                                "zenml.entrypoints.entrypoint",
+                                "--entrypoint_config_source",
+                                STEP_ENTRYPOINT,
+                                "--step_name",
+                                "step",
+                            ],
+                        }
+                    ]
+                },
+            },
+        },
+    }
+    plan = MemoryPlan(ladder=(Quantity.parse(limit),), reason="test") if limit else None
+    return prepare_step_job(job, plan=plan, family="f", in_place=True)
+
+
+def failed(name, **changes):
+    """A step's Job that ended as the recording did."""
+    job, pods = recording(name)
+    ours = step_job(backoff_limit=changes.pop("backoff_limit", 0))
+    ours["status"] = job["status"]
+    ending = ending_of({**job, "spec": {**job["spec"]}}, pods)
+    given = {"track": track_of(ours), "caps": Caps()} | changes
+    return Failed(job=ours, ending=ending, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "oom", "exit_code", "succeeded", "storage"),
+    [
+        ("oom-main", True, 137, False, False),
+        ("oom-child-exit3", True, 3, False, False),
+        ("oom-tmpfs", True, 137, False, False),
+        ("oom-failjob", True, 137, False, False),
+        ("oom-backoff-limit-1", True, 137, False, False),
+        ("oom-child-exit0", False, 0, True, False),
+        ("sigkill-not-oom", False, 137, False, False),
+        ("child-signal-ignored-by-pid1", False, 0, True, False),
+        ("evicted-ephemeral", False, 137, False, True),
+        ("drained", False, None, False, False),
+        ("deleted", False, 137, False, False),
+        ("exit-1", False, 1, False, False),
+        ("memoryerror", False, 1, False, False),
+        ("success", False, 0, True, False),
+        ("deadline", False, None, False, False),
+        ("badimage", False, None, False, False),
+        ("unschedulable", False, None, False, False),
+    ],
+)
+def test_every_recorded_ending_is_told_apart(name, oom, exit_code, succeeded, storage):
+    job, pods = recording(name)
+    found = ending_of(job, pods).evidence
+    assert (found.oom_killed, found.exit_code) == (oom, exit_code)
+    assert (found.succeeded, found.storage_evicted) == (succeeded, storage)
+
+
+def test_all_recordings_are_covered():
+    marks = test_every_recorded_ending_is_told_apart.pytestmark
+    assert {case[0] for case in marks[0].args[1]} == {p.stem for p in RECORDINGS.glob("*.json")}
+
+
+@pytest.mark.parametrize("name", ["oom-main", "oom-child-exit3", "oom-tmpfs", "oom-failjob"])
+def test_a_kill_for_memory_is_followed_by_twice_the_memory(name):
+    next_ = after_failure(failed(name), POLICY, in_place=True)
+    assert isinstance(next_, Relaunch)
+    assert next_.adopt
+    assert next_.change.limit == 400 * MIB
+    assert next_.change.track.oom_retries == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("exit-1", Cause.OTHER),
+        ("memoryerror", Cause.OTHER),
+        ("evicted-ephemeral", Cause.STORAGE),
+        ("sigkill-not-oom", Cause.AMBIGUOUS),
+        ("deadline", Cause.OTHER),
+    ],
+)
+def test_what_is_not_about_memory_is_left_to_fail(name, cause):
+    next_ = after_failure(failed(name), POLICY, in_place=True)
+    assert isinstance(next_, GiveUp)
+    assert next_.cause is cause
+    if name == "evicted-ephemeral":
+        assert "disk, not of memory" in next_.reason
+
+
+def test_a_signal_9_uses_one_of_the_users_own_retries():
+    job, pods = recording("oom-failjob")
+    for pod in pods:
+        pod["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] = "Error"
+    ours = step_job(backoff_limit=2)
+    ending = ending_of(job, pods)
+    next_ = after_failure(
+        Failed(job=ours, track=track_of(ours), ending=ending, caps=Caps()), POLICY, in_place=True
+    )
+    assert isinstance(next_, Relaunch)
+    assert not next_.adopt
+    assert next_.change.limit == 200 * MIB
+    assert next_.change.backoff_limit == 1
+
+
+def test_a_kill_for_memory_uses_none_of_the_users_own_retries():
+    next_ = after_failure(failed("oom-failjob", backoff_limit=2), POLICY, in_place=True)
+    assert next_.change.backoff_limit == 2
+
+
+def test_a_step_that_is_drained_runs_again_though_nothing_is_left_of_its_pod():
+    next_ = after_failure(failed("drained"), POLICY, in_place=True)
+    assert isinstance(next_, Relaunch)
+    assert next_.adopt
+    assert next_.change.limit == 64 * MIB
+    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+    assert next_.attempt.outcome == "evicted"
+
+
+def test_a_deleted_pod_uses_one_of_the_users_own_retries():
+    next_ = after_failure(failed("deleted", backoff_limit=1), POLICY, in_place=True)
+    assert isinstance(next_, Relaunch)
+    assert not next_.adopt
+    assert next_.change.backoff_limit == 0
+    assert isinstance(after_failure(failed("deleted"), POLICY, in_place=True), GiveUp)
+
+
+def test_an_eviction_for_memory_pressure_moves_the_step_and_costs_no_retry():
+    job, pods = recording("oom-main")
+    status = pods[0]["status"]
+    status["containerStatuses"][0]["state"]["terminated"]["reason"] = "Error"
+    status |= {"reason": "Evicted", "message": "The node was low on resource: memory."}
+    status["conditions"].append(
+        {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "TerminationByKubelet",
+            "message": status["message"],
+        }
+    )
+    ours = step_job()
+    next_ = after_failure(
+        Failed(job=ours, track=track_of(ours), ending=ending_of(job, pods), caps=Caps()),
+        POLICY,
+        in_place=True,
+    )
+    assert isinstance(next_, Relaunch)
+    assert next_.change.limit == 200 * MIB
+    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+    assert next_.change.avoid_node == "nodea"
+
+
+def test_a_kill_at_the_cap_fails_and_names_the_node():
+    caps = Caps(node=Quantity(200 * MIB), node_name="small")
+    next_ = after_failure(failed("oom-main", caps=caps), POLICY, in_place=True)
+    assert isinstance(next_, GiveUp)
+    assert "small" in next_.reason
+
+
+def unlimited(**changes):
+    found = failed("oom-main", **changes)
+    return dataclasses.replace(found, ending=dataclasses.replace(found.ending, memory=None))
+
+
+def test_a_step_without_a_limit_that_exhausts_its_node_runs_alone_to_show_its_need():
+    caps = Caps(node=Quantity.parse("3Gi"), node_name="n")
+    next_ = after_failure(unlimited(caps=caps), POLICY, in_place=True)
+    assert next_.change.track.alone
+    assert next_.change.limit == Quantity.parse("3Gi")
+    job = successor(step_job(None), next_.change)
+    terms = job["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert terms[0]["labelSelector"] == {
+        "matchLabels": {"run_id": "r1"},
+        "matchExpressions": [{"key": "step_name", "operator": "Exists"}],
+    }
+
+
+def test_where_nodes_may_not_be_read_it_runs_alone_without_a_limit():
+    next_ = after_failure(unlimited(), POLICY, in_place=True)
+    assert next_.change.limit is None
+    job = successor(step_job(None), next_.change)
+    limit, request = memory_of(main_container(job))
+    assert limit is None
+    assert request == 400 * MIB
+    spec = job["spec"]["template"]["spec"]
+    assert "podAntiAffinity" in spec["affinity"]
+    assert spec["tolerations"][0]["key"] == "node.kubernetes.io/memory-pressure"
+
+
+def test_a_step_without_a_limit_that_is_evicted_for_memory_is_sized_too():
+    found = unlimited()
+    evidence = dataclasses.replace(
+        found.ending.evidence,
+        oom_killed=False,
+        disruption="TerminationByKubelet: The node was low on resource: memory.",
+    )
+    found = dataclasses.replace(found, ending=dataclasses.replace(found.ending, evidence=evidence))
+    next_ = after_failure(found, POLICY, in_place=True)
+    assert next_.change.track.alone
+    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+
+
+def test_once_a_sibling_has_shown_the_need_the_scheduler_is_told_it():
+    next_ = after_failure(unlimited(family_peak=Quantity(1000 * MIB)), POLICY, in_place=True)
+    assert next_.change.limit == 1200 * MIB
+    assert next_.change.request is None
+    job = successor(step_job(None), next_.change)
+    limit, request = memory_of(main_container(job))
+    assert limit == request == 1200 * MIB
+    assert job["metadata"]["labels"][SIZED_LABEL] == "true"
+    affinity = json.dumps(job["spec"]["template"]["spec"]["affinity"])
+    assert SIZED_LABEL in affinity
+
+
+def test_a_pod_that_no_node_takes_is_seen_as_such():
+    _, pods = recording("unschedulable")
+    found = unschedulable(pods[0])
+    assert found.lacks_memory
+    assert found.request == Quantity.parse("500Gi")
+
+
+def test_the_failure_policy_ends_a_job_on_disruption_first_then_on_137_then_as_it_was():
+    rules = step_job()["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in rules] == ["FailJob", "FailJob", "Count"]
+    assert "onPodConditions" in rules[0]
+    assert rules[1]["onExitCodes"]["values"] == [137]
+
+
+def test_a_followers_name_is_the_same_whoever_computes_it_and_fits():
+    track = Track(base="x" * 63, number=12)
+    assert successor_name(track) == successor_name(dataclasses.replace(track, oom_retries=3))
+    assert len(successor_name(track)) <= 63
+
+
+def test_a_follower_takes_labels_owner_and_arguments_and_drops_what_the_server_set():
+    job = copy.deepcopy(step_job())
+    job["metadata"] |= {"uid": "u", "resourceVersion": "5", "ownerReferences": [{"uid": "o"}]}
+    job["spec"]["selector"] = {"matchLabels": {"controller-uid": "u"}}
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    labels |= {"job-name": "j", "controller-uid": "u", "batch.kubernetes.io/job-name": "j"}
+    change = Successor(
+        track=dataclasses.replace(track_of(job), number=2),
+        limit=Quantity(400 * MIB),
+        step_run_id="s1",
+    )
+    new = successor(job, change)
+    assert new["metadata"]["name"] == "abc-step-pipe-m2"
+    assert "uid" not in new["metadata"]
+    assert new["metadata"]["ownerReferences"] == [{"uid": "o"}]
+    assert "selector" not in new["spec"]
+    kept = new["spec"]["template"]["metadata"]["labels"]
+    assert not {"job-name", "controller-uid", "batch.kubernetes.io/job-name"} & set(kept)
+    arguments = main_container(new)["args"]
+    assert arguments[arguments.index("--step_run_id") + 1] == "s1"
+    assert (
+        arguments[3] == "zenml_ext.kubernetes.step.entrypoint.KubernetesStepEntrypointConfiguration"
+    )
+
+
+def test_a_foreign_entrypoint_is_left_alone():
+    job = step_job()
+    main_container(job)["args"] = ["python", "train.py"]
+    again = prepare_step_job(job, plan=None, family="f", in_place=True)
+    assert main_container(again)["args"] == ["python", "train.py"]
+
+
+def test_of_a_step_and_its_follower_only_the_follower_counts():
+    job = step_job()
+    change = Successor(track=dataclasses.replace(track_of(job), number=2), limit=None)
+    new = successor(job, change)
+    for order in ([job, new], [new, job]):
+        current, followed = latest_jobs(order)
+        assert current == [new]
+        assert followed == [(job, new["metadata"]["name"])]
+    patch = superseding_patch(job, "abc-step-pipe-m2")
+    assert patch["metadata"]["labels"]["run_id"] is None
+
+
+@pytest.mark.parametrize("plan", [None, MemoryPlan(ladder=(Quantity(1), Quantity(5)), reason="r")])
+def test_a_track_survives_its_annotation(plan):
+    track = Track(base="b", number=3, oom_retries=1, plan=plan, alone=True, attempts=({"n": 1},))
+    job = {"metadata": {"annotations": {"mlops-ext.io/track": track.dump()}}}
+    assert track_of(job) == track

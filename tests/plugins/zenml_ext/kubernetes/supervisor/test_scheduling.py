@@ -1,0 +1,204 @@
+"""Steps that wait on the double's API: for nodes, quotas and each other; and what can never run."""
+
+import pytest
+
+pytest.importorskip("kubernetes")
+
+from tests.doubles.kubernetes.orchestrator import (
+    FakeBook,
+    JobStatus,
+    Orchestrator,
+    failed_job,
+    limits,
+    names,
+)
+
+from mlops_ext.memory import Quantity
+from zenml_ext.kubernetes.objects.job import latest_jobs
+
+
+def test_what_no_node_can_ever_run_fails_at_once_and_names_the_node(cluster):
+    ours = Orchestrator(cluster, FakeBook())
+    ours.book.limit = Quantity.parse("64Gi")
+    name = ours.start("0 Completed 0", limit="64Gi")
+    status, message = ours.until_over(name)
+    assert status is JobStatus.FAILED
+    assert "asks for 64Gi" in message
+    assert "node-a has 4Gi" in message
+    assert cluster.wait_for(lambda: not cluster.list("pods", "step_name=step"))
+
+
+def test_a_node_that_an_autoscaler_is_about_to_add_is_waited_for(cluster):
+    ours = Orchestrator(cluster, FakeBook())
+    ours.book.limit = Quantity.parse("64Gi")
+    name = ours.start("0 Completed 0", limit="64Gi")
+    pod = cluster.wait_for(lambda: cluster.list("pods", "step_name=step"))[0]
+    meta = {"name": "e1"}
+    involved = {"kind": "Pod", "name": pod["metadata"]["name"]}
+    event = {"kind": "Event", "metadata": meta, "involvedObject": involved}
+    cluster.store.create("events", "zenml", {**event, "reason": "TriggeredScaleUp"})
+    for _ in range(3):
+        assert ours.check(name)[0] is JobStatus.RUNNING
+
+
+def without_nodes(cluster):
+    """An orchestrator that may not list nodes, with a clock of its own; its step fits no node."""
+    cluster.denied = lambda user, verb, resource: resource == "nodes"
+    clock = [1000.0]
+    ours = Orchestrator(cluster, FakeBook(), lambda: clock[0])
+    ours.book.limit = Quantity.parse("64Gi")
+    name = ours.start("0 Completed 0", limit="64Gi")
+    cluster.wait_for(
+        lambda: [
+            condition
+            for pod in cluster.list("pods", "step_name=step")
+            for condition in pod["status"].get("conditions") or ()
+            if condition.get("reason") == "Unschedulable"
+        ]
+    )
+    return ours, name, clock
+
+
+def test_without_the_right_to_list_nodes_a_wait_for_memory_is_told_and_bounded(cluster, caplog):
+    ours, name, clock = without_nodes(cluster)
+    for _ in range(3):
+        status, message = ours.check(name)
+        assert status is JobStatus.RUNNING
+        assert "asks for 64Gi of memory, which no node has free now" in message
+        clock[0] += 100
+    assert caplog.text.count("Step step waits") == 1
+    ours.book.limit = Quantity.parse("200Mi")
+    other = ours.start("0 Completed 300", name="other", step="other")
+    cluster.wait_for(
+        lambda: [
+            p for p in cluster.list("pods", "step_name=other") if p["status"]["phase"] == "Running"
+        ]
+    )
+    clock[0] += 600
+    assert ours.check(name)[0] is JobStatus.RUNNING  # the other one may make room
+    ours.api.delete_job(other)
+    cluster.wait_for(
+        lambda: (
+            not [
+                p
+                for p in cluster.list("pods", "step_name=other")
+                if p["status"]["phase"] == "Running"
+            ]
+        )
+    )
+    clock[0] += 599
+    assert ours.check(name)[0] is JobStatus.RUNNING
+    clock[0] += 2
+    status, message = ours.check(name)
+    assert status is JobStatus.FAILED
+    assert "for 10 min" in message
+    assert "Insufficient memory" in message
+    assert "right to list nodes" in message
+    assert cluster.wait_for(lambda: not cluster.list("pods", "step_name=step"))
+
+
+def test_without_the_right_to_list_nodes_an_autoscaler_that_gave_up_is_believed(cluster):
+    ours, name, clock = without_nodes(cluster)
+    assert ours.check(name)[0] is JobStatus.RUNNING
+    (pod,) = cluster.list("pods", "step_name=step")
+    involved = {"kind": "Pod", "name": pod["metadata"]["name"]}
+    event = {"kind": "Event", "metadata": {"name": "e1"}, "involvedObject": involved}
+    cluster.store.create("events", "zenml", {**event, "reason": "NotTriggerScaleUp"})
+    clock[0] += 60
+    status, message = ours.check(name)
+    assert status is JobStatus.FAILED
+    assert "autoscaler" in message
+
+
+def test_a_limit_range_that_refuses_for_good_is_told_and_not_waited_for(cluster):
+    limit = {"type": "Container", "max": {"memory": "100Mi"}}
+    cluster.store.create(
+        "limitranges",
+        "zenml",
+        {"kind": "LimitRange", "metadata": {"name": "l"}, "spec": {"limits": [limit]}},
+    )
+    ours = Orchestrator(cluster, FakeBook())
+    status, message = ours.until_over(ours.start("0 Completed 0"))
+    assert status is JobStatus.FAILED
+    assert "LimitRange allows 100Mi per container, and 200Mi was asked for" in message
+
+
+def quota(cluster, hard):
+    cluster.store.create(
+        "resourcequotas",
+        "zenml",
+        {
+            "kind": "ResourceQuota",
+            "metadata": {"name": "team"},
+            "spec": {"hard": {"limits.memory": hard}},
+        },
+    )
+
+
+def test_a_quota_that_can_never_grant_it_is_told_and_not_waited_for(cluster):
+    quota(cluster, "100Mi")
+    ours = Orchestrator(cluster, FakeBook())
+    status, message = ours.until_over(ours.start("0 Completed 0"))
+    assert status is JobStatus.FAILED
+    assert "quota team" in message
+    assert "can never run" in message
+
+
+def test_a_quota_in_use_is_told_and_waited_for(cluster):
+    quota(cluster, "300Mi")
+    ours = Orchestrator(cluster, FakeBook())
+    first = ours.start("0 Completed 8", name="one", step="one")
+    cluster.wait_for(lambda: cluster.list("pods", "step_name=one"))
+    second = ours.start("0 Completed 0", name="two", step="two")
+    cluster.wait_for(lambda: [e for e in cluster.list("events") if e["reason"] == "FailedCreate"])
+    status, message = ours.check(second)
+    assert status is JobStatus.RUNNING
+    while message is None and status is JobStatus.RUNNING:
+        status, message = ours.check(second)
+    assert "starts when others have finished" in message
+    assert ours.until_over(first)[0] is JobStatus.SUCCEEDED
+    assert ours.until_over(second)[0] is JobStatus.SUCCEEDED
+
+
+def test_escalation_stops_at_the_quota(cluster):
+    quota(cluster, "300Mi")
+    ours = Orchestrator(cluster, FakeBook())
+    status, message = ours.until_over(ours.start("137 OOMKilled 0"))
+    assert status is JobStatus.FAILED
+    assert limits(cluster) == ["200Mi", "300Mi"]
+    assert "ResourceQuota" in message
+
+
+def test_a_follower_that_waits_for_a_node_keeps_the_step_run_alive(cluster):
+    book = FakeBook()
+    clock = [1000.0]
+    ours = Orchestrator(cluster, book, lambda: clock[0])
+    name = ours.start("137 OOMKilled 0;0 Completed 0")
+    failed_job(cluster, name)
+    cluster.pause_jobs.set()
+    ours.check(name)
+    before = book.beats
+    for _ in range(4):
+        clock[0] += 10
+        ours.check(name)
+    assert book.beats - before == 2
+
+
+def test_after_a_node_ran_out_one_step_shows_its_need_and_the_others_wait(cluster):
+    book = FakeBook()
+    book.limit = None
+    ours = Orchestrator(cluster, book)
+    jobs = [
+        ours.start("137 OOMKilled 0;0 Completed 0.2", name=f"j{i}", step=f"s{i}", limit=None)
+        for i in range(3)
+    ]
+    for job in jobs:
+        failed_job(cluster, job)
+    for job in jobs:
+        ours.check(job)
+    followers = [n for n in names(cluster) if n.endswith("-m2")]
+    assert followers == ["j0-m2"]
+    for job in jobs:
+        assert ours.until_over(job)[0] is JobStatus.SUCCEEDED
+    current, _ = latest_jobs(cluster.list("jobs"))
+    assert len(current) == 3

@@ -1,0 +1,135 @@
+"""What is recorded of attempts, what is computed from it, and where requests come from."""
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_ext.memory import MemoryPlan, Quantity
+from zenml_ext.memory import policy
+from zenml_ext.memory.records import AttemptRecord
+from zenml_ext.memory.report import StepMemory, settings_to_paste, waste
+from zenml_ext.settings import OomSettings
+
+sizes = st.none() | st.integers(0, 2**40).map(Quantity)
+seconds = st.integers(0, 10**6).map(lambda ms: ms / 1000)
+records = st.builds(
+    AttemptRecord,
+    number=st.integers(1, 30),
+    memory=sizes,
+    peak=sizes,
+    outcome=st.sampled_from(["completed", "killed for memory", "failed"]),
+    reason=st.text(max_size=20),
+    node=st.text(max_size=10),
+    runtime_s=seconds,
+    lost_s=seconds,
+)
+
+
+@given(records)
+def test_an_attempt_survives_its_way_through_the_metadata(attempt):
+    assert AttemptRecord.load(attempt.dump()) == attempt
+
+
+@pytest.mark.parametrize("found", [{}, {"number": "x"}, [], None, {"number": 1}])
+def test_foreign_metadata_is_refused(found):
+    with pytest.raises(ValueError):
+        AttemptRecord.load(found)
+
+
+GB = Quantity(10**9)
+
+
+def attempt(outcome, memory, peak, runtime_s):
+    return AttemptRecord(number=1, memory=memory, peak=peak, outcome=outcome, runtime_s=runtime_s)
+
+
+def test_waste_is_all_of_a_lost_attempt_and_what_a_good_one_left_unused():
+    lost = attempt("killed for memory", GB, GB, 1800)
+    good = attempt("completed", Quantity(3 * GB), Quantity(2 * GB), 3600)
+    unlimited = attempt("completed", None, GB, 3600)
+    assert waste([lost]) == pytest.approx(0.5)
+    assert waste([good]) == pytest.approx(1.0)
+    assert waste([lost, good, unlimited]) == pytest.approx(1.5)
+
+
+def test_suggestions_take_the_policys_first_rung_else_the_peak_and_a_tenth():
+    good = attempt("completed", None, Quantity.parse("1000Mi"), 1)
+    plan = MemoryPlan(ladder=(Quantity.parse("1200Mi"),), reason="")
+    steps = [
+        StepMemory(run="r", step="planned", attempts=[good], following=plan),
+        StepMemory(run="r", step="seen", attempts=[good]),
+        StepMemory(run="r", step="unknown", attempts=[attempt("completed", None, None, 1)]),
+    ]
+    text = settings_to_paste(steps)
+    assert "  planned:\n    settings:\n      orchestrator:\n        memory: 1200Mi" in text
+    assert "  seen:\n    settings:\n      orchestrator:\n        memory: 1100Mi" in text
+    assert "unknown" not in text
+
+
+def step_with(memory):
+    config = pytest.importorskip("zenml.config.resource_settings")
+    resources = config.ResourceSettings(memory=memory)
+    return SimpleNamespace(config=SimpleNamespace(resource_settings=resources))
+
+
+def test_the_request_is_the_setting_else_zenmls_own_resources():
+    assert policy.request_of(OomSettings(memory="600Mi"), step_with("1GB")) == 600 * 1024**2
+    assert policy.request_of(OomSettings(), step_with("1GB")) == 10**9
+    assert policy.request_of(OomSettings(), step_with("1GiB")) == 1024**3
+    assert policy.request_of(OomSettings(), step_with("4000KB")) == 4 * 10**6
+    assert policy.request_of(OomSettings(), step_with("4KiB")) == 4096
+    assert policy.request_of(OomSettings(), step_with(None)) is None
+
+
+def test_a_step_without_a_request_can_be_left_alone():
+    assert policy.without_limit(OomSettings(), None) is None
+    assert policy.without_limit(OomSettings(when_no_memory="leave"), GB) is None
+    assert policy.without_limit(OomSettings(when_no_memory="leave"), None).ladder == ()
+
+
+@pytest.mark.parametrize("name", ["fixed", "double", "history"])
+def test_each_policy_gets_the_steps_own_budget_and_the_shared_one_keeps_its(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(tmp_path / "h.sqlite"))
+    chosen = policy.policy_for(
+        OomSettings(memory_policy=name, oom_retries=7, retry_memory_error=True)
+    )
+    assert chosen.settings.max_oom_retries == 7
+    assert chosen.settings.retry_memory_error
+    other = policy.policy_for(OomSettings(memory_policy=name))
+    assert other.settings.max_oom_retries == 4
+    assert not other.settings.retry_memory_error
+
+
+def test_on_kubernetes_a_step_that_was_killed_before_starts_above_its_last_limit(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("numpy")
+    kubernetes_book = pytest.importorskip("zenml_ext.kubernetes.supervisor.step_runs")
+    monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(tmp_path / "h.sqlite"))
+    settings = OomSettings(memory_policy="history")
+    config = SimpleNamespace(
+        caching_parameters={}, resource_settings=SimpleNamespace(memory="500MiB")
+    )
+    step = SimpleNamespace(spec=SimpleNamespace(invocation_id="big", inputs={}), config=config)
+    facts = SimpleNamespace(
+        name="big",
+        pipeline="p",
+        step=step,
+        settings=SimpleNamespace(**settings.model_dump(), pod_settings=None),
+        policy=policy.policy_for(settings),
+        max_memory=None,
+    )
+    killed = AttemptRecord(
+        number=1, memory=GB, peak=GB, outcome="killed for memory", runtime_s=9, lost_s=9
+    )
+    book = kubernetes_book.Book()
+    monkeypatch.setattr(type(book), "history", lambda self, facts: [])
+    assert book.plan(facts, None).first == Quantity.parse("500Mi")
+    monkeypatch.setattr(type(book), "history", lambda self, facts: [killed])
+    plan = book.plan(facts, None)
+    assert plan.first == 2 * GB
+    assert "Killed at" in plan.reason

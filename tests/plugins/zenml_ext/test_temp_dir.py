@@ -1,0 +1,273 @@
+"""Materializers' temporary directories: bare ZenML beside ours, on real mounts and processes."""
+
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mlops_ext import tempdirs
+from mlops_ext.errors import TempDirError
+from mlops_ext.extensions.discovery import extensions
+from mlops_ext.patching.patchset import PatchSet
+
+MATERIALIZER = """
+import sys
+from zenml.enums import ArtifactType
+from zenml.materializers.base_materializer import BaseMaterializer
+
+class Store:  # the part of an artifact store that this needs
+    def size(self, path): return 0
+
+class Scratch(BaseMaterializer):
+    ASSOCIATED_TYPES = (bytes,)
+    ASSOCIATED_ARTIFACT_TYPE = ArtifactType.DATA
+
+scratch = Scratch(uri="/nowhere", artifact_store=Store())
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A root for temporary directories, for both: TMPDIR and MLOPS_EXT_TEMP_DIR."""
+    place = tmp_path / "scratch"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("MLOPS_EXT_TEMP_DIR", str(place))
+    monkeypatch.setattr(tempdirs, "_open", {})
+    monkeypatch.setattr(tempdirs, "_warned", set())
+    return place
+
+
+@pytest.fixture(params=["bare", "patched"])
+def patched(request):
+    """Whether the patches of zenml_ext are applied, for each of both."""
+    pytest.importorskip("zenml")
+    if request.param == "bare":
+        yield False
+        return
+    with PatchSet(extensions().patches("zenml")) as patches:
+        assert all(report.outcome.value == "applied" for report in patches.status())
+        yield True
+
+
+@pytest.fixture
+def ours():
+    pytest.importorskip("zenml")
+    with PatchSet(extensions().patches("zenml")):
+        yield
+
+
+@pytest.fixture
+def scratch(zenml_home, monkeypatch):
+    for name, value in zenml_home.environment().items():
+        if name.startswith("ZENML_"):
+            monkeypatch.setenv(name, value)
+    namespace = {"__name__": "scratch"}
+    exec(compile(MATERIALIZER, "scratch.py", "exec"), namespace)
+    return namespace["scratch"]
+
+
+def mount(place, *options):
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", *options, "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no right to mount: {done.stderr.decode().strip()}")
+
+
+@pytest.fixture
+def mounts():
+    """Mounts that are undone at the end."""
+    places = []
+
+    def make(place, *options):
+        mount(place, *options)
+        places.append(place)
+
+    yield make
+    for place in reversed(places):
+        subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
+
+
+def save(scratch):
+    """What a materializer does when a finished step's output is stored."""
+    with scratch.get_temporary_directory(delete_at_exit=True) as directory:
+        (Path(directory) / "part.bin").write_bytes(b"x" * 100)
+        return Path(directory)
+
+
+def test_a_directory_lives_inside_the_block_and_goes_after_it(root, patched, scratch):
+    with scratch.get_temporary_directory(delete_at_exit=True) as directory:
+        assert Path(directory).is_relative_to(root)
+        assert Path(directory).is_dir()
+    assert not Path(directory).exists()
+
+
+def test_a_busy_file_fails_no_finished_step(root, patched, scratch, mounts, caplog):
+    """A mount point inside is as busy on Linux as an open file is on Windows."""
+
+    def store():
+        with scratch.get_temporary_directory(delete_at_exit=True) as directory:
+            held = Path(directory) / "held"
+            held.mkdir()
+            mounts(held)
+            return held
+
+    if not patched:
+        with pytest.raises(OSError, match="busy"):
+            store()
+        return
+    with caplog.at_level(logging.WARNING):
+        held = store()
+    assert "held" in caplog.text
+    assert "could not be removed" in caplog.text
+    subprocess.run(["umount", str(held)], check=True)
+    (directory,) = tempdirs._open.values()
+    assert directory.close()  # as at exit
+    assert list(root.iterdir()) == []
+
+
+def test_what_is_busy_when_the_step_ends_is_removed_later(
+    root, patched, scratch, mounts, monkeypatch
+):
+    """Upstream logs the error and forgets the directory."""
+    callbacks = []
+    context = type("Context", (), {})()
+    context.pipeline_run = type("Run", (), {"name": "run-1"})()
+    context._cleanup_registry = type("Registry", (), {"register_callback": callbacks.append})
+    monkeypatch.setattr("zenml.get_step_context", lambda: context)
+    with scratch.get_temporary_directory(delete_at_exit=False) as directory:
+        held = Path(directory) / "held"
+        held.mkdir()
+        mounts(held)
+    (callback,) = callbacks
+    if not patched:
+        with pytest.raises(OSError, match="busy"):
+            callback()
+    else:
+        callback()
+    subprocess.run(["umount", str(held)], check=True)
+    tempdirs._close_all()
+    assert Path(directory).exists() is (not patched)
+
+
+def test_a_full_disk_is_told_with_its_place_and_size(root, patched, scratch, mounts):
+    mounts(root, "-o", "size=64k")
+    expected = rf"{root}.*bytes are free" if patched else "No space left"
+
+    def store():
+        with scratch.get_temporary_directory(delete_at_exit=True) as directory:
+            (Path(directory) / "big").write_bytes(b"x" * 400_000)
+
+    with pytest.raises(OSError, match=expected) as caught:
+        store()
+    assert isinstance(caught.value, TempDirError) is patched
+    assert (str(root) in str(caught.value)) is patched
+
+
+def test_a_missing_root_is_made_where_zenml_would_fall_back_in_silence(
+    zenml_home, tmp_path, request
+):
+    """Bare: tempfile passes over a TMPDIR that does not exist, without a word."""
+    place = tmp_path / "not" / "there"
+    code = MATERIALIZER + (
+        "with scratch.get_temporary_directory(delete_at_exit=True) as d: print('IN', d)"
+    )
+    found = {}
+    for name, variables in {
+        "bare": {"TMPDIR": str(place)},
+        "ours": {"TMPDIR": str(place), "MLOPS_EXT_TEMP_DIR": str(place)},
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=zenml_home.environment(**variables),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found[name] = next(line[3:] for line in done.stdout.splitlines() if line[:3] == "IN ")
+    assert not found["bare"].startswith(str(place))
+    assert found["ours"].startswith(str(place))
+
+
+@pytest.mark.parametrize("kind", ["bare", "ours"])
+def test_what_a_killed_step_left_is_gone_after_the_next(zenml_home, tmp_path, kind):
+    code = MATERIALIZER + (
+        "with scratch.get_temporary_directory(delete_at_exit=True) as d:\n"
+        "    open(d + '/part', 'w').close()\n"
+        "    print('IN', d, flush=True)\n"
+        "    if sys.argv[1:]: sys.stdin.read()\n"
+    )
+    variables = {"TMPDIR": str(tmp_path)}
+    if kind == "ours":
+        variables["MLOPS_EXT_TEMP_DIR"] = str(tmp_path)
+    environment = zenml_home.environment(**variables)
+    step = subprocess.Popen(
+        [sys.executable, "-c", code, "wait"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    left = Path(next(line[3:].strip() for line in step.stdout if line[:3] == "IN "))
+    step.send_signal(signal.SIGKILL)
+    step.communicate()
+    assert left.exists()
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    assert left.exists() is (kind == "bare")
+    if kind == "ours":
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_upstream_leaves_to_the_caller_outlives_the_process(root, ours, scratch):
+    with scratch.get_temporary_directory(
+        delete_at_exit=False, delete_after_step_execution=False
+    ) as directory:
+        pass
+    tempdirs._close_all()
+    assert Path(directory).is_dir()
+    shutil.rmtree(directory)
+
+
+def test_settings_that_cannot_be_read_break_no_import(zenml_home, tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext]\ntemp_dri = 1\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import zenml; print('fine')"],
+        cwd=tmp_path,
+        env=zenml_home.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("fine")
+    assert "did you mean temp_dir?" in done.stderr
+
+
+def test_nothing_is_patched_unless_somebody_asks(zenml_home):
+    code = (
+        "from zenml.materializers.base_materializer import BaseMaterializer as B\n"
+        "print('BY', B.get_temporary_directory.__module__)\n"
+    )
+    by = {}
+    for name, variables in {
+        "nothing": {},
+        "autopatch": {"MLOPS_EXT_AUTOPATCH": "zenml"},
+        "temp_dir": {"MLOPS_EXT_TEMP_DIR": tempfile.gettempdir()},
+        "disabled": {"MLOPS_EXT_AUTOPATCH": "zenml", "MLOPS_EXT_DISABLE": "zenml"},
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=zenml_home.environment(**variables),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        by[name] = done.stdout.split("BY ")[1].partition(".")[0]
+    expected = dict.fromkeys(by, "zenml") | dict.fromkeys(["autopatch", "temp_dir"], "zenml_ext")
+    assert by == expected

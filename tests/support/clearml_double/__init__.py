@@ -1,5 +1,0 @@
-"""A double of the ClearML API server, on loopback, good enough for the real SDK and agents."""
-
-from tests.support.clearml_double.server import ApiDouble
-
-__all__ = ["ApiDouble"]
