@@ -48,5 +48,7 @@ def _field(hint: Any, data: Any) -> Any:
         return tuple(_field(a, item) for a, item in zip(rest, data, strict=False))
     if dataclasses.is_dataclass(hint):
         return decode(typing.cast("type[Any]", hint), data)
-    plain = hint is Any or origin is not None or isinstance(data, hint)
-    return data if plain else hint(data)
+    if hint is Any or origin is not None or isinstance(data, hint):
+        return data
+    make: Any = hint
+    return make(data)
