@@ -24,7 +24,7 @@ from mlops_ext.memory import (
     TaskKey,
 )
 from mlops_ext.queues.check import check
-from mlops_ext.shutdown import Asked, Phase, Shutdown, Signal, Started, Step, Stopped, Tick
+from mlops_ext.shutdown import FirstRequest, Phase, Shutdown, Signal, Started, Step, Stopped, Tick
 
 ROOT = Path(__file__).resolve().parents[1]
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
@@ -84,17 +84,17 @@ def played_shutdown(answered_s):
     Requests are in flight until *answered_s*.
     """
     state, due, now = Shutdown().on(Started(at=-10.0)).state, {}, 0.0
-    moved = state.on(Asked(at=-9.0)).state.on(Signal(at=now, number=15))
+    transition = state.on(FirstRequest(at=-9.0)).state.on(Signal(at=now, number=15))
     while True:
-        due |= dict.fromkeys(moved.steps, now)
-        if moved.state.phase is Phase.ENDED:
+        due |= dict.fromkeys(transition.steps, now)
+        if transition.state.phase is Phase.ENDED:
             return due
         if Step.STOP in due:
             now += 0.1
-            moved = moved.state.on(Stopped(at=now))
+            transition = transition.state.on(Stopped(at=now))
         else:
-            now = min(now + 0.1, max(moved.state.wake_at, now))
-            moved = moved.state.on(Tick(at=now, in_flight=int(now < answered_s)))
+            now = min(now + 0.1, max(transition.state.wake_at, now))
+            transition = transition.state.on(Tick(at=now, in_flight=int(now < answered_s)))
 
 
 def kserve(path):

@@ -13,7 +13,7 @@ from mlops_ext.errors import nearest
 from mlops_ext.extensions import activation
 from mlops_ext.extensions.discovery import Extensions, Support
 from mlops_ext.hookspecs import DoctorCheck, Finding, Severity
-from mlops_ext.patching.patchset import Outcome, PatchReport, PatchSet
+from mlops_ext.patching import Outcome, PatchReport, PatchSet
 
 __all__ = ["Diagnosis", "Fix", "diagnose"]
 

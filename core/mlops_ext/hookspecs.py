@@ -18,7 +18,7 @@ from mlops_ext.versions import check_specifier
 
 if TYPE_CHECKING:
     from mlops_ext.memory import MemoryPolicy
-    from mlops_ext.patching.patchset import Patch, PatchReport
+    from mlops_ext.patching import Patch, PatchReport
 
 __all__ = ["PROJECT", "DoctorCheck", "Finding", "Framework", "Severity", "hookimpl"]
 

@@ -6,8 +6,6 @@ import re
 
 from mlops_ext.settings import environment
 
-__all__ = ["redact", "redacted"]
-
 _MASK = "***"
 _IN_URL = re.compile(r"(?<=://)[^\s/@'\"]+:[^\s/@'\"]+(?=@)")
 _TOKEN = re.compile(r"(?i)(?<=bearer )[\w.~+/=-]{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*")

@@ -22,11 +22,10 @@ import math
 from dataclasses import dataclass, field, replace
 
 __all__ = [
-    "Asked",
     "Deadlines",
     "Event",
+    "FirstRequest",
     "Limits",
-    "Moved",
     "Phase",
     "Shutdown",
     "Signal",
@@ -34,6 +33,7 @@ __all__ = [
     "Step",
     "Stopped",
     "Tick",
+    "Transition",
 ]
 
 
@@ -71,7 +71,7 @@ class Limits:
     """Time for the answers to refused requests to reach the network."""
     stop_s: float = 0.5
     """Time left to stop past the deadline: with refuse_s below the 1 s that is promised."""
-    newborn_s: float = 0.2
+    idle_s: float = 0.2
     """Pause before a server that nobody has asked stops accepting: a balancer that has just
     begun to send is heard, and the rest of abort_s is left to stop."""
     abort_s: float = 0.8
@@ -82,7 +82,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse what is not a time."""
-        names = ("lame_duck_s", "drain_s", "refuse_s", "stop_s", "newborn_s", "abort_s", "echo_s")
+        names = ("lame_duck_s", "drain_s", "refuse_s", "stop_s", "idle_s", "abort_s", "echo_s")
         for name in names:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -141,7 +141,7 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked(Event):
+class FirstRequest(Event):
     """Somebody has sent a request, or could have for so long that somebody may count on it."""
 
 
@@ -177,7 +177,7 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class Transition:
     """The answer to an event.
 
     Attributes:
@@ -199,7 +199,7 @@ class Shutdown:
         signal: number of the signal that began it, or of the one that ended it; 0 for a call.
         began_at: when the first signal came; None before.
         due: when the next steps are due at the latest.
-        if_asked: the same, once somebody asks a server that nobody had asked at the signal.
+        due_if_used: the same, once somebody asks a server that nobody had asked at the signal.
         refused: whether REFUSE was given.
         killed: whether KILL cut something off.
         served: whether the server was ever asked, so that something can be cut off.
@@ -211,7 +211,7 @@ class Shutdown:
     signal: int = 0
     began_at: float | None = None
     due: Deadlines = field(default_factory=Deadlines)
-    if_asked: Deadlines | None = None
+    due_if_used: Deadlines | None = None
     refused: bool = False
     killed: bool = False
     served: bool = False
@@ -236,10 +236,10 @@ class Shutdown:
             return self.due.stop_at if self.refused else self.due.refuse_at
         return self.due.kill_at if self.phase is Phase.STOPPING else math.inf
 
-    def on(self, event: Event) -> Moved:
+    def on(self, event: Event) -> Transition:
         """The state after *event*, and the steps to take."""
         if self.phase is Phase.ENDED:
-            return Moved(state=self)
+            return Transition(state=self)
         if not isinstance(event, Event):
             raise TypeError(f"{event!r} is not an event of a shutdown")
         state = replace(self, now=max(self.now, event.at))
@@ -247,52 +247,52 @@ class Shutdown:
             return _signalled(state, event)
         if isinstance(event, Started):
             starting = state.phase is Phase.STARTING
-            return Moved(state=replace(state, phase=Phase.SERVING) if starting else state)
-        if isinstance(event, Asked):
-            return Moved(state=_asked(state))
+            return Transition(state=replace(state, phase=Phase.SERVING) if starting else state)
+        if isinstance(event, FirstRequest):
+            return Transition(state=_first_requested(state))
         if isinstance(event, Stopped):
             stopping = state.phase is Phase.STOPPING
-            return _end(state, Step.LEAVE) if stopping else Moved(state=state)
+            return _end(state, Step.LEAVE) if stopping else Transition(state=state)
         if isinstance(event, Tick):
             return _ticked(state, event.in_flight)
         raise TypeError(f"{event!r} is not an event of a shutdown")
 
 
-def _signalled(state: Shutdown, event: Signal) -> Moved:
+def _signalled(state: Shutdown, event: Signal) -> Transition:
     if state.began_at is None:
         return _begin(state, event)
     if event.limit_s is not None:
-        return Moved(state=_tightened(state, event.limit_s))
+        return Transition(state=_tightened(state, event.limit_s))
     is_echo = event.number == state.signal and state.now - state.began_at <= state.limits.echo_s
     if event.number == 0 or is_echo:
-        return Moved(state=state)
+        return Transition(state=state)
     if state.signal == 0:  # code asked first: this is the first signal of the outside
-        return Moved(state=replace(state, signal=event.number))
+        return Transition(state=replace(state, signal=event.number))
     return _end(replace(state, signal=event.number), Step.KILL)
 
 
-def _begin(state: Shutdown, event: Signal) -> Moved:
+def _begin(state: Shutdown, event: Signal) -> Transition:
     """The first signal: set every deadline."""
     limits, now = state.limits, state.now
     state = replace(state, signal=event.number, began_at=now)
     if state.phase is Phase.STARTING:
         due = Deadlines(kill_at=now + limits.abort_s)
         state = replace(state, phase=Phase.STOPPING, due=due)
-        return Moved(state=state, steps=(Step.NOT_READY, Step.CLOSE, Step.STOP))
+        return Transition(state=state, steps=(Step.NOT_READY, Step.CLOSE, Step.STOP))
     lame_duck_s = limits.lame_duck_s if event.lame_duck else 0.0
     due = Deadlines.after(now + lame_duck_s, limits)
     state = replace(state, phase=Phase.LAME_DUCK, due=due)
     if not state.served:
-        state = replace(state, due=_newborn(due, now, limits), if_asked=due)
+        state = replace(state, due=_idle(due, now, limits), due_if_used=due)
     if event.limit_s is not None:
         state = _tightened(state, event.limit_s)
-    return Moved(state=state, steps=(Step.NOT_READY,))
+    return Transition(state=state, steps=(Step.NOT_READY,))
 
 
-def _newborn(due: Deadlines, now: float, limits: Limits) -> Deadlines:
+def _idle(due: Deadlines, now: float, limits: Limits) -> Deadlines:
     """The deadlines of a server that accepts requests and was not asked anything yet."""
     kill_at = min(due.kill_at, now + limits.abort_s)
-    close_at = min(due.close_at, now + limits.newborn_s, kill_at)
+    close_at = min(due.close_at, now + limits.idle_s, kill_at)
     in_time = max(close_at, kill_at - limits.stop_s)
     return Deadlines(
         close_at=close_at,
@@ -302,28 +302,28 @@ def _newborn(due: Deadlines, now: float, limits: Limits) -> Deadlines:
     )
 
 
-def _asked(state: Shutdown) -> Shutdown:
+def _first_requested(state: Shutdown) -> Shutdown:
     """Somebody counts on the server: give its end the whole time."""
     if state.phase is Phase.STARTING or state.served:
         return state
-    if state.if_asked is None or state.phase is Phase.STOPPING:
+    if state.due_if_used is None or state.phase is Phase.STOPPING:
         return replace(state, served=True)
-    return replace(state, served=True, due=state.if_asked, if_asked=None)
+    return replace(state, served=True, due=state.due_if_used, due_if_used=None)
 
 
 def _tightened(state: Shutdown, limit_s: float) -> Shutdown:
     """The same state with every deadline within *limit_s* from now."""
     due = state.due.within(limit_s, state.now, state.limits)
-    if_asked = state.if_asked and state.if_asked.within(limit_s, state.now, state.limits)
-    return replace(state, due=due, if_asked=if_asked)
+    due_if_used = state.due_if_used and state.due_if_used.within(limit_s, state.now, state.limits)
+    return replace(state, due=due, due_if_used=due_if_used)
 
 
-def _ticked(state: Shutdown, in_flight: int) -> Moved:
+def _ticked(state: Shutdown, in_flight: int) -> Transition:
     steps: list[Step] = []
     if state.phase is Phase.LAME_DUCK and state.now >= state.due.close_at:
         state = replace(state, phase=Phase.DRAINING)
         # What was accepted up to here is counted at the next tick, not at this one.
-        return Moved(state=state, steps=(Step.CLOSE,))
+        return Transition(state=state, steps=(Step.CLOSE,))
     if state.phase is Phase.DRAINING:
         if in_flight > 0 and state.now >= state.due.refuse_at and not state.refused:
             state = replace(state, refused=True)
@@ -335,10 +335,10 @@ def _ticked(state: Shutdown, in_flight: int) -> Moved:
         ended = _end(state, Step.KILL)
         # Nothing was in flight before the server was asked: a clean end, only not by itself.
         after = replace(ended.state, killed=state.served)
-        return Moved(state=after, steps=(*steps, *ended.steps))
-    return Moved(state=state, steps=tuple(steps))
+        return Transition(state=after, steps=(*steps, *ended.steps))
+    return Transition(state=state, steps=tuple(steps))
 
 
-def _end(state: Shutdown, step: Step) -> Moved:
+def _end(state: Shutdown, step: Step) -> Transition:
     state = replace(state, phase=Phase.ENDED, killed=step is Step.KILL)
-    return Moved(state=state, steps=(step,))
+    return Transition(state=state, steps=(step,))

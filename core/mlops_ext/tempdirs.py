@@ -27,9 +27,9 @@ from pathlib import Path
 
 from mlops_ext import files, settings
 from mlops_ext.errors import TempDirError
-from mlops_ext.processes import identity as _owners
+from mlops_ext.processes import identity
 from mlops_ext.processes.forks import in_forked_child
-from mlops_ext.processes.identity import Evidence, Fate, Owner
+from mlops_ext.processes.identity import Evidence, Liveness, ProcessIdentity
 from mlops_ext.processes.open_files import holders
 
 __all__ = [
@@ -238,17 +238,21 @@ def reap(root: Path, *, budget_s: float | None = None) -> Reaped:
     """
     found: dict[str, list[Path]] = {"removed": [], "live": [], "unknown": [], "failed": []}
     deadline = None if budget_s is None else time.monotonic() + budget_s
-    here, local, booted = _owners.me(), _owners.on_local_disk(root), _owners.booted_at()
+    here, local, booted = (
+        identity.own_identity(),
+        identity.on_local_disk(root),
+        identity.booted_at(),
+    )
     for marker in _markers(root):
         if deadline is not None and time.monotonic() > deadline:
             break
         with _opened(marker) as descriptor:
             if descriptor is None:
                 continue
-            fate = _judge(descriptor, here, local=local, booted=booted)
+            liveness = _judge(descriptor, here, local=local, booted=booted)
             path = marker.with_name(marker.name.removesuffix(_MARKER))
-            if fate is not Fate.DEAD:
-                found[fate.value].append(path)
+            if liveness is not Liveness.DEAD:
+                found["live" if liveness is Liveness.ALIVE else "unknown"].append(path)
                 continue
             gone = remove(path)
             found["removed" if gone else "failed"].append(path)
@@ -298,10 +302,10 @@ def remove(path: Path) -> bool:
     removal = files.remove(path, patience=_PATIENCE)
     if removal.complete:
         return True
-    left, _, error = removal.left[0]
+    left = removal.left[0]
     held = "; ".join(holders(path))
     _warn_once(
-        f"{path} could not be removed: {left.name}: {error.strerror or error}"
+        f"{path} could not be removed: {left.path.name}: {left.error.strerror or left.error}"
         f"{f'; held open by {held}' if held else ''}. It is removed when it is free, by a later"
         " start at the latest"
     )
@@ -313,11 +317,11 @@ def _new_marker(marker: Path) -> int | None:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(marker, flags, 0o600)
     try:
-        if _owners.lock(descriptor) is False:
+        if identity.lock(descriptor) is False:
             _give_up(marker, descriptor)
             return None
         os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, _owners.me().dump())
+        os.write(descriptor, identity.own_identity().dump())
     except OSError:
         _give_up(marker, descriptor)
         raise
@@ -359,23 +363,25 @@ def _opened(marker: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _judge(descriptor: int, here: Owner, *, local: bool, booted: float | None) -> Fate:
-    """The fate of the owner of an open marker; where it is DEAD, the marker is locked by us."""
-    taken = _owners.lock(descriptor)
+def _judge(
+    descriptor: int, here: ProcessIdentity, *, local: bool, booted: float | None
+) -> Liveness:
+    """Whether the owner of an open marker lives; if it is DEAD, the marker is locked by us."""
+    taken = identity.lock(descriptor)
     status = os.fstat(descriptor)
     if status.st_nlink == 0:  # another reaper was here, between our open and our lock
-        return Fate.LIVE
+        return Liveness.ALIVE
     os.lseek(descriptor, 0, os.SEEK_SET)
-    owner = Owner.read(os.read(descriptor, 4096))
+    owner = ProcessIdentity.read(os.read(descriptor, 4096))
     evidence = Evidence(
         held=None if taken is None else not taken,
-        started=None if owner is None else _owners.start_of(owner.pid),
+        started=None if owner is None else identity.start_of(owner.pid),
         local=local,
         written=status.st_mtime,
         now=time.time(),
         booted=booted,
     )
-    return _owners.verdict(owner, here, evidence)
+    return identity.verdict(owner, here, evidence)
 
 
 _warned: set[str] = set()

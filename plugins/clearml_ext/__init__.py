@@ -12,7 +12,7 @@ from mlops_ext.lazy import lazy_exports
 if TYPE_CHECKING:
     from clearml_ext.errors import UnsafePipelineError
     from clearml_ext.launcher import PipelineLauncher, guarded_pipeline
-    from mlops_ext.patching.patchset import PatchSet
+    from mlops_ext.patching import PatchSet
 
 __all__ = ["PipelineLauncher", "UnsafePipelineError", "guarded_pipeline", "install"]
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mlops_ext.patching.patchset import Patch
+from mlops_ext.patching import Patch
 
 if TYPE_CHECKING:
     from clearml_ext.settings import ClearmlSettings

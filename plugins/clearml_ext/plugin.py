@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from clearml_ext.patches import PATCHES
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
-from mlops_ext.patching.patchset import Patch
+from mlops_ext.patching import Patch
 
 __all__ = ["mlops_ext_doctor_checks", "mlops_ext_frameworks", "mlops_ext_patches"]
 

@@ -34,7 +34,7 @@ def register() -> None:
 def _apply(_: ModuleType) -> None:
     from joblib_ext.plugin import QUICK_ARGUMENTS, SHARED_BACKEND
     from mlops_ext.errors import MlopsExtError
-    from mlops_ext.patching.patchset import Outcome, PatchSet
+    from mlops_ext.patching import Outcome, PatchSet
 
     for patch in (SHARED_BACKEND, *QUICK_ARGUMENTS):  # apart: one that cannot be costs no other
         try:

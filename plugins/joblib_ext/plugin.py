@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
-from mlops_ext.patching.patchset import Patch
+from mlops_ext.patching import Patch
 
 __all__ = ["QUICK_ARGUMENTS", "SHARED_BACKEND"]
 

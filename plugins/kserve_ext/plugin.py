@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
-from mlops_ext.patching.patchset import Patch
+from mlops_ext.patching import Patch
 
 __all__ = ["SUPPORTED"]
 

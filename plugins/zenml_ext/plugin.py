@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
-from mlops_ext.patching.patchset import Patch
+from mlops_ext.patching import Patch
 
 __all__ = ["mlops_ext_doctor_checks", "mlops_ext_frameworks", "mlops_ext_patches"]
 

@@ -11,7 +11,7 @@ from tests.support.tempdirs import OWNER, start
 
 from mlops_ext import files, tempdirs
 from mlops_ext.errors import TempDirError
-from mlops_ext.processes import identity as _owners
+from mlops_ext.processes import identity
 
 pytestmark = pytest.mark.usefixtures("fresh_tempdirs")
 
@@ -105,7 +105,9 @@ def test_what_cannot_be_removed_is_logged_once_with_its_holder_and_left(
     busy = OSError(errno.EBUSY, "used by another process")
 
     def refuse(path, **_):
-        return files.Removal(removed=0, left=((path / "open.bin", files.Held.BUSY, busy),))
+        return files.Removal(
+            removed=0, left=(files.RemovalError(path / "open.bin", files.RemovalReason.BUSY, busy),)
+        )
 
     directory = tempdirs.RunDirectory.create(tmp_path)
     held = directory.make()
@@ -141,7 +143,9 @@ def test_garbage_that_holds_a_file_open_is_collected_before_the_removal_is_tried
     def as_on_windows(path, **options):
         if watched[0]() is not None:
             busy = OSError(errno.EBUSY, "open")
-            return files.Removal(removed=0, left=((path, files.Held.BUSY, busy),))
+            return files.Removal(
+                removed=0, left=(files.RemovalError(path, files.RemovalReason.BUSY, busy),)
+            )
         return real(path, **options)
 
     monkeypatch.setattr(tempdirs.files, "remove", as_on_windows)
@@ -173,14 +177,14 @@ def test_a_directory_that_cannot_be_made_leaves_no_marker_and_no_descriptor(
 
 def test_a_marker_that_a_reaper_saw_first_is_given_up_for_another(tmp_path, monkeypatch):
     answers = [False, False, True]
-    monkeypatch.setattr(_owners, "lock", lambda _: answers.pop(0))
+    monkeypatch.setattr(identity, "lock", lambda _: answers.pop(0))
     directory = tempdirs.RunDirectory.create(tmp_path)
     assert answers == []
     assert sorted(tmp_path.iterdir()) == [directory.path, directory.marker]
 
 
 def test_no_free_name_at_all_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(_owners, "lock", lambda _: False)
+    monkeypatch.setattr(identity, "lock", lambda _: False)
     with pytest.raises(TempDirError, match="no free name"):
         tempdirs.RunDirectory.create(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from tests.support.tempdirs import OWNER, start
 
 from mlops_ext import tempdirs
-from mlops_ext.processes import identity as _owners
+from mlops_ext.processes import identity
 
 pytestmark = pytest.mark.usefixtures("fresh_tempdirs")
 
@@ -71,12 +71,12 @@ def test_a_forked_child_keeps_its_parents_directory_alive(tmp_path):
 
 
 def test_pid_reuse_is_seen_by_the_start_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(_owners, "lock", lambda _: None)  # as where flock does not work
+    monkeypatch.setattr(identity, "lock", lambda _: None)  # as where flock does not work
     path = tempdirs.RunDirectory.create(tmp_path).path
     marker = path.with_name(path.name + ".owner")
     assert tempdirs.reap(tmp_path).live == (path,)
     text = marker.read_text()
-    me = _owners.me()
+    me = identity.own_identity()
     assert me.started in text
     marker.write_text(text.replace(f'"{me.started}"', '"1"'))
     assert tempdirs.reap(tmp_path).removed == (path,)
@@ -86,14 +86,14 @@ def test_an_owner_of_another_boot_on_this_disk_is_unknown_until_we_booted_later(
     directory = tempdirs.RunDirectory.create(tmp_path)
     os.close(directory._descriptor)
     directory._descriptor = -1
-    marker, boot = directory.marker, _owners.me().boot
+    marker, boot = directory.marker, identity.own_identity().boot
     if not boot:
         pytest.skip("this system has no boot id")
     marker.write_text(marker.read_text().replace(boot, "another"))
     assert tempdirs.reap(tmp_path).unknown == (directory.path,)
-    if not _owners.on_local_disk(tmp_path):
+    if not identity.on_local_disk(tmp_path):
         pytest.skip("not a local file system")
-    before = _owners.booted_at() - 3600
+    before = identity.booted_at() - 3600
     os.utime(marker, (before, before))
     assert tempdirs.reap(tmp_path).removed == (directory.path,)
 
@@ -129,10 +129,10 @@ def test_the_same_pid_in_another_pid_namespace_is_another_process(tmp_path):
 @pytest.fixture
 def left_behind(tmp_path, monkeypatch):
     """A directory whose owner died: its start time is not the one of the process that has its id."""
-    monkeypatch.setattr(_owners, "lock", lambda _: None)
+    monkeypatch.setattr(identity, "lock", lambda _: None)
     directory = tempdirs.RunDirectory.create(tmp_path)
     text = directory.marker.read_text()
-    directory.marker.write_text(text.replace(f'"{_owners.me().started}"', '"1"'))
+    directory.marker.write_text(text.replace(f'"{identity.own_identity().started}"', '"1"'))
     os.close(directory._descriptor)
     directory._descriptor = -1
     return directory
@@ -145,7 +145,7 @@ def test_two_reapers_at_once_touch_a_directory_once(left_behind, tmp_path, monke
         left_behind.marker.unlink()
         return True
 
-    monkeypatch.setattr(_owners, "lock", lock_late)
+    monkeypatch.setattr(identity, "lock", lock_late)
     assert tempdirs.reap(tmp_path).removed == ()
     assert left_behind.path.is_dir()
 
@@ -166,14 +166,14 @@ def test_what_another_user_left_is_left(left_behind, tmp_path, monkeypatch):
 def test_a_process_that_ended_and_was_not_waited_for_is_dead():
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert _owners.start_of(process.pid) is None
-    assert _owners.start_of(os.getpid())
+        assert identity.start_of(process.pid) is None
+    assert identity.start_of(os.getpid())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_proc_of_another_pid_namespace_tells_no_start_time(monkeypatch):
-    monkeypatch.setattr(_owners, "_link_text", lambda _: "1")
-    assert _owners.start_of(os.getpid()) == ""
+    monkeypatch.setattr(identity, "_link_text", lambda _: "1")
+    assert identity.start_of(os.getpid()) == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -183,6 +183,6 @@ def test_the_innermost_mount_says_whether_a_disk_is_local(monkeypatch):
         "2 1 0:9 / /shared rw - nfs4 server:/x rw\n"
         "3 2 8:2 / /shared/scratch rw - xfs /dev/b rw\n"
     )
-    monkeypatch.setattr(_owners, "_read", lambda _: mounts)
+    monkeypatch.setattr(identity, "_read", lambda _: mounts)
     places = ("/elsewhere", "/shared/a", "/shared/scratch/b", "/sharedness")
-    assert [_owners.on_local_disk(Path(place)) for place in places] == [True, False, True, True]
+    assert [identity.on_local_disk(Path(place)) for place in places] == [True, False, True, True]

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mlops_ext.errors import PatchConflictError
-from mlops_ext.patching.patchset import Patch, PatchSet
+from mlops_ext.patching import Patch, PatchSet
 
 MODULE = "fw_orders"
 OURS = "fw_orders_patches"

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlops_ext.shutdown import (
-    Asked,
+    FirstRequest,
     Limits,
     Phase,
     Shutdown,
@@ -25,12 +25,12 @@ seconds = st.floats(0, 10, allow_nan=False)
 limits = st.builds(
     Limits,
     lame_duck_s=seconds, drain_s=seconds, refuse_s=seconds,
-    stop_s=seconds, newborn_s=seconds, abort_s=seconds, echo_s=st.floats(0, 1),
+    stop_s=seconds, idle_s=seconds, abort_s=seconds, echo_s=st.floats(0, 1),
 )  # fmt: skip
 gaps = st.one_of(st.just(0.0), st.floats(0, 0.2), st.floats(-1, 8))
 events = st.one_of(
     st.builds(lambda: Started(at=0)),
-    st.builds(lambda: Asked(at=0)),
+    st.builds(lambda: FirstRequest(at=0)),
     st.builds(
         lambda n, d, limit: Signal(at=0, number=n, lame_duck=d, limit_s=limit),
         st.sampled_from([0, 1, 2, 3, 15]), st.booleans(), st.one_of(st.none(), seconds),
@@ -92,7 +92,7 @@ def test_accepting_ends_only_after_the_lame_duck(limits, history):
         if Step.CLOSE in moved.steps and before.phase is not Phase.STARTING:
             hurried = not signals[0].lame_duck or any(s.limit_s is not None for s in signals)
             pause = limits.lame_duck_s if before.served else min(
-                limits.lame_duck_s, limits.newborn_s, limits.abort_s
+                limits.lame_duck_s, limits.idle_s, limits.abort_s
             )  # fmt: skip
             assert hurried or moved.state.now >= before.began_at + pause
 
@@ -146,7 +146,7 @@ def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight, asked
 
     def run(times):
         state = Shutdown(limits=limits).on(Started(at=0)).state
-        state = state.on(Asked(at=0)).state if asked else state
+        state = state.on(FirstRequest(at=0)).state if asked else state
         state = state.on(Signal(at=1, number=15)).state
         steps = []
         while state.phase is not Phase.ENDED:
@@ -170,9 +170,9 @@ def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight, asked
 @given(limits, seconds, st.sampled_from(["before", "after", "never"]))
 def test_a_limit_of_the_system_is_kept(limits, limit, asked):
     state = Shutdown(limits=limits).on(Started(at=0)).state
-    state = state.on(Asked(at=0)).state if asked == "before" else state
+    state = state.on(FirstRequest(at=0)).state if asked == "before" else state
     state = state.on(Signal(at=1, number=1, limit_s=limit)).state
-    state = state.on(Asked(at=1)).state if asked == "after" else state
+    state = state.on(FirstRequest(at=1)).state if asked == "after" else state
     while state.phase is not Phase.ENDED:
         state = state.on(Tick(at=state.wake_at, in_flight=1)).state
     assert state.now <= 1 + limit + 1e-6
@@ -182,7 +182,7 @@ def test_the_whole_sequence_with_the_defaults():
     state = Shutdown()
     script = [
         (Started(at=0.0), Phase.SERVING, ()),
-        (Asked(at=0.5), Phase.SERVING, ()),
+        (FirstRequest(at=0.5), Phase.SERVING, ()),
         (Signal(at=10.0, number=15), Phase.LAME_DUCK, (Step.NOT_READY,)),
         (Signal(at=10.1, number=15), Phase.LAME_DUCK, ()),
         (Tick(at=14.9, in_flight=4), Phase.LAME_DUCK, ()),
@@ -226,7 +226,7 @@ def test_a_server_that_nobody_asked_ends_within_a_second():
 def test_the_first_request_after_the_signal_makes_the_end_a_full_one():
     state = Shutdown().on(Started(at=0.0)).state
     state = state.on(Signal(at=1.0, number=15)).state
-    state = state.on(Asked(at=1.1)).state
+    state = state.on(FirstRequest(at=1.1)).state
     assert state.wake_at == pytest.approx(6.0)
     moved = state.on(Tick(at=6.0, in_flight=1))
     assert moved.steps == (Step.CLOSE,)
@@ -237,7 +237,7 @@ def test_a_request_while_accepting_ends_gets_its_time():
     state = Shutdown().on(Started(at=0.0)).state
     state = state.on(Signal(at=1.0, number=15)).state
     state = state.on(Tick(at=1.3, in_flight=0)).state
-    state = state.on(Asked(at=1.31)).state
+    state = state.on(FirstRequest(at=1.31)).state
     assert state.on(Tick(at=20.0, in_flight=1)).steps == ()
     assert state.on(Tick(at=20.0, in_flight=0)).steps == (Step.STOP,)
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlops_ext.processes.identity import Evidence, Fate, Owner, verdict
+from mlops_ext.processes.identity import Evidence, Liveness, ProcessIdentity, verdict
 
 BOOTS = st.sampled_from(["", "boot-1", "boot-2"])
 owners = st.builds(
-    Owner,
+    ProcessIdentity,
     host=st.sampled_from(["a", "b"]),
     boot=BOOTS,
     namespaces=st.sampled_from(["", "pid:1", "pid:2"]),
@@ -19,7 +19,7 @@ owners = st.builds(
 
 @given(owners)
 def test_an_owner_survives_writing_and_reading(owner):
-    assert Owner.read(owner.dump()) == owner
+    assert ProcessIdentity.read(owner.dump()) == owner
 
 
 @given(st.binary(max_size=60))
@@ -27,7 +27,7 @@ def test_an_owner_survives_writing_and_reading(owner):
 @example(b"[]")
 @example(b"null")
 def test_nonsense_is_no_owner(text):
-    assert Owner.read(text) is None
+    assert ProcessIdentity.read(text) is None
 
 
 @st.composite
@@ -64,7 +64,7 @@ def live_worlds(draw):
 
 @given(live_worlds())
 def test_a_live_owner_is_never_condemned(world):
-    assert verdict(*world) is not Fate.DEAD
+    assert verdict(*world) is not Liveness.DEAD
 
 
 @given(owners, st.booleans(), st.sampled_from([None, "999"]))
@@ -77,9 +77,9 @@ def test_a_dead_owner_in_our_own_namespace_is_found(owner, locks_work, started):
         now=1.0,
         booted=0.0,
     )
-    expected = Fate.DEAD
+    expected = Liveness.DEAD
     if started is not None and owner.started == "":
-        expected = Fate.LIVE  # nobody can tell the reused id from the owner's
+        expected = Liveness.ALIVE  # nobody can tell the reused id from the owner's
     assert verdict(owner, owner, evidence) is expected
 
 
@@ -88,20 +88,20 @@ def test_whoever_holds_the_lock_is_alive(owner, here, written):
     evidence = Evidence(
         held=True, started=None, local=True, written=written, now=1e6, booted=9000.0
     )
-    assert verdict(owner, here, evidence) is Fate.LIVE
+    assert verdict(owner, here, evidence) is Liveness.ALIVE
 
 
-HERE = Owner(host="a", boot="boot-2", namespaces="pid:1", pid=1, started="100")
-EARLIER = Owner(host="a", boot="boot-1", namespaces="pid:1", pid=1, started="100")
+HERE = ProcessIdentity(host="a", boot="boot-2", namespaces="pid:1", pid=1, started="100")
+EARLIER = ProcessIdentity(host="a", boot="boot-1", namespaces="pid:1", pid=1, started="100")
 
 
 @pytest.mark.parametrize(
     ("before_boot_s", "local", "fate"),
     [
-        (61.0, True, Fate.DEAD),
-        (59.0, True, Fate.UNKNOWN),
-        (-1.0, True, Fate.UNKNOWN),
-        (61.0, False, Fate.UNKNOWN),
+        (61.0, True, Liveness.DEAD),
+        (59.0, True, Liveness.UNKNOWN),
+        (-1.0, True, Liveness.UNKNOWN),
+        (61.0, False, Liveness.UNKNOWN),
     ],
 )
 def test_an_owner_of_an_earlier_boot_is_dead_beyond_the_slack_of_clocks(before_boot_s, local, fate):
@@ -114,11 +114,11 @@ def test_an_owner_of_an_earlier_boot_is_dead_beyond_the_slack_of_clocks(before_b
 @pytest.mark.parametrize(
     ("age_s", "held", "local", "fate"),
     [
-        (86_401.0, False, True, Fate.DEAD),
-        (86_399.0, False, True, Fate.UNKNOWN),
-        (86_401.0, None, True, Fate.UNKNOWN),
-        (86_401.0, False, False, Fate.UNKNOWN),
-        (86_401.0, True, True, Fate.LIVE),
+        (86_401.0, False, True, Liveness.DEAD),
+        (86_399.0, False, True, Liveness.UNKNOWN),
+        (86_401.0, None, True, Liveness.UNKNOWN),
+        (86_401.0, False, False, Liveness.UNKNOWN),
+        (86_401.0, True, True, Liveness.ALIVE),
     ],
 )
 def test_a_half_written_marker_is_judged_after_a_day_and_by_its_lock(age_s, held, local, fate):

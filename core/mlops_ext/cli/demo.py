@@ -30,8 +30,6 @@ from mlops_ext.demo import Claim
 from mlops_ext.errors import UnknownNameError
 from mlops_ext.settings import environment
 
-__all__ = ["demo"]
-
 LIMIT_S = 600.0
 """A demo that takes longer hangs: the slowest takes about a minute on two busy cores."""
 GRACE_S = 10.0

@@ -15,8 +15,6 @@ from mlops_ext.doctor import Diagnosis, Fix, diagnose
 from mlops_ext.extensions.discovery import extensions
 from mlops_ext.hookspecs import Severity
 
-__all__ = ["doctor"]
-
 _COLOURS = {Severity.OK: "green", Severity.NOTE: "yellow", Severity.PROBLEM: "red"}
 
 

@@ -8,8 +8,6 @@ from mlops_ext.demo import Claim, Event, Progress
 from mlops_ext.doctor import diagnose
 from mlops_ext.extensions.discovery import extensions
 
-__all__ = ["demo"]
-
 
 def demo() -> Iterator[Event]:
     """Look at the frameworks that are really installed here."""

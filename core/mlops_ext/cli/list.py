@@ -9,8 +9,6 @@ from rich.table import Table
 
 from mlops_ext.extensions.discovery import Support, extensions
 
-__all__ = ["list_frameworks"]
-
 
 @click.command("list")
 def list_frameworks() -> None:

@@ -18,8 +18,6 @@ from mlops_ext import __version__
 from mlops_ext.errors import MlopsExtError, nearest
 from mlops_ext.extensions.entry_points import find_entry_points
 
-__all__ = ["main"]
-
 _OWN = {
     "list": ("mlops_ext.cli.list:list_frameworks", "Show the frameworks found and their support."),
     "doctor": ("mlops_ext.cli.doctor:doctor", "Show every fix: needed, active, and why."),

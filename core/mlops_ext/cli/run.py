@@ -16,8 +16,6 @@ from mlops_ext.extensions import activation
 from mlops_ext.extensions.discovery import extensions
 from mlops_ext.settings import environment
 
-__all__ = ["child_environment", "run"]
-
 _BOOTSTRAP = Path(__file__).resolve().parents[1] / "extensions" / "bootstrap"
 
 

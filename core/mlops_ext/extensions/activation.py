@@ -23,7 +23,7 @@ from mlops_ext import settings
 from mlops_ext.errors import MlopsExtError, UnsupportedVersionError
 
 if TYPE_CHECKING:
-    from mlops_ext.patching.patchset import PatchSet
+    from mlops_ext.patching import PatchSet
 
 __all__ = ["apply", "apply_on_import", "autopatch", "is_armed", "trigger_of"]
 
@@ -43,7 +43,7 @@ def apply(framework: str) -> PatchSet:
         PatchConflictError: a target is not what was expected; nothing was changed.
     """
     from mlops_ext.extensions.discovery import extensions
-    from mlops_ext.patching.patchset import PatchSet
+    from mlops_ext.patching import PatchSet
 
     found = extensions()
     support = found.framework(framework)

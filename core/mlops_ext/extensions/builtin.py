@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from mlops_ext.memory import MemoryPolicy
     from mlops_ext.memory.history.database import Records
 
-__all__ = ["mlops_ext_memory_policies"]
-
 log = logging.getLogger(__name__)
 
 

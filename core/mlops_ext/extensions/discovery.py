@@ -19,7 +19,7 @@ from mlops_ext import hookspecs, settings
 from mlops_ext.errors import PluginError, SettingsError, UnknownNameError
 from mlops_ext.extensions.entry_points import find_entry_points, owner_of
 from mlops_ext.hookspecs import PROJECT, DoctorCheck, Framework
-from mlops_ext.patching.patchset import Patch, PatchReport
+from mlops_ext.patching import Patch, PatchReport
 from mlops_ext.versions import in_range, installed_version
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator
 
-__all__ = ["find_entry_points", "owner_of"]
-
 
 def find_entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
     """The entry points of *group*, each name once (the first on ``sys.path`` wins)."""

@@ -14,8 +14,6 @@ from typing import cast
 
 from mlops_ext.files.names import temp_name
 
-__all__ = ["Durability", "publish", "sync_directory", "write_new"]
-
 _BINARY = getattr(os, "O_BINARY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | getattr(os, "O_CLOEXEC", 0)
 _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTEMPTY})

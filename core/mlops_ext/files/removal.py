@@ -11,9 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlops_ext.files.names import temp_name
-
-__all__ = ["Held", "Patience", "Removal", "classify_removal_error", "remove"]
+from mlops_ext.errors import MlopsExtError
 
 _WINDOWS_ERRORS = {
     2: "gone",  # ERROR_FILE_NOT_FOUND
@@ -42,7 +40,7 @@ _JUNCTION_TAG = 0xA0000003
 """IO_REPARSE_TAG_MOUNT_POINT, which `stat` names on Windows only."""
 
 
-class Held(enum.Enum):
+class RemovalReason(enum.Enum):
     """Why an entry is still there.
 
     BUSY: it is open. DENIED: permissions forbid it, or on Windows it is open without sharing.
@@ -54,6 +52,20 @@ class Held(enum.Enum):
     DENIED = "denied"
     NOT_EMPTY = "not-empty"
     OTHER = "other"
+
+
+class RemovalError(MlopsExtError):
+    """An entry that `remove` had to leave; collected in `Removal.left`, not raised.
+
+    Attributes:
+        path: the entry.
+        reason: why it is still there.
+        error: the last error that the file system reported.
+    """
+
+    def __init__(self, path: Path, reason: RemovalReason, error: OSError) -> None:
+        self.path, self.reason, self.error = path, reason, error
+        super().__init__(f"{path} could not be removed: {error.strerror or error}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +99,19 @@ class Removal:
 
     Attributes:
         removed: number of entries that this call removed.
-        left: what is still there, deepest first, with the reason and the last error.
-        set_aside: where the rest was moved to, or None where it was not moved.
+        left: what is still there, deepest first.
     """
 
     removed: int
-    left: tuple[tuple[Path, Held, OSError], ...] = ()
-    set_aside: Path | None = None
+    left: tuple[RemovalError, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether nothing of the path is left at its own name or elsewhere."""
+        """Whether nothing of the path is left."""
         return not self.left
 
 
-def classify_removal_error(error: OSError) -> Held | None:
+def classify_removal_error(error: OSError) -> RemovalReason | None:
     """Why a removal failed, from ``winerror`` where there is one, else from ``errno``.
 
     None means that the entry is gone, which is what was wanted.
@@ -110,14 +120,13 @@ def classify_removal_error(error: OSError) -> Held | None:
     kind = _WINDOWS_ERRORS.get(code) if code else None
     if kind is None:
         kind = _POSIX_ERRORS.get(error.errno or 0, "other")
-    return None if kind == "gone" else Held(kind)
+    return None if kind == "gone" else RemovalReason(kind)
 
 
 def remove(
     path: str | Path,
     *,
     patience: Patience | None = None,
-    set_aside: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Removal:
@@ -131,8 +140,6 @@ def remove(
     Args:
         path: what to remove; a missing path is a complete removal of nothing.
         patience: how long to try, by default two seconds.
-        set_aside: rename a rest out of the way (to a temporary name beside it), so that the
-            path can be used anew; a later reaper removes it.
         sleep: waits between tries.
         clock: a monotonic clock that goes with *sleep*.
     """
@@ -149,17 +156,7 @@ def remove(
             break
         sleep(min(pause, remaining))
         pause = min(pause * 2, patience.longest_s)
-    aside = _move_aside(path) if set_aside and sweep.left else None
-    return Removal(removed=sweep.removed, left=tuple(sweep.left), set_aside=aside)
-
-
-def _move_aside(path: Path) -> Path | None:
-    aside = path.with_name(temp_name(path.name))
-    try:
-        path.rename(aside)
-    except OSError:
-        return None
-    return aside
+    return Removal(removed=sweep.removed, left=tuple(sweep.left))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -167,11 +164,11 @@ class _Sweep:
     """One pass over a tree, and what it could not remove."""
 
     removed: int = 0
-    left: list[tuple[Path, Held, OSError]] = field(default_factory=list)
+    left: list[RemovalError] = field(default_factory=list)
 
     def is_hopeless(self) -> bool:
         """Whether no entry is held by something that can pass."""
-        return all(held is Held.OTHER for _, held, _ in self.left)
+        return all(left.reason is RemovalReason.OTHER for left in self.left)
 
     def remove(self, path: Path) -> None:
         """Remove *path*, deepest entries first; a stack, since trees may be deeper than Python's.
@@ -213,7 +210,7 @@ class _Sweep:
             try:
                 operation()
             except OSError as error:
-                if classify_removal_error(error) is not Held.DENIED or not _unlock(path):
+                if classify_removal_error(error) is not RemovalReason.DENIED or not _unlock(path):
                     raise
                 operation()
         except OSError as error:
@@ -222,9 +219,9 @@ class _Sweep:
             self.removed += 1
 
     def _record(self, path: Path, error: OSError) -> None:
-        held = classify_removal_error(error)
-        if held is not None:
-            self.left.append((path, held, error))
+        reason = classify_removal_error(error)
+        if reason is not None:
+            self.left.append(RemovalError(path, reason, error))
 
 
 def _is_junction(status: os.stat_result) -> bool:

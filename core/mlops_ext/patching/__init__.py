@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from mlops_ext.patching.patchset import AppliedPatch, Outcome, Patch, PatchReport, PatchSet
+from mlops_ext.patching.patch import AppliedPatch, Outcome, Patch, PatchReport
+from mlops_ext.patching.patchset import PatchSet
 
 __all__ = ["AppliedPatch", "Outcome", "Patch", "PatchReport", "PatchSet"]

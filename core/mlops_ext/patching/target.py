@@ -14,8 +14,6 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["MISSING", "Slot", "describe", "home_of", "parse_target", "resolve"]
-
 
 class _Missing:
     """The type of `MISSING`: nothing stands there."""

@@ -10,8 +10,6 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-__all__ = ["Forked", "follow_forks", "in_forked_child"]
-
 _Renew = TypeVar("_Renew", bound=Callable[[], object])
 
 

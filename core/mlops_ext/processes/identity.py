@@ -1,23 +1,26 @@
-"""Who owns a marker file, and is that process still alive: for `mlops_ext.tempdirs`.
+"""Which process is it, and is it still alive: for run directories, temporary files and leases.
 
-A process id alone says little: ids are used again, containers count their own, and a root may be
-shared with other machines. So an owner is a boot, the namespaces that give ids and start times
-their meaning, an id and a start time. `verdict` is pure; the rest asks the system.
+A process id alone says little: ids are used again, containers count their own, and a directory
+may be shared with other machines. So an identity is a boot, the namespaces that give ids and start
+times their meaning, an id and a start time. `verdict` is pure; the rest asks the system.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import hashlib
 import json
 import os
+import re
 import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Evidence", "Fate", "Owner", "lock", "me", "on_local_disk", "start_of", "verdict"]
+from mlops_ext.processes.forks import in_forked_child
 
 _CLOCK_SLACK_S = 60.0
 """How far a marker must predate this boot: a clock that is set at boot may move by seconds."""
@@ -25,13 +28,16 @@ _CLOCK_SLACK_S = 60.0
 _HALF_WRITTEN_S = 86_400.0
 """A marker is written within milliseconds; after a day without a lock its owner is gone."""
 
+_HOST_CHARS = 32
+"""Enough to tell hosts apart for a reader."""
+
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
 """File systems that one kernel uses alone, where all its processes see each other's flock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """The process that owns a directory.
+class ProcessIdentity:
+    """A process that no other process, host or boot can be taken for.
 
     Attributes:
         host: name of the machine or container.
@@ -48,12 +54,12 @@ class Owner:
     started: str
 
     def dump(self) -> bytes:
-        """The owner as one line of JSON."""
+        """The identity as one line of JSON."""
         return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
     @classmethod
-    def read(cls, text: bytes) -> Owner | None:
-        """The owner written by `dump`, or None where the text is incomplete or foreign."""
+    def read(cls, text: bytes) -> ProcessIdentity | None:
+        """The identity that `dump` wrote; None if the text is incomplete or foreign."""
         try:
             found = json.loads(text)
             owner = cls(**found)
@@ -64,10 +70,10 @@ class Owner:
         return owner if tuple(map(type, fields)) == kinds and owner.pid > 0 else None
 
 
-class Fate(enum.Enum):
-    """What is known of an owner."""
+class Liveness(enum.Enum):
+    """What can be said of a process. DEAD is a proof, never a guess."""
 
-    LIVE = "live"
+    ALIVE = "alive"
     DEAD = "dead"
     UNKNOWN = "unknown"
 
@@ -94,45 +100,47 @@ class Evidence:
     booted: float | None
 
 
-def verdict(owner: Owner | None, here: Owner, evidence: Evidence) -> Fate:
+def verdict(owner: ProcessIdentity | None, here: ProcessIdentity, evidence: Evidence) -> Liveness:
     """Whether *owner* is alive, as seen by the process *here*.
 
     DEAD is a proof, never a guess. What is left open: a marker on a shared root whose owner runs
     on another machine or in another pid namespace stays UNKNOWN.
     """
     if evidence.held:
-        return Fate.LIVE
+        return Liveness.ALIVE
     if owner is None:  # half written: its owner died, or is at it now
         old = evidence.now - evidence.written > _HALF_WRITTEN_S
-        return Fate.DEAD if old and evidence.local and evidence.held is False else Fate.UNKNOWN
+        return (
+            Liveness.DEAD if old and evidence.local and evidence.held is False else Liveness.UNKNOWN
+        )
     same_place = (owner.host, owner.namespaces) == (here.host, here.namespaces)
     if not owner.boot and not here.boot:
-        return _by_process(owner, evidence) if same_place else Fate.UNKNOWN
+        return _by_process(owner, evidence) if same_place else Liveness.UNKNOWN
     if owner.boot != here.boot:
         # One kernel at a time uses a local file system, so an owner of an earlier boot is gone.
         # The date rules out a guest that shares its host's disk through virtiofs or 9p.
         before = evidence.booted is not None and (
             evidence.written < evidence.booted - _CLOCK_SLACK_S
         )
-        return Fate.DEAD if evidence.local and before else Fate.UNKNOWN
+        return Liveness.DEAD if evidence.local and before else Liveness.UNKNOWN
     if owner.namespaces == here.namespaces:
         return _by_process(owner, evidence)
     # Ids mean nothing across namespaces, but a lock does within one kernel.
-    return Fate.DEAD if evidence.local and evidence.held is False else Fate.UNKNOWN
+    return Liveness.DEAD if evidence.local and evidence.held is False else Liveness.UNKNOWN
 
 
-def _by_process(owner: Owner, evidence: Evidence) -> Fate:
+def _by_process(owner: ProcessIdentity, evidence: Evidence) -> Liveness:
     if evidence.started is None:
-        return Fate.DEAD
+        return Liveness.DEAD
     if "" in {evidence.started, owner.started}:
-        return Fate.LIVE
-    return Fate.LIVE if evidence.started == owner.started else Fate.DEAD
+        return Liveness.ALIVE
+    return Liveness.ALIVE if evidence.started == owner.started else Liveness.DEAD
 
 
-def me() -> Owner:
-    """The calling process as an owner; asked anew after a fork."""
+def own_identity() -> ProcessIdentity:
+    """The identity of the calling process."""
     pid = os.getpid()
-    return Owner(
+    return ProcessIdentity(
         host=socket.gethostname(),
         boot=_read("/proc/sys/kernel/random/boot_id"),
         namespaces=" ".join(filter(None, map(_link, ("pid", "time")))),
@@ -141,26 +149,70 @@ def me() -> Owner:
     )
 
 
+@functools.lru_cache(maxsize=1)
+def own_host() -> str:
+    """This host's name in word characters, as it stands in the names of temporary files."""
+    return re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII)[:_HOST_CHARS] or "_"
+
+
+@functools.lru_cache(maxsize=1)
+def own_boot() -> str:
+    """Eight hex digits that differ between boots, and between PID namespaces of one boot."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:  # not Linux
+        namespace = ""
+    boot = _read("/proc/sys/kernel/random/boot_id")
+    return hashlib.sha256(f"{boot}\0{namespace}".encode()).hexdigest()[:8]
+
+
+@in_forked_child
+def _forget() -> None:
+    """A child may be in another PID namespace than its parent."""
+    own_host.cache_clear()
+    own_boot.cache_clear()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with this id runs in this PID namespace, whoever owns it."""
+    return start_of(pid) is not None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether process *pid* was stopped (SIGSTOP, a debugger); False if it cannot be told."""
+    return _stat_of(pid)[:1] in (["T"], ["t"])
+
+
 def start_of(pid: int) -> str | None:
-    """When process *pid* started: None where it does not exist, "" where it cannot be told."""
+    """When process *pid* started: None if it does not run, "" if that cannot be told.
+
+    A number on Linux (ticks after the boot) and on Windows (100 ns since 1601).
+    """
+    if pid <= 0:
+        return None
     if sys.platform == "win32":
         return _start_on_windows(pid)
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return None
     except OSError:  # it belongs to somebody else
         pass
-    if sys.platform != "linux":
-        return _start_by_psutil(pid) or ""
+    return _start_on_linux(pid) if sys.platform == "linux" else _start_by_psutil(pid)
+
+
+def _start_on_linux(pid: int) -> str | None:
     if _link_text("/proc/self") != str(os.getpid()):
         return ""  # /proc shows another pid namespace: its numbers are not ours
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    fields = _stat_of(pid)
+    if not fields:
         return ""
-    state, *rest = stat.rpartition(")")[2].split()
-    return None if state in {"Z", "X"} else rest[18]
+    return None if fields[0] in {"Z", "X"} else fields[19]
+
+
+def _stat_of(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the state on; empty if there is no such file."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
 def _start_by_psutil(pid: int) -> str | None:

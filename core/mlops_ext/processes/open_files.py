@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["holders"]
-
 _MOST = 5
 """Holders to name: enough to act on, few enough to read."""
 

@@ -10,8 +10,6 @@ import os
 import signal
 from types import FrameType
 
-__all__ = ["hear_as_pid_1", "is_stand_in"]
-
 _LOST = ("SIGTERM", "SIGQUIT")
 """Signals that Python leaves to the kernel, and that ask for an end."""
 

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops_ext.files import own_boot, own_host, process_alive
+from mlops_ext.processes.identity import is_alive, own_boot, own_host
 
 __all__ = ["BEAT_AT", "ClaimRecord", "Owner", "own_record"]
 
@@ -63,7 +63,7 @@ class ClaimRecord:
             return Owner.UNKNOWN
         state = _process_state(self.pid)
         if state is None:
-            return Owner.UNKNOWN if process_alive(self.pid) else Owner.DEAD
+            return Owner.UNKNOWN if is_alive(self.pid) else Owner.DEAD
         letter, start = state
         if letter in "ZX" or (self.start and start != self.start):
             return Owner.DEAD

@@ -19,7 +19,8 @@ from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.files.store import Store
 from joblib_ext.stores.files.takeover import is_ticket, remove_dead, tickets_of
 from joblib_ext.stores.files.trash import empty
-from mlops_ext.files import TEMP_SUFFIX, Liveness, parse_temp_name, remove, temp_name
+from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name
+from mlops_ext.processes.identity import Liveness
 
 __all__ = ["Collected", "collect_garbage"]
 

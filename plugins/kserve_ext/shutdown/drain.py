@@ -19,7 +19,17 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
 
-from mlops_ext.shutdown import Asked, Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
+from mlops_ext.shutdown import (
+    Event,
+    FirstRequest,
+    Limits,
+    Phase,
+    Shutdown,
+    Signal,
+    Started,
+    Step,
+    Tick,
+)
 
 __all__ = ["Drain", "Part", "describe", "log"]
 
@@ -221,7 +231,7 @@ class Drain:
         """Say that somebody counts on the server: from now on its end is a drain."""
         if self.state.phase is Phase.STARTING or self.state.served:
             return
-        self.feed(Asked(at=self.clock()))
+        self.feed(FirstRequest(at=self.clock()))
         for notify in self.on_serving:
             notify()
 

@@ -14,7 +14,7 @@ from mlops_ext.extensions import activation
 from mlops_ext.extensions.discovery import load_extensions
 from mlops_ext.extensions.entry_points import find_entry_points
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity
-from mlops_ext.patching.patchset import Outcome, Patch, PatchReport
+from mlops_ext.patching import Outcome, Patch, PatchReport
 
 PATCH = Patch(
     id="sample.patch",

@@ -6,15 +6,8 @@ import threading
 
 import pytest
 
-from mlops_ext.files import (
-    Liveness,
-    TempName,
-    own_boot,
-    own_host,
-    parse_temp_name,
-    process_alive,
-    temp_name,
-)
+from mlops_ext.files import TempName, parse_temp_name, temp_name
+from mlops_ext.processes.identity import Liveness, is_alive, own_boot, own_host
 
 
 def test_a_name_says_who_made_it():
@@ -86,9 +79,9 @@ def test_nothing_is_said_of_processes_elsewhere():
 
 @pytest.mark.parametrize("pid", [0, -1, 2**70])
 def test_impossible_pids_are_not_alive(pid):
-    assert not process_alive(pid)
+    assert not is_alive(pid)
 
 
 def test_the_process_itself_and_init_are_alive():
-    assert process_alive(os.getpid())
-    assert process_alive(1)
+    assert is_alive(os.getpid())
+    assert is_alive(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ext.files import Held, Patience, classify_removal_error, parse_temp_name, probe, remove
+from mlops_ext.files import Patience, RemovalReason, classify_removal_error, remove
 
 ONCE = Patience(total_s=0)
 
@@ -23,26 +23,26 @@ def windows_error(code):
 
 
 @pytest.mark.parametrize(
-    ("error", "held"),
+    ("error", "reason"),
     [
-        (windows_error(32), Held.BUSY),
-        (windows_error(33), Held.BUSY),
-        (windows_error(5), Held.DENIED),
-        (windows_error(145), Held.NOT_EMPTY),
+        (windows_error(32), RemovalReason.BUSY),
+        (windows_error(33), RemovalReason.BUSY),
+        (windows_error(5), RemovalReason.DENIED),
+        (windows_error(145), RemovalReason.NOT_EMPTY),
         (windows_error(2), None),
         (windows_error(3), None),
-        (windows_error(1117), Held.DENIED),
+        (windows_error(1117), RemovalReason.DENIED),
         (OSError(errno.ENOENT, ""), None),
         (OSError(errno.ESTALE, ""), None),
-        (OSError(errno.EBUSY, ""), Held.BUSY),
-        (OSError(errno.ENOTEMPTY, ""), Held.NOT_EMPTY),
-        (OSError(errno.EEXIST, ""), Held.NOT_EMPTY),
-        (OSError(errno.EIO, ""), Held.OTHER),
-        (OSError("no number"), Held.OTHER),
+        (OSError(errno.EBUSY, ""), RemovalReason.BUSY),
+        (OSError(errno.ENOTEMPTY, ""), RemovalReason.NOT_EMPTY),
+        (OSError(errno.EEXIST, ""), RemovalReason.NOT_EMPTY),
+        (OSError(errno.EIO, ""), RemovalReason.OTHER),
+        (OSError("no number"), RemovalReason.OTHER),
     ],
 )
-def test_errors_are_told_apart(error, held):
-    assert classify_removal_error(error) is held
+def test_errors_are_told_apart(error, reason):
+    assert classify_removal_error(error) is reason
 
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan")])
@@ -121,7 +121,7 @@ def test_what_may_not_be_removed_is_named_with_the_reason(world_dir):
 import sys
 from mlops_ext.files import remove, Patience
 removal = remove(sys.argv[1], patience=Patience(total_s=0))
-print(removal.complete, [(path.name, held.value) for path, held, _ in removal.left])
+print(removal.complete, [(left.path.name, left.reason.value) for left in removal.left])
 """
     if os.getuid() != 0:
         pytest.skip("needs root to make a file that its reader may not remove")
@@ -167,7 +167,7 @@ def test_an_open_file_is_removed_once_it_is_closed(tmp_path, monkeypatch, code):
     assert pauses == [0.01, 0.02, 0.04, 0.08]
 
 
-def test_patience_ends_and_the_rest_is_set_aside(tmp_path, monkeypatch):
+def test_patience_ends_and_the_rest_is_named(tmp_path, monkeypatch):
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "open").touch()
@@ -177,13 +177,13 @@ def test_patience_ends_and_the_rest_is_set_aside(tmp_path, monkeypatch):
     def sleep(seconds):
         now[0] += seconds
 
-    removal = remove(tree, set_aside=True, sleep=sleep, clock=lambda: now[0])
+    removal = remove(tree, sleep=sleep, clock=lambda: now[0])
     assert now[0] == pytest.approx(2.0)
     assert not removal.complete
-    assert [(path.name, held) for path, held, _ in removal.left] == [("open", Held.BUSY)]
-    assert not tree.exists()
-    assert removal.set_aside.is_dir()
-    assert parse_temp_name(removal.set_aside.name).stem == "tree"
+    assert [(left.path.name, left.reason) for left in removal.left] == [
+        ("open", RemovalReason.BUSY)
+    ]
+    assert [path.name for path in tree.iterdir()] == ["open"]
 
 
 def test_an_error_that_waiting_does_not_cure_ends_at_once(tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_an_error_that_waiting_does_not_cure_ends_at_once(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "unlink", broken)
     removal = remove(target, sleep=lambda _: pytest.fail("must not wait"))
-    assert [held for _, held, _ in removal.left] == [Held.OTHER]
+    assert [left.reason for left in removal.left] == [RemovalReason.OTHER]
 
 
 def test_two_removals_of_one_tree_do_not_disturb_each_other(tmp_path):
@@ -229,22 +229,9 @@ def test_an_immutable_file_is_denied(tmp_path):
         pytest.skip("this file system, or this user, cannot make a file immutable")
     try:
         removal = remove(tmp_path / "file", patience=ONCE)
-        assert [held for _, held, _ in removal.left] == [Held.DENIED]
+        assert [left.reason for left in removal.left] == [RemovalReason.DENIED]
     finally:
         subprocess.run(["chattr", "-i", target], check=True)
-
-
-def test_a_probe_finds_what_this_file_system_does_and_leaves_nothing(tmp_path):
-    found = probe(tmp_path)
-    assert found.writable
-    assert found.replace
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_probe_of_a_place_that_cannot_be_written_says_no(tmp_path):
-    assert not any(
-        getattr(probe(tmp_path / "missing"), name) for name in ("writable", "hard_links", "replace")
-    )
 
 
 def test_a_tree_deeper_than_pythons_stack_is_removed(tmp_path):
@@ -264,7 +251,7 @@ def test_what_is_left_below_keeps_only_its_own_ancestors(tmp_path, monkeypatch):
         (tmp_path / "tree" / name).touch()
     Busy(monkeypatch, tmp_path / "tree" / "a" / "open", 32)
     removal = remove(tmp_path / "tree", patience=ONCE)
-    assert [path.name for path, _, _ in removal.left] == ["open"]
+    assert [left.path.name for left in removal.left] == ["open"]
     assert removal.removed == 5
     assert [p.name for p in (tmp_path / "tree").rglob("*")] == ["a", "open"]
 
@@ -285,7 +272,9 @@ def test_a_junction_is_removed_like_a_link_and_never_entered(tmp_path, monkeypat
     monkeypatch.setattr(Path, "lstat", lstat)
     removal = remove(tmp_path / "tree", patience=ONCE)
     assert precious.exists(), "what a junction leads to is somebody else's"
-    assert [held for _, held, _ in removal.left] == [Held.NOT_EMPTY], "rmdir was asked, not a walk"
+    assert [left.reason for left in removal.left] == [RemovalReason.NOT_EMPTY], (
+        "rmdir was asked, not a walk"
+    )
 
 
 def test_pauses_double_up_to_the_longest(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ import wrapt
 from tests.support.forks import held_by_another_thread, in_child
 
 from mlops_ext.errors import PatchConflictError
+from mlops_ext.patching import Outcome, Patch, PatchSet
 from mlops_ext.patching import patchset as patching
-from mlops_ext.patching.patchset import MISSING, Outcome, Patch, PatchSet
-from mlops_ext.patching.target import Slot
+from mlops_ext.patching.target import MISSING, Slot
 
 FRAMEWORK = """
 REGISTRY = {"local": 1}

@@ -22,7 +22,7 @@ from joblib.memory import MemorizedFunc
 import joblib_ext  # noqa: F401  # registers the backend, and applies the patches
 from joblib_ext.arguments import bind, digest, quick_filter_args
 from joblib_ext.plugin import QUICK_ARGUMENTS
-from mlops_ext.patching.patchset import Outcome, PatchSet
+from mlops_ext.patching import Outcome, PatchSet
 
 BARE = MemorizedFunc._get_args_id.__wrapped__
 

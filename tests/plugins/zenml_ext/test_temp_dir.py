@@ -13,7 +13,7 @@ import pytest
 from mlops_ext import tempdirs
 from mlops_ext.errors import TempDirError
 from mlops_ext.extensions.discovery import extensions
-from mlops_ext.patching.patchset import PatchSet
+from mlops_ext.patching import PatchSet
 
 MATERIALIZER = """
 import sys

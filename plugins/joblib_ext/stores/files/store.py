@@ -261,8 +261,8 @@ class Store:
         """Remove an entry or a folder; where that is not possible, say so once."""
         removal = remove(path, patience=Patience(total_s=0.2))
         if removal.left:
-            left, _, error = removal.left[0]
-            self.events.warn_once("remove", f"{left} could not be removed: {error}", error)
+            left = removal.left[0]
+            self.events.warn_once("remove", str(left), left.error)
 
     @staticmethod
     def token_at(path: str) -> bytes | None:

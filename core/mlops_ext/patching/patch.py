@@ -1,0 +1,159 @@
+"""A patch: what it changes, for which versions, why, and which test proves it."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_ext.errors import PatchConflictError
+from mlops_ext.patching.target import MISSING, Slot, describe, home_of, parse_target, resolve
+from mlops_ext.versions import check_specifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """A change to a framework, as data.
+
+    Attributes:
+        id: dotted name that starts with the framework's ("kserve.signal-handler").
+        framework: name of the framework it belongs to; it is activated by this name.
+        distribution: the distribution whose version decides.
+        versions: specifier of the versions it can be applied to.
+        needed: specifier of the versions that have the fault; "" means all of *versions*.
+        target: ``module:Class.attribute``, or ``module:MAPPING[key]`` for an item.
+        replacement: ``module:factory``; the factory gets the raw original (or `MISSING`) and
+            returns what takes its place. Named by text, so that listing imports nothing.
+        expects: what must stand at the target: "" for an object defined in the target's own
+            top-level package, "nothing" for an empty place, or the name of a top-level package.
+        reason: what hurts without it, in one sentence.
+        upstream: link to the fault upstream, or "".
+        verified_by: the test that fails without it and passes with it.
+    """
+
+    id: str
+    framework: str
+    distribution: str
+    versions: str
+    needed: str = ""
+    target: str
+    replacement: str
+    expects: str = ""
+    reason: str
+    upstream: str = ""
+    verified_by: str
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read, with the field's name."""
+        parse_target(self.target)
+        if ":" not in self.replacement:
+            raise ValueError(f"Patch.replacement = {self.replacement!r}: expected module:factory")
+        check_specifier("Patch.versions", self.versions)
+        check_specifier("Patch.needed", self.needed)
+
+
+class Outcome(enum.Enum):
+    """What became of a patch."""
+
+    APPLIED = "applied"
+    ALREADY = "already applied"
+    REVERTED = "reverted"
+    NOT_APPLIED = "not applied"
+    NOT_INSTALLED = "framework not installed"
+    NOT_NEEDED = "not needed by this version"
+    OUT_OF_RANGE = "version out of range"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchReport:
+    """What became of a patch, and why.
+
+    Attributes:
+        patch: the patch.
+        outcome: what became of it.
+        version: installed version of its distribution, or None.
+        detail: one sentence, or "".
+        error: the conflict, where there is one.
+    """
+
+    patch: Patch
+    outcome: Outcome
+    version: str | None
+    detail: str = ""
+    error: PatchConflictError | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class AppliedPatch:
+    """A patch in force: what it replaced, and where.
+
+    Attributes:
+        patch: the patch.
+        slot: the place.
+        original: what stood in that very place, or MISSING.
+        replacement: what stands there now.
+    """
+
+    patch: Patch
+    slot: Slot
+    original: Any
+    replacement: Any
+
+    @property
+    def in_force(self) -> bool:
+        """Whether the replacement still stands in its place."""
+        return self.slot.own() is self.replacement
+
+    def revert(self) -> None:
+        """Put the original back; a no-op where someone has done so already.
+
+        Raises:
+            PatchConflictError: someone wrapped or replaced our object since; theirs is kept.
+        """
+        if self.slot.own() is self.original:
+            return
+        if not self.in_force:
+            found = describe(self.slot.own())
+            raise PatchConflictError(
+                self.patch.id, self.patch.target, describe(self.replacement), found
+            )
+        self.slot.put(self.original)
+
+
+def install(patch: Patch, slot: Slot) -> AppliedPatch:
+    """Put *patch*'s replacement into *slot*, its place, without looking at versions.
+
+    Raises:
+        PatchConflictError: what stands there is not what the patch expects.
+    """
+    expected = _expected(patch)
+    current = slot.effective()
+    home = "nothing" if current is MISSING else home_of(current).partition(".")[0]
+    if home != expected:
+        found = describe(current)
+        raise PatchConflictError(patch.id, patch.target, f"an object of {expected}", found)
+    factory_module, _, factory = patch.replacement.partition(":")
+    make = getattr(importlib.import_module(factory_module), factory)
+    applied = AppliedPatch(patch=patch, slot=slot, original=slot.own(), replacement=make(current))
+    slot.put(applied.replacement)
+    return applied
+
+
+def find_slot(patch: Patch) -> Slot:
+    """The place that *patch* changes; imports the framework's module.
+
+    Raises:
+        PatchConflictError: the place does not exist.
+    """
+    try:
+        return resolve(patch.target)
+    except (ImportError, AttributeError) as error:
+        found = f"out of reach ({type(error).__name__}: {error})"
+        raise PatchConflictError(patch.id, patch.target, _expected(patch), found) from error
+
+
+def _expected(patch: Patch) -> str:
+    """The top-level package that must have defined what stands at the target."""
+    return patch.expects or patch.target.partition(":")[0].partition(".")[0]
