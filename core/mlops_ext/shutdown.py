@@ -1,18 +1,18 @@
 """The shutdown sequence of a server: signal, not ready, lame duck, drain, stop.
 
 `Shutdown` is a pure state machine. It is fed events that carry their time, and answers with the
-steps to take now. It owns no clock, no thread and no socket, and knows no framework: whoever
-drives it takes the steps, and calls it again at `Shutdown.wake_at` at the latest.
+steps to take now. It owns no clock, no thread and no socket, and knows no framework: its driver
+takes the steps, and calls it again at `Shutdown.wake_at` at the latest.
 
-What it promises for every order of events:
+Guaranteed for every order of events:
 
 - the steps come in the order of `Step`, each at most once, and none after LEAVE or KILL;
 - STOP comes only when nothing is in flight any more, or REFUSE came before it;
 - the time from the first signal to LEAVE or KILL is bounded by `Limits.total_s`;
 - no step comes without a signal.
 
-A server that accepts requests but was not asked anything yet ends after a short pause, for nobody
-is known to send to it. The first request in that pause makes the end a full one.
+A server that is idle (it accepts requests, but has not had one) ends after a short pause: no
+client is known to send to it. A first request within that pause makes the end a full drain.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Limits:
     stop_s: float = 0.5
     """Time left to stop past the deadline: with refuse_s below the 1 s that is promised."""
     idle_s: float = 0.2
-    """Pause before a server that nobody has asked stops accepting: a balancer that has just
-    begun to send is heard, and the rest of abort_s is left to stop."""
+    """Pause before an idle server stops accepting: a balancer that has just begun to send is
+    answered, and the rest of abort_s is left to stop."""
     abort_s: float = 0.8
-    """Time for a process that serves nobody yet to end by itself; below 1 s, as promised."""
+    """Time for a process that serves no client yet to end by itself; below 1 s, as promised."""
     echo_s: float = 0.15
     """The same signal again within this time is an echo: a Ctrl-C reaches a whole process group,
     and wrappers pass it on. A person cannot press it twice that fast."""
@@ -142,7 +142,7 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstRequest(Event):
-    """Somebody has sent a request, or could have for so long that somebody may count on it."""
+    """A request came, or the server has been ready for so long that clients may rely on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ class Signal(Event):
 
     Attributes:
         number: the signal's number; 0 for a call from code, which never counts as a second one.
-        lame_duck: False where nobody balances load: Ctrl-C at a terminal, a closing console.
+        lame_duck: False if no balancer has to notice: Ctrl-C at a terminal, a closing console.
         limit_s: the system ends the process after so long, whatever it does; None for never.
     """
 
@@ -199,10 +199,10 @@ class Shutdown:
         signal: number of the signal that began it, or of the one that ended it; 0 for a call.
         began_at: when the first signal came; None before.
         due: when the next steps are due at the latest.
-        due_if_used: the same, once somebody asks a server that nobody had asked at the signal.
+        due_if_used: replaces *due* once an idle server gets its first request after the signal.
         refused: whether REFUSE was given.
         killed: whether KILL cut something off.
-        served: whether the server was ever asked, so that something can be cut off.
+        served: whether the server has had a request, so that something can be cut off.
         now: the latest time seen; an event from before it counts as happening now.
     """
 
@@ -290,7 +290,7 @@ def _begin(state: Shutdown, event: Signal) -> Transition:
 
 
 def _idle(due: Deadlines, now: float, limits: Limits) -> Deadlines:
-    """The deadlines of a server that accepts requests and was not asked anything yet."""
+    """The deadlines of an idle server."""
     kill_at = min(due.kill_at, now + limits.abort_s)
     close_at = min(due.close_at, now + limits.idle_s, kill_at)
     in_time = max(close_at, kill_at - limits.stop_s)
@@ -303,7 +303,7 @@ def _idle(due: Deadlines, now: float, limits: Limits) -> Deadlines:
 
 
 def _first_requested(state: Shutdown) -> Shutdown:
-    """Somebody counts on the server: give its end the whole time."""
+    """The first request: the end of the server gets the whole time."""
     if state.phase is Phase.STARTING or state.served:
         return state
     if state.due_if_used is None or state.phase is Phase.STOPPING:
@@ -333,7 +333,7 @@ def _ticked(state: Shutdown, in_flight: int) -> Transition:
             steps.append(Step.STOP)
     if state.phase is Phase.STOPPING and state.now >= state.due.kill_at:
         ended = _end(state, Step.KILL)
-        # Nothing was in flight before the server was asked: a clean end, only not by itself.
+        # Nothing was in flight before the first request: a clean end, only not by itself.
         after = replace(ended.state, killed=state.served)
         return Transition(state=after, steps=(*steps, *ended.steps))
     return Transition(state=state, steps=tuple(steps))

@@ -7,12 +7,12 @@ import enum
 import errno
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 from mlops_ext.files.names import temp_name
+from mlops_ext.retry import retry
 
 _BINARY = getattr(os, "O_BINARY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | getattr(os, "O_CLOEXEC", 0)
@@ -166,17 +166,12 @@ def publish(
 
 
 def _rename(temp: Path, target: Path) -> bool:
-    for pause_s in _WINDOWS_PAUSES_S:
-        try:
-            temp.replace(target)
-        except PermissionError as error:
-            if getattr(error, "winerror", None) not in _WINDOWS_OPEN:
-                raise
-            time.sleep(pause_s)
-        else:
-            return True
-    temp.replace(target)
+    retry(lambda: temp.replace(target), pauses=_WINDOWS_PAUSES_S, is_transient=_is_open_on_windows)
     return True
+
+
+def _is_open_on_windows(error: Exception) -> bool:
+    return getattr(error, "winerror", None) in _WINDOWS_OPEN
 
 
 def _link(temp: Path, target: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Removing files and trees that are open, read-only, or being removed by somebody else."""
+"""Removing files and trees that are open, read-only, or being removed by another process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlops_ext.errors import MlopsExtError
+from mlops_ext.retry import doubling
 
 _WINDOWS_ERRORS = {
     2: "gone",  # ERROR_FILE_NOT_FOUND
@@ -146,16 +147,14 @@ def remove(
     path = Path(path)
     patience = patience or Patience()
     deadline = clock() + patience.total_s
-    pause = patience.first_s
     sweep = _Sweep()
-    while True:
+    for pause_s in doubling(patience.first_s, patience.longest_s):
         sweep.left.clear()
         sweep.remove(path)
         remaining = deadline - clock()
         if not sweep.left or remaining <= 0 or sweep.is_hopeless():
             break
-        sleep(min(pause, remaining))
-        pause = min(pause * 2, patience.longest_s)
+        sleep(min(pause_s, remaining))
     return Removal(removed=sweep.removed, left=tuple(sweep.left))
 
 

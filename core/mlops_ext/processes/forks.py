@@ -1,6 +1,6 @@
-"""What a forked child must make anew: it has one thread, and all the locks of its parent's.
+"""What a forked child must make anew: it has one thread, but all the locks of its parent.
 
-A lock that another thread held at the fork stays locked in the child for ever.
+A lock that another thread held at the fork stays locked in the child forever.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Forked(Protocol):
     """An object that has something to make anew."""
 
     def after_fork(self) -> None:
-        """In a child: forget what was the parent's."""
+        """Called in a forked child: drop what belongs to the parent."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Signals in the time before a framework is imported, and nobody listens yet.
+"""SIGTERM for PID 1 while nothing handles it yet, as before a framework is imported.
 
-The kernel drops a signal for PID 1 that has no handler. Elsewhere it ends the process: that stays
-as it is.
+The kernel drops a signal that PID 1 has no handler for, so that a container which is stopped early
+is killed half a minute later. Any other process is ended by it, and is left alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import signal
 from types import FrameType
 
+from mlops_ext.processes.exits import exit_now
+
 _LOST = ("SIGTERM", "SIGQUIT")
 """Signals that Python leaves to the kernel, and that ask for an end."""
 
@@ -17,7 +19,7 @@ _LOST = ("SIGTERM", "SIGQUIT")
 def hear_as_pid_1() -> None:
     """Let the signals that ask for an end end PID 1 as they end any other process.
 
-    A handler that somebody has set already stays. Whoever sets one later replaces ours.
+    A handler that is set already stays; one that is set later replaces ours.
     """
     if os.name != "posix" or os.getpid() != 1:
         return
@@ -28,9 +30,9 @@ def hear_as_pid_1() -> None:
 
 
 def is_stand_in(handler: object) -> bool:
-    """Whether *handler* is the one of `hear_as_pid_1`, which counts as nobody's."""
+    """Whether *handler* is the one of `hear_as_pid_1`, which counts as the default."""
     return handler is _end
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    os._exit(128 + number)
+    exit_now(128 + number, flush=False)
