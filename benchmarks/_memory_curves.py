@@ -36,7 +36,7 @@ from mlops_ext.memory import (
     Retry,
     TaskKey,
 )
-from mlops_ext.memory.history.database import HistoryPolicy, InMemoryHistory
+from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
 
 GB_HOUR = 1e9 * 3600
 
@@ -128,7 +128,7 @@ class Simulation:
         key, features = TaskKey(pipeline="curves", step=run.process), Features(input_bytes=run.size)
         plan = self.policy.decide(key, features, Quantity(run.request), Caps())
         grows = plan.in_place if self.in_place else None
-        limit = (grows.start if grows else plan.first) or Quantity(run.request)
+        limit = (grows.start if grows else plan.first_limit) or Quantity(run.request)
         kills = 0
         while True:
             if grows:

@@ -56,7 +56,7 @@ from mlops_ext.memory import (
     Retry,
     TaskKey,
 )
-from mlops_ext.memory.history.database import History, HistoryPolicy, InMemoryHistory
+from mlops_ext.memory.history import History, HistoryPolicy, InMemoryHistory
 
 FIRST_SEED = 1996
 """The paper's."""
@@ -77,7 +77,7 @@ class Ours:
     def first(self, size: float, request: float) -> float:
         features, wanted = Features(input_bytes=size), Quantity(int(request))
         self.plan = self.policy.decide(self.KEY, features, wanted, self.CAPS)
-        return float(self.plan.first or request)
+        return float(self.plan.first_limit or request)
 
     def retry(self, allocated: float, kills: int, size: float, request: float) -> float:
         del size, request

@@ -16,11 +16,11 @@ from clearml_ext.topology.svg import draw as draw_topology
 from mlops_ext.memory import (
     Attempt,
     Caps,
-    DoublePolicy,
     Evidence,
     Features,
     InPlace,
     Quantity,
+    RequestPolicy,
     TaskKey,
 )
 from mlops_ext.queues.check import check
@@ -129,9 +129,9 @@ def kserve(path):
 
 def ladder(request, need):
     """The limits of the attempts of a step that needs *need* bytes, by the policy "double"."""
-    policy = DoublePolicy()
+    policy = RequestPolicy()
     plan = policy.decide(TaskKey(pipeline="p", step="s"), Features(), request, Caps())
-    limits = [plan.first]
+    limits = [plan.first_limit]
     while limits[-1] < need:
         attempt = Attempt(memory=limits[-1], oom_retries=len(limits) - 1)
         evidence = Evidence(exit_code=137, oom_killed=True, peak=limits[-1])

@@ -217,7 +217,7 @@ def _show(steps: list[StepMemory]) -> None:
     console.print(f"Given and not needed: {total:.4g} GB-hours. Work lost: {lost:.1f} s.")
     for step in {s.step: s for s in steps}.values():
         if step.following is not None:
-            first = step.following.first
+            first = step.following.first_limit
             console.print(
                 f"Next time {step.step} starts with"
                 f" {first.human if first else 'no limit'}. {step.following.reason}",

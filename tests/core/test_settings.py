@@ -205,11 +205,11 @@ def test_a_value_that_the_section_refuses_is_told_in_the_section_s_words(project
 
 
 def test_a_size_that_cannot_be_read_is_told_in_its_own_words(project):
-    folder = project("[tool.mlops-ext.memory]\nfirst = '3GB'\n")
+    folder = project("[tool.mlops-ext.memory]\nfirst_limit = '3GB'\n")
     with pytest.raises(SettingsError) as caught:
         settings.load(MemorySettings, "memory", environ={}, directory=folder)
     assert str(caught.value).startswith(
-        "tool.mlops-ext.memory.first cannot be used: '3GB' is not a memory size"
+        "tool.mlops-ext.memory.first_limit cannot be used: '3GB' is not a memory size"
     )
 
 

@@ -23,7 +23,7 @@ ARGUMENTS_OF_MEMORY = {"codec", "level", "mmap_mode"}
 """Fields of joblib's options that users give as arguments of ``Memory``."""
 
 PUBLIC = [
-    *(f"mlops_ext.{name}" for name in ("errors", "patching", "memory", "memory.history.database")),
+    *(f"mlops_ext.{name}" for name in ("errors", "patching", "memory", "memory.history")),
     *(
         f"mlops_ext.{name}"
         for name in ("queues.check", "shutdown", "files", "tempdirs", "settings")

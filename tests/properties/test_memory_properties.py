@@ -18,13 +18,9 @@ from mlops_ext.memory import (
     Retry,
     TaskKey,
 )
+from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
 from mlops_ext.memory.history.allocations import Peaks, Prices, add_tail, best_ladder, cost_of
-from mlops_ext.memory.history.database import (
-    CURVE_POINTS,
-    HistoryPolicy,
-    InMemoryHistory,
-    compress_curve,
-)
+from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
 from mlops_ext.memory.history.predictors import Runs, names, predict
 from mlops_ext.memory.history.resize import Choice, replay
 
@@ -153,7 +149,7 @@ def test_whatever_was_seen_attempts_rise_stay_below_the_cap_and_end(rows, size, 
     caps = Caps(node=None if cap is None else Quantity(cap))
     wanted = None if request is None else Quantity(request)
     plan = policy.decide(KEY, Features(input_bytes=size), wanted, caps)
-    given_, memory = [], plan.first
+    given_, memory = [], plan.first_limit
     for retries in range(10):
         given_.append(memory)
         attempt = Attempt(memory=memory, oom_retries=retries)

@@ -11,7 +11,7 @@ from mlops_ext.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from mlops_ext.memory import MemoryPolicy
-    from mlops_ext.memory.history.database import Records
+    from mlops_ext.memory.history import Records
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 @hookimpl
 def mlops_ext_memory_policies() -> Mapping[str, MemoryPolicy]:
     """``fixed``, ``double`` and ``history``, with the settings of section ``memory``."""
-    from mlops_ext.memory import DoublePolicy, FixedPolicy, MemorySettings
-    from mlops_ext.memory.history.database import HistoryPolicy
+    from mlops_ext.memory import MemorySettings, RequestPolicy
+    from mlops_ext.memory.history import HistoryPolicy
     from mlops_ext.settings import load
 
     settings = load(MemorySettings, "memory")
     return {
-        "fixed": FixedPolicy(settings=settings),
-        "double": DoublePolicy(settings=settings),
+        "fixed": RequestPolicy(growth=1, settings=settings),
+        "double": RequestPolicy(growth=settings.growth, settings=settings),
         "history": HistoryPolicy(records=_records(settings.history), settings=settings),
     }
 
@@ -37,7 +37,7 @@ def _records(path: str) -> Records:
     A user without a home directory (a container's arbitrary uid) gets one that ends with the
     process, and a warning that says so.
     """
-    from mlops_ext.memory.history.database import History, InMemoryHistory, default_path
+    from mlops_ext.memory.history import History, InMemoryHistory, default_path
 
     try:
         return History(Path(path).expanduser() if path else default_path())

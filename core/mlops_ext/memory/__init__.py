@@ -3,7 +3,7 @@
 One engine for every orchestrator. An orchestrator asks a `MemoryPolicy` three things::
 
     plan = policy.decide(key, features, request, caps)     # before the first attempt
-    limit = plan.first                                     # None: leave it without a limit
+    limit = plan.first_limit                                     # None: leave it without a limit
     ...
     decision = policy.on_failure(plan, attempt, evidence)  # after each failed attempt
     if isinstance(decision, Retry): limit = decision.memory
@@ -15,8 +15,8 @@ Give the limit as request *and* limit: with a limit alone above the request, an 
 becomes the node's affair and hits a neighbour. Keep `plan` with the task (it pickles, and its
 parts are plain) and count `Attempt.oom_retries` apart from the user's own retries.
 
-Three policies come with it: `FixedPolicy` ("fixed"), `DoublePolicy` ("double") and
-`mlops_ext.memory.history.database.HistoryPolicy` ("history"). Others register theirs with the hook
+Three policies come with it: "fixed" and "double", both a `RequestPolicy`, and "history", the
+`mlops_ext.memory.history.HistoryPolicy`. Others register theirs with the hook
 ``mlops_ext_memory_policies``. Decisions are pure: no clock, no I/O.
 """
 
@@ -39,7 +39,7 @@ from mlops_ext.memory.model import (
     RetryElsewhere,
     TaskKey,
 )
-from mlops_ext.memory.policies import DoublePolicy, FixedPolicy, MemorySettings, classify, escalate
+from mlops_ext.memory.policies import MemorySettings, RequestPolicy, classify, escalate
 from mlops_ext.memory.quantity import Quantity
 
 __all__ = [
@@ -49,16 +49,15 @@ __all__ = [
     "Cause",
     "Curve",
     "Decision",
-    "DoublePolicy",
     "Evidence",
     "Fail",
     "Features",
-    "FixedPolicy",
     "InPlace",
     "MemoryPlan",
     "MemoryPolicy",
     "MemorySettings",
     "Quantity",
+    "RequestPolicy",
     "Retry",
     "RetryElsewhere",
     "TaskKey",

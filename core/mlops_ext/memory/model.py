@@ -5,28 +5,10 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from mlops_ext.memory.quantity import Quantity
-
-__all__ = [
-    "Attempt",
-    "Cap",
-    "Caps",
-    "Cause",
-    "Curve",
-    "Decision",
-    "Evidence",
-    "Fail",
-    "Features",
-    "InPlace",
-    "MemoryPlan",
-    "MemoryPolicy",
-    "Retry",
-    "RetryElsewhere",
-    "TaskKey",
-]
 
 _LARGEST_INPUT = 2.0**63
 
@@ -156,12 +138,12 @@ class MemoryPlan:
     """How much memory a task gets, attempt by attempt.
 
     Attributes:
-        ladder: allocations, strictly increasing: the first attempt gets the first rung. Empty:
+        ladder: allocations, strictly increasing: the first attempt gets the first. Empty:
             run the task without a limit, as the user left it.
         reason: one plain sentence that says why, for logs and dashboards.
         in_place: how to grow without a restart; None where that does not pay.
-        cap: no rung is above it; None where nothing limits.
-        growth: beyond the last rung each retry gets this times as much; 1: no growth.
+        cap: no allocation is above it; None where nothing limits.
+        growth: beyond the ladder each retry gets this times as much; 1: no growth.
         request: what the user asked for: the last retry gets no less.
     """
 
@@ -176,14 +158,16 @@ class MemoryPlan:
         """Refuse a ladder that does not rise, or that rises above its cap."""
         for low, high in zip(self.ladder, self.ladder[1:], strict=False):
             if low >= high:
-                raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: expected rising rungs")
+                raise ValueError(
+                    f"MemoryPlan.ladder = {self.ladder!r}: expected rising allocations"
+                )
         if self.ladder and not self.ladder[0] > 0:
-            raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: expected positive rungs")
+            raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: expected positive allocations")
         if self.cap is not None and self.ladder and self.ladder[-1] > self.cap.memory:
             raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: above the cap {self.cap}")
 
     @property
-    def first(self) -> Quantity | None:
+    def first_limit(self) -> Quantity | None:
         """The first attempt's memory; None: leave the task without a limit."""
         return self.ladder[0] if self.ladder else None
 
@@ -191,15 +175,24 @@ class MemoryPlan:
         """What the attempt after one that had *memory* gets, or None where there is no more."""
         if self.cap is not None and memory >= self.cap.memory:
             return None
-        for rung in self.ladder:
-            if rung > memory:
-                return rung
+        for allocation in self.ladder:
+            if allocation > memory:
+                return allocation
         if self.growth <= 1:
             return None
         grown = Quantity.saturated(max(math.ceil(memory * self.growth), memory + 1))
         if grown <= memory:  # the largest that there is
             return None
         return grown if self.cap is None else min(grown, self.cap.memory)
+
+    def capped(self, caps: Caps) -> MemoryPlan:
+        """The same plan with no allocation above the lowest of its own cap and *caps*."""
+        known = [cap for cap in (self.cap, caps.binding) if cap is not None]
+        if not known:
+            return self
+        lowest = min(known, key=lambda cap: cap.memory)
+        ladder = tuple(sorted({min(memory, lowest.memory) for memory in self.ladder}))
+        return replace(self, ladder=ladder, cap=lowest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +305,21 @@ Decision: TypeAlias = Retry | RetryElsewhere | Fail
 
 class MemoryPolicy(Protocol):
     """What an orchestrator asks. Third parties register one by ``mlops_ext_memory_policies``."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether `observe` changes what `decide` answers; False spares calls of `observe`."""
+        ...
+
+    def with_budget(self, *, oom_retries: int, retry_memory_error: bool) -> MemoryPolicy:
+        """Return the same policy, and the same history, with a step's own number of retries.
+
+        Args:
+            oom_retries: retries for out-of-memory kills.
+            retry_memory_error: retry a memory error of the task's own, too; False leaves that as
+                the policy has it.
+        """
+        ...
 
     def decide(
         self, key: TaskKey, features: Features, request: Quantity | None, caps: Caps

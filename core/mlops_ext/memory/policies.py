@@ -1,9 +1,9 @@
-"""What follows a failed attempt, and the two policies that need no history."""
+"""What follows a failed attempt, and the policy that needs no history."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlops_ext.memory.model import (
     Attempt,
@@ -20,8 +20,6 @@ from mlops_ext.memory.model import (
     TaskKey,
 )
 from mlops_ext.memory.quantity import Quantity
-
-__all__ = ["DoublePolicy", "FixedPolicy", "MemorySettings", "classify", "escalate", "request_plan"]
 
 _SIGKILL = 137
 _MIB = 1024**2
@@ -52,7 +50,7 @@ class MemorySettings:
     near_limit: float = 0.9
     """An unexplained signal 9 counts as out of memory where usage was seen above this fraction
     of the limit; container runtimes lose the reason now and then."""
-    first: Quantity | None = None
+    first_limit: Quantity | None = None
     """Memory for a first run that nobody gave a request. None: leave it without a limit."""
     history: str = ""
     """File of the history. Empty: ``mlops-ext/history.sqlite`` in the user's data directory."""
@@ -72,6 +70,14 @@ class MemorySettings:
         for name, value, is_good, expected in checks:
             if not is_good or not math.isfinite(value):
                 raise ValueError(f"memory.{name} = {value!r}: expected {expected}")
+
+    def with_budget(self, oom_retries: int, *, retry_memory_error: bool) -> MemorySettings:
+        """These settings with a step's own number of retries; memory errors if either says so."""
+        return replace(
+            self,
+            max_oom_retries=oom_retries,
+            retry_memory_error=self.retry_memory_error or retry_memory_error,
+        )
 
 
 def classify(evidence: Evidence, attempt: Attempt, settings: MemorySettings) -> Cause:
@@ -188,7 +194,7 @@ def _next_memory(
     # No limit: the node ran out, and a limit is what lets the scheduler keep room for it.
     if plan.growth <= 1:
         return None
-    seen = evidence.peak or plan.first or settings.first or Quantity(1024 * _MIB)
+    seen = evidence.peak or plan.first_limit or settings.first_limit or Quantity(1024 * _MIB)
     wanted = max(Quantity.saturated(seen * 1.25), settings.min_memory)
     return wanted if plan.cap is None else min(wanted, plan.cap.memory)
 
@@ -205,29 +211,64 @@ def request_plan(
 ) -> MemoryPlan:
     """The plan that gives the user's *request*, within the cap; *why* opens its reason."""
     cap = caps.binding
-    wanted = request or settings.first
+    wanted = request or settings.first_limit
+    ladder: tuple[Quantity, ...]
     if not wanted:
-        return MemoryPlan(
-            ladder=(), cap=cap, growth=growth, reason=f"{why}: no request is set, so no limit."
-        )
-    if cap is not None and wanted > cap.memory:
-        return MemoryPlan(
-            ladder=(cap.memory,),
-            cap=cap,
-            growth=growth,
-            reason=f"{why}: {wanted.human} was asked for, but the cap is {cap}.",
-        )
-    source = "as requested" if request else "the setting memory.first"
-    return MemoryPlan(
-        ladder=(wanted,), cap=cap, growth=growth, reason=f"{why}: {wanted.human}, {source}."
-    )
+        ladder, reason = (), "no request is set, so no limit."
+    elif cap is not None and wanted > cap.memory:
+        ladder, reason = (cap.memory,), f"{wanted.human} was asked for, but the cap is {cap}."
+    else:
+        source = "as requested" if request else "the setting memory.first_limit"
+        ladder, reason = (wanted,), f"{wanted.human}, {source}."
+    return MemoryPlan(ladder=ladder, cap=cap, growth=growth, reason=f"{why}: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Forgetful:
-    """What policies share that learn nothing."""
+class RequestPolicy:
+    """The user's request first, *growth* times as much after each out-of-memory kill.
 
+    Registered as "double" with ``memory.growth``, and as "fixed" with 1: then a kill is final,
+    and a disruption still moves the task to another node.
+
+    Attributes:
+        growth: factor of each retry, from 1. 2: it reaches 16 times the request in 4 retries.
+        settings: the settings of all policies, but for their growth.
+    """
+
+    growth: float = 2.0
     settings: MemorySettings = field(default_factory=MemorySettings)
+
+    def __post_init__(self) -> None:
+        """Refuse a growth that would give a retry less."""
+        if not 1 <= self.growth < math.inf:
+            raise ValueError(f"RequestPolicy.growth = {self.growth!r}: expected 1 or more")
+
+    @property
+    def learns(self) -> bool:
+        """False: earlier runs change nothing."""
+        return False
+
+    def with_budget(self, *, oom_retries: int, retry_memory_error: bool) -> RequestPolicy:
+        """The same policy with a step's own number of retries."""
+        settings = self.settings.with_budget(oom_retries, retry_memory_error=retry_memory_error)
+        return replace(self, settings=settings)
+
+    def decide(
+        self,
+        key: TaskKey,  # noqa: ARG002 - part of the interface
+        features: Features,  # noqa: ARG002 - part of the interface
+        request: Quantity | None,
+        caps: Caps,
+    ) -> MemoryPlan:
+        """The request, then growth."""
+        why = f"Request, then {self.growth:g} times as much after each kill"
+        return request_plan(
+            request,
+            caps,
+            self.settings,
+            growth=self.growth,
+            why=why if self.growth > 1 else "Fixed",
+        )
 
     def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
         """What follows from the plan; see `escalate`."""
@@ -244,38 +285,3 @@ class _Forgetful:
         curve: Curve = (),
     ) -> None:
         """Nothing: this policy learns nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoublePolicy(_Forgetful):
-    """The user's request first, twice as much after each out-of-memory kill."""
-
-    def decide(
-        self,
-        key: TaskKey,  # noqa: ARG002 - part of the interface
-        features: Features,  # noqa: ARG002 - part of the interface
-        request: Quantity | None,
-        caps: Caps,
-    ) -> MemoryPlan:
-        """The request, then doubling."""
-        growth = self.settings.growth
-        why = f"Request, then {growth:g} times as much after each kill"
-        return request_plan(request, caps, self.settings, growth=growth, why=why)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FixedPolicy(_Forgetful):
-    """The user's request, whatever happens: an out-of-memory kill is final.
-
-    A disruption still moves the task to another node.
-    """
-
-    def decide(
-        self,
-        key: TaskKey,  # noqa: ARG002 - part of the interface
-        features: Features,  # noqa: ARG002 - part of the interface
-        request: Quantity | None,
-        caps: Caps,
-    ) -> MemoryPlan:
-        """The request."""
-        return request_plan(request, caps, self.settings, growth=1.0, why="Fixed")

@@ -11,8 +11,6 @@ from mlops_ext.errors import QuantityError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Quantity"]
-
 _PATTERN = re.compile(
     r"(?P<sign>[+-]?)(?P<whole>[0-9]*)(?:\.(?P<part>[0-9]*))?"
     r"(?:(?P<suffix>[KMGTPE]i|[numkMGTPE])|[eE](?P<exponent>[+-]?[0-9]{1,3}))?"

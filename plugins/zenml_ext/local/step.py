@@ -94,7 +94,7 @@ class StepJob:
 
     def run(self) -> State:
         """Run the step to its end; afterwards no step run of it is left RUNNING."""
-        memory, why, adopt = self.plan.first, self.plan.reason, self.step_run_id
+        memory, why, adopt = self.plan.first_limit, self.plan.reason, self.step_run_id
         while True:
             with (
                 self.budget.share(memory, self.stopping),

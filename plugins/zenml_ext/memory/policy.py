@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,6 @@ from mlops_ext.memory import (
     Features,
     MemoryPlan,
     MemoryPolicy,
-    MemorySettings,
     Quantity,
     TaskKey,
 )
@@ -48,23 +45,9 @@ def policy_for(settings: OomSettings) -> MemoryPolicy:
     if name is None:
         learns = importlib.util.find_spec("numpy") and "history" in known.memory_policies()
         name = "history" if learns else "double"
-    return _with_settings(known.memory_policy(name), settings)
-
-
-def _with_settings(policy: MemoryPolicy, settings: OomSettings) -> MemoryPolicy:
-    """A copy of *policy* with the step's own budget, where it keeps core's settings."""
-    own: Any = getattr(policy, "settings", None)
-    if not isinstance(own, MemorySettings):
-        return policy
-    changed = dataclasses.replace(
-        own,
-        max_oom_retries=settings.oom_retries,
-        retry_memory_error=own.retry_memory_error or settings.retry_memory_error,
+    return known.memory_policy(name).with_budget(
+        oom_retries=settings.oom_retries, retry_memory_error=settings.retry_memory_error
     )
-    copied: Any = copy.copy(policy)
-    object.__setattr__(copied, "settings", changed)  # core's policies are frozen
-    replaced: MemoryPolicy = copied
-    return replaced
 
 
 def task_key(pipeline: str, step: Step) -> TaskKey:

@@ -59,7 +59,7 @@ def settings_to_paste(steps: Sequence[StepMemory]) -> str:
     """
     lines = ["steps:"]
     for step in _last_of_each(steps).values():
-        first = step.following.first if step.following else None
+        first = step.following.first_limit if step.following else None
         if first is None and step.peak is not None:
             first = Quantity(step.peak + step.peak // 10)
         if first is None:

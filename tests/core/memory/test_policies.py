@@ -1,23 +1,25 @@
 """What follows a failed attempt, with the policies that need no history."""
 
+import json
 import pickle
+from dataclasses import fields
 
 import pytest
 
+from mlops_ext.codec import decode, encode
 from mlops_ext.memory import (
     Attempt,
     Cap,
     Caps,
     Cause,
-    DoublePolicy,
     Evidence,
     Fail,
     Features,
-    FixedPolicy,
     InPlace,
     MemoryPlan,
     MemorySettings,
     Quantity,
+    RequestPolicy,
     Retry,
     RetryElsewhere,
     TaskKey,
@@ -40,7 +42,7 @@ def plan_of(policy, request="1Gi", **caps):
 
 def attempts(policy, plan, evidence=OOM):
     """Every allocation a task gets that is always killed, and the last decision."""
-    memory, given = plan.first, []
+    memory, given = plan.first_limit, []
     for retries in range(20):
         given.append(memory)
         attempt = Attempt(memory=memory, oom_retries=retries)
@@ -52,7 +54,7 @@ def attempts(policy, plan, evidence=OOM):
 
 
 def test_double_gives_the_request_then_doubles_for_four_retries():
-    given, last = attempts(DoublePolicy(), plan_of(DoublePolicy()))
+    given, last = attempts(RequestPolicy(), plan_of(RequestPolicy()))
     assert given == [q(size) for size in ("1Gi", "2Gi", "4Gi", "8Gi", "16Gi")]
     assert isinstance(last, Fail)
     assert "5 times" in last.reason
@@ -60,8 +62,8 @@ def test_double_gives_the_request_then_doubles_for_four_retries():
 
 
 def test_double_stops_at_the_cap_and_names_what_binds():
-    plan = plan_of(DoublePolicy(), node="64Gi", limit_range="3Gi", quota="10Gi")
-    given, last = attempts(DoublePolicy(), plan)
+    plan = plan_of(RequestPolicy(), node="64Gi", limit_range="3Gi", quota="10Gi")
+    given, last = attempts(RequestPolicy(), plan)
     assert given == [q("1Gi"), q("2Gi"), q("3Gi")]
     assert last.cause is Cause.OUT_OF_MEMORY
     assert "LimitRange" in last.reason
@@ -69,30 +71,30 @@ def test_double_stops_at_the_cap_and_names_what_binds():
 
 
 def test_a_node_that_binds_is_named_with_its_size():
-    plan = plan_of(DoublePolicy(), request="8Gi", node="7Gi", node_name="worker-3")
-    assert plan.first == q("7Gi")
+    plan = plan_of(RequestPolicy(), request="8Gi", node="7Gi", node_name="worker-3")
+    assert plan.first_limit == q("7Gi")
     assert "worker-3" in plan.reason
     assert "8Gi was asked for" in plan.reason
-    given, last = attempts(DoublePolicy(), plan)
+    given, last = attempts(RequestPolicy(), plan)
     assert given == [q("7Gi")]
     assert "worker-3" in last.reason
 
 
 def test_fixed_never_gives_more():
-    given, last = attempts(FixedPolicy(), plan_of(FixedPolicy()))
+    given, last = attempts(RequestPolicy(growth=1), plan_of(RequestPolicy(growth=1)))
     assert given == [q("1Gi")]
     assert "never raises" in last.reason
 
 
 def test_no_request_means_no_limit_unless_a_first_size_is_set():
-    assert plan_of(DoublePolicy(), request=None).first is None
-    assert plan_of(DoublePolicy(), request="0").first is None
-    settings = MemorySettings(first=q("2Gi"))
-    assert plan_of(DoublePolicy(settings=settings), request=None).first == q("2Gi")
+    assert plan_of(RequestPolicy(), request=None).first_limit is None
+    assert plan_of(RequestPolicy(), request="0").first_limit is None
+    settings = MemorySettings(first_limit=q("2Gi"))
+    assert plan_of(RequestPolicy(settings=settings), request=None).first_limit == q("2Gi")
 
 
 def test_a_kill_without_a_limit_is_answered_with_a_limit():
-    policy = DoublePolicy()
+    policy = RequestPolicy()
     plan = plan_of(policy, request=None, node="6Gi")
     seen = policy.on_failure(plan, Attempt(memory=None), Evidence(oom_killed=True, peak=q("2Gi")))
     assert seen.memory == q("2.5Gi")
@@ -101,7 +103,10 @@ def test_a_kill_without_a_limit_is_answered_with_a_limit():
     huge = policy.on_failure(plan, Attempt(memory=None), Evidence(oom_killed=True, peak=q("9Gi")))
     assert huge.memory == q("6Gi")
     assert isinstance(
-        FixedPolicy().on_failure(plan_of(FixedPolicy(), None), Attempt(memory=None), OOM), Fail
+        RequestPolicy(growth=1).on_failure(
+            plan_of(RequestPolicy(growth=1), None), Attempt(memory=None), OOM
+        ),
+        Fail,
     )
 
 
@@ -123,7 +128,7 @@ def test_a_kill_without_a_limit_is_answered_with_a_limit():
     ],
 )
 def test_evidence_decides(evidence, cause, kind):
-    policy = DoublePolicy()
+    policy = RequestPolicy()
     plan = plan_of(policy)
     decision = policy.on_failure(plan, Attempt(memory=q("1Gi")), evidence)
     assert decision.cause is cause
@@ -132,13 +137,13 @@ def test_evidence_decides(evidence, cause, kind):
 
 
 def test_memory_errors_count_when_asked_to():
-    policy = DoublePolicy(settings=MemorySettings(retry_memory_error=True))
+    policy = RequestPolicy(settings=MemorySettings(retry_memory_error=True))
     evidence = Evidence(exit_code=1, memory_error=True)
     assert policy.on_failure(plan_of(policy), Attempt(memory=q("1Gi")), evidence).memory == q("2Gi")
 
 
 def test_a_disruption_keeps_the_current_rung_and_costs_no_retry():
-    policy = DoublePolicy()
+    policy = RequestPolicy()
     evidence = Evidence(exit_code=137, disruption="TaintManager", node="n1")
     attempt = Attempt(memory=q("4Gi"), oom_retries=4)
     decision = policy.on_failure(plan_of(policy), attempt, evidence)
@@ -148,7 +153,7 @@ def test_a_disruption_keeps_the_current_rung_and_costs_no_retry():
 
 
 def test_a_quota_that_refuses_is_not_an_oom():
-    policy = DoublePolicy()
+    policy = RequestPolicy()
     plan = plan_of(policy, quota="3Gi")
     evidence = Evidence(refused="exceeded quota: team")
     waits = policy.on_failure(plan, Attempt(memory=q("2Gi"), oom_retries=4), evidence)
@@ -161,7 +166,7 @@ def test_a_quota_that_refuses_is_not_an_oom():
 
 
 def test_only_the_killed_container_escalates():
-    policy = DoublePolicy()
+    policy = RequestPolicy()
     evidence = Evidence(oom_killed=True, container="istio-proxy")
     attempt = Attempt(memory=q("1Gi"), container="main")
     decision = policy.on_failure(plan_of(policy), attempt, evidence)
@@ -203,7 +208,7 @@ def test_in_place_grows_past_the_usage_and_not_past_its_ceiling():
 
 
 def test_a_plan_can_be_kept_between_processes():
-    plan = plan_of(DoublePolicy(), node="3Gi")
+    plan = plan_of(RequestPolicy(), node="3Gi")
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
@@ -221,3 +226,53 @@ def test_the_last_retry_gets_the_request_and_never_more_than_the_cap():
         last = Attempt(memory=Quantity(gib), oom_retries=3)
         decision = escalate(plan, last, Evidence(oom_killed=True), MemorySettings())
         assert decision.memory == expected
+
+
+@pytest.mark.parametrize("growth", [0.5, 0, float("inf"), float("nan")])
+def test_a_growth_that_would_give_less_is_refused(growth):
+    with pytest.raises(ValueError, match=r"RequestPolicy\.growth"):
+        RequestPolicy(growth=growth)
+
+
+def test_a_step_has_its_own_budget_and_the_policy_keeps_its():
+    shared = RequestPolicy(settings=MemorySettings(retry_memory_error=True))
+    own = shared.with_budget(oom_retries=7, retry_memory_error=False)
+    assert own.settings.max_oom_retries == 7
+    assert own.settings.retry_memory_error, "what the settings say for all steps stays"
+    assert shared.settings.max_oom_retries == 4
+    assert not own.learns
+
+
+FULL = MemoryPlan(
+    ladder=(q("1Gi"), q("3Gi")),
+    reason="why",
+    in_place=InPlace(start=q("512Mi"), threshold=0.9, growth=1.5, ceiling=q("9Gi")),
+    cap=Cap(memory=q("8Gi"), name="the largest node"),
+    growth=3,
+    request=q("4Gi"),
+)
+
+
+@pytest.mark.parametrize("plan", [FULL, MemoryPlan(ladder=(), reason="")])
+def test_a_plan_comes_back_whole_from_json(plan):
+    defaults = MemoryPlan(ladder=(), reason="")
+    forgotten = {f.name for f in fields(plan) if getattr(FULL, f.name) == getattr(defaults, f.name)}
+    assert not forgotten, "FULL is to show every field"
+    assert decode(MemoryPlan, json.loads(json.dumps(encode(plan)))) == plan
+
+
+def test_the_last_retry_gets_the_request_also_after_the_plan_went_through_json():
+    plan = MemoryPlan(ladder=(q("90Mi"), q("180Mi")), reason="", request=q("4Gi"))
+    plan = decode(MemoryPlan, json.loads(json.dumps(encode(plan)))).capped(Caps(node=q("60Gi")))
+    decision = escalate(plan, Attempt(memory=q("180Mi"), oom_retries=3), OOM, MemorySettings())
+    assert decision.memory == q("4Gi")
+
+
+def test_caps_that_come_later_lower_every_allocation():
+    plan = MemoryPlan(ladder=(q("1Gi"), q("3Gi"), q("9Gi")), reason="why", request=q("9Gi"))
+    assert plan.capped(Caps()) is plan
+    capped = plan.capped(Caps(node=q("2Gi"), max_memory=q("4Gi")))
+    assert capped.ladder == (q("1Gi"), q("2Gi"))
+    assert capped.cap == Cap(memory=q("2Gi"), name="the largest node")
+    assert (capped.request, capped.reason) == (plan.request, plan.reason)
+    assert capped.capped(Caps(node=q("3Gi"))) == capped, "the lower cap stays"

@@ -8,24 +8,27 @@ import pytest
 from tests.support.forks import held_by_another_thread, in_child
 
 from mlops_ext import tempdirs
-from mlops_ext.memory.history.database import HistoryPolicy, InMemoryHistory
+from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
 from mlops_ext.patching import patchset as patching
 from mlops_ext.processes import forks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
+POLICY = HistoryPolicy(records=InMemoryHistory())
+
+
 @pytest.mark.parametrize(
-    "home",
+    "lock",
     [
-        pytest.param(patching, id="patching"),
-        pytest.param(tempdirs, id="tempdirs"),
-        pytest.param(HistoryPolicy(records=InMemoryHistory()), id="history policy"),
+        pytest.param(lambda: patching._lock, id="patching"),
+        pytest.param(lambda: tempdirs._lock, id="tempdirs"),
+        pytest.param(lambda: POLICY._cache.lock, id="history policy"),
     ],
 )
-def test_a_child_can_have_a_lock_that_another_thread_held_at_the_fork(home):
-    with held_by_another_thread(home._lock):
-        assert in_child(lambda: home._lock.acquire(blocking=False))
+def test_a_child_can_have_a_lock_that_another_thread_held_at_the_fork(lock):
+    with held_by_another_thread(lock()):
+        assert in_child(lambda: lock().acquire(blocking=False))
 
 
 def test_a_block_that_forks_inside_its_own_lock_can_be_left_in_the_child():

@@ -15,7 +15,7 @@ from zenml.enums import ExecutionStatus
 from zenml.integrations.kubernetes import kube_utils
 
 from kubernetes import client
-from mlops_ext.memory import DoublePolicy, MemoryPlan, MemorySettings, Quantity
+from mlops_ext.memory import MemoryPlan, MemorySettings, Quantity, RequestPolicy
 from zenml_ext.kubernetes.client import KubeApi
 from zenml_ext.kubernetes.supervisor.step_runs import StepRow
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
@@ -56,7 +56,7 @@ class FakeBook:
 
 def facts(name: str) -> SimpleNamespace:
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
-    policy = DoublePolicy(settings=MemorySettings())
+    policy = RequestPolicy(settings=MemorySettings())
     return SimpleNamespace(name=name, family="f", policy=policy, max_memory=None, settings=settings)
 
 

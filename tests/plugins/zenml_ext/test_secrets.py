@@ -15,7 +15,7 @@ from zenml.enums import ExecutionStatus
 from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext import redaction
-from mlops_ext.memory import DoublePolicy, MemoryPlan, MemorySettings, Quantity
+from mlops_ext.memory import MemoryPlan, MemorySettings, Quantity, RequestPolicy
 from zenml_ext.kubernetes.client import KubeApi, error_words
 from zenml_ext.kubernetes.supervisor import step_runs as kubernetes_book
 from zenml_ext.kubernetes.supervisor.step_runs import StepRow
@@ -106,7 +106,7 @@ class Leaking:
 
 def facts(name):
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
-    policy = DoublePolicy(settings=MemorySettings())
+    policy = RequestPolicy(settings=MemorySettings())
     return SimpleNamespace(name=name, family="f", policy=policy, max_memory=None, settings=settings)
 
 

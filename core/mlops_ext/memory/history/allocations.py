@@ -8,8 +8,6 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Peaks", "Prices", "add_tail", "best_ladder", "cost_of"]
-
 _GRID = 48
 """Points kept of a distribution; more change the result by less than 1 %."""
 _TOP = 8

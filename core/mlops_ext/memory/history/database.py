@@ -1,14 +1,4 @@
-"""Peaks of earlier runs, and the policy that learns from them.
-
-The first run of every task costs most, so the history has to outlast a run and be shared by all
-of them: `History` keeps it in one SQLite file that many processes may use at once::
-
-    policy = HistoryPolicy(records=History(path))
-    plan = policy.decide(key, Features(input_bytes=n), request, caps)
-    policy.observe(key, Features(input_bytes=n), peak, runtime_s)
-
-`HistoryPolicy` takes any `Records`, so that a framework's own metadata store can stand in.
-"""
+"""Observations in one SQLite file that many processes use at once."""
 
 from __future__ import annotations
 
@@ -21,27 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlops_ext.errors import HistoryError
-from mlops_ext.memory.history.observations import (
-    CURVE_POINTS,
-    InMemoryHistory,
-    Observation,
-    Records,
-    compress_curve,
-)
-from mlops_ext.memory.history.policy import HistoryPolicy
+from mlops_ext.memory.history.observations import Observation, compress_curve
 from mlops_ext.memory.model import TaskKey
 from mlops_ext.settings import environment
-
-__all__ = [
-    "CURVE_POINTS",
-    "History",
-    "HistoryPolicy",
-    "InMemoryHistory",
-    "Observation",
-    "Records",
-    "compress_curve",
-    "default_path",
-]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
@@ -103,7 +75,7 @@ class History:
             int(observation.censored),
             json.dumps(compress_curve(observation.curve)),
             json.dumps(dict(observation.costs)),
-            observation.first,
+            observation.first_limit,
             observation.ratio,
         )
         try:
@@ -234,7 +206,7 @@ def _observation(row: Sequence[Any]) -> Observation:
             for name, cost in json.loads(costs).items()
             if math.isfinite(cost)
         },
-        first=None if first is None else int(first),
+        first_limit=None if first is None else int(first),
         ratio=None if ratio is None else float(ratio),
     )
 

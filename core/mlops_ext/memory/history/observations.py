@@ -8,8 +8,6 @@ from typing import Protocol
 
 from mlops_ext.memory.model import Curve, TaskKey
 
-__all__ = ["CURVE_POINTS", "InMemoryHistory", "Observation", "Records", "compress_curve"]
-
 CURVE_POINTS = 32
 """Points kept of a curve: one for each 3 % of the peak."""
 
@@ -26,7 +24,7 @@ class Observation:
         censored: it was killed: the peak is *at least* `peak`.
         curve: running maximum of its memory, at most `CURVE_POINTS` points.
         costs: what each expert's ladder would have cost this run, by the expert's name.
-        first: first rung of the plan that was in force, or None.
+        first_limit: first allocation of the plan that was in force, or None.
         ratio: the peak as a multiple of the median that was predicted for it, or None.
     """
 
@@ -37,7 +35,7 @@ class Observation:
     censored: bool = False
     curve: Curve = ()
     costs: Mapping[str, float] = field(default_factory=dict)
-    first: int | None = None
+    first_limit: int | None = None
     ratio: float | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import threading
@@ -28,8 +29,6 @@ from mlops_ext.memory.policies import MemorySettings, escalate, request_plan
 from mlops_ext.memory.quantity import Quantity
 from mlops_ext.processes.forks import follow_forks
 
-__all__ = ["HistoryPolicy"]
-
 logger = logging.getLogger(__name__)
 
 _MIB = 1024**2
@@ -42,7 +41,7 @@ _TASKS = 2000
 class HistoryPolicy:
     """The cheapest ladder for the peaks that earlier runs lead to expect.
 
-    The first run of a task gets the user's request, then doubling, as `DoublePolicy` does. From
+    The first run of a task gets the user's request, then doubling, as "double" does. From
     the second on, several experts predict the peak from past peaks and, where it is known, the
     input size; the one whose ladders would have cost least so far is followed. Dynamic
     programming turns its prediction into the ladder with the least expected cost (`best_ladder`).
@@ -57,20 +56,27 @@ class HistoryPolicy:
     def __init__(self, *, records: Records, settings: MemorySettings | None = None) -> None:
         self.records = records
         self.settings = settings or MemorySettings()
-        self._tasks: dict[TaskKey, _Task] = {}
-        self._lock = threading.Lock()
-        follow_forks(self)
+        self._cache = _Cache()
 
-    def after_fork(self) -> None:
-        """In a child: the lock may be held by a thread that is not here."""
-        self._lock = threading.Lock()
+    @property
+    def learns(self) -> bool:
+        """True: earlier runs decide."""
+        return True
+
+    def with_budget(self, *, oom_retries: int, retry_memory_error: bool) -> HistoryPolicy:
+        """The same policy and the same history, with a step's own number of retries."""
+        policy = copy.copy(self)
+        policy.settings = self.settings.with_budget(
+            oom_retries, retry_memory_error=retry_memory_error
+        )
+        return policy
 
     def decide(
         self, key: TaskKey, features: Features, request: Quantity | None, caps: Caps
     ) -> MemoryPlan:
         """The plan for a task about to start."""
         settings = self.settings
-        with self._lock:
+        with self._cache.lock:
             try:
                 series = self._task(key).series
             except HistoryError as error:
@@ -114,7 +120,7 @@ class HistoryPolicy:
         size = features.known_input
         costs: dict[str, float] = {}
         first, ratio = None, None
-        with self._lock:
+        with self._cache.lock:
             try:
                 series = self._task(key).series
                 if not censored and len(series):
@@ -134,7 +140,7 @@ class HistoryPolicy:
                         censored=censored,
                         curve=compress_curve(curve),
                         costs=costs,
-                        first=first,
+                        first_limit=first,
                         ratio=ratio,
                     ),
                 )
@@ -143,16 +149,16 @@ class HistoryPolicy:
 
     def _task(self, key: TaskKey) -> _Task:
         """The state of *key*, up to date with the records."""
-        task = self._tasks.pop(key, None) or _Task.new(self.settings)
+        task = self._cache.tasks.pop(key, None) or _Task.new(self.settings)
         new = self.records.read(key, after=task.newest, limit=WINDOW)
         for number, run in new:
             task.newest = max(task.newest, number)
             task.any.add(run)
             if run.version == key.version:
                 task.own.add(run)
-        self._tasks[key] = task
-        if len(self._tasks) > _TASKS:
-            del self._tasks[next(iter(self._tasks))]
+        self._cache.tasks[key] = task
+        if len(self._cache.tasks) > _TASKS:
+            del self._cache.tasks[next(iter(self._cache.tasks))]
         return task
 
     def _first_plan(self, series: Series, request: Quantity | None, caps: Caps) -> MemoryPlan:
@@ -186,6 +192,19 @@ class HistoryPolicy:
             growth=choice.growth,
             ceiling=cap.memory if cap else None,
         )
+
+
+class _Cache:
+    """What the policies of one history share."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[TaskKey, _Task] = {}
+        self.lock = threading.Lock()
+        follow_forks(self)
+
+    def after_fork(self) -> None:
+        """In a child: the lock may be held by a thread that is not here."""
+        self.lock = threading.Lock()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _Expert = Callable[[Any, Any, Any, float], tuple[Any, Any]]
 
-__all__ = ["DEFAULT", "Runs", "names", "predict"]
-
 DEFAULT = "all"
 """The expert that needs nothing: all earlier peaks, whatever the input."""
 _RECENT = 4

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from mlops_ext.memory.model import Curve
 
-__all__ = ["Choice", "Replay", "best_choice", "replay"]
-
 _STARTS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _THRESHOLDS = (0.7, 0.8, 0.9)
 _GROWTHS = (1.1, 1.2, 1.35, 1.6, 2.0)

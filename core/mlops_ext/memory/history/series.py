@@ -14,8 +14,6 @@ from mlops_ext.memory.history.resize import Choice, best_choice
 from mlops_ext.memory.model import Curve, Features
 from mlops_ext.memory.policies import MemorySettings
 
-__all__ = ["WINDOW", "Forecast", "Series"]
-
 WINDOW = 400
 """Runs looked at. More would win about 1 % where thousands alike have run."""
 _MEMORY = 0.99
@@ -102,8 +100,8 @@ class Series:
         self._runtimes.append(run.runtime_s)
         self._count_costs(run.costs, run.runtime_s)
         self._notice_change(run.ratio)
-        if run.curve and run.runtime_s > 0 and run.first:
-            self._curves.append((run.curve, run.runtime_s, float(run.first), float(run.peak)))
+        if run.curve and run.runtime_s > 0 and run.first_limit:
+            self._curves.append((run.curve, run.runtime_s, float(run.first_limit), float(run.peak)))
             self._is_choice_current = False
         if len(self._peaks) > 2 * WINDOW:
             for values in (self._peaks, self._inputs, self._runtimes, self._ratios):

@@ -136,14 +136,14 @@ def prepare_step_job(
     job = copy.deepcopy(dict(manifest))
     meta, spec = job["metadata"], job["spec"]
     container = main_container(job)
-    if plan is not None and plan.first is not None:
-        set_memory(container, plan.first)
+    if plan is not None and plan.first_limit is not None:
+        set_memory(container, plan.first_limit)
     limit, _ = memory_of(container)
     rules = (spec.get("podFailurePolicy") or {}).get("rules") or []
     spec["podFailurePolicy"] = {"rules": [*copy.deepcopy(list(_RULES)), *rules]}
     labels = {SIZED_LABEL: str(limit is not None).lower(), ATTEMPT_LABEL: "1"}
     _label(job, labels)
-    if plan is not None and plan.first is not None:
+    if plan is not None and plan.first_limit is not None:
         tolerate_pressure(job)
     track = Track(base=meta["name"], plan=plan, family=family)
     meta["annotations"] = {**(meta.get("annotations") or {}), TRACK_ANNOTATION: track.dump()}

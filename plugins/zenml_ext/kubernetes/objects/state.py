@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlops_ext.codec import decode, encode
 from mlops_ext.memory import MemoryPlan
-from zenml_ext.kubernetes.objects.kubernetes_plans import dump_plan, load_plan
 
 __all__ = ["PREFIX", "TRACK_ANNOTATION", "Track", "track_of"]
 
@@ -49,7 +49,7 @@ class Track:
                 "number": self.number,
                 "oom_retries": self.oom_retries,
                 "disruptions": self.disruptions,
-                "plan": dump_plan(self.plan) if self.plan else None,
+                "plan": encode(self.plan) if self.plan else None,
                 "family": self.family,
                 "alone": self.alone,
                 "attempts": list(self.attempts),
@@ -70,7 +70,7 @@ def track_of(job: Mapping[str, Any]) -> Track | None:
         number=found["number"],
         oom_retries=found["oom_retries"],
         disruptions=found["disruptions"],
-        plan=load_plan(plan) if plan else None,
+        plan=decode(MemoryPlan, plan) if plan else None,
         family=found["family"],
         alone=found["alone"],
         attempts=tuple(found["attempts"]),

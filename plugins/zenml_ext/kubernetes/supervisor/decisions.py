@@ -22,7 +22,6 @@ from mlops_ext.memory import (
 )
 from zenml_ext.kubernetes.objects.diagnosis import Ending
 from zenml_ext.kubernetes.objects.job import MAIN, Successor, main_container, memory_of
-from zenml_ext.kubernetes.objects.kubernetes_plans import cap_plan
 from zenml_ext.kubernetes.objects.state import Track
 from zenml_ext.memory.records import KILLED, AttemptRecord
 
@@ -117,7 +116,7 @@ def after_failure(failed: Failed, policy: MemoryPolicy, *, in_place: bool) -> Re
     """
     track, ending = failed.track, failed.ending
     empty = MemoryPlan(ladder=(), reason="Nobody asked for memory.")
-    plan = cap_plan(track.plan or empty, failed.caps)
+    plan = (track.plan or empty).capped(failed.caps)
     attempt = Attempt(memory=ending.memory, oom_retries=track.oom_retries, container=MAIN)
     decision = policy.on_failure(plan, attempt, ending.evidence)
     change = _same_again(failed, plan, in_place=in_place)

@@ -122,7 +122,7 @@ class Book:
         Those that completed tell a peak; those that were killed for memory, also of a step that
         never got through, tell that it needs more than they had.
         """
-        if type(facts.policy).__name__ in {"DoublePolicy", "FixedPolicy"}:
+        if not facts.policy.learns:
             return ()
         try:
             page = Client().list_run_steps(

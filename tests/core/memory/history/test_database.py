@@ -13,15 +13,14 @@ import pytest
 from mlops_ext.errors import HistoryError
 from mlops_ext.extensions import builtin
 from mlops_ext.memory import Caps, Features, Quantity, TaskKey
-from mlops_ext.memory.history.database import (
-    CURVE_POINTS,
+from mlops_ext.memory.history import (
     History,
     HistoryPolicy,
     InMemoryHistory,
     Observation,
-    compress_curve,
     default_path,
 )
+from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
 
 KEY = TaskKey(pipeline="train", step="fit", version="sha256:1")
 OTHER = TaskKey(pipeline="train", step="load")
@@ -29,7 +28,7 @@ OTHER = TaskKey(pipeline="train", step="load")
 WRITER = """
 import sys
 from pathlib import Path
-from mlops_ext.memory.history.database import History, Observation
+from mlops_ext.memory.history import History, Observation
 from mlops_ext.memory import TaskKey
 history = History(Path(sys.argv[1]))
 sys.stdin.readline()
@@ -54,7 +53,7 @@ def test_what_was_appended_is_read_in_order(records):
         censored=True,
         curve=((0.0, 1), (2.5, 2**40)),
         costs={"all": 1.25},
-        first=7,
+        first_limit=7,
         ratio=0.25,
     )
     records.append(KEY, first)
@@ -202,7 +201,7 @@ def test_a_damaged_row_is_an_error_of_the_history_and_fails_no_task(tmp_path):
     with pytest.raises(HistoryError, match="a row is damaged"):
         records.read(key)
     plan = HistoryPolicy(records=records).decide(key, Features(), Quantity(2**30), Caps())
-    assert plan.first == 2**30
+    assert plan.first_limit == 2**30
     assert "History unusable" in plan.reason
 
 

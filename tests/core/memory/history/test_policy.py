@@ -18,8 +18,8 @@ from mlops_ext.memory import (
     Quantity,
     TaskKey,
 )
+from mlops_ext.memory.history import History, HistoryPolicy, InMemoryHistory, Observation
 from mlops_ext.memory.history import predictors as _experts
-from mlops_ext.memory.history.database import History, HistoryPolicy, InMemoryHistory, Observation
 
 KEY = TaskKey(pipeline="train", step="fit", version="1")
 GB = 10**9
@@ -51,18 +51,18 @@ def test_the_first_run_ever_gets_the_request_then_doubling(policy):
     plan = decide(policy, request="3Gi")
     assert plan.ladder == (q("3Gi"),)
     assert "First run" in plan.reason
-    retry = policy.on_failure(plan, Attempt(memory=plan.first), OOM)
+    retry = policy.on_failure(plan, Attempt(memory=plan.first_limit), OOM)
     assert retry.memory == q("6Gi")
 
 
 def test_the_first_run_without_a_request_has_no_limit(policy):
-    assert decide(policy, request=None).first is None
+    assert decide(policy, request=None).first_limit is None
 
 
 def test_history_replaces_the_request(policy):
     observe(policy, [2 * GB + k * MI for k in range(30)])
     plan = decide(policy)
-    assert 2 * GB + 29 * MI <= plan.first <= 2.1 * GB
+    assert 2 * GB + 29 * MI <= plan.first_limit <= 2.1 * GB
     assert plan.reason.startswith("30 earlier runs peaked between 1.86Gi and 1.89Gi")
     assert plan.request == q("64Gi")
 
@@ -79,8 +79,8 @@ def test_the_input_size_is_used_where_it_tells_something(policy):
     sizes = [rng.uniform(1, 10) * GB for _ in range(60)]
     observe(policy, [2 * size * rng.uniform(0.99, 1.01) for size in sizes], sizes=sizes)
     small, large = decide(policy, size=2 * GB), decide(policy, size=8 * GB)
-    assert 4 * GB * 0.99 < small.first < 4.6 * GB
-    assert 16 * GB * 0.99 < large.first < 17.5 * GB
+    assert 4 * GB * 0.99 < small.first_limit < 4.6 * GB
+    assert 16 * GB * 0.99 < large.first_limit < 17.5 * GB
     assert "judged by" in large.reason
     unknown = decide(policy, size=None)
     assert unknown.ladder[-1] > 18 * GB
@@ -90,7 +90,7 @@ def test_an_input_that_says_nothing_changes_nothing(policy):
     rng = random.Random(1)
     peaks = [rng.uniform(1, 2) * GB for _ in range(60)]
     observe(policy, peaks, sizes=[float(rng.randrange(1, 10)) * GB for _ in peaks])
-    firsts = [decide(policy, size=size * GB).first for size in (1, 5, 9)]
+    firsts = [decide(policy, size=size * GB).first_limit for size in (1, 5, 9)]
     assert max(firsts) < 1.5 * min(firsts)
 
 
@@ -103,7 +103,7 @@ def test_input_sizes_that_make_no_sense_count_as_unknown(policy, size):
 @pytest.mark.parametrize("runtime_s", [0.0, -5.0, float("nan"), float("inf")])
 def test_run_times_that_make_no_sense_do_no_harm(policy, runtime_s):
     observe(policy, [GB, 2 * GB] * 10, runtime_s=runtime_s)
-    assert decide(policy).first >= GB
+    assert decide(policy).first_limit >= GB
 
 
 def test_a_peak_of_zero_is_no_observation(policy):
@@ -129,14 +129,14 @@ def test_no_rung_is_above_the_cap_and_the_cap_is_named(policy):
 def test_a_kill_is_at_least_its_limit_and_never_a_peak(policy):
     observe(policy, [4 * GB], censored=True)
     plan = decide(policy, request="2Gi")
-    assert plan.first == Quantity(8 * GB)
+    assert plan.first_limit == Quantity(8 * GB)
     assert plan.reason == "Killed at 3.73Gi before, and never got through: 7.45Gi."
     capped = decide(policy, request="2Gi", caps=Caps(node=q("5Gi")))
     assert capped.ladder == (q("5Gi"),)
     assert "the cap is 5Gi (the largest node)" in capped.reason
     observe(policy, [5 * GB])
     after = decide(policy, request="2Gi")
-    assert 5 * GB <= after.first < 8 * GB
+    assert 5 * GB <= after.first_limit < 8 * GB
     assert "1 earlier run peaked at 4.66Gi" in after.reason
 
 
@@ -154,7 +154,7 @@ def kills_and_firsts(policy, peaks, size=None):
     kills, firsts = [], []
     for peak in peaks:
         plan = decide(policy, size=size)
-        memory, killed = plan.first, 0
+        memory, killed = plan.first_limit, 0
         firsts.append(memory)
         while memory < peak:
             observe(policy, [memory], censored=True)
@@ -185,9 +185,9 @@ def test_a_task_that_needs_less_now_is_followed_within_a_few_runs(policy, earlie
 def test_another_version_starts_from_the_history_of_the_step(policy):
     observe(policy, [GB] * 30)
     newer = TaskKey(pipeline="train", step="fit", version="2")
-    assert decide(policy, key=newer).first < 1.1 * GB
+    assert decide(policy, key=newer).first_limit < 1.1 * GB
     observe(policy, [3 * GB + k for k in range(12)], key=newer)
-    assert 3 * GB < decide(policy, key=newer).first < 3.2 * GB
+    assert 3 * GB < decide(policy, key=newer).first_limit < 3.2 * GB
     other = TaskKey(pipeline="train", step="other")
     assert "First run" in decide(policy, key=other).reason
 
@@ -201,7 +201,7 @@ def test_kills_of_short_tasks_are_dearer_than_of_long_ones():
             records=InMemoryHistory(), settings=MemorySettings(kill_price=0.2, restart_s=60.0)
         )
         observe(policy, peaks, runtime_s=runtime_s)
-        firsts[runtime_s] = decide(policy).first
+        firsts[runtime_s] = decide(policy).first_limit
     assert firsts[5.0] > firsts[36000.0]
 
 
@@ -213,7 +213,7 @@ def test_a_dearer_kill_never_means_less_memory():
         settings = MemorySettings(kill_price=price)
         policy = HistoryPolicy(records=InMemoryHistory(), settings=settings)
         observe(policy, peaks)
-        firsts.append(decide(policy).first)
+        firsts.append(decide(policy).first_limit)
     assert firsts == sorted(firsts)
     assert firsts[0] < firsts[-1]
 
@@ -224,7 +224,7 @@ def test_the_ladder_leaves_a_retry_for_what_was_never_seen():
     observe(policy, [GB * 1.3**k for k in range(20)])
     plan = decide(policy)
     assert 2 <= len(plan.ladder) <= settings.max_oom_retries
-    memory, retries = plan.first, 0
+    memory, retries = plan.first_limit, 0
     while not isinstance(
         decision := policy.on_failure(plan, Attempt(memory=memory, oom_retries=retries), OOM), Fail
     ):
@@ -260,7 +260,7 @@ def test_a_broken_history_falls_back_to_the_request_and_says_so(tmp_path, caplog
     path.write_text("this is no database" * 200)
     policy = HistoryPolicy(records=History(path))
     plan = decide(policy, request="3Gi")
-    assert plan.first == q("3Gi")
+    assert plan.first_limit == q("3Gi")
     assert "History unusable" in plan.reason
     observe(policy, [GB])
     assert caplog.text.count("memory history") == 2
@@ -269,7 +269,7 @@ def test_a_broken_history_falls_back_to_the_request_and_says_so(tmp_path, caplog
 def test_two_processes_see_each_others_runs(tmp_path):
     here, there = (HistoryPolicy(records=History(tmp_path / "h.sqlite")) for _ in range(2))
     observe(here, [GB] * 3)
-    assert decide(there).first < 1.3 * GB
+    assert decide(there).first_limit < 1.3 * GB
     observe(there, [3 * GB] * 3)
     assert decide(here).ladder[-1] > 3 * GB
 
@@ -295,7 +295,7 @@ def test_a_hundred_thousand_records_are_no_trouble(tmp_path):
         )
     policy = HistoryPolicy(records=history)
     plan = decide(policy)
-    assert GB + 99_999 - 800 <= plan.first < 1.1 * GB
+    assert GB + 99_999 - 800 <= plan.first_limit < 1.1 * GB
     observe(policy, [GB] * 65)
     assert len(history.read(KEY, limit=10**6)) <= history.keep + 64
 
@@ -310,7 +310,7 @@ def test_long_tasks_that_grow_late_are_started_small(policy):
         policy.observe(KEY, Features(), Quantity(peak), 3600.0, curve=grown(peak, 3600.0))
     plan = decide(policy)
     assert plan.in_place is not None
-    assert plan.in_place.start < plan.first
+    assert plan.in_place.start < plan.first_limit
     assert decide(policy, caps=Caps(node=q("4Gi"))).in_place.ceiling == q("4Gi")
 
 
@@ -332,7 +332,7 @@ def test_core_offers_its_policies_by_name(monkeypatch, tmp_path):
         policy.observe(KEY, Features(), Quantity(GB), 60.0)
         assert policy.decide(KEY, Features(), q("2Gi"), Caps()).reason
     assert (tmp_path / "h.sqlite").exists()
-    assert policies["history"].decide(KEY, Features(), q("2Gi"), Caps()).first < 1.5 * GB
+    assert policies["history"].decide(KEY, Features(), q("2Gi"), Caps()).first_limit < 1.5 * GB
 
 
 @pytest.mark.parametrize("size", [2**62 + 1, 2**63 - 4096, 2**63 - 1])
@@ -345,7 +345,7 @@ def test_sizes_near_the_largest_quantity_fail_no_task(tmp_path, size, censored):
         features = Features(input_bytes=1e9 * (number + 1))
         policy.observe(key, features, huge, 3.0, censored=censored)
     plan = policy.decide(key, Features(input_bytes=1e9), None, Caps())
-    assert plan.first <= 2**63 - 1
+    assert plan.first_limit <= 2**63 - 1
     largest = Attempt(memory=Quantity(2**63 - 1))
     assert isinstance(policy.on_failure(plan, largest, Evidence(oom_killed=True)), Fail)
     retry = policy.on_failure(plan, Attempt(memory=huge), Evidence(oom_killed=True))

@@ -128,8 +128,8 @@ def test_on_kubernetes_a_step_that_was_killed_before_starts_above_its_last_limit
     )
     book = kubernetes_book.Book()
     monkeypatch.setattr(type(book), "history", lambda self, facts: [])
-    assert book.plan(facts, None).first == Quantity.parse("500Mi")
+    assert book.plan(facts, None).first_limit == Quantity.parse("500Mi")
     monkeypatch.setattr(type(book), "history", lambda self, facts: [killed])
     plan = book.plan(facts, None)
-    assert plan.first == 2 * GB
+    assert plan.first_limit == 2 * GB
     assert "Killed at" in plan.reason

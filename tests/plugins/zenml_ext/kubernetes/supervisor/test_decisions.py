@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("zenml")
 
-from mlops_ext.memory import Caps, Cause, DoublePolicy, MemoryPlan, MemorySettings, Quantity
+from mlops_ext.memory import Caps, Cause, MemoryPlan, MemorySettings, Quantity, RequestPolicy
 from zenml_ext.kubernetes.objects.diagnosis import ending_of, unschedulable
 from zenml_ext.kubernetes.objects.job import (
     Successor,
@@ -26,7 +26,7 @@ from zenml_ext.kubernetes.objects.state import Track, track_of
 from zenml_ext.kubernetes.supervisor.decisions import Failed, GiveUp, Relaunch, after_failure
 
 RECORDINGS = Path(__file__).parents[4] / "data" / "kubernetes"
-POLICY = DoublePolicy(settings=MemorySettings())
+POLICY = RequestPolicy(settings=MemorySettings())
 MIB = 1 << 20
 STEP_ENTRYPOINT = "zenml.entrypoints.step_entrypoint_configuration.StepEntrypointConfiguration"
 
