@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlops_ext.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from clearml_ext.errors import UnsafePipelineError
+    from clearml_ext.check.results import UnsafePipelineError
     from clearml_ext.launcher import PipelineLauncher, guarded_pipeline
     from mlops_ext.patching import PatchSet
 
@@ -21,7 +21,7 @@ __getattr__ = lazy_exports(
     {
         "PipelineLauncher": "clearml_ext.launcher",
         "guarded_pipeline": "clearml_ext.launcher",
-        "UnsafePipelineError": "clearml_ext.errors",
+        "UnsafePipelineError": "clearml_ext.check.results",
     },
 )
 

@@ -14,8 +14,6 @@ from mlops_ext.errors import MlopsExtError
 if TYPE_CHECKING:
     from clearml_ext.check.results import Result
 
-__all__ = ["clearml"]
-
 
 @click.group()
 def clearml() -> None:
@@ -28,7 +26,7 @@ def clearml() -> None:
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the topology as .svg, .png or .html, the deadlock in red.",
+    help="Draw the topology as .svg or .html, the deadlock in red.",
 )
 @click.option(
     "--save",
@@ -124,7 +122,7 @@ def explain(task: str) -> None:
     "--move", is_flag=True, help="Move a step that is stuck to a queue with a free agent."
 )
 @click.option("--pending", type=float, metavar="SECONDS", help="How long a step may wait.")
-@click.option("--interval", type=float, metavar="SECONDS", help="Between two looks.")
+@click.option("--interval", type=float, metavar="SECONDS", help="Between two polls.")
 def watch(task: str, *, move: bool, pending: float | None, interval: float | None) -> None:
     """Show the progress of the pipeline whose controller is TASK, and explain what waits.
 

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mlops_ext.errors import MlopsExtError
-
-if TYPE_CHECKING:
-    from clearml_ext.check.results import Result
-
-__all__ = ["PlanError", "ServerError", "UnsafePipelineError"]
 
 
 class ServerError(MlopsExtError):
@@ -37,21 +30,3 @@ class PlanError(MlopsExtError):
     def __init__(self, pipeline: str, problem: str) -> None:
         self.pipeline, self.problem = pipeline, problem
         super().__init__(f"pipeline {pipeline!r} cannot be checked: {problem}")
-
-
-class UnsafePipelineError(MlopsExtError):
-    """A pipeline was not launched, because it could hang for ever.
-
-    Attributes:
-        result: the reasons and the fixes.
-    """
-
-    def __init__(self, result: Result) -> None:
-        self.result = result
-        why = "it can wait for ever"
-        if result.answer.value == "unknown":
-            why = "whether it can wait for ever is not known"
-        lines = [f"{result.target} was not launched: {why}"]
-        lines += [f"  {reason}" for reason in result.reasons]
-        lines += [f"  mend it: {text}" for text in result.remedies]
-        super().__init__("\n".join(lines))

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from clearml_ext import sdk
 from clearml_ext.check.fixes import FixKind
 from clearml_ext.check.plans import plan_of_components, plan_of_controller
-from clearml_ext.check.preflight import preflight
-from clearml_ext.check.results import Answer, Result
-from clearml_ext.guard import (
-    IN_FORCE,
-    before_first_step,
-    choose_fix,
-    passing,
-    refuse,
-    report_check_only,
-    reroute,
-)
-from clearml_ext.server.process import own_task_id
+from clearml_ext.check.preflight import check_live
+from clearml_ext.check.results import Result
+from clearml_ext.decision import AT_LAUNCH
+from clearml_ext.guard import already_checked, check_launch, judge
+from clearml_ext.patches import guarded
 from clearml_ext.settings import ClearmlSettings, load_settings
-from clearml_ext.watchdog.watchdog import start_watchdog
 
 __all__ = ["PipelineLauncher", "guarded_pipeline"]
-
-log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,7 +42,7 @@ class PipelineLauncher:
     def preflight(self, queue: str | None = None) -> Result:
         """What a launch with the controller in *queue* would come to; changes nothing."""
         plan = plan_of_controller(self.pipeline)
-        return preflight(
+        return check_live(
             plan, queue or self.settings.services_queue, self.settings, instances=self.instances
         )
 
@@ -64,49 +54,16 @@ class PipelineLauncher:
             start: the other arguments of ``PipelineController.start``.
 
         Raises:
-            UnsafePipelineError: it could hang for ever, or that cannot be told. Nothing
+            UnsafePipelineError: it could hang forever, or that cannot be told. Nothing
                 was enqueued, and the controller's task is deleted.
         """
         queue = queue or self.settings.services_queue
-        if own_task_id() is not None:
-            _guard(self.pipeline, self.settings)
-            with passing():
-                return bool(self.pipeline.start(queue=queue, **start))
-        result = self.preflight(queue)
-        report_check_only(result, self.settings, self.pipeline._task)  # noqa: SLF001  # it has no public name
-        local = False
-        if result.answer is not Answer.SAFE:
-            fix = choose_fix(result, self.settings) if result.answer is Answer.UNSAFE else None
-            if fix is None:
-                raise refuse(result, self.settings, self.pipeline._task)  # noqa: SLF001  # likewise
-            log.warning("%s", fix.text)
-            reroute(self.pipeline, fix.queues)
-            queue = fix.controller_queue or queue
-            local = fix.kind is FixKind.LOCAL_CONTROLLER
-        _guard(self.pipeline, self.settings)
-        with passing():
-            if local:
+        place = check_launch(self.pipeline, queue, self.settings, instances=self.instances)
+        with guarded(self.pipeline), already_checked(self.settings):
+            if place is None:
                 self.pipeline.start_locally()
                 return True
-            return bool(self.pipeline.start(queue=queue, **start))
-
-
-def _guard(pipeline: Any, settings: ClearmlSettings) -> None:
-    """Have *pipeline* checked and watched in this process, once its steps are known."""
-    original = pipeline._prepare_pipeline  # noqa: SLF001  # the moment before the first step
-    if getattr(original, IN_FORCE, False):
-        return
-
-    @functools.wraps(original)
-    def prepare(*args: Any, **kwargs: Any) -> Any:
-        answer = original(*args, **kwargs)
-        if own_task_id() is not None:
-            before_first_step(pipeline, settings)
-        start_watchdog(pipeline, settings)
-        return answer
-
-    setattr(prepare, IN_FORCE, True)
-    pipeline._prepare_pipeline = prepare  # noqa: SLF001  # likewise
+            return bool(self.pipeline.start(queue=place, **start))
 
 
 def guarded_pipeline(
@@ -123,7 +80,7 @@ def guarded_pipeline(
         pipeline: the arguments of ``PipelineDecorator.pipeline``.
 
     Raises:
-        UnsafePipelineError: (by the decorated function) it could hang for ever, or that
+        UnsafePipelineError: (by the decorated function) it could hang forever, or that
             cannot be told. Nothing was created.
     """
     loaded = load_settings(**(settings or {}))
@@ -136,19 +93,14 @@ def guarded_pipeline(
             from clearml import PipelineDecorator
 
             chosen = dict(pipeline)
-            if own_task_id() is None and not _is_debugged(PipelineDecorator):
+            if sdk.own_task_id() is None and not sdk.components_run_here():
                 chosen = _checked(function, chosen, loaded, instances)
-            with _guarded_controllers(PipelineDecorator, loaded), passing():
+            with guarded(PipelineDecorator), already_checked(loaded):
                 return PipelineDecorator.pipeline(**chosen)(function)(*args, **kwargs)
 
         return run  # type: ignore[return-value]  # wraps keeps the signature
 
     return decorate
-
-
-def _is_debugged(decorator: Any) -> bool:
-    """Whether steps run here, as sub-processes or as plain functions."""
-    return bool(decorator._debug_execute_step_process)  # noqa: SLF001  # it has no public name
 
 
 def _checked(
@@ -158,23 +110,15 @@ def _checked(
     instances: int,
 ) -> dict[str, Any]:
     """The arguments *pipeline*, rerouted where the settings ask for it and it helps."""
-    from clearml import PipelineDecorator
-
-    components = list(PipelineDecorator._added_decorator)  # noqa: SLF001  # it has no public name
-    default = pipeline.get("default_queue") or PipelineDecorator._default_execution_queue  # noqa: SLF001  # likewise
+    components = sdk.components()
+    default = pipeline.get("default_queue") or sdk.components_queue()
     name = str(pipeline.get("name") or function.__name__)
+    locally = pipeline.get("start_controller_locally")
+    queue = None if locally else pipeline["pipeline_execution_queue"]
     plan = plan_of_components(name, components, default)
-    queue = pipeline["pipeline_execution_queue"]
-    if pipeline.get("start_controller_locally"):
-        queue = None
-    result = preflight(plan, queue, settings, instances=instances)
-    report_check_only(result, settings, None)
-    if result.answer is Answer.SAFE:
-        return pipeline
-    fix = choose_fix(result, settings) if result.answer is Answer.UNSAFE else None
+    fix = judge(check_live(plan, queue, settings, instances=instances), settings, AT_LAUNCH)
     if fix is None:
-        raise refuse(result, settings)
-    log.warning("%s", fix.text)
+        return pipeline
     moved = dict(fix.queues)
     for component in components:
         given = str(component.get("execution_queue") or default)
@@ -182,25 +126,3 @@ def _checked(
     if fix.kind is FixKind.LOCAL_CONTROLLER:
         return {**pipeline, "start_controller_locally": True}
     return {**pipeline, "pipeline_execution_queue": fix.controller_queue or queue}
-
-
-class _guarded_controllers:  # noqa: N801  # a context manager, used like a function
-    """Within it, controllers that are made by the decorator are checked and watched."""
-
-    def __init__(self, decorator: Any, settings: ClearmlSettings) -> None:
-        self.decorator, self.settings = decorator, settings
-        self.own: Any = None
-
-    def __enter__(self) -> None:
-        from clearml_ext.patches import guard_controller
-
-        self.own = vars(self.decorator).get("_prepare_pipeline")
-        current = self.decorator._prepare_pipeline  # noqa: SLF001  # the moment before the first step
-        if not getattr(current, IN_FORCE, False):
-            self.decorator._prepare_pipeline = guard_controller(current, self.settings)  # noqa: SLF001  # likewise
-
-    def __exit__(self, *error: object) -> None:
-        if self.own is not None:
-            self.decorator._prepare_pipeline = self.own  # noqa: SLF001  # likewise
-        elif "_prepare_pipeline" in vars(self.decorator):
-            del self.decorator._prepare_pipeline  # noqa: SLF001  # likewise

@@ -4,11 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clearml_ext.patches import PATCHES
-from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
+from clearml_ext.doctor import check_settings
+from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
 
-__all__ = ["mlops_ext_doctor_checks", "mlops_ext_frameworks", "mlops_ext_patches"]
+SUPPORTED = ">=1.14,<3"
+"""The versions of ClearML that the tests run with, and those between them."""
+
+_TESTS = "tests/plugins/clearml_ext/test_agents.py"
+
+
+def _patch(name: str, target: str, reason: str, test: str) -> Patch:
+    return Patch(
+        id=f"clearml.{name}",
+        framework="clearml",
+        distribution="clearml",
+        versions=SUPPORTED,
+        target=target,
+        replacement=f"clearml_ext.patches:{name.replace('-', '_')}",
+        reason=reason,
+        upstream="https://github.com/clearml/clearml/issues/1640",
+        verified_by=f"{_TESTS}::{test}",
+    )
+
+
+PATCHES = (
+    _patch(
+        "enqueue-guard",
+        "clearml.task:Task.enqueue",
+        "a controller that is enqueued where its steps wait for its own agent never ends",
+        "test_one_agent_hangs_bare_and_is_refused_with_the_patch",
+    ),
+    _patch(
+        "start-guard",
+        "clearml.automation.controller:PipelineController.start",
+        "a pipeline is enqueued where its steps wait for its own agent, and never ends",
+        "test_one_agent_hangs_bare_and_is_refused_with_the_patch",
+    ),
+    _patch(
+        "controller-guard",
+        "clearml.automation.controller:PipelineController._prepare_pipeline",
+        "clones and reruns are not checked, time limits of queued steps crash the"
+        " controller, and steps of an aborted controller still run",
+        "test_a_clone_from_the_web_interface_is_checked_on_the_agent",
+    ),
+)
 
 
 @hookimpl
@@ -18,7 +58,7 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
         Framework(
             name="clearml",
             distribution="clearml",
-            supported=">=1.14,<3",
+            supported=SUPPORTED,
             extension="clearml_ext",
             summary="pipelines are checked for deadlock before they are enqueued",
         )
@@ -34,16 +74,4 @@ def mlops_ext_patches() -> Iterable[Patch]:
 @hookimpl
 def mlops_ext_doctor_checks() -> Iterable[DoctorCheck]:
     """Whether the settings can be read; the server is not asked."""
-    return [DoctorCheck(name="clearml.settings", framework="clearml", run=_check_settings)]
-
-
-def _check_settings() -> Iterable[Finding]:
-    from clearml_ext.settings import load_settings
-
-    found = load_settings()
-    yield Finding(
-        check="clearml.settings",
-        severity=Severity.OK,
-        message=f"controllers go to {found.services_queue}; "
-        f"refused pipelines are {'rerouted' if found.fix else 'not launched'}",
-    )
+    return [DoctorCheck(name="clearml.settings", framework="clearml", run=check_settings)]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from mlops_ext import settings
 
-__all__ = ["ClearmlSettings", "load_settings"]
-
 SECTION = "clearml"
 
 
@@ -29,18 +27,17 @@ class ClearmlSettings:
     """How long a step may wait in a queue before it is explained. An agent asks for work every
     few seconds, so two minutes mean that none is free."""
     interval_s: float = 2.0
-    """Between two looks of the watchdog. Shorter than the 5 s in which an agent notices an abort,
+    """Between two polls of the watchdog. Shorter than the 5 s in which an agent notices an abort,
     so that children of an aborted controller are stopped before its agent is free again."""
     move: bool = False
     """Whether a step that waits too long is moved to a queue with a free agent. No: it could
     land on a machine without what it needs."""
     capacity: Path | None = None
     """A topology file whose ``workers`` say how many slots the live ones of the same name have."""
-    exit_on_refusal: bool = False
-    """Whether a refusal ends the process with one message, and no traceback: how ``launch`` works.
-    No: in a program it is an exception like others."""
-    check_only: Path | None = None
-    """File to write the result to instead of enqueueing anything: how ``check script.py`` works."""
+    check_only: bool = False
+    """Whether a pipeline is only checked, and its process ended: how ``check script.py`` works."""
+    report: Path | None = None
+    """File to write a check's or a refusal's result to, for the command line that waits for it."""
 
     def __post_init__(self) -> None:
         """Refuse durations that are not positive."""

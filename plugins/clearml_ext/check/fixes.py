@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from mlops_ext.queues.check import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
 
-__all__ = ["Fix", "FixKind", "propose", "separate"]
-
 _CHECKS = 60
 """Changed topologies that are checked at most; each takes milliseconds where it is small."""
 _CHECKS_OF_LARGE = 6

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clearml_ext import sdk
 from clearml_ext.errors import PlanError
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, fetch_controllers
 from clearml_ext.server.tasks import Launched, is_pipeline, launched_by_task, steps_on_task
 from mlops_ext.queues.check import Pipeline, Step
-
-__all__ = ["Node", "Plan", "from_the_start", "plan_of_components", "plan_of_controller",
-           "plan_of_task", "resolve", "running_pipelines"]  # fmt: skip
 
 _MAX_DEPTH = 20
 _REFERENCE = re.compile(r"\$\{pipeline\.([^}]+)\}")
@@ -79,29 +77,26 @@ class Plan:
 def plan_of_controller(pipeline: Any) -> Plan:
     """The plan of a ``PipelineController`` in this process."""
     values = {str(name): value for name, value in dict(pipeline.get_parameters()).items()}
-    default = getattr(pipeline, "_default_execution_queue", None)
-    task = getattr(pipeline, "_task", None)
+    task = sdk.task_of(pipeline)
     name = str(task.name) if task is not None else "pipeline"
-    nodes = []
-    for each in list(pipeline._nodes.values()):  # noqa: SLF001  # the DAG has no public name
-        if getattr(each, "draft", False):
-            continue
-        nodes.append(
-            _node(
-                name,
-                str(each.name),
-                {
-                    "queue": each.queue,
-                    "parents": each.parents,
-                    "base_task_id": each.base_task_id,
-                    "job_id": each.job.task_id() if each.job else None,
-                    "executed": each.executed,
-                },
-                default,
-                values.get,
-            )
+    nodes = tuple(
+        _node(
+            name,
+            str(each.name),
+            {
+                "queue": each.queue,
+                "parents": each.parents,
+                "base_task_id": each.base_task_id,
+                "job_id": sdk.job_id_of(each),
+                "executed": each.executed,
+            },
+            sdk.default_queue_of(pipeline),
+            values.get,
         )
-    return Plan(name=name, nodes=tuple(nodes), task=str(task.id) if task is not None else None)
+        for each in sdk.nodes_of(pipeline)
+        if not sdk.is_draft(each)
+    )
+    return Plan(name=name, nodes=nodes, task=str(task.id) if task is not None else None)
 
 
 def plan_of_components(

@@ -8,18 +8,16 @@ from collections.abc import Iterable, Sequence
 from clearml_ext.check.fixes import Fix, FixKind, separate
 from clearml_ext.check.plans import Plan, resolve, running_pipelines
 from clearml_ext.check.results import Answer, Result, examine
+from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
-from clearml_ext.server.process import own_task_id
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
 from clearml_ext.settings import ClearmlSettings
 from mlops_ext.errors import MlopsExtError, UnknownNameError
 from mlops_ext.queues.check import Pipeline, Step, Topology
 from mlops_ext.settings import environment
 
-__all__ = ["check_plan", "preflight"]
 
-
-def preflight(
+def check_live(
     plan: Plan,
     queue: str | None,
     settings: ClearmlSettings,
@@ -52,7 +50,7 @@ def preflight(
         return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(str(error),))
 
 
-def check_plan(  # see preflight
+def check_plan(  # see check_live
     plan: Plan,
     queue: str | None,
     snapshot: Snapshot,
@@ -62,7 +60,7 @@ def check_plan(  # see preflight
     client: Client | None = None,
     own_task: str | None = None,
 ) -> Result:
-    """As `preflight`, on a snapshot that was taken."""
+    """The same as `check_live`, on a snapshot that was taken before."""
     workers = snapshot.usable_workers()
     holder, own_queue = _own_place(snapshot, own_task)
     try:

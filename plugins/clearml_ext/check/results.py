@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from clearml_ext.check.fixes import Fix, propose
+from mlops_ext.errors import MlopsExtError
 from mlops_ext.queues.check import Topology, Verdict, check
-
-__all__ = ["Answer", "Result", "examine", "exit_code"]
 
 
 class Answer(enum.Enum):
@@ -59,6 +58,24 @@ class Result:
             },
             ensure_ascii=False,
         )
+
+
+class UnsafePipelineError(MlopsExtError):
+    """A pipeline was not launched, because it could hang forever.
+
+    Attributes:
+        result: the reasons and the fixes.
+    """
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        why = "it can wait forever"
+        if result.answer is Answer.UNKNOWN:
+            why = "whether it can wait forever is not known"
+        lines = [f"{result.target} was not launched: {why}"]
+        lines += [f"  {reason}" for reason in result.reasons]
+        lines += [f"  mend it: {text}" for text in result.remedies]
+        super().__init__("\n".join(lines))
 
 
 def examine(target: str, topology: Topology, notes: Iterable[str] = ()) -> Result:

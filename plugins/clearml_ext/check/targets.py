@@ -10,12 +10,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from clearml_ext.check.results import Answer, Result, examine
+from clearml_ext.check.results import Answer, Result, examine, exit_code
 from clearml_ext.settings import ClearmlSettings, load_settings
 from clearml_ext.topology.file import read_topology
 from mlops_ext.errors import MlopsExtError
-
-__all__ = ["check_script", "check_target", "check_task", "guarded_environment"]
 
 _TASK = re.compile(r"[0-9a-f]{32}")
 _TAIL = 400
@@ -30,7 +28,7 @@ def check_target(target: str, settings: ClearmlSettings, queue: str | None = Non
             return check_script(target, (), settings)
         return examine(target, read_topology(Path(target)))
     except MlopsExtError as error:
-        return Result(target=target, answer=Answer.UNKNOWN, reasons=(str(error),))
+        return _unknown(target, str(error))
 
 
 def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -> Result:
@@ -44,8 +42,7 @@ def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -
     client = Client.from_configuration(settings.timeout_s)
     document = fetch_controllers(client, [task]).get(task)
     if document is None or not is_pipeline(document):
-        reason = f"task {task} is no pipeline's controller on {client.shown}"
-        return Result(target=task, answer=Answer.UNKNOWN, reasons=(reason,))
+        return _unknown(task, f"task {task} is no pipeline's controller on {client.shown}")
     plan = plan_of_task(document)
     snapshot = take_snapshot(client, settings, plan.base_tasks)
     given = str((document.get("execution") or {}).get("queue") or "")
@@ -75,33 +72,60 @@ def check_script(
 
     The script creates its controller's task on the server, which is deleted again.
     """
-    settings = settings or load_settings()
     if not Path(script).is_file():
-        return Result(
-            target=script, answer=Answer.UNKNOWN, reasons=(f"there is no script {script}",)
-        )
-    _require_server(settings)
+        return _unknown(script, f"there is no script {script}")
+    _require_server(settings or load_settings())
+    done, result = _run(script, arguments, capture_output=True, check_only=True, fix=False)
+    if result is not None:
+        return result
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
+    reason = f"{script} enqueued no pipeline (exit status {done.returncode}): {lines[-1]}"
+    return _unknown(script, reason[:_TAIL])
+
+
+def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -> int:
+    """Run *script* with its pipelines guarded; returns its exit status.
+
+    The status of a script that a refusal ended is that of a check with the same result.
+
+    Raises:
+        ServerError: the server cannot be asked; the script was not started.
+        TopologyError: a worker's or a queue's declared capacity cannot be read.
+    """
+    _require_server(load_settings())
+    done, refused = _run(script, arguments, capture_output=False, **settings)
+    if done.returncode and refused is not None:
+        return exit_code([refused])
+    return done.returncode
+
+
+def _run(
+    script: str, arguments: Sequence[str], *, capture_output: bool, **settings: object
+) -> tuple[subprocess.CompletedProcess[str], Result | None]:
+    """Run *script* with its pipelines guarded, to its end; the result that it reported, if any."""
     with tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder:
-        answer = Path(folder) / "result.json"
+        report = Path(folder) / "result.json"
         done = subprocess.run(
             [sys.executable, script, *arguments],
-            env=guarded_environment(check_only=answer, fix=False),
-            capture_output=True,
+            env=guarded_environment(report=report, **settings),
+            capture_output=capture_output,
             text=True,
             check=False,
         )
         try:
-            found = json.loads(answer.read_text(encoding="utf-8"))
+            found = json.loads(report.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
-            reason = f"{script} enqueued no pipeline (exit status {done.returncode}): {lines[-1]}"
-            return Result(target=script, answer=Answer.UNKNOWN, reasons=(reason[:_TAIL],))
-    return Result(
+            return done, None
+    return done, Result(
         target=script,
         answer=Answer(found["verdict"]),
         reasons=tuple(found["reasons"]),
         advice=tuple(found["fixes"]),
     )
+
+
+def _unknown(target: str, reason: str) -> Result:
+    return Result(target=target, answer=Answer.UNKNOWN, reasons=(reason,))
 
 
 def _require_server(settings: ClearmlSettings) -> None:
@@ -118,13 +142,3 @@ def _require_server(settings: ClearmlSettings) -> None:
     take_snapshot(client, settings)
     running = {"type": ["controller"], "status": ["in_progress"], "only_fields": ["id"]}
     client.rows("tasks.get_all", running, "tasks")
-
-
-def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -> int:
-    """Run *script* with its pipelines guarded; returns its exit status."""
-    _require_server(load_settings())
-    return subprocess.run(
-        [sys.executable, script, *arguments],
-        env=guarded_environment(exit_on_refusal=True, **settings),
-        check=False,
-    ).returncode

@@ -9,8 +9,6 @@ from clearml_ext.demo.simulate import hanging_runs
 from mlops_ext.demo import Claim, Event, Progress
 from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
 
-__all__ = ["CASES", "demo"]
-
 RUNS = 500
 """Random runs of each plan: enough to meet an order of events that one run in fifty takes."""
 

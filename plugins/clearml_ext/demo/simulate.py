@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from mlops_ext.queues.check import Step, Topology
 
-__all__ = ["hanging_runs"]
-
 
 @dataclass(slots=True, eq=False)
 class _Task:
@@ -36,7 +34,7 @@ class _Run:
     free: list[float] = field(default_factory=list)
 
     def play(self) -> bool:
-        """Play to the end; returns whether tasks are left that wait for ever."""
+        """Play to the end; returns whether tasks are left that wait forever."""
         slots = (each.slots for each in self.topology.workers)
         self.free = [float("inf") if each is None else each for each in slots]
         for pipeline in self.topology.pipelines:
@@ -97,6 +95,6 @@ class _Run:
 
 
 def hanging_runs(topology: Topology, runs: int, seed: int = 0) -> int:
-    """How many of *runs* random runs of *topology* end with tasks that wait for ever."""
+    """How many of *runs* random runs of *topology* end with tasks that wait forever."""
     rng = random.Random(seed)  # noqa: S311  # a simulation, no secret
     return sum(_Run(topology, rng).play() for _ in range(runs))

@@ -17,8 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from clearml_ext.errors import ServerError
-
-__all__ = ["Client"]
+from clearml_ext.sdk import connection
 
 _HIDDEN = "***"
 _TOO_OLD = 401
@@ -66,32 +65,21 @@ class Client:
         Raises:
             ServerError: there are no credentials; nothing is asked of anybody then.
         """
-        from clearml.backend_api.session.defs import (
-            ENV_ACCESS_KEY,
-            ENV_AUTH_TOKEN,
-            ENV_SECRET_KEY,
-        )
-        from clearml.backend_api.session.session import Session
-        from clearml.backend_interface.base import InterfaceBase
-        from clearml.config import config_obj
-
-        host = str(Session.get_api_server_host())
-        verify = config_obj.get("api.verify_certificate", True)
-        session: Any = getattr(InterfaceBase, "_default_session", None)
-        if session is not None:
-            return cls(host, token=lambda: str(session.token), timeout_s=timeout_s, verify=verify)
-        token = str(ENV_AUTH_TOKEN.get() or "")
-        if token:
-            return cls(host, token=lambda: token, timeout_s=timeout_s, verify=verify)
-        key = str(ENV_ACCESS_KEY.get() or config_obj.get("api.credentials.access_key", "") or "")
-        secret = str(ENV_SECRET_KEY.get() or config_obj.get("api.credentials.secret_key", "") or "")
-        if not (key and secret):
+        found = connection()
+        if found.token is None and not (found.key and found.secret):
             raise ServerError(
-                _without_credentials(host),
+                _without_credentials(found.host),
                 "was not asked: there are no credentials",
                 "run clearml-init, or set CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY",
             )
-        return cls(host, key=key, secret=secret, timeout_s=timeout_s, verify=verify)
+        return cls(
+            found.host,
+            key="" if found.token else found.key,
+            secret="" if found.token else found.secret,
+            token=found.token,
+            timeout_s=timeout_s,
+            verify=found.verify,
+        )
 
     def call(self, endpoint: str, request: Mapping[str, object] | None = None) -> dict[str, Any]:
         """The data that *endpoint* answers.

@@ -19,8 +19,6 @@ from clearml_ext.topology.file import read_topology
 from mlops_ext.errors import TopologyError, UnknownNameError
 from mlops_ext.queues.check import Worker
 
-__all__ = ["LiveWorker", "Snapshot", "take_snapshot"]
-
 HIDDEN_QUEUE = "k8s_scheduler"
 """Where the Kubernetes glue keeps tasks whose pods are pending."""
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from mlops_ext.errors import MissingExtraError, TopologyError
 
-__all__ = ["MAX_JSON_BYTES", "MAX_YAML_BYTES", "read_document"]
-
 MAX_YAML_BYTES = 8 * 2**20
 """About 100,000 workers, and half a minute to read."""
 
@@ -107,7 +105,7 @@ def _yaml(path: Path, text: str) -> object:
         node = loader.get_single_node()
         if node is None:
             return None
-        _look_over(node, yaml)
+        _refuse_hostile(node, yaml)
         loaded: object = loader.construct_document(node)
     except _RepeatedKeyError as error:
         raise TopologyError(str(path), str(error), "each key once") from error
@@ -123,10 +121,10 @@ def _yaml(path: Path, text: str) -> object:
 
 
 class _AliasError(ValueError):
-    """Aliases that repeat themselves for ever, or too often."""
+    """Aliases that repeat themselves forever, or too often."""
 
 
-def _look_over(top: Any, yaml: Any) -> None:
+def _refuse_hostile(top: Any, yaml: Any) -> None:
     """Refuse keys that are given twice, and aliases that never end or grow beyond all bounds.
 
     Raises:
@@ -141,7 +139,7 @@ def _look_over(top: Any, yaml: Any) -> None:
         if id(node) not in sizes:
             sizes[id(node)] = None  # under way
             if isinstance(node, yaml.MappingNode):
-                _look_at_keys(node, yaml)
+                _refuse_repeated_keys(node, yaml)
             pending += inner
             continue
         pending.pop()
@@ -161,7 +159,7 @@ def _inner(node: Any) -> list[Any]:
     return [each for item in node.value for each in (item if isinstance(item, tuple) else (item,))]
 
 
-def _look_at_keys(node: Any, yaml: Any) -> None:
+def _refuse_repeated_keys(node: Any, yaml: Any) -> None:
     keys = [
         key.value
         for key, _ in node.value

@@ -17,8 +17,6 @@ from mlops_ext.errors import MissingExtraError, MlopsExtError, TopologyError, ne
 from mlops_ext.files import publish
 from mlops_ext.queues.check import Pipeline, Step, Topology, Worker
 
-__all__ = ["parse_topology", "read_topology", "topology_document", "write_topology"]
-
 UNBOUNDED = "unbounded"
 """The word for any number of slots."""
 

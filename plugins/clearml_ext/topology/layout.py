@@ -12,8 +12,6 @@ from mlops_ext.queues.check import Chain, ChainKind, Hold, Step, Topology, Verdi
 
 T = TypeVar("T")
 
-__all__ = ["Box", "Drawing", "Line", "lay_out"]
-
 FILL = {"controller": "#e8eefc", "step": "#f4f4f6", "queue": "#fff6dc", "worker": "#e6f5ea"}
 EDGE = {"controller": "#4a6fd0", "step": "#8a8a94", "queue": "#c9a227", "worker": "#3f9a5c"}
 RED, PALE_RED, GREY, INK = "#c62828", "#fdecea", "#9aa0a6", "#202124"

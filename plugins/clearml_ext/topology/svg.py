@@ -1,7 +1,6 @@
 """The picture of a topology: controllers, queues, workers and slots; what is stuck in red.
 
-SVG is written here, in plain text; HTML carries the same SVG in one file; PNG is drawn from the
-same shapes by matplotlib.
+SVG is written here, in plain text; HTML carries the same SVG in one file.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from html import escape
 from pathlib import Path
 
 from clearml_ext.topology.layout import EDGE, FILL, GREY, INK, PALE_RED, RED, Drawing, lay_out
-from mlops_ext.errors import MissingExtraError, TopologyError
+from mlops_ext.errors import TopologyError
 from mlops_ext.files import publish
 from mlops_ext.queues.check import Topology, Verdict
-
-__all__ = ["draw", "to_html", "to_svg"]
 
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
 
@@ -23,8 +20,7 @@ def draw(topology: Topology, verdict: Verdict | None, path: Path) -> None:
     """Draw *topology* into *path*; its ending says the format.
 
     Raises:
-        TopologyError: the ending is none of .svg, .png and .html, or the file cannot be written.
-        MissingExtraError: a PNG is asked for, and matplotlib is not installed.
+        TopologyError: the ending is neither .svg nor .html, or the file cannot be written.
     """
     drawing = lay_out(topology, verdict)
     kind = path.suffix.casefold()
@@ -32,10 +28,8 @@ def draw(topology: Topology, verdict: Verdict | None, path: Path) -> None:
         data = to_svg(drawing).encode()
     elif kind in {".html", ".htm"}:
         data = to_html(drawing).encode()
-    elif kind == ".png":
-        data = _to_png(drawing)
     else:
-        raise TopologyError("the picture's name", path.name, "an ending in .svg, .png or .html")
+        raise TopologyError("the picture's name", path.name, "an ending in .svg or .html")
     try:
         publish(path, [data])
     except OSError as error:
@@ -105,11 +99,3 @@ def to_html(drawing: Drawing) -> str:
         "<style>body{margin:2rem;font-family:sans-serif}svg{max-width:100%;height:auto}</style>"
         f"</head><body>\n{to_svg(drawing)}</body></html>\n"
     )
-
-
-def _to_png(drawing: Drawing) -> bytes:
-    try:
-        from clearml_ext.topology.png import to_png
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
-    return to_png(drawing)

@@ -11,8 +11,6 @@ from clearml_ext.server.snapshot import HIDDEN_QUEUE, LiveWorker, Snapshot
 from clearml_ext.server.tasks import is_pipeline
 from clearml_ext.settings import ClearmlSettings
 
-__all__ = ["Cause", "Explanation", "explain", "free_queue"]
-
 
 class Cause(enum.Enum):
     """Why a task waits."""

@@ -13,14 +13,12 @@ from rich.text import Text
 
 from clearml_ext.errors import ServerError
 from clearml_ext.server.client import Client
-from clearml_ext.server.family import family
 from clearml_ext.server.snapshot import take_snapshot
+from clearml_ext.server.tasks import pipeline_tasks
 from clearml_ext.settings import load_settings
 from clearml_ext.watchdog.explain import Explanation, explain
-from clearml_ext.watchdog.watchdog import Watch
+from clearml_ext.watchdog.watchdog import PipelineMonitor
 from mlops_ext.errors import TopologyError
-
-__all__ = ["explain_task", "watch_pipeline"]
 
 _COLOURS = {
     "completed": "green",
@@ -29,8 +27,8 @@ _COLOURS = {
     "failed": "bold red",
     "stopped": "red",
 }
-_PATIENCE = 5
-"""Looks in a row that may fail: a server that restarts is away for some seconds."""
+_MAX_FAILURES = 5
+"""Polls in a row that may fail: a server that restarts is away for some seconds."""
 
 
 def explain_task(task: str) -> list[Explanation]:
@@ -42,7 +40,7 @@ def explain_task(task: str) -> list[Explanation]:
     """
     settings = load_settings()
     client = Client.from_configuration(settings.timeout_s)
-    own, children = family(client, task)
+    own, children = pipeline_tasks(client, task)
     if not own:
         raise TopologyError("the task", task, f"an id that {client.shown} knows")
     waiting = [child for child in children if child.get("status") in {"queued", "created"}]
@@ -65,23 +63,27 @@ def watch_pipeline(task: str, **given: object) -> bool:
     settings = load_settings(**given)
     client = Client.from_configuration(settings.timeout_s)
     console = Console()
-    watch = Watch(client, task, settings, tell=lambda text: console.print(Text(text, "yellow")))
+
+    def show(text: str) -> None:
+        console.print(Text(text, "yellow"))
+
+    monitor = PipelineMonitor(client, task, settings, notify=show)
     failures = 0
     with Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                runs = watch.look()
+                runs = monitor.poll()
                 failures = 0
             except ServerError:
                 failures += 1
-                if failures >= _PATIENCE:
+                if failures >= _MAX_FAILURES:
                     raise
                 runs = True
-            if not failures and not watch.own:
+            if not failures and not monitor.own:
                 raise TopologyError("the task", task, f"an id that {client.shown} knows")
-            live.update(_table(watch.own, watch.children), refresh=True)
+            live.update(_table(monitor.own, monitor.children), refresh=True)
             if not runs:
-                return watch.own.get("status") == "completed"
+                return monitor.own.get("status") == "completed"
             time.sleep(settings.interval_s)
 
 

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
+from clearml_ext.sdk import job_id_of
 from clearml_ext.server.client import Client
 
-__all__ = ["Undertaker"]
 
-
-class Undertaker:
+class Reaper:
     """The process that stops a controller's steps after an agent has killed the controller.
 
     An agent answers an abort with SIGKILL to the whole tree of processes; this one is out of the
@@ -22,14 +23,17 @@ class Undertaker:
     the tasks that were launched: what is on the server by then lags behind.
     """
 
-    def __init__(self, client: Client, controller: str) -> None:
+    def __init__(self) -> None:
         self._pipe = -1
+
+    def start(self, client: Client, controller: str) -> None:
+        """Start the process, for the pipeline whose controller's task is *controller*."""
         if os.name != "posix":
             return
         reader, self._pipe = os.pipe()
         # A reader that does not come must not stop the controller.
         os.set_blocking(self._pipe, False)
-        self._write(json.dumps(client.hand_over(controller)))
+        self.notify(json.dumps(client.hand_over(controller)))
         with contextlib.suppress(OSError):
             # It leaves our tree once it has started, and this child of ours ends.
             process = subprocess.Popen(
@@ -42,12 +46,18 @@ class Undertaker:
             threading.Thread(target=process.wait, daemon=True).start()
         os.close(reader)
 
-    def tell(self, task: str) -> None:
-        """Say that the controller launched *task*."""
-        self._write(task)
-
-    def _write(self, line: str) -> None:
+    def notify(self, task: str) -> None:
+        """Say that the controller launched *task*; nothing before `start`."""
         if self._pipe >= 0:
             # As little as this is written whole, whatever thread comes in between.
             with contextlib.suppress(OSError):
-                os.write(self._pipe, f"{line}\n".encode())
+                os.write(self._pipe, f"{task}\n".encode())
+
+    def reporting(self, given: Callable[..., Any] | None) -> Callable[..., Any]:
+        """The callback *given* for a step that was created, which notifies this one first."""
+
+        def created(pipeline: Any, node: Any, parameters: Any) -> Any:
+            self.notify(str(job_id_of(node)))
+            return given(pipeline, node, parameters) if given else None
+
+        return created

@@ -13,11 +13,8 @@ import sys
 import time
 
 from clearml_ext.server.client import Client
-from clearml_ext.server.family import family, stop_children
-from clearml_ext.server.tasks import Launched, launched_by_task
+from clearml_ext.server.tasks import Launched, launched_by_task, pipeline_tasks, stop_children
 from mlops_ext.errors import MlopsExtError
-
-__all__ = ["main"]
 
 _TRIES = 5
 _PAUSE_S = 1.0
@@ -29,7 +26,7 @@ def main() -> None:
     """Wait for the end of the standard input, then stop what the controller left behind."""
     line = sys.stdin.readline()
     if not line or os.fork() > 0:
-        os._exit(0)
+        return
     given = json.loads(line)
     # Imported, connected and ready before it is needed: the agent is free again in seconds.
     client = Client(
@@ -44,7 +41,7 @@ def _stop_all(client: Client, controller: str, launched: set[str]) -> None:
     found_none = 0
     for _ in range(_TRIES):
         try:
-            own, _ = family(client, controller)
+            own, _ = pipeline_tasks(client, controller)
             known = launched_by_task(own) if own else Launched()
             both = Launched(ids=known.ids | launched, names=known.names)
             found_none = 0 if stop_children(client, controller, both) else found_none + 1

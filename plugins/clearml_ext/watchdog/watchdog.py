@@ -8,22 +8,26 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from clearml_ext.sdk import nodes_of, own_task_id, start_of_job, stop_event_of, task_of
 from clearml_ext.server.client import Client
-from clearml_ext.server.family import family, move_task, stop_children
-from clearml_ext.server.process import own_task_id
 from clearml_ext.server.snapshot import take_snapshot
-from clearml_ext.server.tasks import Launched, launched_by_controller
+from clearml_ext.server.tasks import (
+    Launched,
+    fail_task,
+    launched_by_controller,
+    move_task,
+    pipeline_tasks,
+    stop_children,
+)
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.watchdog.explain import Cause, explain, free_queue
-from clearml_ext.watchdog.reaper import Undertaker
+from clearml_ext.watchdog.reaper import Reaper
 from mlops_ext.errors import MlopsExtError
-
-__all__ = ["StepTimeLimit", "Watch", "start_watchdog"]
 
 log = logging.getLogger(__name__)
 
-_NOT_ENQUEUED_LOOKS = 5
-"""Looks after which a step that is in no queue is given up: launching takes one or two."""
+_NOT_ENQUEUED_POLLS = 5
+"""Polls after which a step that is in no queue is given up: launching takes one or two."""
 _RUNS = frozenset({"in_progress", "queued"})
 
 
@@ -41,21 +45,19 @@ class StepTimeLimit(float):
 
     def __bool__(self) -> bool:
         """Whether the step has started and has a limit."""
-        job = getattr(self.node, "job", None)
-        started = getattr(getattr(getattr(job, "task", None), "data", None), "started", None)
-        return started is not None and float(self) > 0
+        return start_of_job(self.node) is not None and float(self) > 0
 
 
 def guard_time_limits(pipeline: Any) -> None:
     """Give the steps of *pipeline* time limits that start with the step."""
-    for node in list(pipeline._nodes.values()):  # noqa: SLF001  # the DAG has no public name
+    for node in nodes_of(pipeline):
         if node.timeout and not isinstance(node.timeout, StepTimeLimit):
             limit = StepTimeLimit(node.timeout)
             limit.node = node
             node.timeout = limit
 
 
-class Watch:
+class PipelineMonitor:
     """One look after another at a controller and its steps.
 
     Args:
@@ -64,7 +66,7 @@ class Watch:
         settings: how long is too long, and what to do then.
         launched: says what the controller launched, where this is its process; by default its
             task on the server does.
-        tell: gets each explanation, once.
+        notify: gets each explanation, once.
         clock: seconds, monotonic.
     """
 
@@ -75,29 +77,29 @@ class Watch:
         settings: ClearmlSettings,
         *,
         launched: Callable[[], Launched | None] = lambda: None,
-        tell: Callable[[str], object] = log.warning,
+        notify: Callable[[str], object] = log.warning,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.client, self.controller, self.settings = client, controller, settings
-        self.launched, self.tell, self.clock = launched, tell, clock
+        self.launched, self.notify, self.clock = launched, notify, clock
         self.own: Mapping[str, Any] = {}
         self.children: list[Mapping[str, Any]] = []
         self._since: dict[str, float] = {}
-        self._told: dict[str, str] = {}
-        self._looks: dict[str, int] = {}
+        self._last_message: dict[str, str] = {}
+        self._polls: dict[str, int] = {}
 
-    def look(self) -> bool:
-        """Look once; returns whether the controller still runs.
+    def poll(self) -> bool:
+        """Ask the server once; returns whether the controller still runs.
 
         Raises:
             ServerError: the server does not answer.
         """
         launched = self.launched()
-        self.own, self.children = family(self.client, self.controller, launched)
+        self.own, self.children = pipeline_tasks(self.client, self.controller, launched)
         aborted = self.own.get("status_message") == "stopping"
         if self.own.get("status") not in _RUNS or aborted:
             for name in stop_children(self.client, self.controller, launched):
-                self.tell(f'step "{name}" was stopped with its pipeline')
+                self.notify(f'step "{name}" was stopped with its pipeline')
             return False
         overdue = [child for child in self.children if self._is_overdue(child)]
         if overdue:
@@ -108,13 +110,13 @@ class Watch:
         number, status = str(child["id"]), child.get("status")
         if status not in {"queued", "created"}:
             self._since.pop(number, None)
-            self._looks.pop(number, None)
+            self._polls.pop(number, None)
             return False
         since = self._since.setdefault(number, self.clock())
         if status == "created":
-            self._looks[number] = self._looks.get(number, 0) + 1
-            return self._looks[number] > _NOT_ENQUEUED_LOOKS
-        self._looks.pop(number, None)
+            self._polls[number] = self._polls.get(number, 0) + 1
+            return self._polls[number] > _NOT_ENQUEUED_POLLS
+        self._polls.pop(number, None)
         return self.clock() - since >= self.settings.pending_s
 
     def _explain(self, overdue: list[Mapping[str, Any]]) -> None:
@@ -122,9 +124,9 @@ class Watch:
         for child in overdue:
             number = str(child["id"])
             found = explain(child, snapshot, {self.controller})
-            if self._told.get(number) != found.text:
-                self._told[number] = found.text
-                self.tell(found.text)
+            if self._last_message.get(number) != found.text:
+                self._last_message[number] = found.text
+                self.notify(found.text)
             if found.cause is Cause.NOT_ENQUEUED:
                 self._give_up(number, found.text)
             elif found.stuck and self.settings.move:
@@ -132,60 +134,47 @@ class Watch:
                 queue = free_queue(snapshot, self.settings, here)
                 if queue and move_task(self.client, snapshot, number, here, queue):
                     self._since.pop(number, None)
-                    self.tell(f'step "{child.get("name")}" was moved from {here} to {queue}')
+                    self.notify(f'step "{child.get("name")}" was moved from {here} to {queue}')
 
     def _give_up(self, number: str, text: str) -> None:
         """Fail a step that no agent will ever see, so that its controller goes on."""
-        self.client.call(
-            "tasks.failed",
-            {"task": number, "force": True, "status_reason": "mlops-ext", "status_message": text},
-        )
+        fail_task(self.client, number, text)
 
 
-def start_watchdog(pipeline: Any, settings: ClearmlSettings) -> None:
-    """Watch *pipeline* from a thread of this process, and from a process that outlives it."""
-    task = getattr(pipeline, "_task", None)
-    if task is None or getattr(pipeline, "_mlops_ext_watched", False):
+def start_watchdog(pipeline: Any, settings: ClearmlSettings, reaper: Reaper) -> None:
+    """Watch *pipeline* from a thread of this process, and by *reaper* from one that outlives it."""
+    task = task_of(pipeline)
+    if task is None:
         return
-    pipeline._mlops_ext_watched = True  # noqa: SLF001  # our own mark
     guard_time_limits(pipeline)
     try:
         client = Client.from_configuration(settings.timeout_s)
         if own_task_id() is not None:
-            _report_launches(pipeline, Undertaker(client, str(task.id)))
+            reaper.start(client, str(task.id))
     except MlopsExtError as error:
         log.warning("the pipeline is not watched: %s", error)
         return
-    watch = Watch(client, str(task.id), settings, launched=lambda: launched_by_controller(pipeline))
+    monitor = PipelineMonitor(
+        client, str(task.id), settings, launched=lambda: launched_by_controller(pipeline)
+    )
     threading.Thread(
-        target=_run, args=(pipeline, watch), name="mlops-ext-watchdog", daemon=True
+        target=_run, args=(pipeline, monitor), name="mlops-ext-watchdog", daemon=True
     ).start()
 
 
-def _report_launches(pipeline: Any, undertaker: Undertaker) -> None:
-    """Have *undertaker* told of each step's task before it is enqueued."""
-    given = pipeline._experiment_created_cb  # noqa: SLF001  # how the SDK keeps the callback of start()
-
-    def created(controller: Any, node: Any, parameters: Any) -> Any:
-        undertaker.tell(str(node.job.task_id()))
-        return given(controller, node, parameters) if given else None
-
-    pipeline._experiment_created_cb = created  # noqa: SLF001  # likewise
-
-
-def _run(pipeline: Any, watch: Watch) -> None:
-    """The watchdog's thread: one look per interval until the controller's own thread ends."""
-    stop = pipeline._stop_event  # noqa: SLF001  # the loop's only sign of its end
+def _run(pipeline: Any, monitor: PipelineMonitor) -> None:
+    """The watchdog's thread: one poll per interval until the controller's own thread ends."""
+    stop = stop_event_of(pipeline)
     failed_before = False
-    while not stop.wait(watch.settings.interval_s):
+    while not stop.wait(monitor.settings.interval_s):
         guard_time_limits(pipeline)
         try:
-            if not watch.look():
+            if not monitor.poll():
                 return
             failed_before = False
         except MlopsExtError as error:
             if not failed_before:
-                log.warning("the watchdog cannot look: %s", error)
+                log.warning("the watchdog cannot ask the server: %s", error)
             failed_before = True
         except Exception:  # a thread's boundary: the pipeline must go on without its watchdog
             log.exception("the watchdog ends")

@@ -9,7 +9,7 @@ from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY
 
 from clearml_ext.check.fixes import FixKind
 from clearml_ext.check.plans import Node, Plan, plan_of_task
-from clearml_ext.check.preflight import preflight
+from clearml_ext.check.preflight import check_live
 from clearml_ext.check.results import Answer
 from clearml_ext.check.targets import launch
 from clearml_ext.errors import ServerError
@@ -27,7 +27,7 @@ def plan(*queues, name="nightly"):
 
 
 def check(double, *queues, controller="services", settings=SETTINGS, **more):
-    return preflight(plan(*queues), controller, settings, client=client_of(double), **more)
+    return check_live(plan(*queues), controller, settings, client=client_of(double), **more)
 
 
 def test_separate_fresh_agents_are_safe(double):
@@ -41,7 +41,7 @@ def test_three_requests_are_enough_however_many_workers_there_are(double):
         add_worker(double, f"a{number}", "services" if number % 2 else "default")
     running = add_controller(double, "other", {"x": "default"}, queue="services", worker="a1")
     client = client_of(double)
-    result = preflight(plan("default"), "services", SETTINGS, client=client)
+    result = check_live(plan("default"), "services", SETTINGS, client=client)
     assert result.answer is Answer.SAFE
     assert client.calls == ["queues.get_all_ex", "workers.get_all", "tasks.get_all"]
     assert running in double.calls[-1][1]["id"]
@@ -71,7 +71,7 @@ def test_a_sub_pipeline_is_found_by_its_base_task(double):
     add_worker(double, "a1", "default")
     inner = add_controller(double, "inner", {"trial": "default"})
     outer = Plan(name="outer", nodes=(Node(name="tune", queue="default", base_task=inner),))
-    result = preflight(outer, "services", SETTINGS, client=client_of(double))
+    result = check_live(outer, "services", SETTINGS, client=client_of(double))
     assert 'sub-pipeline "tune" holds a1 → step "trial" waits in default' in result.reasons[0]
 
 
@@ -121,7 +121,7 @@ def test_declared_capacity_is_believed(double, more, safe):
     add_worker(double, "a1", "default")
     inner = add_controller(double, "inner", {"trial": "default"})
     outer = Plan(name="outer", nodes=(Node(name="tune", queue="services", base_task=inner),))
-    result = preflight(outer, "services", SETTINGS, client=client_of(double), instances=2)
+    result = check_live(outer, "services", SETTINGS, client=client_of(double), instances=2)
     assert (result.answer is Answer.SAFE) is safe
 
 
@@ -176,7 +176,7 @@ def test_a_server_that_misbehaves_is_one_clear_line_without_secrets(double, faul
 def test_a_slow_server_is_given_up_after_the_timeout(double):
     double.faults["workers.get_all"] = ("slow", 60)
     client = Client(double.url, key=ACCESS_KEY, secret=SECRET_KEY, timeout_s=0.3)
-    result = preflight(plan("default"), "services", SETTINGS, client=client)
+    result = check_live(plan("default"), "services", SETTINGS, client=client)
     assert "did not answer workers.get_all within 0.3 s" in result.reasons[0]
 
 
@@ -200,7 +200,7 @@ def test_a_script_is_not_started_where_the_server_misbehaves(
 
 def test_wrong_credentials_and_an_absent_server_are_told_apart(double):
     wrong = client_of(double, secret="no-such-secret")
-    result = preflight(plan("default"), "services", SETTINGS, client=wrong)
+    result = check_live(plan("default"), "services", SETTINGS, client=wrong)
     assert "refuses the credentials" in result.reasons[0]
     assert "no-such-secret" not in result.reasons[0]
     for address in (

@@ -237,17 +237,11 @@ def test_a_controller_is_moved_to_a_queue_of_its_own_where_there_is_one():
     assert (first.kind, first.controller_queue) == (FixKind.CONTROLLER_QUEUE, "services")
 
 
-@pytest.mark.parametrize("ending", ["svg", "html", "png"])
+@pytest.mark.parametrize("ending", ["svg", "html"])
 def test_the_picture_shows_the_deadlock(tmp_path, ending):
-    if ending == "png":
-        pytest.importorskip("matplotlib")
     path = tmp_path / f"topology.{ending}"
     assert run(EXAMPLES / "nested.yaml", "--plot", path).exit_code == 1
-    data = path.read_bytes()
-    if ending == "png":
-        assert data.startswith(b"\x89PNG")
-        return
-    text = data.decode()
+    text = path.read_text()
     if ending == "svg":
         xml.dom.minidom.parseString(text)
     assert "held by train #1/tune" in text
@@ -263,4 +257,4 @@ def test_a_picture_of_a_safe_topology_has_nothing_red(tmp_path):
 def test_a_picture_with_an_unknown_ending_is_refused(tmp_path):
     result = run(EXAMPLES / "separate-queues.yaml", "--plot", tmp_path / "topology.bmp")
     assert isinstance(result.exception, MlopsExtError)
-    assert ".svg, .png or .html" in str(result.exception)
+    assert ".svg or .html" in str(result.exception)

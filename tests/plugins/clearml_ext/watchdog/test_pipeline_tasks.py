@@ -9,15 +9,15 @@ pytest.importorskip("clearml")
 from tests.doubles.clearml.arrange import add_controller, add_worker, client_of, put_step
 
 from clearml_ext.check.plans import Node, Plan, plan_of_task
-from clearml_ext.check.preflight import preflight
+from clearml_ext.check.preflight import check_live
 from clearml_ext.check.results import Answer
 from clearml_ext.errors import ServerError
-from clearml_ext.server.family import family, move_task, stop_children
 from clearml_ext.server.snapshot import take_snapshot
+from clearml_ext.server.tasks import move_task, pipeline_tasks, stop_children
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.watchdog.explain import Cause, explain
-from clearml_ext.watchdog.reaper import Undertaker
-from clearml_ext.watchdog.watchdog import Watch
+from clearml_ext.watchdog.reaper import Reaper
+from clearml_ext.watchdog.watchdog import PipelineMonitor
 
 SETTINGS = ClearmlSettings(timeout_s=3)
 
@@ -40,7 +40,7 @@ def test_a_step_that_waits_is_explained(double, cause, arrange):
     put_step(double, own, "default")
     arrange(double)
     client = client_of(double)
-    _, (child,) = family(client, own)
+    _, (child,) = pipeline_tasks(client, own)
     assert explain(child, take_snapshot(client, SETTINGS), {own}).cause is cause
 
 
@@ -51,11 +51,13 @@ def test_a_deadlocked_step_is_explained_and_moved_to_a_free_agent(double):
     step = put_step(double, own, "default")
     told, now = [], [0.0]
     settings = ClearmlSettings(pending_s=60, move=True)
-    watch = Watch(client_of(double), own, settings, tell=told.append, clock=lambda: now[0])
-    assert watch.look()
+    monitor = PipelineMonitor(
+        client_of(double), own, settings, notify=told.append, clock=lambda: now[0]
+    )
+    assert monitor.poll()
     assert not told
     now[0] = 61.0
-    assert watch.look()
+    assert monitor.poll()
     assert 'a1 is held by controller "nightly"' in told[0]
     assert told[1] == 'step "train" was moved from default to gpu'
     gpu = next(row for row in double.store.queues.values() if row["name"] == "gpu")
@@ -66,9 +68,9 @@ def test_a_step_that_could_not_be_enqueued_is_failed(double):
     add_worker(double, "a1", "services")
     own = add_controller(double, "nightly", {}, queue="services", worker="a1")
     step = put_step(double, own, None)
-    watch = Watch(client_of(double), own, SETTINGS, tell=lambda text: None)
+    monitor = PipelineMonitor(client_of(double), own, SETTINGS, notify=lambda text: None)
     for _ in range(10):
-        watch.look()
+        monitor.poll()
     assert double.store.tasks[step]["status"] == "failed"
 
 
@@ -105,7 +107,7 @@ def test_an_abort_reaches_the_other_steps_where_the_server_refuses_one(double):
 def test_rows_that_are_no_tasks_are_one_clear_error(double, rows):
     double.faults["tasks.get_all"] = ("raw", b'{"data": {"tasks": ' + rows + b"}}")
     with pytest.raises(ServerError, match="a form that is not known"):
-        family(client_of(double), "0" * 32)
+        pipeline_tasks(client_of(double), "0" * 32)
 
 
 def run_with_clones(double):
@@ -136,9 +138,9 @@ def test_an_abort_leaves_clones_of_the_pipeline_and_of_its_steps_alone(double):
 def test_the_watchdog_does_not_take_a_cloned_draft_for_a_step_that_was_not_enqueued(double):
     own, _, clones = run_with_clones(double)
     told = []
-    watch = Watch(client_of(double), own, SETTINGS, tell=told.append)
+    monitor = PipelineMonitor(client_of(double), own, SETTINGS, notify=told.append)
     for _ in range(10):
-        assert watch.look()
+        assert monitor.poll()
     assert not told
     assert [double.store.tasks[clone]["status"] for clone in clones[::2]] == ["created", "created"]
 
@@ -159,10 +161,10 @@ def test_a_clone_that_runs_beside_the_pipeline_it_was_cloned_from_is_counted(dou
                          worker="s1")  # fmt: skip
     fresh = Plan(name="new", nodes=(Node(name="tune", queue="default", base_task=inner),))
     client = client_of(double)
-    assert preflight(fresh, None, SETTINGS, client=client).answer is Answer.SAFE
+    assert check_live(fresh, None, SETTINGS, client=client).answer is Answer.SAFE
     clone = double.store.tasks_clone({"task": own, "new_task_name": "Clone"})["id"]
     double.store.tasks_enqueue({"task": clone, "queue_name": "services"})
-    result = preflight(fresh, None, SETTINGS, client=client)
+    result = check_live(fresh, None, SETTINGS, client=client)
     assert result.answer is Answer.UNSAFE
     assert any("Clone (" in reason for reason in result.reasons)
 
@@ -214,8 +216,9 @@ def test_the_process_that_outlives_a_controller_stops_what_it_was_told_of(double
         double.store.tasks_create({"name": name, "type": "training", "parent": own})["id"]
         for name in ("late", "other")
     )
-    undertaker = Undertaker(client_of(double), own)
-    undertaker.tell(late)
-    os.close(undertaker._pipe)  # as the end of the controller's process does
+    reaper = Reaper()
+    reaper.start(client_of(double), own)
+    reaper.notify(late)
+    os.close(reaper._pipe)  # as the end of the controller's process does
     assert double.wait_until(lambda store: store.tasks[late]["status"] == "stopped", 100)
     assert double.store.tasks[other]["status"] == "created"

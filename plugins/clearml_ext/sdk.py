@@ -1,0 +1,161 @@
+"""What is used of the ClearML SDK beyond its documented names: all of it, and only here.
+
+The SDK has no public way to read a pipeline's steps, nor to learn where a process runs. These
+names have been the same from 1.14 to 2.1; where one changes, this file is what has to change.
+"""
+
+# ruff: noqa: SLF001  # private names are what this file is for
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_QUEUES_KEY = "mlops_ext_queues"
+"""Runtime property of a controller's task: JSON of old queue → new queue of its steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What ClearML is configured to talk to.
+
+    Attributes:
+        host: address of the API server.
+        verify: whether its certificate is verified, or against which file.
+        token: gives a token of the session that the SDK has open, or None.
+        key: access key, or "".
+        secret: secret key, or "".
+    """
+
+    host: str
+    verify: bool | str
+    token: Callable[[], str] | None
+    key: str
+    secret: str
+
+
+def connection() -> Connection:
+    """The server and the credentials of this process; asks nobody."""
+    from clearml.backend_api.session.defs import ENV_ACCESS_KEY, ENV_AUTH_TOKEN, ENV_SECRET_KEY
+    from clearml.backend_api.session.session import Session
+    from clearml.backend_interface.base import InterfaceBase
+    from clearml.config import config_obj
+
+    session: Any = getattr(InterfaceBase, "_default_session", None)
+    given = str(ENV_AUTH_TOKEN.get() or "")
+    token: Callable[[], str] | None = None
+    if session is not None:
+        token = lambda: str(session.token)  # noqa: E731  # the session renews it
+    elif given:
+        token = lambda: given  # noqa: E731
+    return Connection(
+        host=str(Session.get_api_server_host()),
+        verify=config_obj.get("api.verify_certificate", True),
+        token=token,
+        key=str(ENV_ACCESS_KEY.get() or config_obj.get("api.credentials.access_key", "") or ""),
+        secret=str(ENV_SECRET_KEY.get() or config_obj.get("api.credentials.secret_key", "") or ""),
+    )
+
+
+def own_task_id() -> str | None:
+    """Id of the task that this process runs for an agent, or None."""
+    from clearml.config import get_remote_task_id, running_remotely
+
+    if not running_remotely():
+        return None
+    found = get_remote_task_id()
+    return str(found) if found else None
+
+
+def task_of(pipeline: Any) -> Any | None:
+    """The controller's ``Task`` of a ``PipelineController``, or None if it has none."""
+    return getattr(pipeline, "_task", None)
+
+
+def nodes_of(pipeline: Any) -> list[Any]:
+    """The steps of *pipeline*."""
+    return list(pipeline._nodes.values())
+
+
+def is_draft(node: Any) -> bool:
+    """Whether the step *node* is only created, and never launched."""
+    return bool(getattr(node, "draft", False))
+
+
+def job_id_of(node: Any) -> str | None:
+    """Id of the task that was launched for the step *node*, or None."""
+    return str(node.job.task_id()) if node.job else None
+
+
+def start_of_job(node: Any) -> Any | None:
+    """When the step *node* began to run, as the SDK last heard, or None."""
+    return getattr(getattr(getattr(node.job, "task", None), "data", None), "started", None)
+
+
+def default_queue_of(pipeline: Any) -> str | None:
+    """Where steps of *pipeline* go that name no queue."""
+    return getattr(pipeline, "_default_execution_queue", None)
+
+
+def runs_steps_here(pipeline: Any) -> bool:
+    """Whether steps are run as sub-processes, and no queue is waited in."""
+    return "Local" in getattr(pipeline._clearml_job_class, "__name__", "")
+
+
+def stop_event_of(pipeline: Any) -> Any:
+    """The event that is set when the controller's loop ends."""
+    return pipeline._stop_event
+
+
+def current_pipeline() -> Any | None:
+    """The decorated pipeline of this process, or None."""
+    from clearml import PipelineDecorator
+
+    return getattr(PipelineDecorator, "_singleton", None)
+
+
+def components() -> list[dict[str, Any]]:
+    """The arguments of all components decorated so far; changing them changes the components."""
+    from clearml import PipelineDecorator
+
+    return list(PipelineDecorator._added_decorator)
+
+
+def components_queue() -> str | None:
+    """Where components go that name no queue."""
+    from clearml import PipelineDecorator
+
+    found: str | None = PipelineDecorator._default_execution_queue
+    return found
+
+
+def components_run_here() -> bool:
+    """Whether components run as sub-processes or plain functions, for debugging."""
+    from clearml import PipelineDecorator
+
+    return bool(PipelineDecorator._debug_execute_step_process)
+
+
+def reroute(pipeline: Any, queues: Mapping[str, str]) -> None:
+    """Send the steps of *pipeline* from the old *queues* to the new ones, on later runs too."""
+    if not queues:
+        return
+    default = default_queue_of(pipeline)
+    if default is not None and default in queues:
+        pipeline.set_default_execution_queue(queues[default])
+    for node in nodes_of(pipeline):
+        node.queue = queues.get(node.queue, node.queue)
+    task = task_of(pipeline)
+    if task is not None:
+        task._set_runtime_properties({_QUEUES_KEY: json.dumps(dict(queues))})
+
+
+def remembered_queues(pipeline: Any) -> dict[str, str]:
+    """Old queue → new queue, as `reroute` left them on the controller's task."""
+    try:
+        found = json.loads(pipeline._task._get_runtime_properties().get(_QUEUES_KEY) or "{}")
+        return {str(old): str(new) for old, new in found.items()}
+    except (AttributeError, ValueError, TypeError):
+        return {}
