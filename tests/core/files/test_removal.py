@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ext.files import Patience, RemovalReason, classify_removal_error, remove
+from mlops_ext.files import Patience, RemovalReason, classify_removal_error, empty, remove
+from mlops_ext.files import removal as removal_module
 
 ONCE = Patience(total_s=0)
 
@@ -134,16 +135,16 @@ class Busy:
 
     def __init__(self, monkeypatch, path, code):
         self.path, self.code, self.held, self.tries = path, code, True, 0
-        real = Path.unlink
+        real = os.unlink
 
         def unlink(target, *args, **kwargs):
-            if target == self.path:
+            if Path(target).name == self.path.name:
                 self.tries += 1
                 if self.held:
                     raise windows_error(self.code)
             return real(target, *args, **kwargs)
 
-        monkeypatch.setattr(Path, "unlink", unlink)
+        monkeypatch.setattr(os, "unlink", unlink)
 
 
 @pytest.mark.parametrize("code", [5, 32])
@@ -193,7 +194,7 @@ def test_an_error_that_waiting_does_not_cure_ends_at_once(tmp_path, monkeypatch)
     def broken(*_args, **_kwargs):
         raise OSError(errno.EIO, "broken disk")
 
-    monkeypatch.setattr(Path, "unlink", broken)
+    monkeypatch.setattr(os, "unlink", broken)
     removal = remove(target, sleep=lambda _: pytest.fail("must not wait"))
     assert [left.reason for left in removal.left] == [RemovalReason.OTHER]
 
@@ -270,6 +271,7 @@ def test_a_junction_is_removed_like_a_link_and_never_entered(tmp_path, monkeypat
         return real(path)
 
     monkeypatch.setattr(Path, "lstat", lstat)
+    monkeypatch.setattr(removal_module, "HAS_DESCRIPTORS", False)
     removal = remove(tmp_path / "tree", patience=ONCE)
     assert precious.exists(), "what a junction leads to is somebody else's"
     assert [left.reason for left in removal.left] == [RemovalReason.NOT_EMPTY], (
@@ -289,3 +291,185 @@ def test_pauses_double_up_to_the_longest(tmp_path, monkeypatch):
     patience = Patience(total_s=2.0, first_s=0.25, longest_s=0.5)
     remove(tmp_path / "open", patience=patience, sleep=sleep, clock=lambda: now[0])
     assert pauses == [0.25, 0.5, 0.5, 0.5, 0.25]
+
+
+needs_descriptors = pytest.mark.skipif(
+    not removal_module.HAS_DESCRIPTORS, reason="this system removes by path"
+)
+
+
+def after(monkeypatch, function, name, action):
+    """Run *action* once, right after ``os.<function>`` was called for the entry *name*."""
+    real, waiting = getattr(os, function), [action]
+
+    def watched(target, *args, **kwargs):
+        result = real(target, *args, **kwargs)
+        if target == name and waiting:
+            waiting.pop()()
+        return result
+
+    monkeypatch.setattr(os, function, watched)
+
+
+@needs_descriptors
+@pytest.mark.parametrize("function", ["stat", "open"])
+def test_a_directory_swapped_for_a_link_leads_to_no_removal_elsewhere(
+    tmp_path, monkeypatch, function
+):
+    outside = tmp_path / "outside"
+    (outside / "inner").mkdir(parents=True)
+    (outside / "file").touch()
+    (outside / "inner" / "file").touch()
+    tree = tmp_path / "tree"
+    (tree / "d" / "inner").mkdir(parents=True)
+    (tree / "d" / "file").touch()
+
+    def swap():
+        (tree / "d").rename(tmp_path / "aside")
+        (tree / "d").symlink_to(outside)
+
+    after(monkeypatch, function, "d", swap)
+    remove(tree, patience=ONCE)
+    assert sorted(path.name for path in outside.rglob("*")) == ["file", "file", "inner"]
+
+
+@needs_descriptors
+def test_a_deep_directory_moved_out_of_the_tree_does_not_lead_out_of_it(tmp_path, monkeypatch):
+    """The way back up is by "..", which then leads to a folder that is not to be removed."""
+    tree = tmp_path / "tree"
+    deep = tree.joinpath(*[f"d{number}" for number in range(60)])
+    deep.mkdir(parents=True)
+    outside = tmp_path / "outside"
+    (outside / "kept").mkdir(parents=True)
+    moved = tree.joinpath(*[f"d{number}" for number in range(10)])
+    after(monkeypatch, "rmdir", "d59", lambda: moved.rename(outside / "moved"))
+    removal = remove(tree, patience=ONCE)
+    assert (outside / "kept").is_dir()
+    assert (outside / "moved").is_dir()
+    assert [left.reason for left in removal.left] == [RemovalReason.BUSY]
+    assert remove(tree).complete
+
+
+@needs_descriptors
+def test_no_descriptor_is_left_open(tmp_path):
+    before = list(Path("/dev/fd").iterdir())
+    tree = tmp_path / "tree"
+    tree.joinpath(*"abcdef" * 20).mkdir(parents=True)
+    assert remove(tree).complete
+    assert len(list(Path("/dev/fd").iterdir())) == len(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs bind mounts")
+def test_a_mounted_file_system_is_not_entered(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "data").touch()
+    (tmp_path / "tree" / "mnt").mkdir(parents=True)
+    (tmp_path / "tree" / "file").touch()
+    code = """
+import sys
+from mlops_ext.files import remove, Patience
+removal = remove(sys.argv[1] + "/tree", sleep=lambda _: sys.exit("must not wait"))
+print([(left.path.name, left.reason.value) for left in removal.left])
+"""
+    script = 'mount --bind "$1/precious" "$1/tree/mnt" || exit 77; exec "$2" -c "$3" "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode in (1, 77) and not done.stdout:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+    assert done.stdout.strip() == "[('mnt', 'mount point')]", done.stderr
+    assert (tmp_path / "precious" / "data").exists()
+    assert not (tmp_path / "tree" / "file").exists()
+
+
+@needs_descriptors
+def test_no_mode_outside_of_the_tree_is_changed(world_dir):
+    """A hard link shares its mode with a file elsewhere, and the folder above is not ours."""
+    code = """
+import os, pathlib, sys
+from mlops_ext.files import remove, Patience
+base = pathlib.Path(sys.argv[1])
+blob = base / "blob"
+blob.touch(0o444)
+(base / "tree" / "sealed").mkdir(parents=True)
+os.link(blob, base / "tree" / "sealed" / "blob")
+(base / "tree" / "sealed").chmod(0o555)
+archive = base / "archive"
+archive.mkdir()
+(archive / "file").touch()
+archive.chmod(0o555)
+once = Patience(total_s=0)
+print(remove(base / "tree", patience=once).complete, remove(archive / "file", patience=once).complete)
+print(*(oct(path.stat().st_mode & 0o777) for path in (blob, archive)))
+"""
+    assert as_nobody(code, world_dir).split() == ["True", "False", "0o444", "0o555"]
+
+
+@needs_descriptors
+def test_a_directory_that_cannot_be_changed_is_still_emptied(world_dir):
+    """Another user's directory with mode 0777: its mode cannot be set, and need not be."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to make a directory of another user")
+    (world_dir / "theirs").mkdir()
+    (world_dir / "theirs").chmod(0o077)
+    (world_dir / "theirs" / "file").touch()
+    code = """
+import sys
+from mlops_ext.files import remove, Patience
+print(remove(sys.argv[1] + "/theirs", patience=Patience(total_s=0)).removed)
+"""
+    assert as_nobody(code, world_dir) == "2"
+
+
+@needs_descriptors
+def test_only_the_directory_with_the_inode_is_removed(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "file").touch()
+    inode = (tmp_path / "one").stat().st_ino
+    for name in ("two", "file", "one"):
+        remove(tmp_path / name, inode=inode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "two"]
+
+
+@pytest.mark.parametrize("by_descriptor", [True, False])
+def test_a_directory_is_emptied_and_stays_but_a_link_to_one_is_left_alone(
+    tmp_path, monkeypatch, by_descriptor
+):
+    monkeypatch.setattr(
+        removal_module, "HAS_DESCRIPTORS", by_descriptor and removal_module.HAS_DESCRIPTORS
+    )
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "real" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert empty(tmp_path / "link").removed == 0
+    assert len(list((tmp_path / "real").iterdir())) == 2
+    assert empty(tmp_path / "real").removed == 2
+    assert list((tmp_path / "real").iterdir()) == []
+    assert empty(tmp_path / "missing").complete
+
+
+@pytest.mark.parametrize("path", ["/", "..", "a/.."])
+def test_what_has_no_name_of_its_own_is_refused(path):
+    with pytest.raises(ValueError, match="does not name an entry"):
+        remove(path)
+
+
+def test_a_read_only_mark_that_other_names_share_stays(tmp_path, monkeypatch):
+    """As on Windows, where the mark keeps a file from being removed, and belongs to the file."""
+    (tmp_path / "blob").touch(0o444)
+    (tmp_path / "tree").mkdir()
+    os.link(tmp_path / "blob", tmp_path / "tree" / "blob")
+
+    def denied(path):
+        raise windows_error(5)
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    monkeypatch.setattr(removal_module, "HAS_DESCRIPTORS", False)
+    removal = remove(tmp_path / "tree" / "blob", patience=ONCE)
+    assert [left.reason for left in removal.left] == [RemovalReason.DENIED]
+    assert (tmp_path / "blob").stat().st_mode & 0o777 == 0o444
