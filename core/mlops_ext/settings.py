@@ -2,16 +2,25 @@
 
 A section of settings is a frozen dataclass that its owner defines, with the reason for each
 default under its field. `load` fills it from, in this order: arguments, command-line flags,
-``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml, environment variables named
-``MLOPS_EXT_<SECTION>_<FIELD>``, and the defaults. A field with ``repr=False`` holds a secret: no
-error shows its value.
+environment variables named ``MLOPS_EXT_<SECTION>_<FIELD>``, ``[tool.mlops-ext.<section>]`` of the
+nearest pyproject.toml, and the defaults. What one of our processes tells another goes through the
+environment, so that no file outranks it.
+
+A pyproject.toml is found in a folder above the current one, so another user may have put it there.
+It is not read if another user than this one or root owns it or its folder, or if everybody can
+write either; `untrusted_files` names those that were passed over.
+
+A field with ``repr=False`` holds a secret: no error shows its value. A field with
+``metadata=NEVER_FROM_FILE`` is refused in a file: keys do not belong there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import os
+import stat
 import sys
 import types
 import typing
@@ -20,12 +29,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from mlops_ext.errors import InvalidSettingsError, SettingsError, UnknownSettingError
+from mlops_ext.errors import InvalidSettingsError, SettingsError, UnknownSettingError, nearest
 
-__all__ = ["CoreSettings", "Resolved", "environment", "load", "resolve", "sections"]
+__all__ = [
+    "NEVER_FROM_FILE",
+    "CoreSettings",
+    "Resolved",
+    "environment",
+    "load",
+    "resolve",
+    "sections",
+    "unknown_variables",
+    "untrusted_files",
+]
 
 T = TypeVar("T")
 
+NEVER_FROM_FILE: Mapping[str, str] = types.MappingProxyType({"mlops-ext": "never from a file"})
+"""``dataclasses.field(metadata=NEVER_FROM_FILE)``: the environment, an argument or a flag only."""
+
+_PREFIX = "MLOPS_EXT_"
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 _SCALARS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
@@ -49,7 +72,7 @@ class Resolved(Generic[T]):
 
     Attributes:
         value: the filled dataclass.
-        sources: per field: "argument", "flag", the pyproject's path, the variable's name, or
+        sources: per field: "argument", "flag", the variable's name, the pyproject's path, or
             "default".
     """
 
@@ -107,16 +130,18 @@ def resolve(
     names = [field.name for field in fields]
     file, table = _file_section(section, directory)
     _refuse_unknown(table, names, section, is_top=not section)
+    _refuse_in_file(table, fields, section)
+    _known_variables.update(_variable(section, name) for name in names)
     values: dict[str, object] = {}
     sources = dict.fromkeys(names, "default")
     for field in fields:
         name = field.name
-        variable = "_".join(["MLOPS_EXT", *filter(None, [section]), name]).upper().replace("-", "_")
+        variable = _variable(section, name)
         for source, label, found in (
             ("argument", name, (arguments or {}).get(name)),
             ("flag", f"--{name.replace('_', '-')}", (flags or {}).get(name)),
-            (str(file), _toml_name(section, name), table.get(name)),
             (variable, variable, environ.get(variable) or None),
+            (str(file), _toml_name(section, name), table.get(name)),
         ):
             if found is not None:
                 values[name] = _read(found, hints[name], label, secret=not field.repr)
@@ -137,18 +162,46 @@ def sections(directory: Path | None = None) -> tuple[Path | None, list[str]]:
     return file, [name for name, value in table.items() if isinstance(value, dict)]
 
 
+_known_variables: set[str] = set()
+"""The variables of every section that was asked for in this process."""
+
+
+def unknown_variables() -> list[tuple[str, str | None]]:
+    """Variables named like ours that no setting reads, each with the nearest that one does.
+
+    Sections that nobody has loaded in this process are not known: call it after `load`.
+    """
+    _known_variables.update(_variable("", f.name) for f in dataclasses.fields(CoreSettings))
+    known = {name.removeprefix(_PREFIX) for name in _known_variables}
+    found = []
+    for name in sorted(environment()):
+        if name.startswith(_PREFIX) and name not in _known_variables:
+            near = nearest(name.removeprefix(_PREFIX), known)
+            found.append((name, near and _PREFIX + near))
+    return found
+
+
+def untrusted_files(directory: Path | None = None) -> list[Path]:
+    """The pyproject.toml files from *directory* up that are not read, because of who can write."""
+    found = []
+    for path in _candidates(directory):
+        with contextlib.suppress(OSError):
+            if not (_is_trusted(path) or path.is_dir()):
+                found.append(path)
+    return found
+
+
+def _variable(section: str, name: str) -> str:
+    return _PREFIX + "_".join(filter(None, [section, name])).upper().replace("-", "_")
+
+
 def _toml_name(section: str, name: str) -> str:
     return ".".join(filter(None, ["tool.mlops-ext", section, name]))
 
 
 def _file_section(section: str, directory: Path | None) -> tuple[Path | None, Mapping[str, object]]:
     """The table ``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml that has one."""
-    try:
-        directory = directory or Path.cwd()
-    except OSError:  # the current directory was removed
-        return None, {}
-    for folder in (directory, *directory.parents):
-        path = folder / "pyproject.toml"
+    for path in _candidates(directory):
         table = _own_table(path)
         if table is None:
             continue
@@ -157,6 +210,35 @@ def _file_section(section: str, directory: Path | None) -> tuple[Path | None, Ma
             raise _no_table(_toml_name(section, ""))
         return path, {str(key).replace("-", "_"): value for key, value in found.items()}
     return None, {}
+
+
+def _candidates(directory: Path | None) -> list[Path]:
+    try:
+        directory = (directory or Path.cwd()).absolute()
+    except OSError:  # the current directory was removed
+        return []
+    return [folder / "pyproject.toml" for folder in (directory, *directory.parents)]
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether only this user, root, and whoever they allow can have written *path*.
+
+    Asked before the file is opened, as a FIFO or a leased file would stop the program there.
+    Windows has no such owner and mode: there every file is trusted.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    trusted = {0, os.geteuid()}
+    found = (path.stat(), path.lstat(), path.parent.stat())
+    return stat.S_ISREG(found[0].st_mode) and all(
+        each.st_uid in trusted and not (each.st_mode & stat.S_IWOTH and not _is_link(each))
+        for each in found
+    )
+
+
+def _is_link(status: os.stat_result) -> bool:
+    """Whether *status* is of a link, whose own mode says nothing."""
+    return stat.S_ISLNK(status.st_mode)
 
 
 def _own_table(path: Path) -> dict[str, object] | None:
@@ -169,6 +251,8 @@ def _own_table(path: Path) -> dict[str, object] | None:
     else:
         import tomli as tomllib
     try:
+        if not _is_trusted(path):
+            return None
         data = path.read_bytes()
     except OSError:
         return None
@@ -195,6 +279,15 @@ def _refuse_unknown(
     for key, value in table.items():
         if key not in names and not (is_top and isinstance(value, dict)):
             raise UnknownSettingError(_toml_name(section, key), key, names)
+
+
+def _refuse_in_file(
+    table: Mapping[str, object], fields: list[dataclasses.Field[Any]], section: str
+) -> None:
+    for field in fields:
+        if field.name in table and field.metadata.get("mlops-ext") == NEVER_FROM_FILE["mlops-ext"]:
+            problem = f"it is never taken from a file; set {_variable(section, field.name)}"
+            raise InvalidSettingsError(_toml_name(section, field.name), [], problem)
 
 
 def _read(value: object, hint: Any, label: str, *, secret: bool) -> object:
@@ -228,10 +321,10 @@ def _convert(value: object, hint: Any, label: str) -> object:
 
 def _convert_union(value: object, args: tuple[Any, ...], label: str) -> object:
     error: SettingsError | None = None
+    if type(None) in args and isinstance(value, str) and value.casefold() in {"none", ""}:
+        return None
     for option in args:
         if option is type(None):
-            if isinstance(value, str) and value.casefold() in {"none", ""}:
-                return None
             continue
         try:
             return _convert(value, option, label)

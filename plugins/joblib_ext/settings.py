@@ -83,7 +83,7 @@ class _Texts:
     single_flight: bool = True
     lease_s: float = 5.0
     wait_s: float = 600.0
-    sign_key: str | None = field(default=None, repr=False)
+    sign_key: str | None = field(default=None, repr=False, metadata=settings.NEVER_FROM_FILE)
     trust_folder: bool = False
     local_tier: Path | None = None
     local_tier_bytes: int = 10 * 2**30

@@ -63,7 +63,7 @@ def mlops_ext_patches() -> Iterable[Patch]:
         target="kserve.model_server:parser",
         expects="argparse",
         reason="the parser of a model server refuses --lame_duck_s and --drain_s",
-        verified_by="test_settings.py::test_argument_then_flag_then_file_then_environment",
+        verified_by="test_settings.py::test_argument_then_flag_then_environment_then_file",
     )
 
 

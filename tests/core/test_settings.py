@@ -2,7 +2,7 @@
 
 import enum
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -44,24 +44,136 @@ def project(tmp_path):
     return write
 
 
-def test_sources_win_in_the_documented_order(project):
+ORDER = ("argument", "flag", "environment", "file", "default")
+
+
+@pytest.mark.parametrize("first", range(len(ORDER)))
+def test_of_all_sources_that_have_a_value_the_first_wins(project, first):
+    given = {source: place for place, source in enumerate(ORDER[:-1]) if place >= first}
+    folder = project(f"[tool.mlops-ext.sample]\nworkers = {10 + given['file']}\n" if given else "")
+    resolved = settings.resolve(
+        Sample,
+        "sample",
+        arguments={"workers": 10 + given["argument"]} if "argument" in given else {},
+        flags={"workers": str(10 + given["flag"])} if "flag" in given else {},
+        environ={"MLOPS_EXT_SAMPLE_WORKERS": str(10 + given["environment"])}
+        if "environment" in given
+        else {},
+        directory=folder,
+    )
+    assert resolved.value.workers == (10 + first if given else 1)
+    assert resolved.sources["workers"] == {
+        "environment": "MLOPS_EXT_SAMPLE_WORKERS",
+        "file": str(folder / "pyproject.toml"),
+    }.get(ORDER[first], ORDER[first])
+
+
+def test_each_field_has_the_first_of_its_own_sources(project):
     folder = project("[tool.mlops-ext.sample]\ngrace-s = 3\nworkers = 3\nstrict = true\n")
     environ = {f"MLOPS_EXT_SAMPLE_{n}": "4" for n in ("GRACE_S", "WORKERS")}
-    environ["MLOPS_EXT_SAMPLE_MODE"] = "fast"
     resolved = settings.resolve(
         Sample,
         "sample",
         arguments={"grace_s": 1.0, "workers": None},
         flags={"grace_s": 2.0, "workers": "2"},
-        environ=environ,
+        environ={**environ, "MLOPS_EXT_SAMPLE_MODE": "fast"},
         directory=folder,
     )
     assert resolved.value == Sample(grace_s=1.0, workers=2, strict=True, mode="fast")
-    assert resolved.sources["grace_s"] == "argument"
-    assert resolved.sources["workers"] == "flag"
-    assert resolved.sources["strict"] == str(folder / "pyproject.toml")
-    assert resolved.sources["mode"] == "MLOPS_EXT_SAMPLE_MODE"
     assert resolved.sources["level"] == "default"
+
+
+needs_owners = pytest.mark.skipif(
+    not hasattr(os, "geteuid"), reason="the system has no owners and modes"
+)
+
+
+@needs_owners
+@pytest.mark.parametrize(
+    ("file_mode", "folder_mode", "read"),
+    [
+        (0o644, 0o755, True),
+        (0o664, 0o775, True),  # a group is of the user's choice
+        (0o666, 0o755, False),
+        (0o644, 0o777, False),
+        (0o644, 0o1777, False),
+    ],
+)
+def test_a_file_that_everybody_can_write_or_replace_is_not_read(
+    project, file_mode, folder_mode, read
+):
+    folder = project("[tool.mlops-ext.sample]\nworkers = 7\n")
+    (folder / "pyproject.toml").chmod(file_mode)
+    folder.chmod(folder_mode)
+    below = folder / "below"
+    below.mkdir()
+    loaded = settings.load(Sample, "sample", environ={}, directory=below)
+    assert loaded.workers == (7 if read else 1)
+    listed = folder / "pyproject.toml" in settings.untrusted_files(below)
+    assert listed is not read
+
+
+@needs_owners
+@pytest.mark.parametrize("foreign", ["file", "folder", "link"])
+def test_a_file_that_another_user_owns_or_could_replace_is_not_read(
+    project, tmp_path_factory, foreign
+):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make another user's file")
+    folder = project("[tool.mlops-ext.sample]\nworkers = 7\n")
+    if foreign == "link":
+        mine = folder / "pyproject.toml"
+        folder = tmp_path_factory.mktemp("linked")
+        (folder / "pyproject.toml").symlink_to(mine)
+        os.lchown(folder / "pyproject.toml", 65534, 65534)
+    else:
+        os.chown(folder / "pyproject.toml" if foreign == "file" else folder, 65534, 65534)
+    assert settings.load(Sample, "sample", environ={}, directory=folder) == Sample()
+    assert folder / "pyproject.toml" in settings.untrusted_files(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_in_the_place_of_a_file_stops_nothing(tmp_path):
+    os.mkfifo(tmp_path / "pyproject.toml")
+    assert settings.load(Sample, "sample", environ={}, directory=tmp_path) == Sample()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    key: str = field(default="", repr=False, metadata=settings.NEVER_FROM_FILE)
+
+
+def test_a_key_is_refused_in_a_file_and_not_shown(project):
+    folder = project("[tool.mlops-ext.sample]\nkey = 'hidden'\n")
+    with pytest.raises(SettingsError, match="never taken from a file") as caught:
+        settings.load(Signed, "sample", environ={}, directory=folder)
+    assert "MLOPS_EXT_SAMPLE_KEY" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    project("")
+    for source in ({"environ": {"MLOPS_EXT_SAMPLE_KEY": "k"}}, {"arguments": {"key": "k"}}):
+        found = settings.load(Signed, "sample", **{"environ": {}, "directory": folder, **source})
+        assert found.key == "k"
+
+
+@pytest.mark.parametrize("text", ["none", "None", ""])
+def test_none_and_nothing_stand_for_no_path(project, text):
+    folder = project(f"[tool.mlops-ext]\ntemp_dir = '{text}'\n")
+    assert settings.load(settings.CoreSettings, environ={}, directory=folder).temp_dir is None
+    arguments = {"temp_dir": text}
+    assert settings.load(settings.CoreSettings, environ={}, arguments=arguments).temp_dir is None
+
+
+def test_a_variable_that_no_setting_reads_is_told_with_the_nearest(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("MLOPS_EXT_")]:
+        monkeypatch.delenv(name)
+    settings.load(Sample, "sample", environ={})
+    for name in ("AUTOPATCHES", "SAMPLE_WORKER", "SAMPLE_MODE", "QQQQ"):
+        monkeypatch.setenv(f"MLOPS_EXT_{name}", "1")
+    assert settings.unknown_variables() == [
+        ("MLOPS_EXT_AUTOPATCHES", "MLOPS_EXT_AUTOPATCH"),
+        ("MLOPS_EXT_QQQQ", None),
+        ("MLOPS_EXT_SAMPLE_WORKER", "MLOPS_EXT_SAMPLE_WORKERS"),
+    ]
 
 
 def test_texts_are_read_by_the_field_s_type(tmp_path):

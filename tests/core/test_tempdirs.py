@@ -16,14 +16,14 @@ from mlops_ext.processes import identity
 pytestmark = pytest.mark.usefixtures("fresh_tempdirs")
 
 
-def test_root_comes_from_argument_then_setting_then_environment(tmp_path, monkeypatch):
+def test_root_comes_from_argument_then_environment_then_setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLOPS_EXT_TEMP_DIR", str(tmp_path / "env"))
-    assert tempdirs.root() == tmp_path / "env"
     (tmp_path / "pyproject.toml").write_text(
         f'[tool.mlops-ext]\ntemp_dir = "{tmp_path / "file"}"\n'
     )
     assert tempdirs.root() == tmp_path / "file"
+    monkeypatch.setenv("MLOPS_EXT_TEMP_DIR", str(tmp_path / "env"))
+    assert tempdirs.root() == tmp_path / "env"
     assert tempdirs.root(tmp_path / "argument") == tmp_path / "argument"
     assert (tmp_path / "argument").is_dir()
 

@@ -155,6 +155,9 @@ def test_settings_of_core_are_read_as_the_page_says(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext]\ntemp-dir = '/a'\n")
     folder = tmp_path / "below"
     folder.mkdir()
-    environ = {"MLOPS_EXT_TEMP_DIR": "/b", "MLOPS_EXT_DISABLE": "a,b"}
+    environ = {"MLOPS_EXT_DISABLE": "a,b"}
     core = settings.load(settings.CoreSettings, environ=environ, directory=folder)
     assert (str(core.temp_dir), core.disable) == ("/a", ("a", "b"))
+    environ = {"MLOPS_EXT_TEMP_DIR": "/b"}
+    core = settings.load(settings.CoreSettings, environ=environ, directory=folder)
+    assert str(core.temp_dir) == "/b"

@@ -22,7 +22,7 @@ def python(folder, code, *arguments, **environment):
     return done.stdout.split()
 
 
-def test_argument_then_flag_then_file_then_environment(tmp_path, monkeypatch):
+def test_argument_then_flag_then_environment_then_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def value(arguments=None, argv=()):
@@ -30,10 +30,10 @@ def test_argument_then_flag_then_file_then_environment(tmp_path, monkeypatch):
         return resolved.value.lame_duck_s, resolved.sources["lame_duck_s"]
 
     assert value() == (5.0, "default")
-    monkeypatch.setenv("MLOPS_EXT_KSERVE_LAME_DUCK_S", "1")
-    assert value() == (1.0, "MLOPS_EXT_KSERVE_LAME_DUCK_S")
     (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext.kserve]\nlame_duck_s = 2\n")
     assert value() == (2.0, str(tmp_path / "pyproject.toml"))
+    monkeypatch.setenv("MLOPS_EXT_KSERVE_LAME_DUCK_S", "1")
+    assert value() == (1.0, "MLOPS_EXT_KSERVE_LAME_DUCK_S")
     assert value(argv=["--http_port", "80", "--lame_duck_s", "3"]) == (3.0, "flag")
     assert value(argv=["--lame-duck-s=3"]) == (3.0, "flag")
     assert value({"lame_duck_s": 4.0}, ["--lame_duck_s", "3"]) == (4.0, "argument")
