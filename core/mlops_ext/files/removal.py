@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlops_ext.files.reasons import RemovalError
 from mlops_ext.files.sweep import (
     DIRECTORY,
     HAS_DESCRIPTORS,
     DescriptorSweep,
     PathSweep,
-    RemovalError,
     is_link_like,
 )
 from mlops_ext.retry import doubling

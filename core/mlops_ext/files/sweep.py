@@ -11,7 +11,6 @@ it sees, but the window between the look and the removal is open there.
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import stat
@@ -21,7 +20,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlops_ext.errors import MlopsExtError
+from mlops_ext.files.reasons import (
+    MountPointError,
+    RemovalError,
+    RemovalReason,
+    classify_removal_error,
+)
 
 HAS_DESCRIPTORS = (
     {os.open, os.stat, os.unlink, os.rmdir} <= os.supports_dir_fd
@@ -29,27 +33,6 @@ HAS_DESCRIPTORS = (
     and hasattr(os, "O_NOFOLLOW")
 )
 
-_WINDOWS_ERRORS = {
-    2: "gone",  # ERROR_FILE_NOT_FOUND
-    3: "gone",  # ERROR_PATH_NOT_FOUND
-    5: "denied",  # ERROR_ACCESS_DENIED: read-only, mapped, or marked for deletion
-    32: "busy",  # ERROR_SHARING_VIOLATION: open elsewhere
-    33: "busy",  # ERROR_LOCK_VIOLATION
-    145: "not-empty",  # ERROR_DIR_NOT_EMPTY: a deleted entry lives until its last handle closes
-    170: "busy",  # ERROR_BUSY
-    303: "busy",  # ERROR_DELETE_PENDING
-}
-"""https://learn.microsoft.com/windows/win32/debug/system-error-codes"""
-_POSIX_ERRORS = {
-    errno.ENOENT: "gone",
-    errno.ESTALE: "gone",  # NFS: another client removed it
-    errno.EACCES: "denied",
-    errno.EPERM: "denied",
-    errno.EBUSY: "busy",  # NFS silly-renamed, a mount point, or an open file on some FUSE mounts
-    errno.ETXTBSY: "busy",
-    errno.ENOTEMPTY: "not-empty",
-    errno.EEXIST: "not-empty",  # POSIX lets rmdir answer with either
-}
 _JUNCTION_TAG = 0xA0000003
 """IO_REPARSE_TAG_MOUNT_POINT, which `stat` names on Windows only."""
 _OPEN_LEVELS = 32
@@ -62,56 +45,6 @@ DIRECTORY = (
 )
 _PATH_ONLY = getattr(os, "O_PATH", 0)
 """Opens a directory that may be searched, but not listed; Linux only."""
-
-
-class RemovalReason(enum.Enum):
-    """Why an entry is still there.
-
-    BUSY: it is open. DENIED: permissions forbid it, or on Windows it is open without sharing.
-    NOT_EMPTY: entries appear faster than they are removed, or an open one lingers. MOUNT: another
-    file system begins here. OTHER: the file system reported something that waiting does not cure.
-    """
-
-    BUSY = "busy"
-    DENIED = "denied"
-    NOT_EMPTY = "not-empty"
-    MOUNT = "mount point"
-    OTHER = "other"
-
-
-class RemovalError(MlopsExtError):
-    """An entry that `remove` had to leave; collected in `Removal.left`, not raised.
-
-    Attributes:
-        path: the entry.
-        reason: why it is still there.
-        error: the last error that the file system reported.
-    """
-
-    def __init__(self, path: Path, reason: RemovalReason, error: OSError) -> None:
-        self.path, self.reason, self.error = path, reason, error
-        super().__init__(f"{path} could not be removed: {error.strerror or error}")
-
-
-def classify_removal_error(error: OSError) -> RemovalReason | None:
-    """Why a removal failed, from ``winerror`` if there is one, else from ``errno``.
-
-    None means that the entry is gone, which is what was wanted.
-    """
-    if isinstance(error, _MountPointError):
-        return RemovalReason.MOUNT
-    code = getattr(error, "winerror", None)
-    kind = _WINDOWS_ERRORS.get(code) if code else None
-    if kind is None:
-        kind = _POSIX_ERRORS.get(error.errno or 0, "other")
-    return None if kind == "gone" else RemovalReason(kind)
-
-
-class _MountPointError(OSError):
-    """The entry is the root of another file system, or of a bind mount."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.EXDEV, "another file system is mounted here")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -307,7 +240,7 @@ class DescriptorSweep(Sweep):
 
 def _refuse_mount_point(descriptor: int, status: os.stat_result, above: _Level) -> None:
     if _mount_of(descriptor, status) != above.mount:
-        raise _MountPointError
+        raise MountPointError
 
 
 def _mount_of(descriptor: int, status: os.stat_result) -> tuple[int, bytes]:
