@@ -6,9 +6,10 @@ as soon as it is. joblib itself is not imported.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from joblib_ext.patches import register
+from mlops_ext.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from joblib_ext.backend import SharedStoreBackend
@@ -16,20 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedOptions", "SharedStoreBackend", "register"]
 
-_HOMES = {
-    "SharedOptions": "joblib_ext.settings",
-    "SharedStoreBackend": "joblib_ext.backend",
-}
+_HOMES = {"SharedOptions": "joblib_ext.settings", "SharedStoreBackend": "joblib_ext.backend"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    if name == "SharedStoreBackend":
-        import_module("joblib")  # its import asks for the backend, which must not be half there
-    return getattr(import_module(_HOMES[name]), name)
-
+__getattr__ = lazy_exports(__name__, _HOMES)
 
 register()

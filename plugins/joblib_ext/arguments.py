@@ -9,16 +9,13 @@ as do all calls that are wrong, so that its errors stay what they are.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import md5
 from io import BytesIO
 from types import FunctionType, NoneType
 from typing import Any
-
-__all__ = ["bind", "digest", "quick_args_id", "quick_filter_args"]
 
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _NAMES = frozenset({str})
@@ -30,35 +27,6 @@ _PROTOCOL = 3  # joblib's, in all versions
 _BEGIN = b"\x80\x03}"
 _BEGIN_REMEMBERED = _BEGIN + b"q\x00"
 """A pickle that begins with a dictionary, which joblib's pickler remembers as number 0."""
-
-
-def quick_args_id(original: Callable[..., str]) -> Callable[..., str]:
-    """``MemorizedFunc._get_args_id``: the digest under which a call's result is kept."""
-
-    @functools.wraps(original)
-    def _get_args_id(self: Any, *args: Any, **kwargs: Any) -> str:
-        if self.ignore == []:
-            arguments = bind(self.func, args, kwargs)
-            found = digest(arguments) if arguments is not None else None
-            if found is not None:
-                return found
-        return original(self, *args, **kwargs)
-
-    return _get_args_id
-
-
-def quick_filter_args(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``filter_args`` as `Memory` sees it: a miss asks again, for what it notes of the call."""
-
-    @functools.wraps(original)
-    def filter_args(func: Any, ignore_lst: Any, *args: Any, **kwargs: Any) -> Any:
-        if ignore_lst == [] and len(args) == 2 and not kwargs:  # noqa: PLR2004  # of the call: both
-            bound = bind(func, *args)
-            if bound is not None:
-                return bound
-        return original(func, ignore_lst, *args, **kwargs)
-
-    return filter_args
 
 
 def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:

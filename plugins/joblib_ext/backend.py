@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from joblib._store_backends import CacheItemInfo
+from joblib._store_backends import CacheItemInfo, StoreBackendBase, StoreBackendMixin
 from joblib.disk import mkdirp
+from joblib.logger import format_time
 
-from joblib_ext.base import VERY_TALKATIVE, FolderBackend
 from joblib_ext.calls import Call, CallInfo
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
@@ -37,12 +38,14 @@ __all__ = ["SharedStoreBackend"]
 _DIRECT = "0" * 24
 """Namespace of items that are dumped by hand, without a function."""
 _TALKATIVE = 1
+_VERY_TALKATIVE = 10
+"""From this verbosity on, joblib names paths."""
 _LATE = 8 << 20
 """A result from this size on is published when the call ends: joblib times `store_metadata`, and
 warns of large arguments when that takes half a second."""
 
 
-class SharedStoreBackend(HasRuntime, FolderBackend):
+class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
     """Keeps results on a file system that several machines may share.
 
     Use it as ``Memory(location, backend="shared", backend_options={...})``; the options are those
@@ -199,7 +202,7 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         run = self._run
         call = run.calls.get(call_id) or self._forced(call_id)
         if call is not None:
-            if verbose > VERY_TALKATIVE:
+            if verbose > _VERY_TALKATIVE:
                 print(f"Persisting in {call.path}")  # noqa: T201  # as joblib's own
             call.item = (item,) if self.mmap_mode else None
             call.pending = run.writer.serialise(item)
@@ -358,6 +361,37 @@ class SharedStoreBackend(HasRuntime, FolderBackend):
         run.local.under_way.found = None
         if isinstance(entry, LargeEntry):
             run.store.set_aside(entry.path, entry.address)
+
+    # -- what joblib's abstract base asks of any folder ------------------------------------------
+
+    def _open_item(self, f: str, mode: str) -> Any:
+        return Path(f).open(mode)
+
+    def _item_exists(self, location: str) -> Any:
+        return os.path.exists(location)  # noqa: PTH110  # a text
+
+    def _move_item(self, src: str, dst: str) -> None:
+        Path(src).replace(dst)
+
+    def create_location(self, location: str) -> None:
+        """Make a folder."""
+        mkdirp(location)
+
+    def _tell(
+        self,
+        call_id: Sequence[str],
+        verbose: int,
+        timestamp: float | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
+        """Say what is loaded, in joblib's words."""
+        age = f"{format_time(time.time() - timestamp): <16}" if timestamp is not None else ""
+        signature = os.path.basename(call_id[0])  # noqa: PTH119  # a text
+        if metadata and "input_args" in metadata:
+            arguments = ", ".join(f"{name}={text}" for name, text in metadata["input_args"].items())
+            signature += f"({arguments})"
+        more = "..." if verbose < _VERY_TALKATIVE else f" from {self.location}"
+        print(f"[Memory]{age}: Loading {signature}{more}")  # noqa: T201  # as joblib's own
 
 
 def _place(home: Address, arguments: str) -> tuple[str, bytes]:

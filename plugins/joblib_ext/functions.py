@@ -24,8 +24,6 @@ from typing_extensions import Self
 from joblib_ext.stores.files.layout import Layout, namespace_of
 from joblib_ext.stores.files.store import Address
 
-__all__ = ["Functions"]
-
 _MOST = 4096
 """Identities kept: `Memory.eval` makes one for each call. A forgotten one is learned again."""
 _FRAMES_UP = 5

@@ -1,15 +1,21 @@
-"""Making the backend known to joblib, without importing joblib."""
+"""What takes the place of joblib's own functions, and how the backend becomes known to joblib.
+
+The patches themselves are data in `joblib_ext.plugin`. joblib is not imported here: a patch is
+applied when joblib is.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import wrapt
 
-__all__ = ["NAME", "backend_factory", "register"]
+from joblib_ext.arguments import bind, digest
 
 log = logging.getLogger(__name__)
 
@@ -62,3 +68,32 @@ def _make_backend() -> Any:
     from joblib_ext.backend import SharedStoreBackend
 
     return SharedStoreBackend()
+
+
+def quick_args_id(original: Callable[..., str]) -> Callable[..., str]:
+    """``MemorizedFunc._get_args_id``: the digest under which a call's result is kept."""
+
+    @functools.wraps(original)
+    def _get_args_id(self: Any, *args: Any, **kwargs: Any) -> str:
+        if self.ignore == []:
+            arguments = bind(self.func, args, kwargs)
+            found = digest(arguments) if arguments is not None else None
+            if found is not None:
+                return found
+        return original(self, *args, **kwargs)
+
+    return _get_args_id
+
+
+def quick_filter_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``filter_args`` as `Memory` sees it: a miss asks again, for what it notes of the call."""
+
+    @functools.wraps(original)
+    def filter_args(func: Any, ignore_lst: Any, *args: Any, **kwargs: Any) -> Any:
+        if ignore_lst == [] and len(args) == 2 and not kwargs:  # noqa: PLR2004  # of the call: both
+            bound = bind(func, *args)
+            if bound is not None:
+                return bound
+        return original(func, ignore_lst, *args, **kwargs)
+
+    return filter_args

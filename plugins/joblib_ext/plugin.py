@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
+from joblib_ext.doctor import check_checksum
+from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
-
-__all__ = ["QUICK_ARGUMENTS", "SHARED_BACKEND"]
 
 _SUPPORTED = ">=1.4,<1.7"
 
@@ -37,14 +36,14 @@ QUICK_ARGUMENTS = (
     _patch(
         "quick-hashing",
         target="joblib.memory:MemorizedFunc._get_args_id",
-        replacement="joblib_ext.arguments:quick_args_id",
+        replacement="joblib_ext.patches:quick_args_id",
         reason="telling a call apart by its arguments takes most of a hit's time, in any store",
         verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
     ),
     _patch(
         "quick-binding",
         target="joblib.memory:filter_args",
-        replacement="joblib_ext.arguments:quick_filter_args",
+        replacement="joblib_ext.patches:quick_filter_args",
         reason="binding the arguments of a call takes a good part of a miss's time, in any store",
         verified_by=f"{_QUICK_TEST}::test_a_miss_binds_without_signature",
     ),
@@ -74,23 +73,4 @@ def mlops_ext_patches() -> Iterable[Patch]:
 @hookimpl
 def mlops_ext_doctor_checks() -> Iterable[DoctorCheck]:
     """Whether the fast checksum is there."""
-    return [DoctorCheck(name="joblib.checksum", framework="joblib", run=_check_checksum)]
-
-
-def _check_checksum() -> Iterator[Finding]:
-    from importlib.util import find_spec
-
-    if find_spec("xxhash") is None:
-        yield Finding(
-            check="joblib.checksum",
-            severity=Severity.NOTE,
-            message="xxhash is not installed: entries are checked with crc32, which is slower,"
-            " and entries that others wrote with xxh3 count as misses",
-            advice="pip install 'mlops-ext[joblib]'",
-        )
-    else:
-        yield Finding(
-            check="joblib.checksum",
-            severity=Severity.OK,
-            message="entries are checked with xxh3",
-        )
+    return [DoctorCheck(name="joblib.checksum", framework="joblib", run=check_checksum)]

@@ -5,18 +5,15 @@ from __future__ import annotations
 import threading
 from typing import Any, cast
 
-from joblib_ext.calls import Call, CallInfo, Calls
+from joblib_ext.calls import Call, CallInfo, Calls, Writer
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.functions import Functions
 from joblib_ext.settings import SharedOptions
+from joblib_ext.stores.files.layout import warn_of_writers
 from joblib_ext.stores.files.store import Store
-from joblib_ext.stores.files.trust import warn_of_writers
 from joblib_ext.stores.local_cache import LocalTier
-from joblib_ext.writer import Writer
 from mlops_ext.processes.forks import in_forked_child
-
-__all__ = ["HasRuntime", "Runtime"]
 
 
 class UnderWay:

@@ -18,8 +18,6 @@ from joblib_ext.stores.files.lease import Claim, Taken
 from joblib_ext.stores.files.store import Address, Store, Unusable, View
 from joblib_ext.stores.files.takeover import take_over
 
-__all__ = ["claim_or_wait"]
-
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.2
 """A waiter looks five times a second at least; with many waiters that is what a server bears."""

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from mlops_ext.demo import Claim, Event, Progress
 
-__all__ = ["demo"]
-
 _PROCESSES = 6
 _FLIPS = 60
 _CALLS = 40

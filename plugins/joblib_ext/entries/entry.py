@@ -41,19 +41,6 @@ try:
 except ImportError:
     xxhash = None  # optional: crc32 takes its place
 
-__all__ = [
-    "HEADER",
-    "MAGIC",
-    "SIGNATURE",
-    "Entry",
-    "Hasher",
-    "Header",
-    "build",
-    "is_foreign",
-    "open_small",
-    "parse_header",
-]
-
 MAGIC = b"\x93MXJOB\r\n"
 """A byte above 127 and both line ends: text-mode copies and seven-bit channels show at once."""
 VERSION = 1

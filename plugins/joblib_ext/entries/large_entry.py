@@ -16,8 +16,6 @@ from joblib_ext.entries.entry import HEADER, SIGNATURE, Hasher, Header, read_met
 from joblib_ext.entries.payload import decompress, load_body, read_table
 from joblib_ext.settings import CODECS
 
-__all__ = ["CorruptEntryError", "LargeEntry"]
-
 _CHUNK = 1 << 18
 """Read and check by pieces that stay in the processor's cache between the two."""
 _ROW = 16

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from mlops_ext.processes.identity import is_alive, own_boot, own_host
 
-__all__ = ["BEAT_AT", "ClaimRecord", "Owner", "own_record"]
-
 _MAGIC = b"\x93MXCLM\r\n"
 _STRUCT = struct.Struct("<8s16sQ8sQQ")
 BEAT_AT = 24

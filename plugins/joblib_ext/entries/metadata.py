@@ -9,8 +9,6 @@ from typing import Any
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
 
-__all__ = ["NAMESPACE", "LazyMetadata"]
-
 NAMESPACE = "namespace"
 """Key under which the metadata names the code version; a `MemorizedResult` carries it along."""
 

@@ -19,8 +19,6 @@ from typing import Any
 
 from mlops_ext.errors import MissingExtraError
 
-__all__ = ["ALIGN", "Buffer", "compress", "decompress", "dump_body", "load_body", "read_table"]
-
 ALIGN = 64
 """A cache line, and what SIMD loads of any array type like."""
 _TABLE_ROW = struct.Struct("<QQ")

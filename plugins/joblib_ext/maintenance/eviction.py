@@ -21,8 +21,6 @@ from joblib_ext.stores.files.scan import entry_names, shards, without_collector
 from joblib_ext.stores.files.store import Store
 from joblib_ext.stores.files.trash import empty_later
 
-__all__ = ["EXACT_UP_TO", "enforce"]
-
 EXACT_UP_TO = 20_000
 """So many ``stat`` calls take some tens of milliseconds on a local disk."""
 _SAMPLE_FACTOR = 2

@@ -22,8 +22,6 @@ from joblib_ext.stores.files.trash import empty
 from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name
 from mlops_ext.processes.identity import Liveness
 
-__all__ = ["Collected", "collect_garbage"]
-
 
 @dataclass(slots=True, kw_only=True)
 class Collected:

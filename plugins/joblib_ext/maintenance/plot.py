@@ -11,8 +11,6 @@ from mlops_ext.errors import MissingExtraError
 if TYPE_CHECKING:
     from joblib_ext.maintenance.stats import Stats, VersionStats
 
-__all__ = ["draw"]
-
 _MOST = 20
 """Functions shown; the rest is one bar."""
 _DAY_S = 86_400.0

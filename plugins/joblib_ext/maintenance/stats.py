@@ -22,18 +22,6 @@ from joblib_ext.stores.files.store import Address, Store
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.files import TEMP_SUFFIX
 
-__all__ = [
-    "NotAStoreError",
-    "Progress",
-    "Stats",
-    "Verified",
-    "VersionStats",
-    "find_store",
-    "no_progress",
-    "statistics",
-    "verify_entries",
-]
-
 Progress = Callable[[int, int], object]
 """Called with the number of folders done, and of all."""
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from mlops_ext.files import temp_name
 from mlops_ext.processes.forks import follow_forks
 
-__all__ = ["KINDS", "Events", "read_events"]
-
 log = logging.getLogger(__name__)
 
 KINDS = ("corrupt", "conflict", "lost-reply", "takeover")

@@ -17,8 +17,6 @@ from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.stores.files.store import READ, Store, View
 from mlops_ext.files import publish
 
-__all__ = ["LocalTier"]
-
 _SHRINK_TO = 0.8
 """Shrinking goes below the limit, so that it does not happen at each entry."""
 _LOOK_EVERY = 1 / 16

@@ -20,7 +20,8 @@ from joblib.func_inspect import filter_args
 from joblib.memory import MemorizedFunc
 
 import joblib_ext  # noqa: F401  # registers the backend, and applies the patches
-from joblib_ext.arguments import bind, digest, quick_filter_args
+from joblib_ext.arguments import bind, digest
+from joblib_ext.patches import quick_filter_args
 from joblib_ext.plugin import QUICK_ARGUMENTS
 from mlops_ext.patching import Outcome, PatchSet
 

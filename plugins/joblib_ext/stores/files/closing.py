@@ -16,8 +16,6 @@ from collections import deque
 
 from mlops_ext.processes.forks import follow_forks
 
-__all__ = ["Closer"]
-
 _SLOW_S = 0.000_2
 _IN_A_ROW = 3
 """A busy machine can delay one close, or two."""

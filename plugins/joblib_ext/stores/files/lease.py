@@ -27,20 +27,6 @@ from joblib_ext.stores.files.store import AMBIGUOUS, READ, Address, Store
 from mlops_ext.files import temp_name
 from mlops_ext.processes.forks import in_forked_child
 
-__all__ = [
-    "Claim",
-    "Taken",
-    "adopt",
-    "ask_record",
-    "held_by_this_process",
-    "inherited",
-    "is_gone",
-    "read_record",
-    "release",
-    "remove",
-    "take",
-]
-
 _TRIES = 12
 """Each level of folders above a first entry can cost one, where replies are lost."""
 _BEATS_A_LEASE = 5

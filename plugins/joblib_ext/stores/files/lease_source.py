@@ -16,8 +16,6 @@ from joblib_ext.entries.lease_record import BEAT_AT, ClaimRecord, own_record
 from joblib_ext.stores.files.layout import Layout
 from mlops_ext.files import temp_name
 
-__all__ = ["ClaimSource", "source_of"]
-
 _TRIES = 10
 """With three replies of ten lost, half as many would leave one process of 400 without a claim."""
 _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO})

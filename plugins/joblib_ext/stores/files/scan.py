@@ -13,8 +13,6 @@ from typing import Any
 from joblib_ext.stores.files.layout import CLAIM_MAX, Layout
 from mlops_ext.files import TEMP_SUFFIX
 
-__all__ = ["Namespace", "entry_names", "is_item", "items", "namespaces", "shards"]
-
 _SHARD_DIGITS = 2
 
 

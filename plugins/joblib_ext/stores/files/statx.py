@@ -14,8 +14,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Fresh", "fresh_fd", "fresh_path", "replacing_flushes"]
-
 _AT_FDCWD, _AT_EMPTY_PATH, _FORCE_SYNC = -100, 0x1000, 0x2000
 _WANTED = 0x4 | 0x40 | 0x200  # link count, modification time, size
 _SIZE_OF_STATX = 256

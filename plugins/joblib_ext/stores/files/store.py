@@ -30,8 +30,6 @@ from joblib_ext.stores.files.statx import fresh_path, replacing_flushes
 from mlops_ext.files import Patience, remove, sync_directory, temp_name, write_new
 from mlops_ext.files import publish as publish_file
 
-__all__ = ["AMBIGUOUS", "READ", "UNUSABLE", "Address", "Store", "Unusable", "View"]
-
 AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
 """After these the destination decides: the reply can be lost though the operation took place."""
 _SMALL = 1 << 16

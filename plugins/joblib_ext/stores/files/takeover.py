@@ -26,8 +26,6 @@ from joblib_ext.stores.files.store import AMBIGUOUS, Address, Store
 from mlops_ext.files import TEMP_SUFFIX
 from mlops_ext.processes.forks import in_forked_child
 
-__all__ = ["is_ticket", "remove_dead", "take_over", "tickets_of"]
-
 _STEM = "takeover."
 
 _DEEPEST = 16

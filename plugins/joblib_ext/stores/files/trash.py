@@ -9,8 +9,6 @@ import threading
 from joblib_ext.stores.files.store import AMBIGUOUS, Store
 from mlops_ext.files import Patience, remove, temp_name
 
-__all__ = ["clear_now", "empty", "empty_later", "move_to_trash"]
-
 
 def move_to_trash(store: Store, folder: str, *, background: bool = True) -> None:
     """Make *folder* disappear at once for every process, and remove its files later.
