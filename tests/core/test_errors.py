@@ -17,7 +17,7 @@ EXAMPLES = [
     errors.HistoryError("/data/history.sqlite", "locked"),
     errors.UnknownNameError("framework", "kserv", ["kserve"]),
     errors.UnsupportedVersionError("zenml", "9", "<1"),
-    errors.MissingExtraError("networkx", "clearml"),
+    errors.MissingExtraError("numpy", "history"),
     errors.PatchConflictError("a.b", "a:b", "an object of a", "missing"),
     errors.PluginError("acme", "acme-ext", ValueError("broken")),
     errors.TempDirError("/scratch", "full"),

@@ -95,7 +95,7 @@ def test_the_ladder_is_as_cheap_as_the_best_of_all_ladders(peaks, prices):
 @settings(deadline=None, max_examples=50)
 @given(distributions(most=30), prices_, st.integers(min_value=1, max_value=5))
 def test_a_ladder_rises_to_the_largest_peak_and_keeps_to_its_length(peaks, prices, most):
-    ladder = best_ladder(peaks, prices, most=most)
+    ladder = best_ladder(peaks, prices, max_length=most)
     assert ladder == sorted(set(ladder))
     assert ladder[-1] == peaks.values[-1]
     assert len(ladder) <= most

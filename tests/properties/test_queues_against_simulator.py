@@ -10,8 +10,6 @@ from mlops_ext.queues.bounds import possibly_stuck
 from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
 from mlops_ext.queues.model import compile_topology
 
-pytest.importorskip("networkx", reason="the clearml extra brings it")
-
 
 def random_steps(rng, queues, budget, depth):
     steps = []

@@ -13,12 +13,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from mlops_ext.errors import MissingExtraError
 from mlops_ext.queues.model import Model, Node, Placement
-
-__all__ = ["Offer", "fill_queue", "fillable", "fills_at_once", "possibly_stuck"]
 
 Fill = dict[tuple[int, int], int]
 """(queue of the controllers, number of the worker class) → how many of them hold slots there."""
@@ -158,11 +154,10 @@ def _can_wait(
 
 
 def fill_queue(queue: int, offer: Offer) -> Fill | None:
-    """How the controllers of *offer* fill every slot of *queue*, or None.
+    """How the controllers of *offer* fill every slot of *queue*, or None if they cannot.
 
-    Raises:
-        MissingExtraError: the bounds and the greedy try did not settle it, and networkx, which
-            would, is not installed.
+    A maximum flow from controllers to slots by shortest augmenting paths (Edmonds and Karp, 1972),
+    the paths of one edge first: they nearly always do.
     """
     demand: dict[int, int] = {}
     for at in offer.model.classes_of[queue]:
@@ -172,11 +167,6 @@ def fill_queue(queue: int, offer: Offer) -> Fill | None:
         demand[at] = slots
     if sum(offer.counts.values()) < sum(demand.values()):
         return None
-    return _greedy(demand, offer) or _by_flow(demand, offer)
-
-
-def _greedy(demand: Mapping[int, int], offer: Offer) -> Fill | None:
-    """A quick try, from the classes with the fewest sources: None settles nothing."""
     left = dict(offer.counts)
     fill: Fill = {}
     for at in sorted(demand, key=lambda each: len(offer.sources(each))):
@@ -189,33 +179,52 @@ def _greedy(demand: Mapping[int, int], offer: Offer) -> Fill | None:
                 missing -= taken
                 if not missing:
                     break
-        if missing:
-            return None
-    return fill
+        while missing:
+            moved = _make_room(at, missing, offer, left, fill)
+            if not moved:
+                return None
+            missing -= moved
+    return {each: count for each, count in fill.items() if count}
 
 
-def _by_flow(demand: Mapping[int, int], offer: Offer) -> Fill | None:
-    """The same, settled: the flow from controllers to slots fills all slots, or none does."""
-    supply = {source: offer.counts[source] for at in demand for source in offer.sources(at)}
-    if sum(supply.values()) < sum(demand.values()):
-        return None
-    try:
-        import networkx as nx  # type: ignore[import-untyped]  # it ships no types
-    except ImportError as error:
-        raise MissingExtraError("networkx", "clearml") from error
-    graph: Any = nx.DiGraph()
-    for source, count in supply.items():
-        graph.add_edge("controllers", ("queue", source), capacity=count)
-    for at, slots in demand.items():
-        graph.add_edge(("class", at), "slots", capacity=slots)
-        for source in offer.sources(at):
-            graph.add_edge(("queue", source), ("class", at), capacity=slots)
-    value, flow = nx.maximum_flow(graph, "controllers", "slots")
-    if value < sum(demand.values()):
-        return None
-    return {
-        (source, at): flow["queue", source]["class", at]
-        for at in demand
-        for source in offer.sources(at)
-        if flow["queue", source]["class", at]
-    }
+def _make_room(at: int, missing: int, offer: Offer, left: dict[int, int], fill: Fill) -> int:
+    """Put up to *missing* more controllers on class *at*, moving others to other classes of theirs.
+
+    Changes *left* and *fill*; returns how many were put there, 0 if none can be.
+    """
+    giver = {at: -1}  # class → the source that would leave it for the class before
+    taker: dict[int, int] = {}  # source → the class it would be put on
+    for current in (reached := [at]):  # grows below
+        for source in offer.sources(current):
+            if source in taker:
+                continue
+            taker[source] = current
+            if left[source]:
+                return _move(source, min(left[source], missing), giver, taker, left, fill)
+            for other in offer.model.classes_of[source]:
+                if other not in giver and fill.get((source, other)):
+                    giver[other] = source
+                    reached.append(other)
+    return 0
+
+
+def _move(
+    source: int,
+    count: int,
+    giver: Mapping[int, int],
+    taker: Mapping[int, int],
+    left: dict[int, int],
+    fill: Fill,
+) -> int:
+    """Move as many of *count* controllers as the path that ends at *source* carries."""
+    path = [source]
+    while (before := giver[taker[path[-1]]]) >= 0:
+        count = min(count, fill[before, taker[path[-1]]])
+        path.append(before)
+    left[source] -= count
+    for each in path:
+        at = taker[each]
+        fill[each, at] = fill.get((each, at), 0) + count
+        if giver[at] >= 0:
+            fill[giver[at], at] -= count
+    return count

@@ -6,8 +6,7 @@ for. All instances of all pipelines may be enqueued at the same time. A free slo
 takes any task from any of the worker's queues; a plain step ends after any time; a controller
 enqueues a step as soon as everything the step comes after has ended, and ends with its last step.
 
-Pure: plain data in, a verdict out. Only a large topology whose bounds settle nothing needs
-networkx.
+Pure: plain data in, a verdict out.
 """
 
 from __future__ import annotations
@@ -67,9 +66,6 @@ def check(topology: Topology, *, search_states: int = SEARCH_STATES) -> Verdict:
     Args:
         topology: what runs, and where.
         search_states: how many states to look at before being cautious.
-
-    Raises:
-        MissingExtraError: a flow is needed to settle it, and networkx is not installed.
     """
     model = compile_topology(topology)
     broken = (*explain_unserved(model), *explain_order(model))

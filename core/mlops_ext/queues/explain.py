@@ -8,8 +8,6 @@ from mlops_ext.errors import nearest
 from mlops_ext.queues.model import Model, Node, Placement
 from mlops_ext.queues.topology import Chain, ChainKind, Hold
 
-__all__ = ["explain_caution", "explain_deadlock", "explain_order", "explain_unserved"]
-
 MAX_CHAINS = 8
 """Reasons of one kind that are told: more than that nobody reads."""
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from mlops_ext.queues.topology import Pipeline, Topology, Worker
 
-__all__ = ["Model", "Node", "Placement", "WorkerClass", "compile_topology"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:

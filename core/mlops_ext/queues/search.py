@@ -20,8 +20,6 @@ from collections.abc import Iterator
 
 from mlops_ext.queues.model import Model, Node, Placement
 
-__all__ = ["BudgetExceededError", "find_deadlock"]
-
 Progress = tuple[int, int]
 """One instance of a pipeline: bits of the controllers that hold, bits of the steps that ended."""
 

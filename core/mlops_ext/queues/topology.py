@@ -8,18 +8,6 @@ from dataclasses import dataclass
 
 from mlops_ext.errors import TopologyError, UnknownNameError
 
-__all__ = [
-    "Chain",
-    "ChainKind",
-    "Hold",
-    "Outcome",
-    "Pipeline",
-    "Step",
-    "Topology",
-    "Verdict",
-    "Worker",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:

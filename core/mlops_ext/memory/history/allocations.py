@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _GRID = 48
 """Points kept of a distribution; more change the result by less than 1 %."""
 _TOP = 8
-"""Of these, the largest are kept as they are: that is where the first rungs come to lie."""
+"""Of these, the largest are kept as they are: that is where the first allocations come to lie."""
 _TAIL_STEPS = ((0.25, 0.35), (0.7, 0.25), (1.3, 0.2), (2.2, 0.13), (4.0, 0.07))
 """Where the mass above the largest peak lies, in spreads beyond it, and its shares: roughly
 exponential, cut into five."""
@@ -80,8 +80,8 @@ def add_tail(peaks: Peaks) -> Peaks:
     mass = list(itertools.accumulate(peaks.weights))
     top = values[-1]
     excess = _mean_excess(peaks, bisect.bisect_left(mass, _UPPER * mass[-1]))
-    least = top * max(_LEAST_SPREAD, _FIRST_SPREAD / max(peaks.count, 1.0) ** 2)
-    spread = _SPREAD * min(max(excess, least), top)
+    min_spread = top * max(_LEAST_SPREAD, _FIRST_SPREAD / max(peaks.count, 1.0) ** 2)
+    spread = _SPREAD * min(max(excess, min_spread), top)
     beyond = mass[-1] / peaks.count
     kept, kept_weights = _thin(values, mass)
     return Peaks(
@@ -118,11 +118,11 @@ def _thin(values: Sequence[float], mass: Sequence[float]) -> tuple[list[float], 
     return kept, [sums[0], *map(operator.sub, sums[1:], sums)]
 
 
-def best_ladder(peaks: Peaks, prices: Prices, *, most: int | None = None) -> list[float]:
+def best_ladder(peaks: Peaks, prices: Prices, *, max_length: int | None = None) -> list[float]:
     """The rising allocations, taken from the values of *peaks*, that cost least on average.
 
     Cost of a run = sum over failed attempts of (allocation x failed + kill) + last allocation -
-    peak. The last rung is the largest value. Exact, by dynamic programming from the largest
+    peak. The last allocation is the largest value. Exact, by dynamic programming from the largest
     value down: serving the values in (k, j] with value j, given that value k was too little,
     costs ``g[j] - value[j] * mass[k]``, a line in ``mass[k]``, so that the best j is found on
     the lower envelope of lines in amortised constant time.
@@ -130,14 +130,14 @@ def best_ladder(peaks: Peaks, prices: Prices, *, most: int | None = None) -> lis
     Args:
         peaks: the distribution.
         prices: what failures cost.
-        most: at most that many rungs: kills are priced up until they fit (a Lagrangian, so the
-            result is the best ladder of its length).
+        max_length: at most that many allocations: kills are priced up until they fit (a
+            Lagrangian, so the result is the best ladder of its length).
     """
     kill = prices.kill
     for _ in range(_PRICE_STEPS):
-        rungs = _solve(peaks.values, peaks.weights, prices.failed, kill)
-        if most is None or len(rungs) <= max(most, 1):
-            return rungs
+        ladder = _solve(peaks.values, peaks.weights, prices.failed, kill)
+        if max_length is None or len(ladder) <= max(max_length, 1):
+            return ladder
         kill = max(kill * 1.5, 0.02 * peaks.values[-1])
     return [peaks.values[-1]]
 
@@ -178,23 +178,23 @@ def _solve(
             lines.pop()
         lines.append(k)
     index = min(range(count), key=cost.__getitem__)
-    rungs = []
+    ladder = []
     while index >= 0:
-        rungs.append(values[index])
+        ladder.append(values[index])
         index = following[index]
-    return rungs
+    return ladder
 
 
 def cost_of(ladder: Sequence[float], peak: float, prices: Prices, growth: float) -> float:
     """What a run with this *peak* costs on *ladder*, which grows by *growth* after its end."""
     cost = 0.0
-    rung = 0.0
-    for rung in ladder:
-        if rung >= peak:
-            return cost + rung - peak
-        cost += rung * prices.failed + prices.kill
-    rung *= growth
-    while rung < peak:
-        cost += rung * prices.failed + prices.kill
-        rung *= growth
-    return cost + rung - peak
+    allocation = 0.0
+    for allocation in ladder:
+        if allocation >= peak:
+            return cost + allocation - peak
+        cost += allocation * prices.failed + prices.kill
+    allocation *= growth
+    while allocation < peak:
+        cost += allocation * prices.failed + prices.kill
+        allocation *= growth
+    return cost + allocation - peak

@@ -87,7 +87,7 @@ class HistoryPolicy:
             if not len(series):
                 return self._first_plan(series, request, caps)
             forecast = series.forecast(features.known_input)
-            ladder = _rungs(forecast.ladder, caps.binding, settings.min_memory)
+            ladder = _allocations(forecast.ladder, caps.binding, settings.min_memory)
             reason = _reason(series, forecast.expert, ladder, caps.binding)
             return MemoryPlan(
                 ladder=ladder,
@@ -99,7 +99,7 @@ class HistoryPolicy:
             )
 
     def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
-        """The next rung after an out-of-memory kill; see `escalate`."""
+        """The next allocation after an out-of-memory kill; see `escalate`."""
         return escalate(plan, attempt, evidence, self.settings)
 
     def observe(
@@ -184,8 +184,7 @@ class HistoryPolicy:
         choice = series.choice()
         if choice is None:
             return None
-        least = self.settings.min_memory
-        start = _round_up(max(choice.start * first, least))
+        start = _round_up(max(choice.start * first, self.settings.min_memory))
         return InPlace(
             start=start if cap is None else min(start, cap.memory),
             threshold=choice.threshold,
@@ -229,15 +228,17 @@ def _round_up(size: float) -> Quantity:
     return Quantity.saturated(math.ceil(size / _MIB) * _MIB)
 
 
-def _rungs(ladder: Sequence[float], cap: Cap | None, least: Quantity) -> tuple[Quantity, ...]:
-    """*ladder* in whole MiB, at least *least*, at most the cap, strictly rising."""
-    rungs: list[Quantity] = []
+def _allocations(
+    ladder: Sequence[float], cap: Cap | None, min_memory: Quantity
+) -> tuple[Quantity, ...]:
+    """*ladder* in whole MiB, at least *min_memory*, at most the cap, strictly rising."""
+    allocations: list[Quantity] = []
     for size in ladder:
-        rung = _round_up(max(size, least))
-        rung = rung if cap is None else min(rung, cap.memory)
-        if not rungs or rung > rungs[-1]:
-            rungs.append(rung)
-    return tuple(rungs)
+        allocation = _round_up(max(size, min_memory))
+        allocation = allocation if cap is None else min(allocation, cap.memory)
+        if not allocations or allocation > allocations[-1]:
+            allocations.append(allocation)
+    return tuple(allocations)
 
 
 def _reason(series: Series, expert: str, ladder: Sequence[Quantity], cap: Cap | None) -> str:
@@ -245,6 +246,6 @@ def _reason(series: Series, expert: str, ladder: Sequence[Quantity], cap: Cap | 
     runs = "1 earlier run" if len(series) == 1 else f"{len(series)} earlier runs"
     span = f"at {low}" if low == high else f"between {low} and {high}"
     basis = "" if expert == DEFAULT else f" (judged by: {expert})"
-    steps = ", then ".join(rung.human for rung in ladder)
+    steps = ", then ".join(allocation.human for allocation in ladder)
     limit = f"; the cap is {cap}" if cap is not None and ladder[-1] >= cap.memory else ""
     return f"{runs} peaked {span}{basis}: {steps}{limit}."

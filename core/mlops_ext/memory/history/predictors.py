@@ -180,9 +180,9 @@ def _local_line(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Fl
     if variance > _NO_SPREAD:
         slope = float((share * offset * (peaks - mean)).sum()) / variance
     # Not below half the smallest peak: a steep line must not predict next to nothing.
-    least = _CLAMP[0] * float(peaks.min())
-    fitted = np.maximum(mean + slope * offset, least)
-    return max(mean - slope * centre, least) + (peaks - fitted), weights
+    lowest = _CLAMP[0] * float(peaks.min())
+    fitted = np.maximum(mean + slope * offset, lowest)
+    return max(mean - slope * centre, lowest) + (peaks - fitted), weights
 
 
 _BY_INPUT: dict[str, _Expert] = {

@@ -86,7 +86,7 @@ def best_choice(
     """The cheapest choice over *runs* and its mean cost in bytes, or None without runs.
 
     Args:
-        runs: (running maximum, run time in seconds, first rung of the static plan that was in
+        runs: (running maximum, run time in seconds, first allocation of the static plan that was in
             force) of earlier runs, oldest first.
         kill: price of a kill in bytes, as for the static ladder, so that both can be compared.
         resize: price of a resize in bytes.

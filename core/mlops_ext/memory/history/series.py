@@ -178,8 +178,8 @@ class Series:
 
     def _ladder(self, peaks: Peaks) -> list[float]:
         """Leaves one retry for growing beyond the ladder's end."""
-        most = max(self._settings.max_oom_retries, 1)
-        return best_ladder(add_tail(peaks), self.prices(peaks.mean), most=most)
+        length = max(self._settings.max_oom_retries, 1)
+        return best_ladder(add_tail(peaks), self.prices(peaks.mean), max_length=length)
 
     def forecast(self, size: float | None) -> Forecast:
         """The view of the expert that did best so far; there must be a run, or a kill."""
