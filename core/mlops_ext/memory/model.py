@@ -331,7 +331,7 @@ class MemoryPolicy(Protocol):
         """Return what to do after *attempt* of *plan* ended as *evidence* says."""
         ...
 
-    def observe(
+    def observe(  # noqa: PLR0913 - what is known of a run
         self,
         key: TaskKey,
         features: Features,
@@ -340,6 +340,8 @@ class MemoryPolicy(Protocol):
         *,
         censored: bool = False,
         curve: Curve = (),
+        plan: MemoryPlan | None = None,
+        resizes_s: Sequence[float] = (),
     ) -> None:
         """Take note of a run.
 
@@ -350,5 +352,8 @@ class MemoryPolicy(Protocol):
             runtime_s: how long it ran.
             censored: it was killed for memory, so that the peak is *at least* this much.
             curve: its memory over time, at any resolution.
+            plan: the plan that was in force.
+            resizes_s: for each resize while it ran, the seconds until it took effect; infinite
+                for one that never did.
         """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mlops_ext.memory.model import (
@@ -274,7 +275,7 @@ class RequestPolicy:
         """What follows from the plan; see `escalate`."""
         return escalate(plan, attempt, evidence, self.settings)
 
-    def observe(
+    def observe(  # noqa: PLR0913 - what is known of a run
         self,
         key: TaskKey,
         features: Features,
@@ -283,5 +284,7 @@ class RequestPolicy:
         *,
         censored: bool = False,
         curve: Curve = (),
+        plan: MemoryPlan | None = None,
+        resizes_s: Sequence[float] = (),
     ) -> None:
         """Nothing: this policy learns nothing."""

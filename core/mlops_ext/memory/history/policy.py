@@ -102,7 +102,7 @@ class HistoryPolicy:
         """The next allocation after an out-of-memory kill; see `escalate`."""
         return escalate(plan, attempt, evidence, self.settings)
 
-    def observe(
+    def observe(  # noqa: PLR0913 - what is known of a run
         self,
         key: TaskKey,
         features: Features,
@@ -111,8 +111,11 @@ class HistoryPolicy:
         *,
         censored: bool = False,
         curve: Curve = (),
+        plan: MemoryPlan | None = None,
+        resizes_s: Sequence[float] = (),
     ) -> None:
         """Add a run to the history; a peak that is not positive is left out."""
+        del resizes_s
         if peak <= 0:
             logger.debug("run of %s left out: no peak was measured", key)
             return
@@ -126,9 +129,9 @@ class HistoryPolicy:
                 if not censored and len(series):
                     costs = series.costs_of(size, peak)
                     forecast = series.forecast(size)
-                    first, ratio = (
-                        Quantity.saturated(forecast.ladder[0]),
-                        peak / forecast.peaks.median,
+                    ratio = peak / forecast.peaks.median
+                    first = (plan.first_limit if plan else None) or Quantity.saturated(
+                        forecast.ladder[0]
                     )
                 self.records.append(
                     key,
