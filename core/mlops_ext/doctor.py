@@ -32,6 +32,7 @@ class Fix:
         needed: whether the installed version has the fault; None where nothing is installed.
         active: whether it is applied in this process.
         armed: whether the import of its framework applies it in this process.
+        process: the kind of process that applies it to itself, or "".
         why: one sentence.
         reason: what hurts without it.
         upstream: link to the fault upstream, or "".
@@ -44,6 +45,7 @@ class Fix:
     needed: bool | None
     active: bool
     armed: bool
+    process: str
     why: str
     reason: str
     upstream: str
@@ -154,8 +156,11 @@ def _fix(report: PatchReport) -> Fix:
         Outcome.NOT_NEEDED: False,
         Outcome.OUT_OF_RANGE: None,
     }.get(outcome, True)
-    armed = activation.is_armed(patch.framework) and outcome is Outcome.NOT_APPLIED
+    is_waiting = outcome is Outcome.NOT_APPLIED and not patch.process
+    armed = activation.is_armed(patch.framework) and is_waiting
     how = f"activate it with: mlops-ext run --patch {patch.framework} -- CMD"
+    if patch.process:
+        how = f"applied in {patch.process}"
     why = report.detail or {
         Outcome.APPLIED: "applied in this process",
         Outcome.NOT_APPLIED: f"applied when {patch.framework} is imported" if armed else how,
@@ -168,6 +173,7 @@ def _fix(report: PatchReport) -> Fix:
         needed=needed,
         active=outcome is Outcome.APPLIED,
         armed=armed,
+        process=patch.process,
         why=why,
         reason=patch.reason,
         upstream=patch.upstream,

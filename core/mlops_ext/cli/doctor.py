@@ -84,11 +84,15 @@ def _draw_fixes(fixes: list[Fix], console: Console) -> None:
     for fix in fixes:
         needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
         state = "yes" if fix.active else "on import"
-        active = f"[green]{state}[/]" if fix.active or fix.armed else "[dim]no[/]"
+        state = f"in {escape(fix.process)}" if fix.process else state
+        is_applied = fix.active or fix.armed or fix.process
+        active = f"[green]{state}[/]" if is_applied else "[dim]no[/]"
         why = "" if fix.needed else f" [dim]({escape(fix.why)})[/]"
         table.add_row(escape(fix.id), needed, active, escape(fix.reason) + why)
     console.print(table)
-    waiting = sorted({f.framework for f in fixes if f.needed and not (f.active or f.armed)})
+    waiting = sorted(
+        {f.framework for f in fixes if f.needed and not (f.active or f.armed or f.process)}
+    )
     if waiting:
         flags = " ".join(f"--patch {name}" for name in waiting)
         console.print(f"activate what you need: mlops-ext run {escape(flags)} -- CMD")

@@ -32,10 +32,14 @@ log = logging.getLogger(__name__)
 _waiting: set[str] = set()
 
 
-def apply(framework: str) -> PatchSet:
+def apply(framework: str, *, process: str = "") -> PatchSet:
     """Apply the patches of *framework*, and return the set that reverts them.
 
     The result is a context manager: ``with mlops_ext.apply("kserve"): ...`` reverts at the end.
+
+    Args:
+        framework: its name.
+        process: only the patches for this kind of process (`Patch.process`).
 
     Raises:
         UnknownNameError: no extension is written for *framework*.
@@ -50,7 +54,8 @@ def apply(framework: str) -> PatchSet:
     if support.version is not None and not support.supported:
         known = support.framework
         raise UnsupportedVersionError(known.distribution, support.version, known.supported)
-    patches = PatchSet(found.patches(framework), notify=found.notify_patch)
+    chosen = (patch for patch in found.patches(framework) if patch.process == process)
+    patches = PatchSet(chosen, notify=found.notify_patch)
     patches.apply()
     return patches
 

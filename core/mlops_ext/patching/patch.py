@@ -27,6 +27,8 @@ class Patch:
             returns what takes its place. Named by text, so that listing imports nothing.
         expects: what must stand at the target: "" for an object defined in the target's own
             top-level package, "nothing" for an empty place, or the name of a top-level package.
+        process: the kind of process that applies it to itself ("the pod of a step"); "" means
+            any process in which the framework is activated.
         reason: what hurts without it, in one sentence.
         upstream: link to the fault upstream, or "".
         verified_by: the test that fails without it and passes with it.
@@ -40,6 +42,7 @@ class Patch:
     target: str
     replacement: str
     expects: str = ""
+    process: str = ""
     reason: str
     upstream: str = ""
     verified_by: str

@@ -243,6 +243,34 @@ def test_doctor_calls_armed_only_what_an_import_will_apply(monkeypatch):
     assert [outcome for outcome, is_armed in armed.items() if is_armed] == [Outcome.NOT_APPLIED]
 
 
+def test_a_patch_for_one_kind_of_process_is_applied_there_alone(monkeypatch, load):
+    sample, replaced = types.ModuleType("sample_target"), types.ModuleType("sample_makes")
+    exec("def anywhere(): ...\ndef here(): ...", vars(sample))  # functions of its own
+    replaced.make = lambda original: lambda: original
+    for module in (sample, replaced):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    anywhere, here = sample.anywhere, sample.here
+    common = {"distribution": "pytest", "replacement": "sample_makes:make"}
+    patches = [
+        dataclasses.replace(PATCH, id="sample.any", target="sample_target:anywhere", **common),
+        dataclasses.replace(
+            PATCH, id="sample.here", target="sample_target:here", process="a worker", **common
+        ),
+    ]
+    hooks = {
+        "mlops_ext_frameworks": lambda: [framework("sample")],
+        "mlops_ext_patches": lambda: patches,
+    }
+    found = load(one=hooks)
+    monkeypatch.setattr("mlops_ext.extensions.discovery.extensions", lambda: found)
+    with activation.apply("sample"):
+        assert (sample.anywhere is anywhere, sample.here is here) == (False, True)
+    with activation.apply("sample", process="a worker"):
+        assert (sample.anywhere is anywhere, sample.here is here) == (True, False)
+    shown = doctor.diagnose(found).fixes
+    assert [fix.why for fix in shown if fix.process] == ["applied in a worker"]
+
+
 @pytest.mark.parametrize(("supported", "expected"), [(">=1", ["prepared"]), ("<1", [])])
 def test_an_extension_prepares_for_the_import_of_a_version_it_knows(
     applied, tmp_path, monkeypatch, load, supported, expected
