@@ -33,8 +33,6 @@ from joblib_ext.stores.files import scan as _scan
 from joblib_ext.stores.files import trash as _trash
 from joblib_ext.stores.files.store import Address, View
 
-__all__ = ["SharedStoreBackend"]
-
 _DIRECT = "0" * 24
 """Namespace of items that are dumped by hand, without a function."""
 _TALKATIVE = 1
