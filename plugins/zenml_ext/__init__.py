@@ -1,1 +1,25 @@
-"""The zenml extension of mlops-ext."""
+"""Steps that survive out-of-memory kills, and temporary directories of one's choice, for ZenML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlops_ext.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from zenml_ext.kubernetes.flavor import KubernetesOomFlavor
+    from zenml_ext.kubernetes.settings import KubernetesOomSettings
+    from zenml_ext.local.flavor import LocalOomFlavor
+    from zenml_ext.local.settings import LocalOomSettings
+
+__all__ = ["KubernetesOomFlavor", "KubernetesOomSettings", "LocalOomFlavor", "LocalOomSettings"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "KubernetesOomFlavor": "zenml_ext.kubernetes.flavor",
+        "KubernetesOomSettings": "zenml_ext.kubernetes.settings",
+        "LocalOomFlavor": "zenml_ext.local.flavor",
+        "LocalOomSettings": "zenml_ext.local.settings",
+    },
+)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from zenml_ext.memory.report import StepMemory
 
-__all__ = ["zenml"]
-
 _RUNS = 20
 """Runs of a pipeline that are shown: enough to see a trend, few enough to read."""
 
@@ -35,17 +33,17 @@ def register() -> None:
     Can be repeated: what is registered already stays as it is.
     """
     client = _client()
-    from zenml_ext import flavors as _flavors
+    from zenml_ext import flavors
 
-    good = {_flavors.Known.NEW, _flavors.Known.SAME, _flavors.Known.UPDATED}
+    good = {flavors.Known.NEW, flavors.Known.SAME, flavors.Known.UPDATED}
     usable = []
-    for found in _flavors.register(client):
+    for found in flavors.register(client):
         detail = f" ({found.detail})" if found.detail else ""
         click.echo(f"{found.name}: {found.outcome.value}{detail}")
         if found.outcome in good:
             usable.append(found.name)
     for name in usable:
-        steps = _flavors.next_steps(client, name)
+        steps = flavors.next_steps(client, name)
         if steps:
             click.echo(f"\nTo run pipelines with {name}, type:")
         for step in steps:
@@ -126,11 +124,11 @@ def _pipelines(client: Any) -> list[str]:
 
 
 def _steps(client: Any, run: PipelineRunResponse) -> Iterator[StepMemory]:
-    from zenml_ext.memory import records as metadata
+    from zenml_ext.memory.records import read
     from zenml_ext.memory.report import StepMemory
 
     rows = client.list_run_steps(pipeline_run_id=run.id, sort_by="created", size=1000, hydrate=True)
-    for name, attempts in metadata.read(rows).items():
+    for name, attempts in read(rows).items():
         yield StepMemory(
             run=run.name, step=name, attempts=attempts, following=_next_plan(run, name)
         )

@@ -10,8 +10,6 @@ from mlops_ext import settings, tempdirs
 from mlops_ext.errors import TempDirError
 from mlops_ext.hookspecs import Finding, Severity
 
-__all__ = ["init_hook", "memory_limits", "temp_dir"]
-
 
 def temp_dir() -> Iterator[Finding]:
     """Whether the configured temporary directory can be used."""
@@ -41,10 +39,10 @@ def temp_dir() -> Iterator[Finding]:
 
 def memory_limits() -> Iterator[Finding]:
     """Who enforces the memory limits of local_oom here."""
-    from zenml_ext.memory import cgroup as _cgroups
+    from zenml_ext.memory import cgroup
 
     check = "zenml.memory-limits"
-    group = _cgroups.create(64 * 1024**2)
+    group = cgroup.create(64 * 1024**2)
     if group is None:
         yield Finding(
             check=check,

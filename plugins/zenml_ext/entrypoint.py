@@ -1,4 +1,4 @@
-"""The entrypoint of a step that may have begun before: it adopts the step run left RUNNING.
+"""The entrypoint of a step that may have begun before: it resumes the step run left RUNNING.
 
 A process that is killed for memory cannot say so: its step run stays RUNNING on the server. A
 second process that took the normal path would ask for a second step run, which the server
@@ -27,20 +27,23 @@ if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
     from zenml.models import PipelineSnapshotResponse, StepRunResponse
 
-__all__ = ["AdoptingEntrypointConfiguration"]
-
 log = logging.getLogger(__name__)
 
-_STARTED = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
-_ENDING = frozenset({"stopping", "stopped", "cancelling", "cancelled"})
+STARTED = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
+_STOPPING = frozenset({"stopping", "stopped", "cancelling", "cancelled"})
 """By value: not every supported version knows all of them."""
 
 
-class AdoptingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
+def is_stopping(status: ExecutionStatus) -> bool:
+    """Whether a run or a step run is being stopped, or has been."""
+    return status.value in _STOPPING
+
+
+class ResumingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
     """Runs a step under the step run named by ``--step_run_id``, else as ZenML does.
 
     What is found decides: a step run that is RUNNING (in a dynamic pipeline also one that is
-    PROVISIONING) is adopted; one that was successful needs nothing more; one that is being
+    PROVISIONING) is resumed; one that was successful needs nothing more; one that is being
     stopped stays so; after any other the normal path makes the next one.
     """
 
@@ -51,7 +54,7 @@ class AdoptingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
 
     @classmethod
     def get_entrypoint_arguments(cls, **kwargs: Any) -> list[str]:
-        """The parent's arguments, with the id of the step run to adopt where there is one."""
+        """The parent's arguments, with the id of the step run to resume if there is one."""
         if kwargs.get(STEP_RUN_ID_OPTION):
             return super().get_entrypoint_arguments(**kwargs)
         # The parent insists on an id, its own parent does not know of one.
@@ -72,14 +75,14 @@ class AdoptingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
         found = self._previous()
         if found is not None and found.status.is_successful:
             log.info("Step %s has completed already, as step run %s.", found.name, found.id)
-        elif found is not None and found.status.value in _ENDING:
+        elif found is not None and is_stopping(found.status):
             raise RunStoppedException(f"Step run {found.id} is being stopped.")
-        elif found is not None and found.status in _STARTED:
-            self._adopt(found, step, snapshot)
+        elif found is not None and found.status in STARTED:
+            self._resume(found, step, snapshot)
         else:
             super(StepOperatorEntrypointConfiguration, self)._run_step(step, snapshot)
 
-    def _adopt(
+    def _resume(
         self, found: StepRunResponse, step: Step, snapshot: PipelineSnapshotResponse
     ) -> None:
         """Run *step* under *found*, with what ZenML's launcher does around a step."""
@@ -94,7 +97,7 @@ class AdoptingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
             raise
         except BaseException:
             # ZenML's step runner says so itself, unless it failed before it reached the step.
-            if Client().get_run_step(found.id, hydrate=False).status in _STARTED:
+            if Client().get_run_step(found.id, hydrate=False).status in STARTED:
                 publish_utils.publish_failed_step_run(found.id)
             raise
         finally:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zenml.client import Client
 
-__all__ = ["FLAVORS", "Known", "next_steps", "register"]
-
 FLAVORS = {
     "local_oom": "zenml_ext.local.flavor.LocalOomFlavor",
     "kubernetes_oom": "zenml_ext.kubernetes.flavor.KubernetesOomFlavor",

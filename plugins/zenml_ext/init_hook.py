@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["arm"]
-
 _TRIGGER = "zenml.materializers.base_materializer"
 """Importing it means that the targets of the patches exist; ``zenml`` itself is half imported."""
 

@@ -1,13 +1,17 @@
-"""What takes the place of ZenML's own handling of materializers' temporary directories.
+"""The functions that take the place of ZenML's own.
 
-Upstream makes them where `tempfile` falls, and removes them with a bare ``shutil.rmtree``: on
-Windows a file that anybody still holds open then fails a step whose work is done (WinError 32,
-https://github.com/zenml-io/zenml/issues/2990).
+Temporary directories: upstream makes those of materializers where `tempfile` falls, and removes
+them with a bare ``shutil.rmtree``: on Windows a file that anybody still holds open then fails a
+step whose work is done (WinError 32, https://github.com/zenml-io/zenml/issues/2990).
+
+Memory: upstream takes a killed step for a failed one. In the processes of our own orchestrators,
+and in no other, the functions that would declare it so are replaced (`zenml_ext.processes`).
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from mlops_ext import tempdirs
-
-__all__ = ["make_get_temporary_directory", "make_register_directory"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def make_get_temporary_directory(_: Callable[..., Any]) -> Callable[..., Any]:
         delete_at_exit: bool,  # noqa: FBT001  # upstream's signature
         delete_after_step_execution: bool = True,  # noqa: FBT001, FBT002  # upstream's signature
     ) -> Iterator[str]:
-        """As upstream's, below the configured root; its removal never raises."""
+        """Upstream's, below the configured root; its removal never raises."""
         context = _step_context()
         if not delete_at_exit and not (delete_after_step_execution and context):
             # Upstream leaves this one to the caller, so it may not go at the process's end.
@@ -55,7 +57,7 @@ def make_register_directory(_: Callable[..., Any]) -> Callable[..., Any]:
     """The replacement of ``_register_directory_for_deletion_after_step_execution``."""
 
     def register(self: Any, directory: str) -> None:  # noqa: ARG001  # upstream's signature
-        """As upstream's; the removal at the end of the step never raises."""
+        """Upstream's; the removal at the end of the step never raises."""
         context = _step_context()
         if context is None:
             log.debug("outside of a step: %s is left to the caller", directory)
@@ -65,6 +67,66 @@ def make_register_directory(_: Callable[..., Any]) -> Callable[..., Any]:
         )
 
     return register
+
+
+def make_create_job(_: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement of ``kube_utils.create_job`` in an orchestrator's pod."""
+    from zenml_ext.kubernetes.supervisor.entrypoint import active_run
+
+    def create_job(*args: Any, **kwargs: Any) -> Any:
+        """Upstream's; a step's Job gets a plan for its memory, and errors are waited out."""
+        return active_run().create_job(*args, **kwargs)
+
+    return create_job
+
+
+def make_list_jobs(upstream: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement of ``kube_utils.list_jobs`` in an orchestrator's pod."""
+    from zenml_ext.kubernetes.supervisor.entrypoint import active_run
+
+    def list_jobs(*args: Any, **kwargs: Any) -> Any:
+        """Upstream's; superseded Jobs are left out, and failed ones are still to be decided."""
+        return active_run().list_jobs(upstream, *args, **kwargs)
+
+    return list_jobs
+
+
+def make_check_job_status(_: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement of ``kube_utils.check_job_status`` in an orchestrator's pod."""
+    from zenml_ext.kubernetes.supervisor.entrypoint import active_run
+
+    def check_job_status(*args: Any, **kwargs: Any) -> Any:
+        """Upstream's, of a step's Job and of those that superseded it."""
+        return active_run().supervisor.check(*args, **kwargs)
+
+    return check_job_status
+
+
+def make_publish_failed_step_run(upstream: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement of ``step_runner.publish_failed_step_run`` in a step's pod."""
+    from zenml_ext.kubernetes.step.entrypoint import leave_if_memory_is_the_cause
+
+    def publish_failed_step_run(*args: Any, **kwargs: Any) -> Any:
+        """Upstream's, unless memory is the cause: then the process ends unpublished."""
+        leave_if_memory_is_the_cause(sys.exc_info()[1])
+        return upstream(*args, **kwargs)
+
+    return publish_failed_step_run
+
+
+def make_call_entrypoint(upstream: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement of ``BaseStep.call_entrypoint`` in a step's process under local_oom."""
+    from zenml_ext.local.entrypoint import leave_if_memory_is_the_cause
+
+    def call_entrypoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's; an error that memory caused ends the process unpublished."""
+        try:
+            return upstream(self, *args, **kwargs)
+        except Exception as error:
+            leave_if_memory_is_the_cause(error)
+            raise
+
+    return call_entrypoint
 
 
 def _step_context() -> Any:

@@ -22,7 +22,7 @@ __all__ = ["OomSettings", "TempDir"]
 
 VolumeKind = Literal["emptyDir", "ephemeral", "claim", "hostPath"]
 
-_MOST_RETRIES = 20
+_MAX_RETRIES = 20
 """Twenty doublings are a factor of a million: more is a slip of the keyboard."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
@@ -136,7 +136,7 @@ class OomSettings(BaseModel):
     oom_retries: int = Field(
         default=4,
         ge=0,
-        le=_MOST_RETRIES,
+        le=_MAX_RETRIES,
         description="How often a step killed for memory is run again with more. Counted apart"
         " from the step's own retry configuration. 0 switches it off. With the default, a step"
         " can reach 16 times its first memory.",
@@ -198,10 +198,10 @@ class OomSettings(BaseModel):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        first, most = (
+        memory, max_memory = (
             Quantity.parse(text) if text else None for text in (self.memory, self.max_memory)
         )
-        if first and most and first > most:
+        if memory and max_memory and memory > max_memory:
             raise ValueError(f"memory = {self.memory} is more than max_memory = {self.max_memory}")
         return self
 

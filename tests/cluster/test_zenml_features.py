@@ -112,5 +112,5 @@ def the_pipeline():
 def test_a_kill_uses_up_none_of_the_users_own_retries(project):
     found = project.run(RETRIED)
     assert found.status == "completed", found.output
-    assert [row["version"] for row in found.run["steps"]] == [1, 2]
+    assert [step_run["version"] for step_run in found.run["steps"]] == [1, 2]
     assert outcomes(found, "both").count("killed for memory") == 1

@@ -43,7 +43,7 @@ class Killer:
     def __init__(self):
         self.due, self.killed, self.overlaps = {}, [], []
 
-    def look(self):
+    def poll(self):
         pods = [pod for pod in objects("pods", "run_id") if pod["status"]["phase"] == "Running"]
         labels = [pod["metadata"]["labels"] for pod in pods]
         steps = [(one["run_id"], one["step_name"]) for one in labels if "step_name" in one]
@@ -65,7 +65,7 @@ def test_orchestrators_that_die_lose_no_step_and_run_none_twice_at_once(project,
     processes = [project.start(CHAIN) for _ in range(RUNS)]
     killer, end = Killer(), time.monotonic() + 1000
     while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        killer.look()
+        killer.poll()
         time.sleep(0.5)
     runs = [project.finish(process) for process in processes]
     assert len(killer.killed) == KILLS
@@ -73,7 +73,7 @@ def test_orchestrators_that_die_lose_no_step_and_run_none_twice_at_once(project,
     for found in runs:
         rows = found.statuses()
         assert rows == dict.fromkeys(("one", "two", "beside", "last"), "completed"), found.output
-        assert [row["version"] for row in found.run["steps"]] == [1] * 4
+        assert [step_run["version"] for step_run in found.run["steps"]] == [1] * 4
         for step in ("one", "two", "last"):
             assert outcomes(found, step) == ["killed for memory", "completed"]
 

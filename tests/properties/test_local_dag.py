@@ -5,7 +5,8 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zenml_ext.local.dag import Dag, MemoryBudget, Mode, State
+from zenml_ext.local.budget import MemoryBudget
+from zenml_ext.local.dag import Dag, Mode, State
 
 
 @st.composite

@@ -20,8 +20,6 @@ from mlops_ext import settings
 from mlops_ext.demo import Claim, Event, Progress
 from mlops_ext.errors import MlopsExtError
 
-__all__ = ["demo"]
-
 _LIMIT = 500 * 1024**2
 _TIMEOUT_S = 240.0
 """A step's process takes about 5 s on a free machine; beyond this something hangs."""
@@ -73,7 +71,7 @@ def _memory_claims(
     killed = [a for a in attempts if a["outcome"] == "killed for memory"]
     yield Claim(
         what="a step that needs more memory than its limit of 500Mi",
-        before=f"killed (exit code {bare_code}); the run stays {bare['status']!r} for ever",
+        before=f"killed (exit code {bare_code}); the run stays {bare['status']!r} forever",
         after=f"run {ours['status']} after {len(killed)} kill(s)",
         holds=bare_code == 137  # noqa: PLR2004  # 128 + SIGKILL
         and bare["status"] != "completed"

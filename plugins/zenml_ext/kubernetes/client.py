@@ -1,4 +1,4 @@
-"""The Kubernetes API as JSON in and out, and which of its errors pass by themselves."""
+"""The Kubernetes API as JSON in and out, and which of its errors are transient."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
 from mlops_ext.redaction import redact, redacted
-
-__all__ = ["KubeApi", "Recorder", "error_words", "is_passing", "persistently"]
+from mlops_ext.retry import doubling, retry
 
 log = logging.getLogger(__name__)
 
@@ -22,21 +21,23 @@ T = TypeVar("T")
 Manifest = dict[str, Any]
 
 _NOT_FOUND, _CONFLICT, _UNAUTHORIZED, _FORBIDDEN = 404, 409, 401, 403
-_PASSING = frozenset({401, 408, 409, 425, 429})
+_TRANSIENT = frozenset({401, 408, 409, 425, 429})
 _SERVER_ERROR = 500
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
-_PERSISTENCE_S = 300.0
+_RETRY_S = 300.0
 """How long a Job's creation is tried again: longer than an API server takes to restart."""
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether *error* is the API's or the network's weather: later it will work."""
+def is_transient(error: BaseException) -> bool:
+    """Whether *error* may pass: the API server or the network is busy or away."""
     if isinstance(error, ApiException):
-        return error.status in _PASSING or (error.status or 0) >= _SERVER_ERROR or not error.status
+        return (
+            error.status in _TRANSIENT or (error.status or 0) >= _SERVER_ERROR or not error.status
+        )
     return isinstance(error, (HTTPError, OSError))
 
 
-def error_words(error: BaseException) -> str:
+def describe_api_error(error: BaseException) -> str:
     """An API error in one line, without what is secret."""
     if isinstance(error, ApiException):
         body = error.body if isinstance(error.body, str) else ""
@@ -48,14 +49,14 @@ def error_words(error: BaseException) -> str:
     return redacted(error)
 
 
-def persistently(
+def retry_call(
     call: Callable[[], T],
     *,
     refresh: Callable[[], None] = lambda: None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """What *call* returns, tried again while its error is a passing one, for five minutes.
+    """What *call* returns, tried again for five minutes while its error is transient.
 
     Args:
         call: the request.
@@ -63,25 +64,28 @@ def persistently(
         sleep: waits.
         clock: seconds.
     """
-    begin, wait = clock(), _FIRST_WAIT_S
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not is_passing(error) or clock() - begin > _PERSISTENCE_S:
-                raise
-            log.warning("Kubernetes: %s; trying again in %.1f s", error_words(error), wait)
-            if isinstance(error, ApiException) and error.status == _UNAUTHORIZED:
-                refresh()
-            sleep(wait)
-            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def on_retry(error: Exception, pause_s: float) -> None:
+        log.warning("Kubernetes: %s; trying again in %.1f s", describe_api_error(error), pause_s)
+        if isinstance(error, ApiException) and error.status == _UNAUTHORIZED:
+            refresh()
+
+    return retry(
+        call,
+        pauses=doubling(_FIRST_WAIT_S, _LONGEST_WAIT_S),
+        is_transient=is_transient,
+        on_retry=on_retry,
+        total_s=_RETRY_S,
+        sleep=sleep,
+        clock=clock,
+    )
 
 
 class Recorder:
     """An API object that keeps what chosen calls of it returned.
 
-    ZenML's own look at a Job reads the Job, and its pods where it needs them; what it read is
-    there for us, without a call of our own.
+    ZenML's own check of a Job reads the Job, and its pods if it needs them; what it read is there
+    for us, without a call of our own.
     """
 
     def __init__(self, api: Any, *names: str) -> None:
@@ -242,10 +246,10 @@ class KubeApi:
         try:
             self.core.create_namespaced_event(namespace=self.namespace, body=body, **self._options)
         except (ApiException, HTTPError, OSError) as error:
-            log.debug("no event: %s", error_words(error))
+            log.debug("no event: %s", describe_api_error(error))
 
     def fetch(self, kind: str) -> Sequence[Manifest]:
-        """The objects of a kind, for `kubernetes_caps.CapsReader`."""
+        """The objects of a kind, for `capacity.CapsReader`."""
         if kind == "nodes":
             return self._if_allowed(lambda: self.core.list_node(**self._options))
         if kind == "pods":

@@ -1,12 +1,13 @@
-"""The watcher in a step's process: knows its memory, raises its limit in time, leaves a report.
+"""Samples the memory of this process's container, raises its limit in time, leaves a report.
 
-A process that is killed for memory cannot tell what it used. So the watcher keeps a line in the
+A process that is killed for memory cannot tell what it used. So the monitor keeps a line in the
 container's termination message while the step runs; the kubelet copies it into the pod's status,
 which costs no call of any API and needs no rights.
 """
 
 from __future__ import annotations
 
+import enum
 import json
 import logging
 import os
@@ -17,11 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlops_ext.codec import decode
 from mlops_ext.memory import InPlace, Quantity
-from zenml_ext.kubernetes.step.resize import Refusal, ResizeAnswer
-from zenml_ext.memory.kubernetes_cgroup import MemoryReading
-
-__all__ = ["Growth", "StepWatcher", "TerminationReport", "load_in_place"]
+from zenml_ext.memory.cgroup import MemoryReading
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,27 @@ def whole_mebibytes(size: int) -> Quantity:
     return Quantity(-(-size // _MIB) * _MIB)
 
 
+class Refusal(enum.Enum):
+    """Why a resize did not happen."""
+
+    FOR_GOOD = "refused for good"
+    TOO_MUCH = "more than there is"
+    FOR_NOW = "not now"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeAnswer:
+    """What the API server said.
+
+    Attributes:
+        refusal: None if it agreed; the kubelet then does it within seconds, or never.
+        message: its words.
+    """
+
+    refusal: Refusal | None
+    message: str = ""
+
+
 class Resizer(Protocol):
     """What asks for a new limit."""
 
@@ -63,15 +83,7 @@ class Cgroup(Protocol):
 
 def load_in_place(text: str | None) -> InPlace | None:
     """How to grow, from the environment of the step; None: not at all."""
-    if not text:
-        return None
-    found = json.loads(text)
-    return InPlace(
-        start=Quantity(0),
-        threshold=found["threshold"],
-        growth=found["growth"],
-        ceiling=Quantity(found["ceiling"]) if found["ceiling"] else None,
-    )
+    return decode(InPlace, json.loads(text)) if text else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +130,7 @@ class Growth:
     _rate: float = 0.0
     _quiet_until: float = 0.0
 
-    def look(self, reading: MemoryReading, now: float) -> None:
+    def on_reading(self, reading: MemoryReading, now: float) -> None:
         """Take note of *reading* at time *now*; ask for a larger limit where it is due."""
         self._follow(reading.used, now)
         limit = Quantity(reading.limit) if reading.limit else None
@@ -186,19 +198,26 @@ class Growth:
             self._quiet_until = now + 1.0
 
 
-class StepWatcher:
-    """A thread that looks at the cgroup every `PERIOD_S` seconds, until it is stopped."""
+class MemoryMonitor:
+    """A thread that reads the cgroup every `PERIOD_S` seconds, until it is stopped.
+
+    Args:
+        cgroup: what is read.
+        report: where the peak is reported.
+        on_reading: called with each reading and the time.
+        clock: seconds.
+    """
 
     def __init__(
         self,
         cgroup: Cgroup,
-        growth: Growth,
         report: TerminationReport,
+        on_reading: Callable[[MemoryReading, float], None] = lambda _reading, _now: None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cgroup, self._report, self._clock = cgroup, report, clock
-        self.growth = growth
+        self._on_reading = on_reading
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlops-ext-memory", daemon=True)
         self._begin = clock()
@@ -211,22 +230,22 @@ class StepWatcher:
         self._reported = -1.0
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to read."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look once more, and end."""
+        """Read once more, and end."""
         self._stop.set()
         self._thread.join(timeout=2 * PERIOD_S)
-        self.look()
+        self.poll()
 
     @property
     def runtime_s(self) -> float:
-        """Seconds since this watcher was made."""
+        """Seconds since this monitor was made."""
         return self._clock() - self._begin
 
-    def look(self) -> None:
-        """One look: peak, growth, report."""
+    def poll(self) -> None:
+        """Read once: peak, report, listener."""
         reading = self._cgroup.read()
         if reading is None:
             return
@@ -237,19 +256,16 @@ class StepWatcher:
         if is_news:
             self.write_report()
             self._reported = self.peak
-        self.growth.look(reading, self._clock())
+        self._on_reading(reading, self._clock())
 
     def write_report(self, **more: object) -> None:
         """Write what is known, and *more*, to the termination message."""
         kills = {"oom_kills": self.oom_kills} if self.oom_kills else {}
-        self._report.write(
-            {"peak": self.peak, "limit": self.limit, "resizes": len(self.growth.grown), **kills}
-            | more
-        )
+        self._report.write({"peak": self.peak, "limit": self.limit, **kills} | more)
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
             try:
-                self.look()
-            except Exception:  # the watcher must never be what ends a step
-                log.warning("the memory watcher stumbled", exc_info=True)
+                self.poll()
+            except Exception:  # the monitor must never be what ends a step
+                log.warning("a reading of the step's memory failed", exc_info=True)

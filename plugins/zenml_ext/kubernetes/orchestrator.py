@@ -20,13 +20,14 @@ from zenml.integrations.kubernetes.orchestrators import KubernetesOrchestrator
 from zenml.integrations.kubernetes.pod_settings import KubernetesPodSettings
 
 from mlops_ext.memory import Quantity
-from zenml_ext.kubernetes.client import KubeApi, error_words
-from zenml_ext.kubernetes.flavor import KubernetesOomConfig, KubernetesOomSettings
+from zenml_ext.kubernetes.client import KubeApi, describe_api_error
 from zenml_ext.kubernetes.objects.job import is_finished, latest_jobs, superseding_patch
 from zenml_ext.kubernetes.objects.volumes import VOLUME_NAME, temp_dir_parts
-from zenml_ext.kubernetes.supervisor.own_memory import OwnMemory
+from zenml_ext.kubernetes.settings import KubernetesOomConfig, KubernetesOomSettings
+from zenml_ext.kubernetes.supervisor.own_memory import OrchestratorMemory
 from zenml_ext.kubernetes.supervisor.step_runs import StepFacts
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
+from zenml_ext.memory.exits import RETRY_MEMORY_ERROR
 from zenml_ext.memory.policy import request_of
 
 if TYPE_CHECKING:
@@ -36,22 +37,20 @@ if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse, StepRunResponse
     from zenml.orchestrators import SubmissionResult
 
-__all__ = ["KubernetesOomOrchestrator"]
-
 log = logging.getLogger(__name__)
 
 _STATIC_ENTRYPOINT = "kubernetes_orchestrator_entrypoint"
 _OWN_ENTRYPOINT = "zenml_ext.kubernetes.supervisor.entrypoint"
 _ORCHESTRATOR_ANNOTATION = "zenml.io/orchestrator"
 _DISTRIBUTION = "mlops-ext"
-_RETRY_MEMORY_ERROR = {"name": "MLOPS_EXT_RETRY_MEMORY_ERROR", "value": "1"}
+_RETRY_MEMORY_ERROR = {"name": RETRY_MEMORY_ERROR, "value": "1"}
 
 
 class KubernetesOomOrchestrator(KubernetesOrchestrator):
-    """Everything the parent does; steps killed for memory run again with more."""
+    """ZenML's Kubernetes orchestrator; steps killed for memory run again with more."""
 
     _supervisor: Supervisor | None = None
-    _own_memory: OwnMemory | None = None
+    _own_memory: OrchestratorMemory | None = None
     _facts_by_name: dict[str, StepFacts] | None = None
     _being_submitted = threading.local()
 
@@ -104,13 +103,13 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
     def _submit_orchestrator_job(
         self, snapshot: Any, command: list[str], *args: Any, **kwargs: Any
     ) -> SubmissionResult | None:
-        """As the parent, with our module in place of ZenML's entrypoint for static pipelines."""
+        """Submit with our module in place of ZenML's entrypoint for static pipelines."""
         if command[-1].endswith(_STATIC_ENTRYPOINT):
             command = [*command[:-1], _OWN_ENTRYPOINT]
         return super()._submit_orchestrator_job(snapshot, command, *args, **kwargs)
 
     def _prepare_job_manifest(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent; the orchestrator's pod is protected, a dynamic step's Job supervised."""
+        """Protect the orchestrator's pod, and have a dynamic step's Job supervised."""
         annotations = kwargs.get("annotations") or {}
         if _ORCHESTRATOR_ANNOTATION in annotations:
             settings = kwargs["settings"]
@@ -133,7 +132,7 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
     def submit_isolated_step_with_allocation(
         self, step_run_info: StepRunInfo, *args: Any, **kwargs: Any
     ) -> None:
-        """As the parent (0.96 and later), with the step's Job supervised."""
+        """Submit a step of a dynamic pipeline under supervision (ZenML 0.96 and later)."""
         self._being_submitted.info = step_run_info
         try:
             super().submit_isolated_step_with_allocation(step_run_info, *args, **kwargs)
@@ -141,7 +140,7 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
             self._being_submitted.info = None
 
     def submit_isolated_step(self, step_run_info: StepRunInfo, *args: Any, **kwargs: Any) -> None:
-        """As the parent (before 0.96), with the step's Job supervised."""
+        """Submit a step of a dynamic pipeline under supervision (ZenML before 0.96)."""
         self._being_submitted.info = step_run_info
         try:
             super().submit_isolated_step(step_run_info, *args, **kwargs)
@@ -154,15 +153,15 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         try:
             jobs = api.jobs(f"step_run_id={step_run.id}")
         except (ApiException, HTTPError, OSError) as error:
-            log.warning("Step run %s: %s; asking again.", step_run.id, error_words(error))
+            log.warning("Step run %s: %s; asking again.", step_run.id, describe_api_error(error))
             return ExecutionStatus.RUNNING
-        current, followed = latest_jobs(jobs)
+        current, superseded = latest_jobs(jobs)
         if not current:
             log.warning("No Job for step run %s: somebody deleted it.", step_run.id)
             return ExecutionStatus.FAILED
-        for job, follower in followed:
+        for job, successor in superseded:
             with contextlib.suppress(ApiException, HTTPError, OSError):
-                api.patch_job(job["metadata"]["name"], superseding_patch(job, follower))
+                api.patch_job(job["metadata"]["name"], superseding_patch(job, successor))
         if step_run.name not in self._known_facts():
             step = _step_of(step_run)
             self._known_facts()[step_run.name] = StepFacts(
@@ -174,7 +173,7 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         supervisor = self._supervise()
         if self._own_memory is not None and self._own_memory.run_id is None:
             # A step that another process has submitted: this one goes on where that one died.
-            self._own_memory.look_back(api, str(step_run.pipeline_run_id))
+            self._own_memory.report_earlier_kills(api, str(step_run.pipeline_run_id))
         status, message = supervisor.check(
             batch_api=api.batch,
             core_api=api.core,
@@ -199,15 +198,16 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
                     api.delete_job(job["metadata"]["name"])
                     log.info("Stopped step Job %s.", job["metadata"]["name"])
         except (ApiException, HTTPError, OSError) as error:
-            log.warning("Step run %s could not be stopped: %s", step_run.id, error_words(error))
+            log.warning(
+                "Step run %s could not be stopped: %s", step_run.id, describe_api_error(error)
+            )
 
-    # -- the client's look ----------------------------------------------------------------------
+    # -- the client's view ----------------------------------------------------------------------
 
     def fetch_status(self, run: PipelineRunResponse, include_steps: bool = False) -> Any:  # noqa: FBT001, FBT002 - the parent's signature
-        """As the parent; while the orchestrator runs, a failed Job is no failed step.
+        """Like the parent's, but a failed Job is no failed step while it may still be retried.
 
-        It may be about to be followed by a bigger one. What has failed for good the
-        orchestrator's own process publishes.
+        What has failed for good the orchestrator's own process publishes.
         """
         status, steps = super().fetch_status(run, include_steps=include_steps)
         is_over = status is not None and status.is_finished
@@ -221,7 +221,7 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
 
         return {**super().get_step_run_metadata(info), **step_metadata()}
 
-    # -- helpers ----------------------------------------------------------------------------------
+    # -- shared -------------------------------------------------------------------------------
 
     def _api(self) -> KubeApi:
         return KubeApi(
@@ -240,7 +240,7 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         if self._supervisor is None:
             known = self._known_facts()
             self._supervisor = Supervisor(lambda name: known[name])
-            self._own_memory = OwnMemory().__enter__()
+            self._own_memory = OrchestratorMemory().__enter__()
             atexit.register(self._own_memory.__exit__, None, None, None)
         return self._supervisor
 

@@ -1,4 +1,4 @@
-"""Run as ``python -I -S child.py ENTRANCE COMMAND…``: join a cgroup, become COMMAND.
+"""Run as ``python -I -S child.py PROCS_FILE COMMAND…``: join a cgroup, become COMMAND.
 
 The step's process joins by itself, before it is anything: not one of its pages is charged to the
 orchestrator's group. Standard library only, for it runs without site-packages.
@@ -15,9 +15,9 @@ _FIRST_TO_GO = "500"
 
 def main() -> None:
     """Join, and replace this process."""
-    entrance, *command = sys.argv[1:]
-    if entrance:
-        Path(entrance).write_text("0")
+    procs_file, *command = sys.argv[1:]
+    if procs_file:
+        Path(procs_file).write_text("0")
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     os.execv(command[0], command)  # noqa: S606  # the command is our own

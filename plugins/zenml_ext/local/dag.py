@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import enum
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-__all__ = ["Dag", "MemoryBudget", "Mode", "State"]
 
 
 class State(enum.Enum):
@@ -96,35 +92,3 @@ class Dag:
     def done(self) -> bool:
         """Whether nothing runs and nothing can start any more."""
         return not self.named(State.RUNNING) and not self.ready()
-
-
-@dataclass(slots=True)
-class MemoryBudget:
-    """Memory that attempts share: one starts when its limit fits beside those that run.
-
-    Attributes:
-        total: bytes to share. An attempt that needs more runs alone.
-    """
-
-    total: int
-    _held: dict[int, int] = field(default_factory=dict)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-
-    @contextmanager
-    def share(self, wanted: int | None, stopping: threading.Event) -> Iterator[None]:
-        """Hold *wanted* bytes inside the block; waits for them, but not beyond *stopping*."""
-        token, size = id(object()), wanted or 0
-        with self._changed:
-            while self._held and sum(self._held.values()) + size > self.total:
-                if stopping.is_set():
-                    break
-                self._changed.wait(0.5)
-            while token in self._held:
-                token += 1
-            self._held[token] = size
-        try:
-            yield
-        finally:
-            with self._changed:
-                del self._held[token]
-                self._changed.notify_all()

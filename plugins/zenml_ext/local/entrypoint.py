@@ -8,35 +8,27 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from zenml.steps import BaseStep
+from typing import TYPE_CHECKING
 
 from mlops_ext import settings
-from zenml_ext.entrypoint import AdoptingEntrypointConfiguration
-from zenml_ext.local.process import GROUP, LIFELINE
-from zenml_ext.memory.cgroup import MemoryGroup
+from zenml_ext.entrypoint import ResumingEntrypointConfiguration
+from zenml_ext.local.process import GROUP, PARENT_PIPE
+from zenml_ext.memory.cgroup import MemoryCgroup
+from zenml_ext.memory.exits import MEMORY_ERROR, RETRY_MEMORY_ERROR, SIGKILLED, leave
+from zenml_ext.processes import LOCAL_STEP, patch_own_process
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
     from zenml.models import PipelineSnapshotResponse
 
-__all__ = ["MEMORY_ERROR_EXIT", "RETRY_MEMORY_ERROR", "RUN_ID", "SOURCE_ROOT", "LocalEntrypoint"]
-
 log = logging.getLogger(__name__)
 
 RUN_ID = "MLOPS_EXT_LOCAL_RUN_ID"
 SOURCE_ROOT = "MLOPS_EXT_SOURCE_ROOT"
-RETRY_MEMORY_ERROR = "MLOPS_EXT_RETRY_MEMORY_ERROR"
-MEMORY_ERROR_EXIT = 122
-"""Exit code of a step that ended in a MemoryError which is to be retried. Free of other meaning:
-shells use 126 and up, sysexits.h 64 to 78."""
-_KILLED = 137
-"""As a shell reports signal 9: the orchestrator finds the kill counted in the cgroup."""
 
 
-class LocalEntrypoint(AdoptingEntrypointConfiguration):
-    """Runs or adopts a step on the machine, and in the directory, of the client."""
+class LocalEntrypoint(ResumingEntrypointConfiguration):
+    """Runs or resumes a step on the machine, and in the directory, of the client."""
 
     def prepare_code_environment(self) -> None:
         """Make the user's modules importable; the code is here already."""
@@ -47,15 +39,13 @@ class LocalEntrypoint(AdoptingEntrypointConfiguration):
 
     def _run_step(self, step: Step, snapshot: PipelineSnapshotResponse) -> None:
         _end_with_the_orchestrator()
-        _leave_for_want_of_memory(
-            memory_errors=bool(settings.environment().get(RETRY_MEMORY_ERROR))
-        )
+        patch_own_process(LOCAL_STEP)
         super()._run_step(step=step, snapshot=snapshot)
 
 
 def _end_with_the_orchestrator() -> None:
     """End this process and its children as soon as the orchestrator's process is gone."""
-    descriptor = int(settings.environment().get(LIFELINE, "-1"))
+    descriptor = int(settings.environment().get(PARENT_PIPE, "-1"))
     if descriptor < 0:
         return
 
@@ -67,39 +57,23 @@ def _end_with_the_orchestrator() -> None:
         log.error("The orchestrator is gone: the step ends.")
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    threading.Thread(target=wait, name="mlops-ext-lifeline", daemon=True).start()
+    threading.Thread(target=wait, name="mlops-ext-parent-pipe", daemon=True).start()
 
 
-def _leave_for_want_of_memory(*, memory_errors: bool) -> None:
-    """Let what memory brought down end the process before ZenML publishes the step as failed.
+def leave_if_memory_is_the_cause(error: Exception) -> None:
+    """End this process, before ZenML publishes a failure, if memory is what caused *error*.
 
-    A step run that is FAILED cannot be adopted; one that is left RUNNING can. That concerns a
-    step that fails because one of its children was killed (a worker of a data loader), and,
-    where the user wants it, a MemoryError.
+    That concerns a step that fails because one of its children was killed (a worker of a data
+    loader), and, if the user wants it, a MemoryError.
     """
-    original = BaseStep.call_entrypoint
-
-    def call_entrypoint(self: BaseStep, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(self, *args, **kwargs)
-        except Exception as error:
-            if _children_killed():
-                log.exception("The step failed after a process of it was killed for memory.")
-                _leave(_KILLED)
-            if memory_errors and isinstance(error, MemoryError):
-                log.exception("The step ran out of memory by itself.")
-                _leave(MEMORY_ERROR_EXIT)
-            raise
-
-    BaseStep.call_entrypoint = call_entrypoint  # type: ignore[method-assign]  # this process only
+    if _children_killed():
+        log.error("The step failed after a process of it was killed for memory.", exc_info=error)
+        leave(SIGKILLED)
+    if isinstance(error, MemoryError) and settings.environment().get(RETRY_MEMORY_ERROR):
+        log.error("The step ran out of memory by itself.", exc_info=error)
+        leave(MEMORY_ERROR)
 
 
 def _children_killed() -> int:
     version, _, path = settings.environment().get(GROUP, "").partition(":")
-    return MemoryGroup(path=Path(path), version=int(version)).kills() if path else 0
-
-
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return MemoryCgroup(path=Path(path), version=int(version)).kills() if path else 0

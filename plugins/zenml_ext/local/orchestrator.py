@@ -20,13 +20,15 @@ from zenml.utils.env_utils import temporary_environment
 from mlops_ext import settings as core_settings
 from mlops_ext import tempdirs
 from mlops_ext.memory import Caps, Quantity
-from zenml_ext.local import process as _limited
-from zenml_ext.local.dag import MemoryBudget, Mode, State
-from zenml_ext.local.entrypoint import RETRY_MEMORY_ERROR, RUN_ID, SOURCE_ROOT
-from zenml_ext.local.flavor import LocalOomConfig, LocalOomSettings
+from zenml_ext.local.budget import MemoryBudget
+from zenml_ext.local.dag import Mode, State
+from zenml_ext.local.entrypoint import RUN_ID, SOURCE_ROOT
+from zenml_ext.local.process import total_memory
 from zenml_ext.local.run import LocalRun
+from zenml_ext.local.settings import LocalOomConfig, LocalOomSettings
 from zenml_ext.local.step import StepJob
 from zenml_ext.memory import policy
+from zenml_ext.memory.exits import RETRY_MEMORY_ERROR
 
 if TYPE_CHECKING:
     from zenml.config.base_settings import BaseSettings
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from zenml.config.step_run_info import StepRunInfo
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
     from zenml.stack import Stack
-
-__all__ = ["LocalOomOrchestrator"]
 
 
 class LocalOomOrchestrator(BaseOrchestrator):
@@ -102,7 +102,7 @@ class LocalOomOrchestrator(BaseOrchestrator):
                 snapshot=snapshot,
                 run_id=run_id,
                 job=job,
-                most=self.config.max_parallel_steps,
+                max_parallel=self.config.max_parallel_steps,
             ).to_end()
         finally:
             self._run_id = None
@@ -207,13 +207,13 @@ class LocalOomOrchestrator(BaseOrchestrator):
     ) -> StepJob:
         """All that it takes to run *step*. Asks for the sizes of its inputs, so they must exist."""
         settings = cast("LocalOomSettings", self.get_settings(step))
-        total = _limited.total_memory()
+        total = total_memory()
         chosen = policy.policy_for(settings)
         key = policy.task_key(snapshot.pipeline_configuration.name, step)
         features = policy.features_of(run_id, step)
         request = policy.request_of(settings, step)
-        most = Quantity.parse(settings.max_memory) if settings.max_memory else None
-        caps = Caps(node=total, node_name="this machine", max_memory=most)
+        max_memory = Quantity.parse(settings.max_memory) if settings.max_memory else None
+        caps = Caps(node=total, node_name="this machine", max_memory=max_memory)
         plan = policy.without_limit(settings, request) or chosen.decide(
             key, features, request, caps
         )

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlops_ext.memory import Quantity
-from zenml_ext.memory import cgroup as _cgroups
-
-__all__ = ["GROUP", "LIFELINE", "Ending", "run", "total_memory"]
+from zenml_ext.memory.cgroup import MemoryCgroup, create, inherited_limit
 
 GROUP = "MLOPS_EXT_MEMORY_GROUP"
 """Variable with the version and the path of the command's cgroup: ``1:/sys/fs/cgroup/…``."""
 
-LIFELINE = "MLOPS_EXT_LIFELINE"
+PARENT_PIPE = "MLOPS_EXT_PARENT_PIPE"
 """Variable with the descriptor of a pipe that ends when the orchestrator does, however it does."""
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -31,12 +29,12 @@ _KERNEL_PERIOD_S = 0.1
 and on cgroup v1 how long a command lives on with one of its processes killed."""
 _WATCH_PERIOD_S = 0.05
 """How often usage is read where we enforce it: at 1 GB/s a step overshoots by 50 MB."""
-_MOST_POINTS = 4096
+_MAX_POINTS = 4096
 """Points of the curve that are kept; beyond, every second one is dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class Termination:
     """How a command ended.
 
     Attributes:
@@ -66,7 +64,7 @@ def run(
     grace_s: float,
     output: IO[bytes] | None = None,
     kernel: bool = True,
-) -> Ending:
+) -> Termination:
     """Run *command* under *limit* bytes until it ends, or until *stopping* is set.
 
     Args:
@@ -78,12 +76,12 @@ def run(
         output: where its output goes; None: to ours.
         kernel: let the kernel enforce the limit where it can.
     """
-    group = _cgroups.create(limit) if kernel else None
+    group = create(limit) if kernel else None
     try:
         with _started(command, environment, output, group) as process:
-            watch = _Watch(process=process, group=group, limit=limit)
-            watch.until_end(stopping, grace_s)
-            return watch.ending(stopped=stopping.is_set())
+            step = _MemoryMonitor(process=process, group=group, limit=limit)
+            step.until_end(stopping, grace_s)
+            return step.termination(stopped=stopping.is_set())
     finally:
         if group is not None:
             group.close()
@@ -94,7 +92,7 @@ def total_memory() -> Quantity:
     import psutil
 
     total = psutil.virtual_memory().total
-    return Quantity(min(total, _cgroups.own_limit() or total))
+    return Quantity(min(total, inherited_limit() or total))
 
 
 @contextlib.contextmanager
@@ -102,15 +100,15 @@ def _started(
     command: Sequence[str],
     environment: Mapping[str, str],
     output: IO[bytes] | None,
-    group: _cgroups.MemoryGroup | None,
+    group: MemoryCgroup | None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The running command; it is killed where this process leaves it early."""
     posix = os.name == "posix"
     if posix:
-        entrance = str(group.entrance) if group else ""
-        command = [sys.executable, "-I", "-S", str(_CHILD), entrance, *command]
-    lifeline, ours = os.pipe() if posix else (-1, -1)
-    environment = {**environment, LIFELINE: str(lifeline)} if posix else environment
+        procs_file = str(group.procs_file) if group else ""
+        command = [sys.executable, "-I", "-S", str(_CHILD), procs_file, *command]
+    parent_pipe, ours = os.pipe() if posix else (-1, -1)
+    environment = {**environment, PARENT_PIPE: str(parent_pipe)} if posix else environment
     if group:
         environment = {**environment, GROUP: f"{group.version}:{group.path}"}
     try:
@@ -121,7 +119,7 @@ def _started(
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             start_new_session=posix,
-            pass_fds=(lifeline,) if posix else (),
+            pass_fds=(parent_pipe,) if posix else (),
         )
     except BaseException:
         if posix:
@@ -129,7 +127,7 @@ def _started(
         raise
     finally:
         if posix:
-            os.close(lifeline)
+            os.close(parent_pipe)
     try:
         yield process
     finally:
@@ -143,11 +141,11 @@ def _started(
 
 
 @dataclass(slots=True, kw_only=True)
-class _Watch:
+class _MemoryMonitor:
     """Reads the memory of a running command until it ends."""
 
     process: subprocess.Popen[bytes]
-    group: _cgroups.MemoryGroup | None
+    group: MemoryCgroup | None
     limit: int | None
     began: float = field(default_factory=time.monotonic)
     peak: int = 0
@@ -160,7 +158,7 @@ class _Watch:
         period = _KERNEL_PERIOD_S if self.group else _WATCH_PERIOD_S
         deadline: float | None = None
         while self.process.poll() is None:
-            self._look()
+            self._poll()
             if stopping.is_set() and deadline is None:
                 deadline = time.monotonic() + grace_s
                 self.process.terminate()
@@ -169,12 +167,12 @@ class _Watch:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(period)
 
-    def ending(self, *, stopped: bool) -> Ending:
+    def termination(self, *, stopped: bool) -> Termination:
         code = self.process.returncode
         kills = self.group.kills() if self.group else 0
         if kills and code and self.limit:
             self.peak = max(self.peak, self.limit)
-        return Ending(
+        return Termination(
             exit_code=128 - code if code < 0 else code,
             oom_killed=self.killed or kills > 0,
             peak=Quantity(self.peak) if self.peak else None,
@@ -183,13 +181,13 @@ class _Watch:
             curve=tuple(self.curve),
         )
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         if self.group and not self.killed and self.group.kills():
-            # Version 1 takes one process, and what waits for it may wait for ever.
+            # Version 1 takes one process, and what waits for it may wait forever.
             self.killed = True
         if self.group and self.killed:
             self.group.kill()  # each time we look: it may have been forking
-        used = self.group.used() if self.group else _tree_memory(self.process.pid, _resident)
+        used = self.group.resident() if self.group else _tree_memory(self.process.pid, _resident)
         if not self.group and self.limit and used > self.limit:
             # Pages that processes share were counted once for each: count again, exactly.
             used = _tree_memory(self.process.pid, _proportional)
@@ -202,7 +200,7 @@ class _Watch:
     def _note(self, used: int) -> None:
         if self.reads % self.stride == 0:
             self.curve.append((time.monotonic() - self.began, used))
-            if len(self.curve) >= _MOST_POINTS:
+            if len(self.curve) >= _MAX_POINTS:
                 del self.curve[1::2]
                 self.stride *= 2
         self.reads += 1

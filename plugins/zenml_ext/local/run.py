@@ -16,21 +16,20 @@ from zenml.enums import ExecutionStatus
 from zenml.orchestrators import publish_utils
 
 from mlops_ext.redaction import redacted
-from zenml_ext.local import process as _limited
-from zenml_ext.local.dag import Dag, MemoryBudget, Mode, State
+from zenml_ext.entrypoint import is_stopping
+from zenml_ext.local.budget import MemoryBudget
+from zenml_ext.local.dag import Dag, Mode, State
+from zenml_ext.local.process import total_memory
 from zenml_ext.local.step import StepJob
-from zenml_ext.memory import cgroup as _cgroups
+from zenml_ext.memory import cgroup
 
 if TYPE_CHECKING:
     from zenml.models import PipelineSnapshotResponse
-
-__all__ = ["LocalRun"]
 
 log = logging.getLogger(__name__)
 
 _STATUS_PERIOD_S = 2.0
 """How often the run's status is read, for a stop that came from elsewhere."""
-_ENDING = frozenset({"stopping", "stopped", "cancelling", "cancelled"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,7 +40,7 @@ class LocalRun:
         snapshot: its snapshot.
         run_id: the pipeline run.
         job: makes the job of a step, by name, once the steps before it have completed.
-        most: steps side by side at most; None: as many as there are CPUs.
+        max_parallel: steps side by side at most; None: as many as there are CPUs.
         stopping: set when the steps are to end.
         errors: what kept a step from being run at all.
     """
@@ -49,7 +48,7 @@ class LocalRun:
     snapshot: PipelineSnapshotResponse
     run_id: UUID
     job: Callable[[str, MemoryBudget, threading.Event], StepJob]
-    most: int | None = None
+    max_parallel: int | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     errors: dict[str, BaseException] = field(default_factory=dict)
 
@@ -65,21 +64,21 @@ class LocalRun:
             upstream={name: frozenset(step.spec.upstream_steps) for name, step in steps.items()},
             mode=mode,
         )
-        most = self.most or os.cpu_count() or 1
-        budget = MemoryBudget(_limited.total_memory())
-        _cgroups.sweep()
-        with ThreadPoolExecutor(most, thread_name_prefix="step") as pool:
+        limit = self.max_parallel or os.cpu_count() or 1
+        budget = MemoryBudget(total_memory())
+        cgroup.sweep()
+        with ThreadPoolExecutor(limit, thread_name_prefix="step") as pool:
             try:
-                self._loop(dag, budget, pool, most)
+                self._loop(dag, budget, pool, limit)
             except BaseException:
                 self._interrupt()
                 raise
         self._report(dag)
 
-    def _loop(self, dag: Dag, budget: MemoryBudget, pool: ThreadPoolExecutor, most: int) -> None:
+    def _loop(self, dag: Dag, budget: MemoryBudget, pool: ThreadPoolExecutor, limit: int) -> None:
         running: dict[Future[State], str] = {}
         while not dag.done:
-            for name in dag.ready()[: most - len(running)]:
+            for name in dag.ready()[: limit - len(running)]:
                 dag.start(name)
                 running[pool.submit(self._step, name, budget)] = name
             finished, _ = wait(running, timeout=_STATUS_PERIOD_S, return_when=FIRST_COMPLETED)
@@ -109,7 +108,7 @@ class LocalRun:
         except Exception as error:  # noqa: BLE001 - the server's hiccup is no stop
             log.debug("the run's status is not known: %s", redacted(error))
             return False
-        return status.value in _ENDING
+        return is_stopping(status)
 
     def _interrupt(self) -> None:
         """Ctrl-C: tell the server first, so that the steps publish themselves as stopped."""

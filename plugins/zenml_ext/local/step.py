@@ -8,7 +8,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,15 +32,17 @@ from mlops_ext.memory import (
     TaskKey,
 )
 from mlops_ext.redaction import redacted
-from zenml_ext.local import process as _limited
-from zenml_ext.local.dag import MemoryBudget, State
-from zenml_ext.local.entrypoint import MEMORY_ERROR_EXIT, LocalEntrypoint
-from zenml_ext.local.flavor import LocalOomSettings
-from zenml_ext.local.process import Ending
-from zenml_ext.memory import records as metadata
-from zenml_ext.memory.records import KILLED, AttemptRecord
-
-__all__ = ["StepJob"]
+from mlops_ext.retry import retry
+from zenml_ext.entrypoint import STARTED
+from zenml_ext.local import process
+from zenml_ext.local.budget import MemoryBudget
+from zenml_ext.local.dag import State
+from zenml_ext.local.entrypoint import LocalEntrypoint
+from zenml_ext.local.process import Termination
+from zenml_ext.local.settings import LocalOomSettings
+from zenml_ext.memory.attempts import KILLED, AttemptRecord
+from zenml_ext.memory.exits import MEMORY_ERROR
+from zenml_ext.memory.records import record, record_on_run
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _TAIL_BYTES = 4000
 """What is shown of a failed step's kept output: about forty lines."""
 _ENTRYPOINT = f"{LocalEntrypoint.__module__}.{LocalEntrypoint.__qualname__}"
-_OPEN = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class StepJob:
 
     def run(self) -> State:
         """Run the step to its end; afterwards no step run of it is left RUNNING."""
-        memory, why, adopt = self.plan.first_limit, self.plan.reason, self.step_run_id
+        memory, why, resume = self.plan.first_limit, self.plan.reason, self.step_run_id
         while True:
             with (
                 self.budget.share(memory, self.stopping),
@@ -102,42 +102,42 @@ class StepJob:
             ):
                 if self.stopping.is_set():
                     return self._close(State.STOPPED)
-                ending = self._attempt(memory, adopt, output)
-                if ending.exit_code and not ending.stopped:
+                termination = self._attempt(memory, resume, output)
+                if termination.exit_code and not termination.stopped:
                     self._show(output)
-            row = self._row()
-            if ending.exit_code == 0 or _is_done(row, ending):
-                self._completed(memory, why, ending, row)
+            step_run = self._latest_step_run()
+            if termination.exit_code == 0 or _is_done(step_run, termination):
+                self._completed(memory, why, termination, step_run)
                 return State.COMPLETED
-            if ending.stopped:
-                self._note(memory, why, ending, "stopped", row)
+            if termination.stopped:
+                self._note(memory, why, termination, "stopped", step_run)
                 return self._close(State.STOPPED)
-            evidence = self._evidence(ending)
+            evidence = self._evidence(termination)
             tried = Attempt(memory=memory, oom_retries=self.oom_retries)
             decision = self.policy.on_failure(self.plan, tried, evidence)
-            self._learn(memory, ending, decision.cause)
+            self._learn(memory, termination, decision.cause)
             outcome = _OUTCOMES.get(decision.cause, "failed")
-            self._note(memory, decision.reason, ending, outcome, row)
+            self._note(memory, decision.reason, termination, outcome, step_run)
             if isinstance(decision, Fail):
-                adopt = None
-                if not self._may_fail_again(decision, row):
+                resume = None
+                if not self._may_fail_again(decision, step_run):
                     return self._close(State.FAILED)
                 continue
             self.oom_retries += isinstance(decision, Retry)
             memory, why = decision.memory, decision.reason
-            adopt = row.id if row is not None and row.status in _OPEN else None
+            resume = step_run.id if step_run is not None and step_run.status in STARTED else None
 
     def _attempt(
-        self, memory: Quantity | None, adopt: UUID | None, output: IO[bytes] | None
-    ) -> Ending:
+        self, memory: Quantity | None, resume: UUID | None, output: IO[bytes] | None
+    ) -> Termination:
         command = LocalEntrypoint.get_entrypoint_command()[1:]
         arguments = LocalEntrypoint.get_entrypoint_arguments(
             step_name=self.name,
             snapshot_id=self.snapshot_id,
-            step_run_id=str(adopt) if adopt else None,
+            step_run_id=str(resume) if resume else None,
         )
         arguments[1] = _ENTRYPOINT  # ZenML names it by the client's source root otherwise
-        return _limited.run(
+        return process.run(
             [sys.executable, *command, *arguments],
             environment=self.environment,
             limit=memory,
@@ -147,20 +147,20 @@ class StepJob:
             kernel=self.settings.kernel_limit,
         )
 
-    def _evidence(self, ending: Ending) -> Evidence:
+    def _evidence(self, termination: Termination) -> Evidence:
         return Evidence(
-            exit_code=ending.exit_code,
-            oom_killed=ending.oom_killed,
-            memory_error=ending.exit_code == MEMORY_ERROR_EXIT,
-            peak=ending.peak,
+            exit_code=termination.exit_code,
+            oom_killed=termination.oom_killed,
+            memory_error=termination.exit_code == MEMORY_ERROR,
+            peak=termination.peak,
             node=socket.gethostname(),
         )
 
-    def _may_fail_again(self, decision: Fail, row: StepRunResponse | None) -> bool:
+    def _may_fail_again(self, decision: Fail, step_run: StepRunResponse | None) -> bool:
         """Whether the user's own retries allow another attempt; waits for their delay."""
         allowed = self.retry.max_retries if self.retry else 0
-        if row is not None and row.status in _OPEN:
-            _patiently(lambda: publish_utils.publish_failed_step_run(row.id))
+        if step_run is not None and step_run.status in STARTED:
+            _retried(lambda: publish_utils.publish_failed_step_run(step_run.id))
         log.warning("Step %s: %s", self.name, decision.reason)
         if self.failures >= allowed or self.step_run_id is not None:
             return False
@@ -176,30 +176,34 @@ class StepJob:
         return not self.stopping.wait(delay)
 
     def _completed(
-        self, memory: Quantity | None, why: str, ending: Ending, row: StepRunResponse | None
+        self,
+        memory: Quantity | None,
+        why: str,
+        termination: Termination,
+        step_run: StepRunResponse | None,
     ) -> None:
-        if ending.oom_killed:
+        if termination.oom_killed:
             log.warning(
                 "Step %s completed, although one of its processes was killed for memory.",
                 self.name,
             )
-        self._note(memory, why, ending, "completed", row)
-        if ending.peak is not None:
-            self._observe(ending.peak, ending, censored=False)
+        self._note(memory, why, termination, "completed", step_run)
+        if termination.peak is not None:
+            self._observe(termination.peak, termination, censored=False)
 
-    def _learn(self, memory: Quantity | None, ending: Ending, cause: Cause) -> None:
+    def _learn(self, memory: Quantity | None, termination: Termination, cause: Cause) -> None:
         """Tell the policy of a kill: the peak is at least the limit."""
         if cause is not Cause.OUT_OF_MEMORY:
             return
-        least = memory or ending.peak
-        if least:
-            self._observe(least, ending, censored=True)
+        min_peak = memory or termination.peak
+        if min_peak:
+            self._observe(min_peak, termination, censored=True)
 
-    def _observe(self, peak: Quantity, ending: Ending, *, censored: bool) -> None:
-        curve = () if censored else ending.curve
+    def _observe(self, peak: Quantity, termination: Termination, *, censored: bool) -> None:
+        curve = () if censored else termination.curve
         try:
             self.policy.observe(
-                self.key, self.features, peak, ending.runtime_s, censored=censored, curve=curve
+                self.key, self.features, peak, termination.runtime_s, censored=censored, curve=curve
             )
         except Exception:  # somebody else's policy: what it does not learn fails no step
             log.warning("the memory policy did not take note of %s", self.name, exc_info=True)
@@ -208,21 +212,21 @@ class StepJob:
         self,
         memory: Quantity | None,
         reason: str,
-        ending: Ending,
+        termination: Termination,
         outcome: str,
-        row: StepRunResponse | None,
+        step_run: StepRunResponse | None,
     ) -> None:
         """Add an attempt to the record, in one log line, and on the server."""
         done = outcome == "completed"
         attempt = AttemptRecord(
             number=len(self.attempts) + 1,
             memory=memory,
-            peak=ending.peak,
+            peak=termination.peak,
             outcome=outcome,
             reason=reason,
             node=socket.gethostname(),
-            runtime_s=ending.runtime_s,
-            lost_s=0.0 if done else ending.runtime_s,
+            runtime_s=termination.runtime_s,
+            lost_s=0.0 if done else termination.runtime_s,
         )
         self.attempts.append(attempt)
         log.log(
@@ -232,21 +236,21 @@ class StepJob:
             attempt.number,
             memory.human if memory else "no limit",
             outcome,
-            ending.runtime_s,
-            ending.peak.human if ending.peak else "not known",
+            termination.runtime_s,
+            termination.peak.human if termination.peak else "not known",
             "" if done else f" {reason}",
         )
-        if row is not None and row.status != ExecutionStatus.CACHED:
-            metadata.record(row.id, self.attempts)
+        if step_run is not None and step_run.status != ExecutionStatus.CACHED:
+            record(step_run.id, self.attempts)
         if len(self.attempts) > 1 or not done:
-            metadata.record_on_run(self.run_id, self.name, self.attempts)
+            record_on_run(self.run_id, self.name, self.attempts)
 
-    def _row(self) -> StepRunResponse | None:
+    def _latest_step_run(self) -> StepRunResponse | None:
         """The latest step run of this step."""
         known = self.step_run_id
         if known is not None:
-            return _patiently(lambda: Client().get_run_step(known, hydrate=False))
-        page = _patiently(
+            return _retried(lambda: Client().get_run_step(known, hydrate=False))
+        page = _retried(
             lambda: Client().list_run_steps(
                 name=self.name, pipeline_run_id=self.run_id, sort_by="desc:created", size=1
             )
@@ -255,12 +259,12 @@ class StepJob:
 
     def _close(self, state: State) -> State:
         """Leave no step run open: nobody is at work on it any more."""
-        row = self._row()
-        if row is not None and not row.status.is_finished:
+        step_run = self._latest_step_run()
+        if step_run is not None and not step_run.status.is_finished:
             if state is State.STOPPED:
-                _patiently(lambda: publish_utils.publish_stopped_step_run(row.id))
-            elif row.status in _OPEN:
-                _patiently(lambda: publish_utils.publish_failed_step_run(row.id))
+                _retried(lambda: publish_utils.publish_stopped_step_run(step_run.id))
+            elif step_run.status in STARTED:
+                _retried(lambda: publish_utils.publish_failed_step_run(step_run.id))
         return state
 
     def _show(self, output: IO[bytes] | None) -> None:
@@ -271,23 +275,28 @@ class StepJob:
             log.warning("The end of what step %s printed:\n%s", self.name, tail)
 
 
-def _is_done(row: StepRunResponse | None, ending: Ending) -> bool:
+def _is_done(step_run: StepRunResponse | None, termination: Termination) -> bool:
     """Whether the step had published its result before memory brought its process down."""
-    return ending.oom_killed and row is not None and row.status == ExecutionStatus.COMPLETED
+    return (
+        termination.oom_killed
+        and step_run is not None
+        and step_run.status == ExecutionStatus.COMPLETED
+    )
 
 
 _OUTCOMES = {Cause.OUT_OF_MEMORY: KILLED, Cause.MEMORY_ERROR: "memory error"}
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def _retried(ask: Callable[[], T]) -> T:
     """What *ask* returns; a server that is busy or away for a moment is asked again."""
-    for pause in _PAUSES_S:
-        try:
-            return ask()
-        except Exception as error:  # noqa: BLE001 - of a database or a network: any may pass
-            log.debug("asking the server again in %s s: %s", pause, redacted(error))
-            time.sleep(pause)
-    return ask()
+    return retry(
+        ask,
+        pauses=_PAUSES_S,
+        is_transient=lambda _error: True,  # of a database or a network: any may pass
+        on_retry=lambda error, pause_s: log.debug(
+            "asking the server again in %s s: %s", pause_s, redacted(error)
+        ),
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A memory limit by the kernel: cgroup v2 or v1, where this process may make one.
+"""Memory cgroups, version 1 and 2: read one's own, and limit others where this process may.
 
 What is possible is found by doing it. In version 2 a group can be made beside our own (as systemd
 lets users do below their session) or inside it (as root in a container).
@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MemoryGroup", "create", "own_limit", "sweep"]
-
 log = logging.getLogger(__name__)
 
+_ROOT = Path("/sys/fs/cgroup")
+_PROC = Path("/proc/self")
 _PREFIX = "mlops-ext-"
 _NO_LIMIT = 1 << 60
-"""Version 1 writes a number of about 2**63 for "no limit"."""
+"""Version 1 writes "no limit" as the largest multiple of the page size; no machine has an EiB."""
 _SETTLED_S = 60.0
 """A group whose owner we cannot see (another pid namespace) has its process by then."""
 _EMPTIES_WITHIN_S = 5.0
@@ -29,8 +29,54 @@ _EMPTIES_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryGroup:
-    """A memory cgroup of our own.
+class _Names:
+    """What one version of cgroups calls its files, and the entries of ``memory.stat``."""
+
+    limit: str
+    usage: str
+    events: str
+    resident: tuple[str, str]
+    cache: tuple[str, str]
+
+
+_NAMES = {
+    1: _Names(
+        limit="memory.limit_in_bytes",
+        usage="memory.usage_in_bytes",
+        events="memory.oom_control",
+        resident=("total_rss", "total_shmem"),
+        cache=("total_inactive_file", "total_active_file"),
+    ),
+    2: _Names(
+        limit="memory.max",
+        usage="memory.current",
+        events="memory.events",
+        resident=("anon", "shmem"),
+        cache=("inactive_file", "active_file"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReading:
+    """The state of a memory cgroup at one moment; sizes in bytes.
+
+    Attributes:
+        limit: None where there is none.
+        used: what the kernel cannot take back: usage without page cache.
+        resident: anonymous and shared memory, what a process would call its own.
+        oom_kills: how many processes the kernel has killed in it.
+    """
+
+    limit: int | None
+    used: int
+    resident: int
+    oom_kills: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCgroup:
+    """A memory cgroup.
 
     Attributes:
         path: its directory.
@@ -40,21 +86,54 @@ class MemoryGroup:
     path: Path
     version: int
 
+    @classmethod
+    def own(cls, root: Path = _ROOT, proc: Path = _PROC) -> MemoryCgroup | None:
+        """The group of this process, or None where none can be read.
+
+        In a container the hierarchy is usually mounted at its own group, and ``/proc`` may name
+        a path outside it: then the mount itself is the group.
+        """
+        mounted = (cls(path=root / "memory", version=1), cls(path=root, version=2))
+        found = (group for group in (*_own_groups(proc), *mounted) if group.read() is not None)
+        return next(found, None)
+
     @property
-    def entrance(self) -> Path:
+    def procs_file(self) -> Path:
         """The file a process writes ``0`` to in order to join."""
         return self.path / "cgroup.procs"
 
-    def used(self) -> int:
+    def read(self) -> MemoryReading | None:
+        """The state now, or None where it cannot be read (any more)."""
+        names = _NAMES[self.version]
+        try:
+            limit, usage = self.limit(), int(_text(self.path / names.usage))
+        except (OSError, ValueError):
+            return None
+        stat = _table(self.path / "memory.stat")
+        return MemoryReading(
+            limit=limit,
+            used=max(0, usage - sum(stat.get(name, 0) for name in names.cache)),
+            resident=sum(stat.get(name, 0) for name in names.resident),
+            oom_kills=self.kills(),
+        )
+
+    def resident(self) -> int:
         """Bytes of anonymous and shared memory in use: what no reclaim can take away."""
-        names = ("anon", "shmem") if self.version == 2 else ("total_rss", "total_shmem")  # noqa: PLR2004
-        values = _table(self.path / "memory.stat")
-        return sum(values.get(name, 0) for name in names)
+        stat = _table(self.path / "memory.stat")
+        return sum(stat.get(name, 0) for name in _NAMES[self.version].resident)
 
     def kills(self) -> int:
         """How many processes the kernel has killed here for want of memory."""
-        name = "memory.events" if self.version == 2 else "memory.oom_control"  # noqa: PLR2004
-        return _table(self.path / name).get("oom_kill", 0)
+        return _table(self.path / _NAMES[self.version].events).get("oom_kill", 0)
+
+    def limit(self) -> int | None:
+        """The limit in bytes, or None where there is none.
+
+        Raises:
+            OSError: it cannot be read; the root of version 2 has none.
+        """
+        text = _text(self.path / _NAMES[self.version].limit)
+        return None if text == "max" or int(text) >= _NO_LIMIT else int(text)
 
     def set_limit(self, limit: int) -> None:
         """Limit memory, and swap with it, to *limit* bytes.
@@ -66,13 +145,12 @@ class MemoryGroup:
             OSError: the kernel refuses.
         """
         text = f"{limit:d}"  # bytes, also of a Quantity, whose own text the kernel cannot read
+        (self.path / _NAMES[self.version].limit).write_text(text)
         if self.version == 2:  # noqa: PLR2004
-            (self.path / "memory.max").write_text(text)
             for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
                 with suppress(OSError):
                     (self.path / name).write_text(value)
             return
-        (self.path / "memory.limit_in_bytes").write_text(text)
         with suppress(OSError):  # swap accounting is off in many kernels
             (self.path / "memory.memsw.limit_in_bytes").write_text(text)
 
@@ -100,16 +178,15 @@ class MemoryGroup:
                 return
 
 
-def create(limit: int | None) -> MemoryGroup | None:
+def create(limit: int | None) -> MemoryCgroup | None:
     """A new group with *limit* bytes, or without a limit; None where none can be made here."""
-    for parent, version in _parents():
-        group = MemoryGroup(
-            path=parent / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}", version=version
-        )
+    for parent in _parents():
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        group = MemoryCgroup(path=parent.path / name, version=parent.version)
         try:
             group.path.mkdir()
         except OSError as error:
-            log.debug("no memory group below %s: %s", parent, error)
+            log.debug("no memory group below %s: %s", parent.path, error)
             continue
         try:
             if not (group.path / "memory.stat").exists():
@@ -124,25 +201,23 @@ def create(limit: int | None) -> MemoryGroup | None:
     return None
 
 
-def own_limit() -> int | None:
+def inherited_limit() -> int | None:
     """The memory limit this process lives under, of its own group or one above; or None."""
-    lowest = None
-    for group, version in _own_groups():
-        name = "memory.max" if version == 2 else "memory.limit_in_bytes"  # noqa: PLR2004
-        for place in (group, *group.parents):
+    limits: list[int] = []
+    for group in _own_groups():
+        for place in (group.path, *group.path.parents):
             try:
-                text = (place / name).read_text(encoding="ascii").strip()
+                limit = MemoryCgroup(path=place, version=group.version).limit()
             except OSError:
                 break
-            if text != "max" and int(text) < _NO_LIMIT:
-                lowest = int(text) if lowest is None else min(lowest, int(text))
-    return lowest
+            limits += [limit] if limit is not None else []
+    return min(limits, default=None)
 
 
 def sweep() -> None:
     """Remove empty groups of processes that are gone."""
-    for parent, _ in _parents():
-        for path in parent.glob(f"{_PREFIX}*-*"):
+    for parent in _parents():
+        for path in parent.path.glob(f"{_PREFIX}*-*"):
             owner = path.name.removeprefix(_PREFIX).partition("-")[0]
             if owner.isdigit() and not Path(f"/proc/{owner}").exists() and not _pids(path):
                 with suppress(OSError):
@@ -150,43 +225,40 @@ def sweep() -> None:
                         path.rmdir()
 
 
-def _parents() -> list[tuple[Path, int]]:
+def _parents() -> list[MemoryCgroup]:
     """Where a group may be made, best first."""
-    places: list[tuple[Path, int]] = []
-    for own, version in _own_groups():
-        if version == 1:
-            places.append((own, version))
-        else:
-            # A group with processes of its own gives no controllers to those inside, except
-            # the root; beside it that rule does not bind.
-            places.extend(
-                (place, version)
-                for place in (own, own.parent)
-                if "memory" in _words(place / "cgroup.subtree_control")
-            )
+    places: list[MemoryCgroup] = []
+    for own in _own_groups():
+        if own.version == 1:
+            places.append(own)
+            continue
+        # A group with processes of its own gives no controllers to those inside, except the
+        # root; beside it that rule does not bind.
+        places += [
+            MemoryCgroup(path=place, version=2)
+            for place in (own.path, own.path.parent)
+            if "memory" in " ".join(_lines(place / "cgroup.subtree_control")).split()
+        ]
     return places
 
 
-def _own_groups() -> list[tuple[Path, int]]:
+def _own_groups(proc: Path = _PROC) -> list[MemoryCgroup]:
     """This process's memory group in each hierarchy that is mounted, version 2 first."""
     own: dict[str, str] = {}
-    for line in _lines(Path("/proc/self/cgroup")):
+    for line in _lines(proc / "cgroup"):
         _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            own[controller] = path
-    found: list[tuple[Path, int]] = []
-    for line in _lines(Path("/proc/self/mountinfo")):
+        own |= dict.fromkeys(controllers.split(","), path)
+    found: list[MemoryCgroup] = []
+    for line in _lines(proc / "mountinfo"):
         left, _, right = line.partition(" - ")
         root, point = left.split()[3:5]
         kind, _, options = right.split()[:3]
         if kind == "cgroup2" and "" in own:
-            found.append((_below(point, root, own[""]), 2))
+            found.append(MemoryCgroup(path=_below(point, root, own[""]), version=2))
         elif kind == "cgroup" and "memory" in options.split(",") and "memory" in own:
-            found.append((_below(point, root, own["memory"]), 1))
-    return sorted(
-        ((path, version) for path, version in found if (path / "cgroup.procs").exists()),
-        key=lambda entry: -entry[1],
-    )
+            found.append(MemoryCgroup(path=_below(point, root, own["memory"]), version=1))
+    mounted = [group for group in found if group.procs_file.exists()]
+    return sorted(mounted, key=lambda group: -group.version)
 
 
 def _below(point: str, root: str, own: str) -> Path:
@@ -204,8 +276,8 @@ def _table(path: Path) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}  # noqa: PLR2004
 
 
-def _words(path: Path) -> list[str]:
-    return " ".join(_lines(path)).split()
+def _text(path: Path) -> str:
+    return path.read_text(encoding="ascii").strip()
 
 
 def _lines(path: Path) -> list[str]:

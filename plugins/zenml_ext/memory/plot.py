@@ -8,8 +8,6 @@ from pathlib import Path
 from mlops_ext.errors import MissingExtraError
 from zenml_ext.memory.report import StepMemory
 
-__all__ = ["plot"]
-
 _GIB = 1024**3
 
 

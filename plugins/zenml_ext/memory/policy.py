@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from zenml_ext.settings import OomSettings
 
-__all__ = ["features_of", "next_plan", "policy_for", "request_of", "task_key", "without_limit"]
-
 log = logging.getLogger(__name__)
 
 _CODE_HASH = "code_hash"
@@ -77,11 +75,11 @@ def without_limit(settings: OomSettings, request: Quantity | None) -> MemoryPlan
 
 def next_plan(settings: OomSettings, run: PipelineRunResponse, step: Step) -> MemoryPlan:
     """What a step of an earlier *run* would be given now, on as large a node as it asks for."""
-    most = Quantity.parse(settings.max_memory) if settings.max_memory else None
+    max_memory = Quantity.parse(settings.max_memory) if settings.max_memory else None
     request = request_of(settings, step)
     name = run.pipeline.name if run.pipeline else ""
     return without_limit(settings, request) or policy_for(settings).decide(
-        task_key(name, step), features_of(run.id, step), request, Caps(max_memory=most)
+        task_key(name, step), features_of(run.id, step), request, Caps(max_memory=max_memory)
     )
 
 

@@ -8,28 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mlops_ext.memory import Quantity
 from mlops_ext.redaction import redacted
+from zenml_ext.memory.attempts import AttemptRecord
 
 if TYPE_CHECKING:
     from zenml.models import StepRunResponse
-
-__all__ = [
-    "ATTEMPTS",
-    "KILLED",
-    "LIMIT",
-    "ORCHESTRATOR",
-    "PEAK",
-    "AttemptRecord",
-    "read",
-    "record",
-    "record_on_run",
-    "record_orchestrator",
-]
 
 log = logging.getLogger(__name__)
 
@@ -37,78 +23,8 @@ ATTEMPTS = "memory_attempts"
 """Key of the list of attempts; on a run it is followed by a dot and the step's name."""
 PEAK = "memory_peak"
 LIMIT = "memory_limit"
-KILLED = "killed for memory"
-"""The outcome of an attempt that ran out of memory."""
 ORCHESTRATOR = "orchestrator_memory"
 """Key on a run whose orchestrator's pod had too small a limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptRecord:
-    """One attempt at a step.
-
-    Attributes:
-        number: 1 for the first.
-        memory: its limit; None where it had none.
-        peak: the most it was seen to use, anon and shared memory; None where nobody looked. For
-            an attempt that was killed for memory it is at least this much.
-        outcome: "completed", "killed for memory", "memory error", "evicted", "failed",
-            "stopped".
-        reason: why it had this much memory, or why it ended, in one sentence.
-        node: where it ran.
-        runtime_s: how long it ran.
-        lost_s: seconds of its work that were lost; 0 for one that completed.
-    """
-
-    number: int
-    memory: Quantity | None
-    peak: Quantity | None
-    outcome: str
-    reason: str = ""
-    node: str = ""
-    runtime_s: float = 0.0
-    lost_s: float = 0.0
-
-    @property
-    def completed(self) -> bool:
-        """Whether the step completed in this attempt."""
-        return self.outcome == "completed"
-
-    def dump(self) -> dict[str, Any]:
-        """The attempt as ZenML metadata; sizes are bytes, with a readable text beside them."""
-        sizes = {"memory": self.memory, "peak": self.peak}
-        texts = {key: size.human if size is not None else "none" for key, size in sizes.items()}
-        return {
-            "number": self.number,
-            "outcome": self.outcome,
-            **texts,
-            "reason": self.reason,
-            "node": self.node,
-            "runtime_s": round(self.runtime_s, 3),
-            "lost_s": round(self.lost_s, 3),
-            **{f"{key}_bytes": int(size) for key, size in sizes.items() if size is not None},
-        }
-
-    @classmethod
-    def load(cls, found: Mapping[str, Any]) -> AttemptRecord:
-        """The attempt that `dump` wrote.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        try:
-            return cls(
-                number=int(found["number"]),
-                memory=_size(found.get("memory_bytes")),
-                peak=_size(found.get("peak_bytes")),
-                outcome=str(found["outcome"]),
-                reason=str(found.get("reason", "")),
-                node=str(found.get("node", "")),
-                runtime_s=float(found.get("runtime_s", 0)),
-                lost_s=float(found.get("lost_s", 0)),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{found!r} is no recorded attempt") from error
 
 
 def record(step_run_id: UUID, attempts: Sequence[AttemptRecord]) -> None:
@@ -163,7 +79,3 @@ def _write(values: dict[str, Any], resource: UUID, kind: Any) -> None:
         )
     except Exception as error:  # noqa: BLE001 - a server's hiccup must not fail a step that ran
         log.warning("the memory of a step's attempts could not be recorded: %s", redacted(error))
-
-
-def _size(number: object) -> Quantity | None:
-    return Quantity(int(str(number))) if number is not None else None

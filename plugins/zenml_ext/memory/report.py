@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlops_ext.memory import MemoryPlan, Quantity
-from zenml_ext.memory.records import AttemptRecord
-
-__all__ = ["StepMemory", "settings_to_paste", "waste"]
+from zenml_ext.memory.attempts import AttemptRecord
 
 _GB_HOUR = 1e9 * 3600
 
@@ -55,7 +53,7 @@ def waste(attempts: Sequence[AttemptRecord]) -> float:
 def settings_to_paste(steps: Sequence[StepMemory]) -> str:
     """YAML for ``pipeline.with_options(config_path=…)`` that starts each step with what it needs.
 
-    Uses the policy's first rung; where it has none, the peak and a tenth.
+    Uses the policy's first limit; if it has none, the peak and a tenth.
     """
     lines = ["steps:"]
     for step in _last_of_each(steps).values():

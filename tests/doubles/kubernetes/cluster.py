@@ -24,7 +24,7 @@ from tests.doubles.kubernetes.server import ApiServer
 from tests.doubles.kubernetes.store import Object, Store
 from typing_extensions import Self
 
-UNDERTAKER = Path(__file__).with_name("undertaker.py")
+REAPER = Path(__file__).with_name("reaper.py")
 
 
 class Cluster(ApiServer):
@@ -61,8 +61,8 @@ class Cluster(ApiServer):
     def __enter__(self) -> Self:
         groups = [str(node.cgroup.path) for node in self.kubelet.nodes.values() if node.cgroup]
         # It waits for the end of this process, so that no pod outlives it.
-        self.undertaker = subprocess.Popen(
-            [sys.executable, "-IS", str(UNDERTAKER), *groups],
+        self.reaper = subprocess.Popen(
+            [sys.executable, "-IS", str(REAPER), *groups],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -84,7 +84,7 @@ class Cluster(ApiServer):
         for node in self.kubelet.nodes.values():
             if node.cgroup:
                 node.cgroup.remove()
-        self.undertaker.communicate()
+        self.reaper.communicate()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def kubeconfig(self) -> Path:

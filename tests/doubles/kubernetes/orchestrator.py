@@ -17,7 +17,7 @@ from zenml.integrations.kubernetes import kube_utils
 from kubernetes import client
 from mlops_ext.memory import MemoryPlan, MemorySettings, Quantity, RequestPolicy
 from zenml_ext.kubernetes.client import KubeApi
-from zenml_ext.kubernetes.supervisor.step_runs import StepRow
+from zenml_ext.kubernetes.supervisor.step_runs import StepRun
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
 
 RUN = "11111111-1111-1111-1111-111111111111"
@@ -27,37 +27,39 @@ if "max_retries" in inspect.signature(kube_utils.check_job_status).parameters:
     OPTIONS["max_retries"] = 0
 
 
-class FakeBook:
+class FakeStepRuns:
     """ZenML's server, as far as the supervisor asks it."""
 
     def __init__(self) -> None:
-        self.row_ = StepRow(identifier=uuid4(), status=ExecutionStatus.RUNNING)
+        self.step_run_ = StepRun(identifier=uuid4(), status=ExecutionStatus.RUNNING)
         self.records: list[tuple[str, list]] = []
-        self.beats = 0
+        self.heartbeats = 0
         self.stopping = [False]
         self.limit: Quantity | None = Quantity.parse("200Mi")
 
     def plan(self, facts: object, run_id: object) -> MemoryPlan:
         return MemoryPlan(ladder=(self.limit,) if self.limit else (), reason="test")
 
-    def newest_row(self, run_id: object, step_name: str) -> StepRow:
-        return self.row_
+    def newest(self, run_id: object, step_name: str) -> StepRun:
+        return self.step_run_
 
     def is_stopping(self, run_id: object) -> bool:
         return self.stopping.pop(0) if len(self.stopping) > 1 else self.stopping[0]
 
-    def beat(self, row: StepRow) -> bool:
-        self.beats += 1
+    def heartbeat(self, step_run: StepRun) -> bool:
+        self.heartbeats += 1
         return True
 
-    def record(self, run_id: object, step_name: str, row: StepRow, attempts: list) -> None:
+    def record(self, run_id: object, step_name: str, step_run: StepRun, attempts: list) -> None:
         self.records.append((step_name, list(attempts)))
 
 
 def facts(name: str) -> SimpleNamespace:
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     policy = RequestPolicy(settings=MemorySettings())
-    return SimpleNamespace(name=name, family="f", policy=policy, max_memory=None, settings=settings)
+    return SimpleNamespace(
+        name=name, code_key="f", policy=policy, max_memory=None, settings=settings
+    )
 
 
 def step_job(
@@ -85,11 +87,11 @@ class Orchestrator:
     """What a pod of the orchestrator does with the supervisor; make another one to restart."""
 
     def __init__(
-        self, cluster: Cluster, book: Any, clock: Callable[[], float] = time.monotonic
+        self, cluster: Cluster, step_runs: Any, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.cluster, self.book = cluster, book
+        self.cluster, self.step_runs = cluster, step_runs
         self.batch, self.core = client.BatchV1Api(), client.CoreV1Api()
-        self.supervisor = Supervisor(facts, book=book, clock=clock)
+        self.supervisor = Supervisor(facts, step_runs=step_runs, clock=clock)
         self.api = KubeApi(self.batch, self.core, "zenml")
 
     def start(

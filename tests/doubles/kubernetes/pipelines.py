@@ -98,7 +98,7 @@ class Outcome:
         return {step["name"]: step["status"] for step in self.run["steps"]}
 
     def attempts(self, step: str) -> list[dict[str, Any]]:
-        rows = [row for row in self.run["steps"] if row["name"] == step]
+        rows = [step_run for step_run in self.run["steps"] if step_run["name"] == step]
         return rows[-1]["metadata"].get("memory_attempts", []) if rows else []
 
 

@@ -16,9 +16,9 @@ from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext import redaction
 from mlops_ext.memory import MemoryPlan, MemorySettings, Quantity, RequestPolicy
-from zenml_ext.kubernetes.client import KubeApi, error_words
-from zenml_ext.kubernetes.supervisor import step_runs as kubernetes_book
-from zenml_ext.kubernetes.supervisor.step_runs import StepRow
+from zenml_ext.kubernetes.client import KubeApi, describe_api_error
+from zenml_ext.kubernetes.supervisor import step_runs
+from zenml_ext.kubernetes.supervisor.step_runs import StepRun
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
 from zenml_ext.memory import records as metadata
 
@@ -48,10 +48,10 @@ def in_the_environment(monkeypatch):
 def test_an_error_of_somebody_else_is_told_without_its_secret(text, known, monkeypatch):
     if not known:
         monkeypatch.delenv("ZENML_STORE_API_TOKEN")
-    told = redaction.redacted(RuntimeError(text))
-    assert SECRET not in told
-    assert told.startswith("RuntimeError: ")
-    assert text[:8] in told
+    last_message = redaction.redacted(RuntimeError(text))
+    assert SECRET not in last_message
+    assert last_message.startswith("RuntimeError: ")
+    assert text[:8] in last_message
 
 
 def test_a_token_without_a_name_is_known_by_its_form():
@@ -69,8 +69,8 @@ def test_what_is_no_secret_is_told_as_it_is(text):
 def test_an_api_error_is_told_without_its_secret(body):
     error = client.ApiException(status=422, reason="Unprocessable")
     error.body = body
-    assert SECRET not in error_words(error)
-    assert "422" in error_words(error)
+    assert SECRET not in describe_api_error(error)
+    assert "422" in describe_api_error(error)
 
 
 class Leaking:
@@ -89,25 +89,27 @@ class Leaking:
         self._fail()
         return MemoryPlan(ladder=(Quantity.parse("200Mi"),), reason="test")
 
-    def newest_row(self, *_):
+    def newest(self, *_):
         self._fail()
-        return StepRow(identifier=uuid4(), status=ExecutionStatus.RUNNING)
+        return StepRun(identifier=uuid4(), status=ExecutionStatus.RUNNING)
 
     def is_stopping(self, *_):
         self._fail()
         return False
 
-    def beat(self, *_):
+    def heartbeat(self, *_):
         raise RuntimeError(" ".join(TEXTS))
 
-    def record(self, run_id, step_name, row, attempts):
+    def record(self, run_id, step_name, step_run, attempts):
         self.records.append(json.dumps(list(attempts)))
 
 
 def facts(name):
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     policy = RequestPolicy(settings=MemorySettings())
-    return SimpleNamespace(name=name, family="f", policy=policy, max_memory=None, settings=settings)
+    return SimpleNamespace(
+        name=name, code_key="f", policy=policy, max_memory=None, settings=settings
+    )
 
 
 def job():
@@ -143,11 +145,11 @@ def job():
 
 def test_a_retry_through_errors_shows_no_secret_anywhere_but_where_zenml_put_it(caplog):
     caplog.set_level(logging.DEBUG, logger="zenml_ext")
-    book, messages = Leaking(asks_until_fine=4), []
+    step_runs, messages = Leaking(asks_until_fine=4), []
     with Cluster({"node-a": "4Gi"}, real=False, tls=False) as cluster:
         config.load_kube_config(str(cluster.kubeconfig()))
         batch, core = client.BatchV1Api(), client.CoreV1Api()
-        supervisor = Supervisor(facts, book=book)
+        supervisor = Supervisor(facts, step_runs=step_runs)
         api = KubeApi(batch, core, "zenml")
         supervisor.create(api, supervisor.prepare(job(), facts("step"), RUN))
         for verb in ("get", "create", "patch"):
@@ -168,8 +170,8 @@ def test_a_retry_through_errors_shows_no_secret_anywhere_but_where_zenml_put_it(
             with cluster.store.lock:
                 cluster.store.lock.wait(0.05)
         assert status is kube_utils.JobStatus.SUCCEEDED
-        (follower,) = [j for j in cluster.list("jobs") if j["metadata"]["name"] == "a-step-m2"]
-        environment = follower["spec"]["template"]["spec"]["containers"][0]["env"]
+        (successor,) = [j for j in cluster.list("jobs") if j["metadata"]["name"] == "a-step-m2"]
+        environment = successor["spec"]["template"]["spec"]["containers"][0]["env"]
         assert {"name": "ZENML_STORE_API_TOKEN", "value": SECRET} in environment
         elsewhere = [
             json.dumps([one["metadata"] for one in cluster.list("jobs")]),
@@ -180,8 +182,8 @@ def test_a_retry_through_errors_shows_no_secret_anywhere_but_where_zenml_put_it(
     logged = [one.getMessage() for one in caplog.records if one.name.startswith("zenml_ext")]
     assert "ZenML does not answer now" in " ".join(logged)
     assert "Kubernetes does not answer now" in " ".join(messages)
-    assert book.records
-    for text in (*messages, *elsewhere, *book.records, *logged):
+    assert step_runs.records
+    for text in (*messages, *elsewhere, *step_runs.records, *logged):
         assert SECRET not in text
 
 
@@ -194,12 +196,14 @@ def test_a_record_that_the_server_refuses_is_told_without_its_secret(monkeypatch
             raise RuntimeError(" ".join(TEXTS))
 
     monkeypatch.setattr("zenml.client.Client", Client)
-    monkeypatch.setattr(kubernetes_book, "Client", Client)
+    monkeypatch.setattr(step_runs, "Client", Client)
     caplog.set_level(logging.DEBUG, logger="zenml_ext")
     attempt = metadata.AttemptRecord(number=1, memory=None, peak=None, outcome="failed")
     metadata.record(UUID(RUN), [attempt])
     metadata.record_orchestrator(UUID(RUN), {"advice": "none"})
-    found = kubernetes_book.Book().history(SimpleNamespace(name="s", pipeline="p", policy=None))
+    found = step_runs.StepRuns().history(
+        SimpleNamespace(name="s", pipeline="p", policy=SimpleNamespace(learns=True))
+    )
     assert list(found) == []
     assert caplog.text.count("could not be recorded") == 2
     assert "no history of s" in caplog.text

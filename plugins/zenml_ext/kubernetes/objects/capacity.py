@@ -15,8 +15,6 @@ from typing import Any
 from mlops_ext.errors import QuantityError
 from mlops_ext.memory import Caps, Quantity
 
-__all__ = ["CapsReader", "NodeRoom", "Refused", "caps_of", "read_refusal", "rooms_of"]
-
 Manifest = Mapping[str, Any]
 
 _QUOTA = re.compile(

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from mlops_ext.errors import QuantityError
 from mlops_ext.memory import Evidence, Quantity
 from zenml_ext.kubernetes.objects.job import MAIN, memory_of
-
-__all__ = ["Ending", "Unschedulable", "ending_of", "unschedulable"]
+from zenml_ext.memory.exits import SIGKILLED
 
 Manifest = Mapping[str, Any]
 
@@ -29,6 +28,8 @@ _DISK_WORDS = re.compile(
     re.IGNORECASE,
 )
 _REPORT_KEY = "mlops-ext"
+_SLACK_S = 60.0
+"""Clocks of nodes differ, and events are written late."""
 _RULE_WORDS = re.compile(
     r"Pod \S+ has condition (?P<condition>\w+) matching"
     r"|Container (?P<container>\S+) for pod \S+ failed with exit code (?P<code>\d+) matching"
@@ -37,7 +38,7 @@ _RULE_WORDS = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class Termination:
     """How the last pod of a Job ended.
 
     Attributes:
@@ -59,7 +60,7 @@ class Ending:
     failed: int = 0
 
 
-def ending_of(job: Manifest, pods: Sequence[Manifest]) -> Ending:
+def diagnose(job: Manifest, pods: Sequence[Manifest]) -> Termination:
     """What ended *job*, from the newest of its *pods*; they may all be gone already."""
     status = job.get("status") or {}
     condition: Manifest = next(
@@ -78,7 +79,7 @@ def ending_of(job: Manifest, pods: Sequence[Manifest]) -> Ending:
         main = next((one for one in template if one["name"] == MAIN), template[0])
         evidence = _evidence_in(words, succeeded=succeeded)
         taken = "the pod was taken from its node, and nothing is left of it"
-        return Ending(
+        return Termination(
             evidence=evidence,
             memory=memory_of(main)[0],
             reason=reason,
@@ -91,7 +92,7 @@ def ending_of(job: Manifest, pods: Sequence[Manifest]) -> Ending:
         (one for one in pod["spec"]["containers"] if one["name"] == evidence.container),
         pod["spec"]["containers"][0],
     )
-    return Ending(
+    return Termination(
         evidence=evidence,
         memory=memory_of(main)[0],
         reason=reason,
@@ -160,7 +161,7 @@ def _disruption(status: Manifest) -> str:
 
 
 def _report(text: str) -> Mapping[str, Any]:
-    """What the watcher in the pod wrote as termination message; nothing where it was another."""
+    """What the pod's monitor wrote as termination message; nothing if the message is another's."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -201,6 +202,34 @@ def _seconds(stamp: str | None) -> float | None:
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else None
 
 
+def is_unexplained_kill(termination: Termination) -> bool:
+    """True for a signal 9 that Kubernetes gives no reason for; the node's events may."""
+    evidence = termination.evidence
+    is_explained = evidence.oom_killed or evidence.disruption or evidence.storage_evicted
+    return evidence.exit_code == SIGKILLED and not is_explained
+
+
+def killed_with_node(
+    termination: Termination, events: Sequence[Manifest], now: float
+) -> Termination:
+    """*termination*, as a kill for memory if the node ran out of it while the step ran.
+
+    Args:
+        termination: an unexplained kill.
+        events: the node's SystemOOM events.
+        now: seconds since the epoch.
+    """
+    node = termination.evidence.node
+    since = now - termination.runtime_s - _SLACK_S
+    for event in events:
+        at = _seconds(event.get("lastTimestamp") or event.get("eventTime"))
+        if at is not None and at >= since:
+            message = f"node {node} ran out of memory: {event.get('message')}"
+            evidence = replace(termination.evidence, oom_killed=True)
+            return replace(termination, evidence=evidence, message=message)
+    return termination
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unschedulable:
     """A pod that no node takes.
@@ -214,6 +243,13 @@ class Unschedulable:
     message: str
     lacks_memory: bool
     request: Quantity | None
+
+    @property
+    def asks(self) -> str:
+        """What it asks for, in words."""
+        return (
+            f"it asks for {self.request.human} of memory" if self.request else "it asks for memory"
+        )
 
 
 def unschedulable(pod: Manifest) -> Unschedulable | None:

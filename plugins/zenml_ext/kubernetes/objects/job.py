@@ -1,4 +1,4 @@
-"""Jobs as plain data: made ready for out-of-memory retries, followed by bigger ones, told apart.
+"""A step's Jobs: the first one made ready for out-of-memory retries, the next one with more memory.
 
 Everything here is pure and works on the JSON form of Kubernetes objects. What a later orchestrator
 pod must know of a step stands in the annotations of its Job, so that none of it can be lost with
@@ -10,32 +10,19 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
-from mlops_ext.memory import MemoryPlan, Quantity
+from mlops_ext.codec import encode
+from mlops_ext.memory import InPlace, MemoryPlan, Quantity
 from zenml_ext.kubernetes.objects.placement import SIZED_LABEL, place, tolerate_pressure
-from zenml_ext.kubernetes.objects.state import PREFIX, TRACK_ANNOTATION, Track, track_of
-
-__all__ = [
-    "ADOPTING_ENTRYPOINT",
-    "ATTEMPTS_VARIABLE",
-    "Successor",
-    "follower_of",
-    "is_finished",
-    "latest_jobs",
-    "memory_of",
-    "prepare_step_job",
-    "run_id_of",
-    "set_memory",
-    "step_name_of",
-    "successor",
-    "superseding_patch",
-]
+from zenml_ext.kubernetes.objects.state import PREFIX, STATE_ANNOTATION, AttemptState, state_of
+from zenml_ext.memory.exits import SIGKILLED
 
 Manifest = dict[str, Any]
 
-FOLLOWER_ANNOTATION = f"{PREFIX}/superseded-by"
+SUCCESSOR_ANNOTATION = f"{PREFIX}/superseded-by"
 ATTEMPT_LABEL = f"{PREFIX}/attempt"
 SUPERSEDED_LABELS = {"run_id": f"{PREFIX}/superseded-run-id", "step_run_id": f"{PREFIX}/superseded"}
 ATTEMPTS_VARIABLE = "MLOPS_EXT_MEMORY_ATTEMPTS"
@@ -44,7 +31,7 @@ POD_VARIABLE = "MLOPS_EXT_POD"
 NODE_VARIABLE = "MLOPS_EXT_NODE"
 STEP_NAME_ANNOTATION = "zenml.io/step-name"
 """ZenML's own annotation of step Jobs (zenml.integrations.kubernetes.constants)."""
-ADOPTING_ENTRYPOINT = "zenml_ext.kubernetes.step.entrypoint.KubernetesStepEntrypointConfiguration"
+RESUMING_ENTRYPOINT = "zenml_ext.kubernetes.step.entrypoint.KubernetesStepEntrypointConfiguration"
 _STEP_OPERATOR_MODULE = "zenml.step_operators.step_operator_entrypoint_configuration"
 KNOWN_ENTRYPOINTS = frozenset(
     {
@@ -53,7 +40,6 @@ KNOWN_ENTRYPOINTS = frozenset(
     }
 )
 MAIN = "main"
-SIGKILLED = 137
 _SOURCE_OPTION = "--entrypoint_config_source"
 _STEP_RUN_OPTION = "--step_run_id"
 _JOB_KEYS = ("job-name", "controller-uid")
@@ -88,7 +74,7 @@ def step_name_of(job: Mapping[str, Any]) -> str:
 
 
 def run_id_of(job: Mapping[str, Any]) -> str:
-    """Id of the pipeline run that a step's Job belongs to, also of one that was followed."""
+    """Id of the pipeline run that a step's Job belongs to, also of one that was superseded."""
     labels = job["metadata"]["labels"]
     return str(labels.get("run_id") or labels[SUPERSEDED_LABELS["run_id"]])
 
@@ -124,10 +110,10 @@ def prepare_step_job(
     manifest: Mapping[str, Any],
     *,
     plan: MemoryPlan | None,
-    family: str,
+    code_key: str,
     in_place: bool,
 ) -> Manifest:
-    """The step's first Job: told apart, ended at once by a kill, run by our entrypoint.
+    """The step's first Job: labelled, ended at once by a kill, run by our entrypoint.
 
     ``podFailurePolicy`` gets rules in front of those that are there: a pod that is taken from
     its node, or whose main container ends with 137, ends the Job, and the orchestrator decides
@@ -145,28 +131,28 @@ def prepare_step_job(
     _label(job, labels)
     if plan is not None and plan.first_limit is not None:
         tolerate_pressure(job)
-    track = Track(base=meta["name"], plan=plan, family=family)
-    meta["annotations"] = {**(meta.get("annotations") or {}), TRACK_ANNOTATION: track.dump()}
+    state = AttemptState(base=meta["name"], plan=plan, code_key=code_key)
+    meta["annotations"] = {**(meta.get("annotations") or {}), STATE_ANNOTATION: state.dump()}
     _use_own_entrypoint(container, step_run_id=None)
     _set_variables(container, {IN_PLACE_VARIABLE: _growth_of(plan, limit) if in_place else None})
     return job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Successor:
-    """How the Job that follows another differs from it.
+class JobChange:
+    """How the Job that succeeds another differs from it.
 
     Attributes:
-        track: what has happened, with this Job counted in.
+        state: what has happened, with this Job counted in.
         limit: the memory limit; None leaves the step without one.
         request: the memory request; None: the same as the limit.
-        step_run_id: the step run to go on with; None makes a new one.
+        step_run_id: the step run to resume; None makes a new one.
         backoff_limit: what is left of the user's own retries.
         avoid_node: a node it must not run on, or "".
         in_place: whether its pod may be resized while it runs.
     """
 
-    track: Track
+    state: AttemptState
     limit: Quantity | None
     request: Quantity | None = None
     step_run_id: str | None = None
@@ -175,16 +161,16 @@ class Successor:
     in_place: bool = True
 
 
-def successor_name(track: Track) -> str:
-    """Name of the Job with this *track*: the same, whoever computes it and how often."""
-    suffix = f"-m{track.number}"
-    return f"{track.base[: _NAME_LENGTH - len(suffix)].rstrip('-.')}{suffix}"
+def next_job_name(state: AttemptState) -> str:
+    """Name of the Job with this *state*: the same, whoever computes it and how often."""
+    suffix = f"-m{state.number}"
+    return f"{state.base[: _NAME_LENGTH - len(suffix)].rstrip('-.')}{suffix}"
 
 
-def successor(job: Mapping[str, Any], change: Successor) -> Manifest:
-    """The Job that follows *job*, ready to be created.
+def next_job(job: Mapping[str, Any], change: JobChange) -> Manifest:
+    """The Job that succeeds *job*, ready to be created.
 
-    Its name follows from the track alone, so that two orchestrator pods, or one that died
+    Its name follows from the state alone, so that two orchestrator pods, or one that died
     between creating it and saying so, can only ever create one.
     """
     spec = copy.deepcopy(dict(job["spec"]))
@@ -202,32 +188,32 @@ def successor(job: Mapping[str, Any], change: Successor) -> Manifest:
     template["metadata"].pop("creationTimestamp", None)
     kept = ("labels", "annotations", "ownerReferences", "namespace")
     new_meta = {key: copy.deepcopy(meta[key]) for key in kept if meta.get(key)}
-    new_meta["name"] = successor_name(change.track)
+    new_meta["name"] = next_job_name(change.state)
     new_meta["annotations"] = {
         **(new_meta.get("annotations") or {}),
-        TRACK_ANNOTATION: change.track.dump(),
+        STATE_ANNOTATION: change.state.dump(),
     }
     new: Manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": new_meta, "spec": spec}
     container = main_container(new)
     set_memory(container, change.limit, change.request)
-    is_sized = change.limit is not None and not change.track.alone
-    _label(new, {SIZED_LABEL: str(is_sized).lower(), ATTEMPT_LABEL: str(change.track.number)})
+    is_sized = change.limit is not None and not change.state.isolated
+    _label(new, {SIZED_LABEL: str(is_sized).lower(), ATTEMPT_LABEL: str(change.state.number)})
     _use_own_entrypoint(container, step_run_id=change.step_run_id)
-    growth = _growth_of(change.track.plan, change.limit) if change.in_place else None
+    growth = _growth_of(change.state.plan, change.limit) if change.in_place else None
     _set_variables(
         container,
-        {ATTEMPTS_VARIABLE: json.dumps(list(change.track.attempts)), IN_PLACE_VARIABLE: growth},
+        {ATTEMPTS_VARIABLE: json.dumps(list(change.state.attempts)), IN_PLACE_VARIABLE: growth},
     )
     place(
         new,
-        change.track,
+        change.state,
         avoid_node=change.avoid_node,
         is_limited=change.limit is not None,
     )
     return new
 
 
-def superseding_patch(job: Mapping[str, Any], follower: str) -> Manifest:
+def superseding_patch(job: Mapping[str, Any], successor: str) -> Manifest:
     """The merge patch that takes *job* out of ZenML's look-ups by label."""
     labels = job["metadata"].get("labels") or {}
     changed: dict[str, str | None] = {}
@@ -237,42 +223,38 @@ def superseding_patch(job: Mapping[str, Any], follower: str) -> Manifest:
     return {
         "metadata": {
             "labels": changed,
-            "annotations": {FOLLOWER_ANNOTATION: follower},
+            "annotations": {SUCCESSOR_ANNOTATION: successor},
         }
     }
 
 
-def follower_of(job: Mapping[str, Any]) -> str | None:
-    """Name of the Job that has followed *job*, as `superseding_patch` wrote it."""
-    found = (job["metadata"].get("annotations") or {}).get(FOLLOWER_ANNOTATION)
+def successor_of(job: Mapping[str, Any]) -> str | None:
+    """Name of the Job that has superseded *job*, as `superseding_patch` wrote it."""
+    found = (job["metadata"].get("annotations") or {}).get(SUCCESSOR_ANNOTATION)
     return str(found) if found else None
 
 
 def latest_jobs(jobs: Iterable[Manifest]) -> tuple[list[Manifest], list[tuple[Manifest, str]]]:
-    """The Jobs that count, and those that were followed, each with its follower's name.
+    """The Jobs that count, and those that are superseded, each with its successor's name.
 
-    Between the creation of a follower and the relabelling of what it follows both carry the
+    Between the creation of a successor and the relabelling of what it supersedes both carry the
     run's label; so does everything after an orchestrator pod that died there.
     """
-    newest: dict[str, Manifest] = {}
-    tracked: list[tuple[Track, Manifest]] = []
-    plain: list[Manifest] = []
+    current: list[Manifest] = []
+    chains: dict[str, list[tuple[int, Manifest]]] = {}
     for job in jobs:
-        track = track_of(job)
-        if track is None:
-            plain.append(job)
-            continue
-        tracked.append((track, job))
-        known = newest.get(track.base)
-        known_track = track_of(known) if known else None
-        if known_track is None or known_track.number < track.number:
-            newest[track.base] = job
-    followed = [
-        (job, str(newest[track.base]["metadata"]["name"]))
-        for track, job in tracked
-        if newest[track.base] is not job
-    ]
-    return [*plain, *newest.values()], followed
+        state = state_of(job)
+        if state is None:
+            current.append(job)
+        else:
+            chains.setdefault(state.base, []).append((state.number, job))
+    superseded: list[tuple[Manifest, str]] = []
+    for chain in chains.values():
+        _, newest = max(chain, key=itemgetter(0))
+        current.append(newest)
+        name = str(newest["metadata"]["name"])
+        superseded += [(job, name) for _, job in chain if job is not newest]
+    return current, superseded
 
 
 def _label(job: Manifest, labels: Mapping[str, str]) -> None:
@@ -282,14 +264,14 @@ def _label(job: Manifest, labels: Mapping[str, str]) -> None:
 
 
 def _use_own_entrypoint(container: Manifest, step_run_id: str | None) -> None:
-    """Swap ZenML's step entrypoint for the one that adopts; leave a foreign one alone."""
+    """Swap ZenML's step entrypoint for the one that resumes; leave a foreign one alone."""
     arguments: list[str] = list(container.get("args") or ())
     if _SOURCE_OPTION not in arguments:
         return
     at = arguments.index(_SOURCE_OPTION) + 1
-    if arguments[at] not in {*KNOWN_ENTRYPOINTS, ADOPTING_ENTRYPOINT}:
+    if arguments[at] not in {*KNOWN_ENTRYPOINTS, RESUMING_ENTRYPOINT}:
         return
-    arguments[at] = ADOPTING_ENTRYPOINT
+    arguments[at] = RESUMING_ENTRYPOINT
     if step_run_id is not None:
         if _STEP_RUN_OPTION in arguments:
             arguments[arguments.index(_STEP_RUN_OPTION) + 1] = step_run_id
@@ -313,17 +295,10 @@ def _set_variables(container: Manifest, values: Mapping[str, str | None]) -> Non
 
 
 def _growth_of(plan: MemoryPlan | None, limit: Quantity | None) -> str | None:
-    """How the pod may grow, for the watcher in it; None where it has no limit to raise."""
+    """How the pod may grow, for the monitor in it; None where it has no limit to raise."""
     if limit is None:
         return None
-    cap = plan.cap.memory if plan and plan.cap else None
-    in_place = plan.in_place if plan else None
-    return json.dumps(
-        {
-            "threshold": in_place.threshold if in_place else 0.85,
-            "growth": in_place.growth if in_place else 1.5,
-            "ceiling": int(ceiling)
-            if (ceiling := (in_place and in_place.ceiling) or cap)
-            else None,
-        }
-    )
+    growth = (plan and plan.in_place) or InPlace(start=limit, threshold=0.85, growth=1.5)
+    if growth.ceiling is None and plan and plan.cap:
+        growth = replace(growth, ceiling=plan.cap.memory)
+    return json.dumps(encode(growth))

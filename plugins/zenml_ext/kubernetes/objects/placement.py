@@ -1,4 +1,4 @@
-"""Where a step's next pod may run: not on a node, not beside steps nothing holds to a size."""
+"""Where a step's next pod may run: away from a node, and away from steps without a limit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from zenml_ext.kubernetes.objects.state import PREFIX, Track
-
-__all__ = ["SIZED_LABEL", "place", "tolerate_pressure"]
+from zenml_ext.kubernetes.objects.state import PREFIX, AttemptState
 
 Manifest = dict[str, Any]
 
@@ -25,18 +23,18 @@ _PRESSURE = {
 set aside need not wait so long; the kubelet takes it, as it takes all but best-effort pods."""
 
 
-def place(job: Manifest, track: Track, *, avoid_node: str, is_limited: bool) -> None:
+def place(job: Manifest, state: AttemptState, *, avoid_node: str, is_limited: bool) -> None:
     """Affinities: away from a node, and away from steps that nothing holds to their size."""
     pod = job["spec"]["template"]["spec"]
     affinity = copy.deepcopy(pod.get("affinity") or {})
     if avoid_node:
         _avoid(affinity, avoid_node)
     labels = job["metadata"].get("labels") or {}
-    if (is_limited or track.alone) and "run_id" in labels:
+    if (is_limited or state.isolated) and "run_id" in labels:
         same_run = {"matchLabels": {"run_id": labels["run_id"]}}
         rule = (
             {"key": "step_name", "operator": "Exists"}
-            if track.alone
+            if state.isolated
             else {"key": SIZED_LABEL, "operator": "In", "values": ["false"]}
         )
         term = {
@@ -46,14 +44,14 @@ def place(job: Manifest, track: Track, *, avoid_node: str, is_limited: bool) -> 
         terms = affinity.setdefault("podAntiAffinity", {})
         key = "requiredDuringSchedulingIgnoredDuringExecution"
         others = [one for one in terms.get(key) or () if not _is_ours(one)]
-        if track.attempts and (track.alone or _was_unlimited(track)):
+        if state.attempts and (state.isolated or _was_unlimited(state)):
             others.append(term)
         terms[key] = others
         if not others:
             affinity.pop("podAntiAffinity")
     if affinity:
         pod["affinity"] = affinity
-    if is_limited or track.alone:
+    if is_limited or state.isolated:
         tolerate_pressure(job)
 
 
@@ -81,5 +79,5 @@ def _is_ours(term: Mapping[str, Any]) -> bool:
     )
 
 
-def _was_unlimited(track: Track) -> bool:
-    return any("memory_bytes" not in attempt for attempt in track.attempts)
+def _was_unlimited(state: AttemptState) -> bool:
+    return any("memory_bytes" not in attempt for attempt in state.attempts)

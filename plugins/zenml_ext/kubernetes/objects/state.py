@@ -1,4 +1,4 @@
-"""What has happened to a step so far: kept in its Job's annotation, whoever reads it next. Pure."""
+"""How far a step has come: kept in its Job's annotation, to outlive every process. Pure."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from typing import Any
 from mlops_ext.codec import decode, encode
 from mlops_ext.memory import MemoryPlan
 
-__all__ = ["PREFIX", "TRACK_ANNOTATION", "Track", "track_of"]
-
 PREFIX = "mlops-ext.io"
 """Of our labels and annotations."""
-TRACK_ANNOTATION = f"{PREFIX}/track"
+STATE_ANNOTATION = f"{PREFIX}/attempt-state"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Track:
-    """What has happened to a step so far; kept in its Job's annotation.
+class AttemptState:
+    """What has happened to a step before and with the present attempt.
 
     Attributes:
         base: name of the step's first Job.
-        number: 1 for the first Job, one more for each that followed it.
+        number: 1 for the first Job, one more for each that succeeded it.
         oom_retries: how many of them followed a kill for memory.
         disruptions: how many followed an eviction, a preemption or a drain.
         plan: the memory plan; None until the first kill where nobody asked for memory.
-        family: the step's code; steps of one family need about the same memory.
-        alone: it runs on a node without other steps of the run, to learn what it needs.
-        attempts: the attempts that have ended, as `metadata.AttemptRecord.dump` gives them.
+        code_key: the step's code; steps of the same code need about the same memory.
+        isolated: it runs on a node without other steps of the run, to learn what it needs.
+        attempts: the attempts that have ended, as `AttemptRecord.dump` gives them.
     """
 
     base: str
@@ -37,41 +35,16 @@ class Track:
     oom_retries: int = 0
     disruptions: int = 0
     plan: MemoryPlan | None = None
-    family: str = ""
-    alone: bool = False
+    code_key: str = ""
+    isolated: bool = False
     attempts: tuple[Mapping[str, Any], ...] = ()
 
     def dump(self) -> str:
-        """The track as JSON."""
-        return json.dumps(
-            {
-                "base": self.base,
-                "number": self.number,
-                "oom_retries": self.oom_retries,
-                "disruptions": self.disruptions,
-                "plan": encode(self.plan) if self.plan else None,
-                "family": self.family,
-                "alone": self.alone,
-                "attempts": list(self.attempts),
-            },
-            separators=(",", ":"),
-        )
+        """The state as JSON."""
+        return json.dumps(encode(self), separators=(",", ":"))
 
 
-def track_of(job: Mapping[str, Any]) -> Track | None:
-    """The track of a Job of ours; None for any other Job."""
-    text = (job["metadata"].get("annotations") or {}).get(TRACK_ANNOTATION)
-    if text is None:
-        return None
-    found = json.loads(text)
-    plan = found["plan"]
-    return Track(
-        base=found["base"],
-        number=found["number"],
-        oom_retries=found["oom_retries"],
-        disruptions=found["disruptions"],
-        plan=decode(MemoryPlan, plan) if plan else None,
-        family=found["family"],
-        alone=found["alone"],
-        attempts=tuple(found["attempts"]),
-    )
+def state_of(job: Mapping[str, Any]) -> AttemptState | None:
+    """The state in the annotation of a Job of ours; None for any other Job."""
+    text = (job["metadata"].get("annotations") or {}).get(STATE_ANNOTATION)
+    return None if text is None else decode(AttemptState, json.loads(text))

@@ -7,8 +7,6 @@ from typing import Any
 
 from zenml_ext.settings import TempDir
 
-__all__ = ["VOLUME_NAME", "temp_dir_parts"]
-
 VOLUME_NAME = "mlops-ext-temp"
 
 

@@ -6,7 +6,6 @@ from version 32 on, and images carry 25.
 
 from __future__ import annotations
 
-import enum
 import http.client
 import json
 import ssl
@@ -17,35 +16,13 @@ from pathlib import Path
 
 from mlops_ext.memory import Quantity
 from mlops_ext.settings import environment
-
-__all__ = ["PodResizer", "Refusal", "ResizeAnswer"]
+from zenml_ext.kubernetes.monitor import Refusal, ResizeAnswer
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT_S = 5.0
 """A request that takes longer than the step takes to use up the rest helps nobody."""
 _FORBIDDEN, _BUSY, _SERVER = 403, (409, 429), 500
 _NO_WAY = (400, 401, 404, 405, 415, 422)
-
-
-class Refusal(enum.Enum):
-    """Why a resize did not happen."""
-
-    FOR_GOOD = "refused for good"
-    TOO_MUCH = "more than there is"
-    FOR_NOW = "not now"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResizeAnswer:
-    """What the API server said.
-
-    Attributes:
-        refusal: None where it agreed; the kubelet then does it within seconds, or never.
-        message: its words.
-    """
-
-    refusal: Refusal | None
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +34,11 @@ class PodResizer:
         container: name of the container.
         folder: where the service account's token and the cluster's certificate are; they are
             read at each request, since the kubelet renews the token.
-        requests_too: also raise the request, so that the scheduler knows.
     """
 
     url: str
     container: str
     folder: Path = SERVICE_ACCOUNT
-    requests_too: bool = True
 
     @classmethod
     def own(cls, pod: str, container: str, folder: Path = SERVICE_ACCOUNT) -> PodResizer | None:
@@ -81,9 +56,8 @@ class PodResizer:
         return cls(url=url, container=container, folder=folder)
 
     def resize(self, limit: Quantity) -> ResizeAnswer:
-        """Ask for a memory limit of *limit*; never raises."""
-        sections = ("limits", "requests") if self.requests_too else ("limits",)
-        resources = {section: {"memory": str(limit)} for section in sections}
+        """Ask for a memory limit of *limit*, and a request, for the scheduler; never raises."""
+        resources = {section: {"memory": str(limit)} for section in ("limits", "requests")}
         body = {"spec": {"containers": [{"name": self.container, "resources": resources}]}}
         request = urllib.request.Request(  # noqa: S310 - the scheme is https, see own()
             self.url,

@@ -7,76 +7,89 @@ Run as ``python -m zenml_ext.kubernetes.supervisor.entrypoint`` with ZenML's own
 from __future__ import annotations
 
 import functools
-import logging
+import importlib
+from collections.abc import Callable
 from typing import Any, cast
 
 from kubernetes import client as k8s
 from zenml.client import Client
-from zenml.integrations.kubernetes import kube_utils
 from zenml.integrations.kubernetes.orchestrators import kubernetes_orchestrator_entrypoint
 
 from zenml_ext.kubernetes.client import KubeApi
-from zenml_ext.kubernetes.flavor import KubernetesOomSettings
 from zenml_ext.kubernetes.objects.job import STEP_NAME_ANNOTATION
-from zenml_ext.kubernetes.supervisor.own_memory import OwnMemory
+from zenml_ext.kubernetes.settings import KubernetesOomSettings
+from zenml_ext.kubernetes.supervisor.own_memory import OrchestratorMemory
 from zenml_ext.kubernetes.supervisor.step_runs import StepFacts
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
+from zenml_ext.processes import ORCHESTRATOR_POD, patch_own_process
 
-__all__ = ["install", "main"]
-
-log = logging.getLogger(__name__)
+_active: SupervisedRun | None = None
 
 
 def main() -> None:
     """Run the pipeline, as ZenML's entrypoint does."""
     arguments = kubernetes_orchestrator_entrypoint.parse_args()
-    with OwnMemory() as own:
-        install(arguments.snapshot_id, own)
+    with OrchestratorMemory() as own:
+        supervise(SupervisedRun(arguments.snapshot_id, own))
         kubernetes_orchestrator_entrypoint.main()
 
 
-def install(snapshot_id: str, own: OwnMemory | None = None) -> Supervisor:
-    """Put a supervisor behind the functions that ZenML's entrypoint calls, in this process.
+def supervise(run: SupervisedRun) -> None:
+    """Put *run* behind the functions that ZenML's entrypoint calls, in this process."""
+    global _active
+    _active = run
+    patch_own_process(ORCHESTRATOR_POD)
+
+
+def active_run() -> SupervisedRun:
+    """The run that this process orchestrates."""
+    if _active is None:
+        raise RuntimeError("No run is supervised in this process.")
+    return _active
+
+
+class SupervisedRun:
+    """What takes the place of ZenML's functions on Jobs, for one run of a static pipeline.
 
     Args:
         snapshot_id: the snapshot whose steps are run.
-        own: watches this process's memory; it is told the run, and when the run had begun before.
+        own: this process's memory; gets the run's id, and is asked about earlier kills.
     """
 
-    @functools.cache
-    def facts(step_name: str) -> StepFacts:
-        snapshot = _snapshot(snapshot_id)
-        step = snapshot.step_configurations[step_name]
-        orchestrator: Any = Client().active_stack.orchestrator
-        return StepFacts(
-            name=step_name,
-            pipeline=snapshot.pipeline_configuration.name,
-            step=step,
-            settings=cast("KubernetesOomSettings", orchestrator.get_settings(step)),
-        )
+    def __init__(self, snapshot_id: str, own: OrchestratorMemory | None = None) -> None:
+        self._snapshot_id, self._own = snapshot_id, own
+        self._known: dict[str, StepFacts] = {}
+        self.supervisor = Supervisor(self._facts)
 
-    supervisor = Supervisor(facts)
-    list_jobs = kube_utils.list_jobs
-
-    def create_supervised(batch_api: Any, namespace: str, job_manifest: Any, **options: Any) -> Any:
+    def create_job(self, batch_api: Any, namespace: str, job_manifest: Any, **options: Any) -> Any:
+        """ZenML's ``kube_utils.create_job``; a step's Job gets a plan for its memory."""
         api = KubeApi(batch_api, None, namespace, options.get("api_request_timeout"))
         manifest = api.plain(job_manifest)
         step_name = (manifest["metadata"].get("annotations") or {}).get(STEP_NAME_ANNOTATION)
         if step_name is None:
             return batch_api.create_namespaced_job(namespace=namespace, body=manifest)
         run_id = manifest["metadata"]["labels"].get("run_id")
-        if own is not None:
-            own.run_id = run_id
-        return supervisor.create(api, supervisor.prepare(manifest, facts(step_name), run_id))
+        if self._own is not None:
+            self._own.run_id = run_id
+        facts = self._facts(step_name)
+        return self.supervisor.create(api, self.supervisor.prepare(manifest, facts, run_id))
 
-    def list_supervised(batch_api: Any, namespace: str, **options: Any) -> Any:
-        found: Any = list_jobs(batch_api=batch_api, namespace=namespace, **options)
+    def list_jobs(
+        self, upstream: Callable[..., Any], batch_api: Any, namespace: str, **options: Any
+    ) -> Any:
+        """What ZenML's ``kube_utils.list_jobs``, *upstream*, finds; superseded Jobs left out.
+
+        ZenML asks when this process goes on with a run that another one had begun.
+        """
+        found: Any = upstream(batch_api=batch_api, namespace=namespace, **options)
         api = KubeApi(batch_api, None, namespace, options.get("api_request_timeout"))
-        if own is not None:
+        if self._own is not None:
             core = k8s.CoreV1Api(batch_api.api_client)
             run_id = str(options.get("label_selector") or "").rpartition("run_id=")[2]
-            own.look_back(KubeApi(batch_api, core, namespace), run_id.partition(",")[0])
-        counted = supervisor.take_over(api, api.plain(found)["items"])
+            self._own.report_earlier_kills(
+                KubeApi(batch_api, core, namespace), run_id.partition(",")[0]
+            )
+        counted = self.supervisor.take_over(api, api.plain(found)["items"])
         shown = {
             job["metadata"]["name"]: {one["type"] for one in job["status"].get("conditions") or ()}
             for job in counted
@@ -88,11 +101,18 @@ def install(snapshot_id: str, own: OwnMemory | None = None) -> Supervisor:
             job.status.conditions = kept or None
         return found
 
-    seams: Any = kube_utils
-    seams.create_job = create_supervised
-    seams.list_jobs = list_supervised
-    seams.check_job_status = supervisor.check
-    return supervisor
+    def _facts(self, step_name: str) -> StepFacts:
+        if step_name not in self._known:
+            snapshot = _snapshot(self._snapshot_id)
+            step = snapshot.step_configurations[step_name]
+            orchestrator: Any = Client().active_stack.orchestrator
+            self._known[step_name] = StepFacts(
+                name=step_name,
+                pipeline=snapshot.pipeline_configuration.name,
+                step=step,
+                settings=cast("KubernetesOomSettings", orchestrator.get_settings(step)),
+            )
+        return self._known[step_name]
 
 
 @functools.cache
@@ -100,5 +120,5 @@ def _snapshot(snapshot_id: str) -> Any:
     return Client().get_snapshot(snapshot_id)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # patches find the active run in the module of this name
+    importlib.import_module("zenml_ext.kubernetes.supervisor.entrypoint").main()

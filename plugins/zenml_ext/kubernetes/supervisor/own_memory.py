@@ -1,4 +1,4 @@
-"""The memory of the orchestrator's own pod: watched, and told when its limit is too small.
+"""The memory of the orchestrator's own pod: warns, and records it, when its limit is too small.
 
 Nobody raises that limit but the user: a Job's pod template cannot be changed. A pod that was killed
 is followed by one that goes on where it was, with the same limit, and may be killed again.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,12 +20,10 @@ from typing_extensions import Self
 from urllib3.exceptions import HTTPError
 
 from mlops_ext.memory import Quantity
-from zenml_ext.kubernetes.client import KubeApi, error_words
-from zenml_ext.kubernetes.monitor import Growth, StepWatcher, TerminationReport
-from zenml_ext.memory import records as metadata
-from zenml_ext.memory.kubernetes_cgroup import MemoryCgroup, MemoryReading
-
-__all__ = ["OwnMemory", "killed_before"]
+from zenml_ext.kubernetes.client import KubeApi, describe_api_error
+from zenml_ext.kubernetes.monitor import MemoryMonitor, TerminationReport
+from zenml_ext.memory import records
+from zenml_ext.memory.cgroup import MemoryCgroup, MemoryReading
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ _ROUND = 100 * 1024**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KilledBefore:
+class EarlierKills:
     """Earlier pods of the orchestrator's Job that were killed for memory.
 
     Attributes:
@@ -52,8 +50,8 @@ class KilledBefore:
     peak: Quantity | None
 
 
-class OwnMemory:
-    """Watches this process's container inside ``with``, and says when its limit is too small."""
+class OrchestratorMemory:
+    """Monitors this process's container inside ``with``, and says when its limit is too small."""
 
     def __init__(
         self, *, cgroup: MemoryCgroup | None = None, report: TerminationReport | None = None
@@ -61,16 +59,14 @@ class OwnMemory:
         self.run_id: str | None = None
         self._cgroup = cgroup or MemoryCgroup.own()
         self._report = report or TerminationReport()
-        self._watcher: StepWatcher | None = None
+        self._monitor: MemoryMonitor | None = None
         self._kills = 0
 
     def __enter__(self) -> Self:
-        """Begin to watch, where there is a cgroup to read."""
-        if self._cgroup is not None and self._watcher is None:
-            self._watcher = StepWatcher(
-                self._cgroup, _Warning(rule=None, resizer=None), self._report
-            )
-            self._watcher.start()
+        """Begin, if there is a cgroup to read."""
+        if self._cgroup is not None and self._monitor is None:
+            self._monitor = MemoryMonitor(self._cgroup, self._report, warn_once_when_near())
+            self._monitor.start()
         return self
 
     def __exit__(
@@ -80,36 +76,39 @@ class OwnMemory:
         trace: TracebackType | None,
     ) -> None:
         """End, and record a limit that was nearly reached."""
-        if self._watcher is None:
+        if self._monitor is None:
             return
-        self._watcher.stop()
-        limit = self._watcher.limit
-        if limit and self._watcher.peak > NEAR * limit:
-            self._tell(Quantity(limit), Quantity(self._watcher.peak))
+        self._monitor.stop()
+        limit = self._monitor.limit
+        if limit and self._monitor.peak > NEAR * limit:
+            self._notify(Quantity(limit), Quantity(self._monitor.peak))
 
-    def look_back(self, api: KubeApi, run_id: str) -> None:
-        """Called where this process goes on with a run: was the pod before it killed for memory?
+    def report_earlier_kills(self, api: KubeApi, run_id: str) -> None:
+        """Say so if earlier pods of this run's orchestrator were killed for memory.
 
-        Two calls of the API, made only then. What cannot be read is left alone.
+        Two calls of the API, made only if another process had begun the run. What cannot be
+        read is left alone.
         """
         self.run_id = run_id
         try:
             own = socket.gethostname()
             name = (api.pod(own)["metadata"].get("labels") or {}).get("job-name")
-            found = killed_before(api.pods_of(name), own) if name else None
+            found = earlier_kills(api.pods_of(name), own) if name else None
         except (ApiException, HTTPError, OSError) as error:
-            log.debug("no look at the orchestrator's earlier pods: %s", error_words(error))
+            log.debug(
+                "the orchestrator's earlier pods cannot be read: %s", describe_api_error(error)
+            )
             return
         if found is not None:
             self._kills = found.count
-            self._tell(found.limit, found.peak)
+            self._notify(found.limit, found.peak)
 
-    def _tell(self, limit: Quantity | None, peak: Quantity | None) -> None:
+    def _notify(self, limit: Quantity | None, peak: Quantity | None) -> None:
         words = advice(limit, peak, self._kills)
         log.warning("%s", words)
         if self.run_id is not None:
             sizes = {"limit": limit, "peak": peak}
-            metadata.record_orchestrator(
+            records.record_orchestrator(
                 UUID(self.run_id),
                 {
                     "kills": self._kills,
@@ -120,18 +119,17 @@ class OwnMemory:
             )
 
 
-class _Warning(Growth):
-    """Says once, while it runs, that the limit is near."""
+def warn_once_when_near(share: float = NEAR) -> Callable[[MemoryReading, float], None]:
+    """A listener that says once that more than *share* of the limit is in use."""
+    said = False
 
-    __slots__ = ("_said",)
-
-    def look(self, reading: MemoryReading, now: float) -> None:  # noqa: ARG002 - the parent's
-        """Take note of *reading*."""
-        if getattr(self, "_said", False) or not reading.limit:
-            return
-        if reading.used > NEAR * reading.limit:
-            self._said = True
+    def on_reading(reading: MemoryReading, _now: float) -> None:
+        nonlocal said
+        if not said and reading.limit and reading.used > share * reading.limit:
+            said = True
             log.warning("%s", advice(Quantity(reading.limit), Quantity(reading.used), 0))
+
+    return on_reading
 
 
 def advice(limit: Quantity | None, peak: Quantity | None, kills: int) -> str:
@@ -152,8 +150,8 @@ def advice(limit: Quantity | None, peak: Quantity | None, kills: int) -> str:
     )
 
 
-def killed_before(pods: list[dict[str, Any]], own: str) -> KilledBefore | None:
-    """What *pods* of the orchestrator's Job, but for *own*, tell of kills; None where none was."""
+def earlier_kills(pods: list[dict[str, Any]], own: str) -> EarlierKills | None:
+    """The kills of the orchestrator's *pods* other than *own*; None if there was none."""
     limits: list[int] = []
     peaks: list[int] = []
     count = 0
@@ -170,7 +168,7 @@ def killed_before(pods: list[dict[str, Any]], own: str) -> KilledBefore | None:
     if not count:
         return None
     limit, peak = max(limits), max(peaks)
-    return KilledBefore(
+    return EarlierKills(
         count=count,
         limit=Quantity(limit) if limit else None,
         peak=Quantity(peak) if peak else None,

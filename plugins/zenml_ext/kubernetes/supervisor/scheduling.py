@@ -1,46 +1,229 @@
-"""Why a step's pod is not there, not scheduled, or was killed without a reason: what events tell.
+"""Pending steps: report why they wait (node, quota, another step) and send their heartbeats.
 
-Asked only where something is wrong already; events that may not be read are as good as none.
+The API is asked only if something is wrong already; events that may not be read count as none.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import KubeApi
 from zenml_ext.kubernetes.objects.capacity import CapsReader, Refused, read_refusal, stays
-from zenml_ext.kubernetes.objects.diagnosis import Ending, unschedulable
-from zenml_ext.kubernetes.supervisor.kubernetes_watch import Watch
+from zenml_ext.kubernetes.objects.diagnosis import Unschedulable, unschedulable
+from zenml_ext.kubernetes.objects.job import step_name_of
+from zenml_ext.kubernetes.objects.state import AttemptState
+from zenml_ext.kubernetes.supervisor.decisions import FailedJob
+from zenml_ext.kubernetes.supervisor.step_runs import StepRun, StepRuns, step_run_of
 
-__all__ = ["is_without_pod", "never_fits", "no_room", "oom_of_node", "why_no_pod"]
+log = logging.getLogger(__name__)
 
 Manifest = Mapping[str, Any]
 
-_SIGKILLED = 137
-_SLACK_S = 60.0
-"""Clocks of nodes differ, and events are written late."""
 _NODES_NAMED = 5
-_SCALING_S = 60.0
-"""An autoscaler thinks for about this long; a thousand steps that wait ask no oftener."""
+_PODLESS_S = 2.0
+"""Kubernetes makes a Job's pod within a second; asking earlier would be a call for nothing."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Every:
+    """Lets something happen once in *period_s* seconds."""
+
+    period_s: float
+    last: float = float("-inf")
+
+    def due(self, now: float) -> bool:
+        """Whether it is time again; True at most once in a period."""
+        if now - self.last < self.period_s:
+            return False
+        self.last = now
+        return True
+
+
+@dataclass(slots=True, kw_only=True)
+class Heartbeat:
+    """The heartbeat of a step whose pod cannot send one.
+
+    Attributes:
+        step_run: the step run to keep alive; None until it is known.
+        enabled: False once ZenML's server has said that the step needs none.
+        timer: ZenML's own worker sends one every 15 s, and its thresholds are minutes.
+    """
+
+    step_run: StepRun | None = None
+    enabled: bool = True
+    timer: Every = field(default_factory=lambda: Every(period_s=20.0))
+
+
+@dataclass(slots=True, kw_only=True)
+class PendingPod:
+    """How long a step's pod has been waiting, and for what.
+
+    Attributes:
+        last_message: what was logged last.
+        podless_since: when its Job was first seen without a pod.
+        unfit_since: since when no node has had enough free memory.
+        scaling_given_up: the cluster's autoscaler will add no node for it.
+        refusal_timer: a Job without a pod is asked why this often.
+        scaling_timer: an autoscaler thinks for about this long.
+    """
+
+    last_message: str = ""
+    podless_since: float | None = None
+    unfit_since: float | None = None
+    scaling_given_up: bool = False
+    refusal_timer: Every = field(default_factory=lambda: Every(period_s=10.0))
+    scaling_timer: Every = field(default_factory=lambda: Every(period_s=60.0))
+
+
+@dataclass(slots=True, kw_only=True)
+class StepState:
+    """What the supervisor knows of one step, from poll to poll.
+
+    Attributes:
+        job_name: the Job that counts now.
+        awaiting_sizing: its Job has failed, and what follows waits for another step.
+        to_relabel: superseded Jobs that still carry ZenML's labels, with their successors' names.
+        heartbeat: its heartbeat.
+        pending: its pod, while it waits.
+    """
+
+    job_name: str
+    awaiting_sizing: FailedJob | None = None
+    to_relabel: list[tuple[Manifest, str]] = field(default_factory=list)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    pending: PendingPod = field(default_factory=PendingPod)
+
+
+class PendingPods:
+    """Says why steps wait, and keeps them alive meanwhile.
+
+    Args:
+        step_runs: ZenML's side.
+        clock: seconds.
+    """
+
+    def __init__(self, step_runs: StepRuns, clock: Callable[[], float]) -> None:
+        self._step_runs, self._clock = step_runs, clock
+
+    def poll(
+        self,
+        api: KubeApi,
+        step: StepState,
+        job: Manifest,
+        state: AttemptState,
+        pods: Sequence[Manifest],
+        *,
+        caps: CapsReader,
+        patience_s: float,
+    ) -> Refused | None:
+        """Why an unfinished Job has no pod that runs; None if nothing is wrong.
+
+        Args:
+            api: where to ask.
+            step: what is known of the step.
+            job: its Job.
+            state: the Job's state.
+            pods: its pods, if ZenML has read them.
+            caps: what the nodes can give.
+            patience_s: how long a pod may wait for memory if nodes may not be read.
+        """
+        status = job.get("status") or {}
+        if state.number > 1 and not status.get("ready"):
+            self.send_heartbeat(step, job)
+        refused = self._lacks_memory(api, caps, pods, step.pending, patience_s)
+        if is_without_pod(status):
+            refused = self._refused(api, step)
+        else:
+            step.pending.podless_since = None
+        if refused and not refused.for_good and refused.message != step.pending.last_message:
+            log.warning("Step %s waits: %s", step_name_of(job), refused.message)
+            step.pending.last_message = refused.message
+        return refused
+
+    def send_heartbeat(self, step: StepState, job: Manifest) -> None:
+        """Keep *job*'s step run alive: without heartbeats ZenML would stop a step that waits."""
+        beat = step.heartbeat
+        if not beat.enabled:
+            return
+        try:
+            beat.step_run = beat.step_run or step_run_of(self._step_runs, job)
+            if beat.step_run is not None and beat.timer.due(self._clock()):
+                beat.enabled = self._step_runs.heartbeat(beat.step_run)
+        except Exception as error:  # noqa: BLE001 - the next one is due in seconds
+            log.debug("no heartbeat for step %s: %s", step_name_of(job), redacted(error))
+
+    def _refused(self, api: KubeApi, step: StepState) -> Refused | None:
+        """Why a Job has no pod; not asked in the moment before it has one."""
+        pending, now = step.pending, self._clock()
+        if pending.podless_since is None:
+            pending.podless_since = now
+        if now - pending.podless_since < _PODLESS_S:
+            return None
+        if pending.refusal_timer.due(now):
+            return why_no_pod(api, step.job_name)
+        message = pending.last_message
+        return Refused(message=message, for_good=False) if message else None
+
+    def _lacks_memory(  # noqa: PLR0911 - a question each
+        self,
+        api: KubeApi,
+        caps: CapsReader,
+        pods: Sequence[Manifest],
+        pending: PendingPod,
+        patience_s: float,
+    ) -> Refused | None:
+        """Why the scheduler finds no memory for one of *pods*, or None if none waits for that.
+
+        If nodes may not be read nobody can say what will never fit. Then a wait is given up
+        after *patience_s* in which nothing else of the namespace ran and could make room.
+        """
+        found = ((pod, why) for pod in pods if (why := unschedulable(pod)) and why.lacks_memory)
+        pod, why = next(found, (None, None))
+        if pod is None or why is None:
+            pending.unfit_since = None
+            return None
+        if reason := never_fits(api, caps, pod):
+            return Refused(message=reason, for_good=True)
+        waiting = Refused(
+            message=f"{why.asks}, which no node has free now; it starts when there is room",
+            for_good=False,
+        )
+        if caps.rooms(pod["spec"]):  # nodes may be read: only what never fits is given up
+            return waiting
+        now = self._clock()
+        since = pending.unfit_since = now if pending.unfit_since is None else pending.unfit_since
+        if pending.scaling_timer.due(now):
+            pending.scaling_given_up = _gave_up_scaling(api, pod)
+        if pending.scaling_given_up:
+            return _given_up(
+                why, "and the cluster's autoscaler says that no node it could add has as much"
+            )
+        if now - since < patience_s:
+            return waiting
+        if _others_run(api, pod):  # they may make room
+            pending.unfit_since = now
+            return waiting
+        return _given_up(
+            why,
+            f"which no node has had free for {(now - since) / 60:.0f} min, although nothing else"
+            " of the namespace was running",
+        )
 
 
 def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest) -> str | None:
-    """Why no node will ever take *pod*, or None where one may.
+    """Why no node will ever take *pod*, or None if one may.
 
     Nodes that an autoscaler is about to add count: its event on the pod says so.
     """
-    found = unschedulable(pod)
-    if found is None or not found.lacks_memory or found.request is None:
+    why = unschedulable(pod)
+    if why is None or not why.lacks_memory or why.request is None:
         return None
     rooms = caps.rooms(pod["spec"])
-    if not rooms or found.request <= rooms[0].room:
-        return None
-    events = api.events_of(pod["metadata"]["name"])
-    if any(event.get("reason") == "TriggeredScaleUp" for event in events):
+    if not rooms or why.request <= rooms[0].room or "TriggeredScaleUp" in _reasons(api, pod):
         return None
     nodes = "; ".join(
         f"{room.name} has {room.room.human}"
@@ -48,69 +231,27 @@ def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest) -> str | None:
         for room in rooms[:_NODES_NAMED]
     )
     return (
-        f"no node can ever run it: it asks for {found.request.human}, and {nodes}."
+        f"no node can ever run it: it asks for {why.request.human}, and {nodes}."
         " Lower its memory, or add a larger node"
     )
 
 
-def no_room(
-    api: KubeApi,
-    caps: CapsReader,
-    pods: Sequence[Manifest],
-    watch: Watch,
-    *,
-    now: float,
-    wait_s: float,
-) -> Refused | None:
-    """Why the scheduler finds no memory for one of a Job's *pods*; None where none waits for that.
-
-    Where nodes may not be read nobody can say what will never fit. Then a wait is given up after
-    *wait_s* seconds in which nothing else of the namespace ran, and so nothing could make room.
-    """
-    waits = [(pod, found) for pod in pods if (found := unschedulable(pod)) and found.lacks_memory]
-    if not waits:
-        watch.unfit_since = None
-        return None
-    pod, found = waits[0]
-    asked = (
-        f"it asks for {found.request.human} of memory" if found.request else "it asks for memory"
-    )
-    if (verdict := never_fits(api, caps, pod)) is not None:
-        return Refused(message=verdict, for_good=True)
-    waiting = Refused(
-        message=f"{asked}, which no node has free now; it starts when there is room",
-        for_good=False,
-    )
-    if caps.rooms(pod["spec"]):
-        return waiting
-    if watch.unfit_since is None:
-        watch.unfit_since = now
-    if now - watch.events_at >= _SCALING_S:
-        watch.events_at = now
-        watch.scaling_given_up = _gave_up_scaling(api, pod)
-    if watch.scaling_given_up:
-        words = "and the cluster's autoscaler says that no node it could add has as much"
-    elif now - watch.unfit_since < wait_s:
-        return waiting
-    elif _others_run(api, pod):
-        watch.unfit_since = now
-        return waiting
-    else:
-        words = (
-            f"which no node has had free for {(now - watch.unfit_since) / 60:.0f} min, although"
-            " nothing else of the namespace was running"
-        )
+def _given_up(why: Unschedulable, words: str) -> Refused:
     return Refused(
-        message=f"{asked}, {words} (the scheduler: {found.message.split('. ')[0]})."
+        message=f"{why.asks}, {words} (the scheduler: {why.message.split('. ')[0]})."
         " Lower its memory, add a larger node, give the orchestrator the right to list nodes, or"
         " set pending_timeout_min",
         for_good=True,
     )
 
 
+def _reasons(api: KubeApi, pod: Manifest) -> set[str]:
+    return {str(event.get("reason")) for event in api.events_of(pod["metadata"]["name"])}
+
+
 def _gave_up_scaling(api: KubeApi, pod: Manifest) -> bool:
     """Whether an autoscaler has looked at the pod, and would not add a node for it."""
-    reasons = [event.get("reason") for event in api.events_of(pod["metadata"]["name"])]
+    reasons = _reasons(api, pod)
     return "NotTriggerScaleUp" in reasons and "TriggeredScaleUp" not in reasons
 
 
@@ -125,15 +266,11 @@ def _others_run(api: KubeApi, pod: Manifest) -> bool:
 
 
 def is_without_pod(status: Manifest) -> bool:
-    """Whether a Job that has begun has no pod, nor had one that is about to be counted."""
+    """True if a started Job has no pod, active, terminating or not yet counted."""
     uncounted = status.get("uncountedTerminatedPods") or {}
+    pods = ("active", "terminating", "succeeded")
     return bool(status.get("startTime")) and not any(
-        (
-            status.get("active"),
-            status.get("terminating"),
-            status.get("succeeded"),
-            *uncounted.values(),
-        )
+        (*(status.get(name) for name in pods), *uncounted.values())
     )
 
 
@@ -143,22 +280,3 @@ def why_no_pod(api: KubeApi, job: str) -> Refused | None:
         if event.get("reason") == "FailedCreate":
             return read_refusal(event.get("message") or "")
     return None
-
-
-def oom_of_node(api: KubeApi, ending: Ending) -> Ending:
-    """*ending*; a signal 9 without a reason counts as a kill for memory where the node had one."""
-    evidence = ending.evidence
-    is_explained = evidence.oom_killed or evidence.disruption or evidence.storage_evicted
-    if evidence.exit_code != _SIGKILLED or is_explained or not evidence.node:
-        return ending
-    since = time.time() - ending.runtime_s - _SLACK_S
-    for event in api.node_oom_events(evidence.node):
-        stamp = event.get("lastTimestamp") or event.get("eventTime")
-        if stamp and _seconds(stamp) >= since:
-            message = f"node {evidence.node} ran out of memory: {event.get('message')}"
-            return replace(ending, evidence=replace(evidence, oom_killed=True), message=message)
-    return ending
-
-
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()

@@ -1,4 +1,4 @@
-"""ZenML's side of a step: its configuration, its step run, its run's state, its records.
+"""Reads and writes a step's ZenML records: step run, run state, heartbeat, attempt metadata.
 
 Nothing here may fail a step: what ZenML's server cannot answer now is asked again later.
 """
@@ -17,21 +17,19 @@ from zenml.enums import ExecutionStatus
 
 from mlops_ext.memory import Caps, MemoryPlan, MemoryPolicy, Quantity
 from mlops_ext.redaction import redacted
-from zenml_ext.memory import records as metadata
+from zenml_ext.entrypoint import STARTED, is_stopping
+from zenml_ext.kubernetes.objects.job import run_id_of, step_name_of
+from zenml_ext.memory import records
+from zenml_ext.memory.attempts import KILLED, AttemptRecord
 from zenml_ext.memory.policy import features_of, policy_for, request_of, task_key, without_limit
-from zenml_ext.memory.records import KILLED, AttemptRecord
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
 
-    from zenml_ext.kubernetes.flavor import KubernetesOomSettings
-
-__all__ = ["Book", "StepFacts", "StepRow"]
+    from zenml_ext.kubernetes.settings import KubernetesOomSettings
 
 log = logging.getLogger(__name__)
 
-_STOPPING = frozenset({ExecutionStatus.STOPPING, ExecutionStatus.STOPPED})
-_STARTED = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
 _ENDED = 'oneof:["completed","failed"]'
 _HISTORY = 30
 """Earlier runs of a step that a plan looks at: one page of the server's answer."""
@@ -54,8 +52,8 @@ class StepFacts:
     settings: KubernetesOomSettings
 
     @property
-    def family(self) -> str:
-        """The step's code; invocations of one function are one family."""
+    def code_key(self) -> str:
+        """The step's code: invocations of one function share it."""
         key = task_key(self.pipeline, self.step)
         source = getattr(self.step.spec.source, "import_path", self.name)
         return f"{source}:{key.version}"[:200]
@@ -73,7 +71,7 @@ class StepFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepRow:
+class StepRun:
     """The newest step run of a step.
 
     Attributes:
@@ -85,9 +83,9 @@ class StepRow:
     status: ExecutionStatus
 
     @property
-    def can_be_adopted(self) -> bool:
+    def can_be_resumed(self) -> bool:
         """Whether a killed attempt has left it for the next one to go on with."""
-        return self.status in _STARTED
+        return self.status in STARTED
 
     @property
     def is_over(self) -> bool:
@@ -96,7 +94,7 @@ class StepRow:
         return self.status.is_finished and self.status not in retried
 
 
-class Book:
+class StepRuns:
     """Reads and writes ZenML's records for the supervisor."""
 
     def plan(self, facts: StepFacts, run_id: UUID | None) -> MemoryPlan | None:
@@ -132,37 +130,41 @@ class Book:
                 hydrate=True,
                 status=_ENDED,
             )
-            rows = [row for row in page.items if _pipeline_of(row) in {None, facts.pipeline}]
+            rows = [
+                step_run
+                for step_run in page.items
+                if _pipeline_of(step_run) in {None, facts.pipeline}
+            ]
         except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
             log.debug("no history of %s: %s", facts.name, redacted(error))
             return ()
         return [
             attempt
-            for row in reversed(rows)
-            for attempts in metadata.read([row]).values()
+            for step_run in reversed(rows)
+            for attempts in records.read([step_run]).values()
             for attempt in attempts
             if attempt.completed or attempt.outcome == KILLED
         ]
 
-    def newest_row(self, run_id: str, step_name: str) -> StepRow | None:
+    def newest(self, run_id: str, step_name: str) -> StepRun | None:
         """The step's newest step run in a pipeline run, or None where it has none."""
         page = Client().list_run_steps(
             name=step_name, pipeline_run_id=UUID(run_id), sort_by="desc:version", size=1
         )
-        return StepRow(identifier=page[0].id, status=page[0].status) if page.total else None
+        return StepRun(identifier=page[0].id, status=page[0].status) if page.total else None
 
-    def row(self, step_run_id: str) -> StepRow:
+    def by_id(self, step_run_id: str) -> StepRun:
         """A step run by its id."""
         found = Client().get_run_step(UUID(step_run_id), hydrate=False)
-        return StepRow(identifier=found.id, status=found.status)
+        return StepRun(identifier=found.id, status=found.status)
 
     def is_stopping(self, run_id: str) -> bool:
         """Whether the run is being stopped, or has been."""
         run = Client().get_pipeline_run(UUID(run_id), hydrate=False)
-        return run.status in _STOPPING
+        return is_stopping(run.status)
 
-    def beat(self, row: StepRow) -> bool:
-        """Keep the step run alive while no pod does; False where it needs no heartbeat."""
+    def heartbeat(self, step_run: StepRun) -> bool:
+        """Keep the step run alive while no pod does; False if it needs no heartbeat."""
         store: Any = Client().zen_store
         extra: dict[str, Any] = {}
         if (
@@ -170,21 +172,29 @@ class Book:
             in inspect.signature(store.update_step_heartbeat).parameters
         ):
             extra["heartbeat_liveness_timeout_seconds"] = 315
-        answer = store.update_step_heartbeat(step_run_id=row.identifier, **extra)
+        answer = store.update_step_heartbeat(step_run_id=step_run.identifier, **extra)
         return bool(getattr(answer, "heartbeat_enabled", True))
 
     def record(
         self,
         run_id: str,
         step_name: str,
-        row: StepRow | None,
+        step_run: StepRun | None,
         attempts: Sequence[Mapping[str, Any]],
     ) -> None:
         """Write a step's attempts to its step run and to the run."""
-        records = [AttemptRecord.load(attempt) for attempt in attempts]
-        if row is not None:
-            metadata.record(row.identifier, records)
-        metadata.record_on_run(UUID(run_id), step_name, records)
+        loaded = [AttemptRecord.load(attempt) for attempt in attempts]
+        if step_run is not None:
+            records.record(step_run.identifier, loaded)
+        records.record_on_run(UUID(run_id), step_name, loaded)
+
+
+def step_run_of(step_runs: StepRuns, job: Mapping[str, Any]) -> StepRun | None:
+    """The step run that a step's Job works on; None if there is none yet."""
+    step_run_id = (job["metadata"].get("labels") or {}).get("step_run_id")
+    if step_run_id:
+        return step_runs.by_id(step_run_id)
+    return step_runs.newest(run_id_of(job), step_name_of(job))
 
 
 def _limit_in(settings: KubernetesOomSettings) -> Quantity | None:
@@ -194,6 +204,6 @@ def _limit_in(settings: KubernetesOomSettings) -> Quantity | None:
     return Quantity.parse(text) if text else None
 
 
-def _pipeline_of(row: Any) -> str | None:
-    pipeline = getattr(row, "pipeline", None) or getattr(row.resources, "pipeline", None)
+def _pipeline_of(step_run: Any) -> str | None:
+    pipeline = getattr(step_run, "pipeline", None) or getattr(step_run.resources, "pipeline", None)
     return cast("str | None", getattr(pipeline, "name", None))

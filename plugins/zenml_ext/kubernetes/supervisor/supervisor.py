@@ -1,4 +1,4 @@
-"""Looks after the Jobs of a run's steps: the part that acts on what `kubernetes_decisions` says.
+"""Looks after the Jobs of a run's steps: the part that acts on what `decisions` says.
 
 It stands behind ZenML's own functions in the orchestrator's process. While nothing is killed it
 makes no call that ZenML would not make. All state that must outlive the process is in the Jobs.
@@ -10,7 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
@@ -18,29 +20,35 @@ from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext.memory import Caps, Cause, Quantity
 from mlops_ext.redaction import redacted
-from zenml_ext.kubernetes.client import KubeApi, Recorder, error_words, is_passing, persistently
+from zenml_ext.kubernetes.client import (
+    KubeApi,
+    Recorder,
+    describe_api_error,
+    is_transient,
+    retry_call,
+)
 from zenml_ext.kubernetes.objects.capacity import CapsReader
-from zenml_ext.kubernetes.objects.diagnosis import Ending, ending_of
+from zenml_ext.kubernetes.objects.diagnosis import (
+    Termination,
+    diagnose,
+    is_unexplained_kill,
+    killed_with_node,
+)
 from zenml_ext.kubernetes.objects.job import (
-    follower_of,
     latest_jobs,
     main_container,
     memory_of,
+    next_job,
     prepare_step_job,
-    run_id_of,
     step_name_of,
-    successor,
+    successor_of,
     superseding_patch,
 )
-from zenml_ext.kubernetes.objects.state import Track, track_of
-from zenml_ext.kubernetes.supervisor.decisions import Failed, GiveUp, Relaunch, after_failure
-from zenml_ext.kubernetes.supervisor.kubernetes_waits import Waits, row_of
-from zenml_ext.kubernetes.supervisor.kubernetes_watch import Watch
-from zenml_ext.kubernetes.supervisor.scheduling import oom_of_node
-from zenml_ext.kubernetes.supervisor.step_runs import Book, StepFacts
-from zenml_ext.memory.records import KILLED
-
-__all__ = ["Supervisor"]
+from zenml_ext.kubernetes.objects.state import AttemptState, state_of
+from zenml_ext.kubernetes.supervisor.decisions import FailedJob, GiveUp, Relaunch, after_failure
+from zenml_ext.kubernetes.supervisor.scheduling import PendingPods, StepState
+from zenml_ext.kubernetes.supervisor.step_runs import StepFacts, StepRun, StepRuns, step_run_of
+from zenml_ext.memory.attempts import KILLED
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +58,7 @@ Manifest = Mapping[str, Any]
 
 _FAILURES = frozenset({"Failed", "FailureTarget"})
 _GONE = 404
+_STOPPING = (JobStatus.FAILED, "the run is being stopped")
 
 
 class Supervisor:
@@ -57,7 +66,7 @@ class Supervisor:
 
     Args:
         facts: returns what is configured for a step, by its name.
-        book: ZenML's side.
+        step_runs: ZenML's side.
         check: ZenML's own ``kube_utils.check_job_status``.
         clock: seconds.
     """
@@ -66,15 +75,15 @@ class Supervisor:
         self,
         facts: Callable[[str], StepFacts],
         *,
-        book: Book | None = None,
+        step_runs: StepRuns | None = None,
         check: Callable[..., Answer] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._facts, self._book = facts, book or Book()
-        self._waits = Waits(self._book, clock)
+        self._facts, self._step_runs = facts, step_runs or StepRuns()
+        self._pending = PendingPods(self._step_runs, clock)
         self._check: Callable[..., Answer] = check or kube_utils.check_job_status
-        self._watches: dict[str, Watch] = {}
-        self._probes: dict[str, str] = {}
+        self._steps: dict[str, StepState] = {}
+        self._sizing_runs: dict[str, str] = {}
         self._peaks: dict[str, Quantity] = {}
         self._caps: CapsReader | None = None
         self._any_unlimited = False
@@ -84,46 +93,44 @@ class Supervisor:
 
     def prepare(self, manifest: Manifest, facts: StepFacts, run_id: str | None) -> dict[str, Any]:
         """The step's first Job, as `prepare_step_job` makes it, with the plan of its policy."""
-        from uuid import UUID
-
         plan = None
         try:
-            plan = self._book.plan(facts, UUID(run_id) if run_id else None)
+            plan = self._step_runs.plan(facts, UUID(run_id) if run_id else None)
         except Exception as error:  # noqa: BLE001 - without a plan it runs as ZenML would run it
             log.warning("no memory plan for step %s: %s", facts.name, redacted(error))
         return prepare_step_job(
-            manifest, plan=plan, family=facts.family, in_place=facts.settings.in_place
+            manifest, plan=plan, code_key=facts.code_key, in_place=facts.settings.in_place
         )
 
     def create(self, api: KubeApi, manifest: Manifest) -> Manifest:
-        """Create a step's first Job, through whatever weather the API has."""
+        """Create a step's first Job; transient errors of the API are waited out."""
         limit, _ = memory_of(main_container(manifest))
         self._any_unlimited = self._any_unlimited or limit is None
-        return persistently(lambda: api.create_job(manifest), refresh=api.refresh)
+        return retry_call(lambda: api.create_job(manifest), refresh=api.refresh)
 
     # -- an orchestrator pod goes on where another died ---------------------------------------
 
     def take_over(self, api: KubeApi, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Of a run's Jobs those that count; what others were left behind is tidied up.
+        """Of a run's Jobs those that count; superseded ones are relabelled.
 
         Failed step Jobs are given back as if they still ran: whether they have failed for good
         is decided by `check`, which ZenML asks about what runs.
         """
-        current, followed = latest_jobs(jobs)
-        for job, follower in followed:
+        current, superseded = latest_jobs(jobs)
+        for job, successor in superseded:
             name = job["metadata"]["name"]
             log.info(
-                "Job %s was followed by %s before the last orchestrator ended.", name, follower
+                "Job %s was superseded by %s before the last orchestrator ended.", name, successor
             )
-            api.patch_job(name, superseding_patch(job, follower))
+            api.patch_job(name, superseding_patch(job, successor))
         for job in current:
-            track = track_of(job)
-            if track is None:
+            state = state_of(job)
+            if state is None:
                 continue
             self._any_unlimited |= memory_of(main_container(job))[0] is None
             conditions = job["status"].get("conditions") or []
-            if track.alone and not any(c["type"] == "Complete" for c in conditions):
-                self._probes[track.family] = track.base
+            if state.isolated and not any(c["type"] == "Complete" for c in conditions):
+                self._sizing_runs[state.code_key] = state.base
             job["status"]["conditions"] = [c for c in conditions if c["type"] not in _FAILURES]
         return current
 
@@ -132,194 +139,218 @@ class Supervisor:
     def check(
         self, *, batch_api: Any, core_api: Any, namespace: str, job_name: str, **options: Any
     ) -> Answer:
-        """As ZenML's ``check_job_status``, of a step's Job and of those that followed it."""
+        """ZenML's ``check_job_status``, of a step's Job and of those that superseded it."""
         with self._lock:
-            watch = self._watches.setdefault(job_name, Watch(current=job_name))
+            step = self._steps.setdefault(job_name, StepState(job_name=job_name))
         api = KubeApi(batch_api, core_api, namespace, options.get("api_request_timeout"))
         try:
-            return self._look(api, watch, options)
+            return self._poll(api, step, options)
         except (ApiException, HTTPError, OSError) as error:
             if isinstance(error, ApiException) and error.status == _GONE:
-                return JobStatus.FAILED, f"Job {watch.current} is gone: somebody deleted it"
-            if not is_passing(error):
-                return JobStatus.RUNNING, f"Kubernetes refuses: {error_words(error)}"
+                return JobStatus.FAILED, f"Job {step.job_name} is gone: somebody deleted it"
+            if not is_transient(error):
+                return JobStatus.RUNNING, f"Kubernetes refuses: {describe_api_error(error)}"
             if isinstance(error, ApiException):
                 api.refresh()
-            return JobStatus.RUNNING, f"Kubernetes does not answer now: {error_words(error)}"
+            return JobStatus.RUNNING, f"Kubernetes does not answer now: {describe_api_error(error)}"
 
-    def _look(self, api: KubeApi, watch: Watch, options: dict[str, Any]) -> Answer:  # noqa: PLR0911
-        self._tidy(api, watch)
-        if watch.held is not None and watch.held_ending is not None:
-            return self._after(api, watch, watch.held, watch.held_ending)
+    def _poll(self, api: KubeApi, step: StepState, options: dict[str, Any]) -> Answer:  # noqa: PLR0911
+        self._relabel(api, step)
+        if step.awaiting_sizing is not None:
+            return self._after(api, step, step.awaiting_sizing)
         batch = Recorder(api.batch, "read_namespaced_job")
         core = Recorder(api.core, "list_namespaced_pod")
         status, message = self._check(
             batch_api=batch,
             core_api=core,
             namespace=api.namespace,
-            job_name=watch.current,
+            job_name=step.job_name,
             **options,
         )
         job = api.plain(batch.seen["read_namespaced_job"])
-        track = track_of(job)
-        if track is None:
+        state = state_of(job)
+        if state is None:
             return status, message
-        if follower := follower_of(job):
-            watch.current = follower
+        if successor := successor_of(job):
+            step.job_name = successor
             return JobStatus.RUNNING, None
-        pods = core.seen.get("list_namespaced_pod")
-        found: list[dict[str, Any]] | None = api.plain(pods)["items"] if pods is not None else None
+        listed = core.seen.get("list_namespaced_pod")
+        pods: list[dict[str, Any]] | None = None if listed is None else api.plain(listed)["items"]
         if status is JobStatus.SUCCEEDED:
-            self._learn(api, job, track)
-            self._tidy(api, watch)
-            return (JobStatus.RUNNING, None) if watch.superseded else (status, message)
+            self._note_size(api, job, state)
+            self._relabel(api, step)
+            return (JobStatus.RUNNING, None) if step.to_relabel else (status, message)
         if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
-            ending = ending_of(job, found if found is not None else api.pods_of(watch.current))
-            return self._after(api, watch, job, oom_of_node(api, ending))
+            termination = self._diagnose(
+                api, job, api.pods_of(step.job_name) if pods is None else pods
+            )
+            return self._after(api, step, FailedJob(job=job, state=state, termination=termination))
         if status is JobStatus.RUNNING:
-            return self._running(api, watch, job, track, found or [], message)
+            refused = self._refused(api, step, job, state, pods or [])
+            return (JobStatus.RUNNING, message) if refused is None else refused
         return status, message
 
-    def _running(
+    def _refused(
         self,
         api: KubeApi,
-        watch: Watch,
+        step: StepState,
         job: Manifest,
-        track: Track,
+        state: AttemptState,
         pods: list[dict[str, Any]],
-        message: str | None,
-    ) -> Answer:
+    ) -> Answer | None:
+        """What to answer about a Job that waits; None if it runs."""
         minutes = self._facts(step_name_of(job)).settings.pending_timeout_min if pods else 0
-        refused = self._waits.look(
-            api, watch, job, track, pods, caps=self._caps_reader(api), timeout_s=60 * minutes
+        refused = self._pending.poll(
+            api, step, job, state, pods, caps=self._caps_reader(api), patience_s=60 * minutes
         )
         if refused is None:
-            return JobStatus.RUNNING, message
+            return None
         if refused.for_good:
-            api.delete_job(watch.current)
+            api.delete_job(step.job_name)
             return JobStatus.FAILED, refused.message
         return JobStatus.RUNNING, refused.message
 
+    @staticmethod
+    def _diagnose(api: KubeApi, job: Manifest, pods: list[dict[str, Any]]) -> Termination:
+        termination = diagnose(job, pods)
+        node = termination.evidence.node
+        if not node or not is_unexplained_kill(termination):
+            return termination
+        return killed_with_node(termination, api.node_oom_events(node), time.time())
+
     # -- a step's Job has failed ----------------------------------------------------------------
 
-    def _after(self, api: KubeApi, watch: Watch, job: Manifest, ending: Ending) -> Answer:
-        track = track_of(job)
-        assert track is not None
-        name = step_name_of(job)
-        facts = self._facts(name)
-        evidence = ending.evidence
-        is_memory = evidence.oom_killed or evidence.memory_error
-        template = job["spec"]["template"]["spec"]
-        failed = Failed(
-            job=job,
-            track=track,
-            ending=ending,
-            caps=self._caps_reader(api).caps(template, facts.max_memory) if is_memory else Caps(),
-            family_peak=self._peaks.get(track.family),
+    def _after(self, api: KubeApi, step: StepState, failed: FailedJob) -> Answer:
+        facts = self._facts(failed.step_name)
+        if failed.is_memory:
+            template = failed.job["spec"]["template"]["spec"]
+            caps = self._caps_reader(api).caps(template, facts.max_memory)
+        else:
+            caps = Caps()
+        failed = replace(
+            failed,
+            caps=caps,
+            code_peak=self._peaks.get(failed.state.code_key),
             beside_unlimited=self._any_unlimited,
         )
-        next_ = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
-        if isinstance(next_, GiveUp):
-            self._give_up(job, name, next_, is_memory=is_memory)
-            return JobStatus.FAILED, next_.reason
-        if next_.change.track.alone and self._must_wait(watch, job, ending, track):
-            self._waits.beat(watch)
-            probe = self._probes[track.family]
-            return JobStatus.RUNNING, f"waits for {probe} to show what this step needs"
-        return self._relaunch(api, watch, job, name, next_)
+        decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
+        if isinstance(decision, GiveUp):
+            self._give_up(failed, decision)
+            return JobStatus.FAILED, decision.reason
+        if decision.change.state.isolated and self._awaits_sizing(step, failed):
+            self._pending.send_heartbeat(step, failed.job)
+            sizing_run = self._sizing_runs[failed.state.code_key]
+            return JobStatus.RUNNING, f"waits for {sizing_run} to show what this step needs"
+        return self._relaunch(api, step, failed, decision)
 
-    def _must_wait(self, watch: Watch, job: Manifest, ending: Ending, track: Track) -> bool:
+    def _awaits_sizing(self, step: StepState, failed: FailedJob) -> bool:
         """Whether a step of the same code is finding out already what this one needs."""
         with self._lock:
-            if self._probes.setdefault(track.family, track.base) == track.base:
+            key, base = failed.state.code_key, failed.state.base
+            if self._sizing_runs.setdefault(key, base) == base:
                 return False
-            watch.held, watch.held_ending = job, ending
+            step.awaiting_sizing = failed
             return True
 
     def _relaunch(
-        self, api: KubeApi, watch: Watch, job: Manifest, name: str, next_: Relaunch
+        self, api: KubeApi, step: StepState, failed: FailedJob, decision: Relaunch
     ) -> Answer:
-        run_id = run_id_of(job)
         try:
-            row = row_of(self._book, job)
-            if self._book.is_stopping(run_id):
-                return JobStatus.FAILED, "the run is being stopped"
-        except Exception as error:  # noqa: BLE001 - any store may raise anything; asked again soon
-            log.warning("ZenML does not answer now (%s); step %s waits.", redacted(error), name)
+            step_run = step_run_of(self._step_runs, failed.job)
+            if self._step_runs.is_stopping(failed.run_id):
+                return _STOPPING
+        except Exception as error:  # noqa: BLE001 - any store may raise anything; asked at the next poll
+            log.warning(
+                "ZenML does not answer now (%s); step %s waits.", redacted(error), failed.step_name
+            )
             return JobStatus.RUNNING, f"waits for ZenML's server: {redacted(error)}"
-        if row is not None and row.is_over and next_.adopt:
-            return JobStatus.FAILED, f"{next_.reason} But ZenML has it as {row.status.value}."
-        from dataclasses import replace
-
-        adopted = row if next_.adopt and row is not None and row.can_be_adopted else None
-        change = replace(next_.change, step_run_id=str(adopted.identifier) if adopted else None)
-        new = successor(job, change)
+        if decision.resume and step_run is not None and step_run.is_over:
+            return (
+                JobStatus.FAILED,
+                f"{decision.reason} But ZenML has it as {step_run.status.value}.",
+            )
+        can_resume = decision.resume and step_run is not None and step_run.can_be_resumed
+        resumed = step_run if can_resume else None
+        step_run_id = str(resumed.identifier) if resumed else None
+        job = next_job(failed.job, replace(decision.change, step_run_id=step_run_id))
+        name = str(job["metadata"]["name"])
         try:
-            api.create_job(new)
+            api.create_job(job)
         except ApiException as error:
-            if is_passing(error):
+            if is_transient(error):
                 raise
-            return JobStatus.FAILED, f"Job {new['metadata']['name']}: {error_words(error)}"
-        follower = new["metadata"]["name"]
-        watch.held = watch.held_ending = None
-        watch.current, watch.row = follower, adopted
-        watch.superseded.append((job, follower))
-        self._tidy(api, watch)
-        log.warning("Step %s, attempt %d: %s", name, change.track.number, next_.reason)
-        self._waits.beat(watch)
-        self._book.record(run_id, name, adopted, change.track.attempts)
-        api.create_event(
-            job,
-            "MemoryRetry" if next_.attempt.outcome == KILLED else "StepRetry",
-            f"{next_.reason} Followed by Job {follower}.",
-        )
-        if self._stopped_meanwhile(run_id):
-            api.delete_job(follower)
-            return JobStatus.FAILED, "the run is being stopped"
+            return JobStatus.FAILED, f"Job {name}: {describe_api_error(error)}"
+        step.job_name, step.awaiting_sizing = name, None
+        step.heartbeat.step_run = resumed
+        step.to_relabel.append((failed.job, name))
+        self._relabel(api, step)
+        self._announce(api, step, failed, decision, resumed)
+        if self._was_stopped_meanwhile(failed.run_id):
+            api.delete_job(name)
+            return _STOPPING
         return JobStatus.RUNNING, None
 
-    def _stopped_meanwhile(self, run_id: str) -> bool:
+    def _announce(
+        self,
+        api: KubeApi,
+        step: StepState,
+        failed: FailedJob,
+        decision: Relaunch,
+        resumed: StepRun | None,
+    ) -> None:
+        """Say in the log, on ZenML's server and in Kubernetes' events that a step runs again."""
+        state, reason = decision.change.state, decision.reason
+        log.warning("Step %s, attempt %d: %s", failed.step_name, state.number, reason)
+        self._pending.send_heartbeat(step, failed.job)
+        self._step_runs.record(failed.run_id, failed.step_name, resumed, state.attempts)
+        event = "MemoryRetry" if decision.attempt.outcome == KILLED else "StepRetry"
+        api.create_event(failed.job, event, f"{reason} Superseded by Job {step.job_name}.")
+
+    def _was_stopped_meanwhile(self, run_id: str) -> bool:
         """A stop that listed the run's Jobs before the new one was there has missed it."""
         try:
-            return self._book.is_stopping(run_id)
-        except Exception as error:  # noqa: BLE001 - asked again with the next look
+            return self._step_runs.is_stopping(run_id)
+        except Exception as error:  # noqa: BLE001 - asked again at the next poll
             log.debug("is run %s stopping? %s", run_id, redacted(error))
             return False
 
-    def _give_up(self, job: Manifest, name: str, next_: GiveUp, *, is_memory: bool) -> None:
-        track = track_of(job)
-        if track is None or (not is_memory and not track.attempts):
+    def _give_up(self, failed: FailedJob, decision: GiveUp) -> None:
+        """Record the attempts of a step that failed for memory, or was run again before."""
+        attempts = failed.state.attempts
+        if (not failed.is_memory and not attempts) or decision.cause is Cause.NONE:
             return
-        if next_.cause is Cause.NONE:
-            return
-        run_id = run_id_of(job)
         try:
-            row = row_of(self._book, job)
-            self._book.record(run_id, name, row, [*track.attempts, next_.attempt.dump()])
+            step_run = step_run_of(self._step_runs, failed.job)
+            self._step_runs.record(
+                failed.run_id, failed.step_name, step_run, [*attempts, decision.attempt.dump()]
+            )
         except Exception as error:  # noqa: BLE001 - a record that is lost fails no step
-            log.warning("the attempts of %s could not be recorded: %s", name, redacted(error))
+            log.warning(
+                "the attempts of %s could not be recorded: %s", failed.step_name, redacted(error)
+            )
 
-    def _tidy(self, api: KubeApi, watch: Watch) -> None:
-        """Take followed Jobs out of ZenML's look-ups; tried again until it has worked."""
-        while watch.superseded:
-            job, follower = watch.superseded[0]
+    def _relabel(self, api: KubeApi, step: StepState) -> None:
+        """Take superseded Jobs out of ZenML's look-ups; tried again until it has worked."""
+        while step.to_relabel:
+            job, successor = step.to_relabel[0]
+            name = job["metadata"]["name"]
             try:
-                api.patch_job(job["metadata"]["name"], superseding_patch(job, follower))
+                api.patch_job(name, superseding_patch(job, successor))
             except (ApiException, HTTPError, OSError) as error:
-                log.warning("Job %s keeps its label for now: %s", follower, error_words(error))
+                log.warning("Job %s keeps its label for now: %s", name, describe_api_error(error))
                 return
-            watch.superseded.pop(0)
+            step.to_relabel.pop(0)
 
-    def _learn(self, api: KubeApi, job: Manifest, track: Track) -> None:
-        """What a step on its own has needed lets the others of its code be scheduled."""
-        if not track.alone or self._probes.get(track.family) != track.base:
+    def _note_size(self, api: KubeApi, job: Manifest, state: AttemptState) -> None:
+        """What a sizing run has needed lets the other steps of its code be scheduled."""
+        if not state.isolated or self._sizing_runs.get(state.code_key) != state.base:
             return
-        ending = ending_of(job, api.pods_of(job["metadata"]["name"]))
-        peak = ending.evidence.peak
+        peak = diagnose(job, api.pods_of(job["metadata"]["name"])).evidence.peak
         with self._lock:
             if peak is not None:
-                self._peaks[track.family] = max(peak, self._peaks.get(track.family, peak))
-            self._probes.pop(track.family, None)
+                known = self._peaks.get(state.code_key, peak)
+                self._peaks[state.code_key] = max(peak, known)
+            self._sizing_runs.pop(state.code_key, None)
 
     def _caps_reader(self, api: KubeApi) -> CapsReader:
         if self._caps is None:

@@ -11,11 +11,17 @@ from zenml.exceptions import RunStoppedException
 from zenml.steps import StepHeartBeatTerminationException
 
 from mlops_ext.memory import InPlace, Quantity
-from zenml_ext.kubernetes.monitor import Growth, StepWatcher, TerminationReport
+from zenml_ext.kubernetes.monitor import (
+    Growth,
+    MemoryMonitor,
+    Refusal,
+    ResizeAnswer,
+    TerminationReport,
+)
 from zenml_ext.kubernetes.objects.capacity import read_refusal, rooms_of
-from zenml_ext.kubernetes.step import entrypoint as kubernetes_step
-from zenml_ext.kubernetes.step.resize import Refusal, ResizeAnswer, _refused
-from zenml_ext.memory.kubernetes_cgroup import MemoryCgroup, MemoryReading
+from zenml_ext.kubernetes.step import entrypoint
+from zenml_ext.kubernetes.step.resize import _refused
+from zenml_ext.memory.cgroup import MemoryCgroup, MemoryReading
 
 MIB = 1 << 20
 RULE = InPlace(start=Quantity(0), threshold=0.85, growth=1.5, ceiling=Quantity(1000 * MIB))
@@ -40,17 +46,17 @@ def test_a_slow_step_is_left_alone_until_it_comes_near_its_limit():
     resizer = Resizer()
     growth = Growth(rule=RULE, resizer=resizer)
     for second in range(0, 300, 10):
-        growth.look(reading(second), float(second))
+        growth.on_reading(reading(second), float(second))
     assert resizer.asked == []
-    growth.look(reading(345), 345.0)
+    growth.on_reading(reading(345), 345.0)
     assert resizer.asked == [600]
 
 
 def test_a_fast_step_is_asked_for_before_it_comes_near():
     resizer = Resizer()
     growth = Growth(rule=RULE, resizer=resizer)
-    growth.look(reading(0), 0.0)
-    growth.look(reading(150), 1.0)
+    growth.on_reading(reading(0), 0.0)
+    growth.on_reading(reading(150), 1.0)
     assert resizer.asked
     assert resizer.asked[0] >= 600
 
@@ -58,19 +64,19 @@ def test_a_fast_step_is_asked_for_before_it_comes_near():
 def test_nothing_more_is_asked_while_a_resize_is_on_its_way_and_it_is_noted_when_done():
     resizer = Resizer()
     growth = Growth(rule=RULE, resizer=resizer)
-    growth.look(reading(390), 0.0)
-    growth.look(reading(392), 0.2)
+    growth.on_reading(reading(390), 0.0)
+    growth.on_reading(reading(392), 0.2)
     assert resizer.asked == [600]
-    growth.look(reading(392, limit=600), 1.0)
+    growth.on_reading(reading(392, limit=600), 1.0)
     assert growth.grown == [600 * MIB]
 
 
 def test_it_never_asks_beyond_the_ceiling():
     resizer = Resizer()
     growth = Growth(rule=RULE, resizer=resizer)
-    growth.look(reading(890, limit=900), 0.0)
+    growth.on_reading(reading(890, limit=900), 0.0)
     assert resizer.asked == [1000]
-    growth.look(reading(990, limit=1000), 1.0)
+    growth.on_reading(reading(990, limit=1000), 1.0)
     assert resizer.asked == [1000]
 
 
@@ -95,23 +101,23 @@ def test_after_a_refusal_for_good_nothing_more_is_asked():
     resizer = Resizer(ResizeAnswer(refusal=Refusal.FOR_GOOD, message="403"))
     growth = Growth(rule=RULE, resizer=resizer)
     for second in range(5):
-        growth.look(reading(390), float(second))
+        growth.on_reading(reading(390), float(second))
     assert len(resizer.asked) == 1
 
 
 def test_where_there_is_less_less_is_asked_for():
     resizer = Resizer(ResizeAnswer(refusal=Refusal.TOO_MUCH, message="full"), AGREED)
     growth = Growth(rule=RULE, resizer=resizer)
-    growth.look(reading(390), 0.0)
+    growth.on_reading(reading(390), 0.0)
     assert resizer.asked == [600, 500]
 
 
 def test_a_busy_server_is_asked_again_a_second_later():
     resizer = Resizer(ResizeAnswer(refusal=Refusal.FOR_NOW, message="429"))
     growth = Growth(rule=RULE, resizer=resizer)
-    growth.look(reading(390), 0.0)
-    growth.look(reading(390), 0.2)
-    growth.look(reading(390), 1.2)
+    growth.on_reading(reading(390), 0.0)
+    growth.on_reading(reading(390), 0.2)
+    growth.on_reading(reading(390), 1.2)
     assert resizer.asked == [600, 600]
 
 
@@ -124,7 +130,7 @@ def test_the_report_can_be_read_after_every_write(tmp_path):
         assert json.loads(path.read_text()) == {"mlops-ext": 1, "peak": peak}
 
 
-def test_the_watcher_keeps_the_peak_and_counts_kills_of_its_own_time(tmp_path):
+def test_the_monitor_keeps_the_peak_and_counts_kills_of_its_own_time(tmp_path):
     path = tmp_path / "termination-log"
     path.touch()
     states = [(10, 3), (500, 3), (100, 4)]
@@ -134,10 +140,10 @@ def test_the_watcher_keeps_the_peak_and_counts_kills_of_its_own_time(tmp_path):
             size, kills = states.pop(0) if len(states) > 1 else states[0]
             return MemoryReading(limit=None, used=size * MIB, resident=size * MIB, oom_kills=kills)
 
-    watcher = StepWatcher(Cgroup(), Growth(rule=None, resizer=None), TerminationReport(path=path))
-    watcher.look()
-    watcher.look()
-    assert (watcher.peak, watcher.oom_kills) == (500 * MIB, 1)
+    monitor = MemoryMonitor(Cgroup(), TerminationReport(path=path))
+    monitor.poll()
+    monitor.poll()
+    assert (monitor.peak, monitor.oom_kills) == (500 * MIB, 1)
     assert json.loads(path.read_text())["oom_kills"] == 1
 
 
@@ -156,17 +162,16 @@ def test_an_attempt_is_recorded_as_what_ended_it(tmp_path, monkeypatch, error, o
             return reading(100)
 
     report, now = TerminationReport(path=tmp_path / "report"), [0.0]
-    growth = Growth(rule=None, resizer=None)
-    watcher = StepWatcher(Cgroup(), growth, report, clock=lambda: now[0])
+    monitor = MemoryMonitor(Cgroup(), report, clock=lambda: now[0])
     now[0] = 7.0
-    monkeypatch.setattr(kubernetes_step, "_watcher", watcher)
+    monkeypatch.setattr(entrypoint, "_monitor", monitor)
     found = {}
     with contextlib.suppress(Exception):
         try:
             if error is not None:
                 raise error
         finally:
-            found.update(kubernetes_step.step_metadata())  # where ZenML asks for it
+            found.update(entrypoint.step_metadata())  # where ZenML asks for it
     (attempt,) = found["memory_attempts"]
     assert (attempt["outcome"], attempt["lost_s"], attempt["runtime_s"]) == (outcome, lost, 7)
 

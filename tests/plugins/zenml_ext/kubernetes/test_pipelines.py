@@ -41,7 +41,7 @@ def test_a_step_killed_for_memory_fails_on_zenml_and_completes_here(project, sta
         assert [one["outcome"] for one in attempts] == ["killed for memory", "completed"]
         assert [one["memory"] for one in attempts] == ["600Mi", "1.17Gi"]
         assert found.run["metadata"]["memory_attempts.hungry"]
-        assert [row["version"] for row in found.run["steps"]] == [1]
+        assert [step_run["version"] for step_run in found.run["steps"]] == [1]
         jobs = cluster.list("jobs", f"run_id={found.run['id']},step_name=hungry")
         assert [job["metadata"]["name"][-3:] for job in jobs] == ["-m2"]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.processes import PATIENCE_S, gone
 from tests.support.zenml_project import reported
 
-from zenml_ext.local import process as _limited
+from zenml_ext.local import process
 
 pytestmark = pytest.mark.timeout(600)  # a run takes about 20 s on a free machine
 
@@ -119,11 +119,12 @@ def test_a_memory_error_is_retried_where_the_user_wants_it(failures):
 
 HISTORY = """
     from types import SimpleNamespace
-    from zenml_ext.kubernetes.supervisor.step_runs import Book
+    from zenml_ext.kubernetes.supervisor.step_runs import StepRuns
 
     for name in ("never_fits", "raises_memory_error"):
-        facts = SimpleNamespace(name=name, pipeline="failures", policy=None)
-        found = [(a.memory.human, a.outcome) for a in Book().history(facts)]
+        learns = SimpleNamespace(learns=True)
+        facts = SimpleNamespace(name=name, pipeline="failures", policy=learns)
+        found = [(a.memory.human, a.outcome) for a in StepRuns().history(facts)]
         print("HISTORY", name, found)
 """
 
@@ -198,18 +199,18 @@ def written(marker, *, by):
     return marker.read_text()
 
 
-def look(zenml_home):
+def poll(zenml_home):
     return reported(zenml_home.ask("report('endless_pipeline')"))
 
 
 def test_a_stop_from_elsewhere_ends_the_step_and_the_run(zenml_home, endless):
     client, pid = endless
-    run = look(zenml_home)
+    run = poll(zenml_home)
     assert run["status"] == "running"
     zenml_home.command("zenml", "pipeline", "runs", "stop", run["id"], "--yes", check=False)
     assert gone(pid)
     client.wait(PATIENCE_S)
-    run = look(zenml_home)
+    run = poll(zenml_home)
     assert run["status"] == "stopped"
     assert [s["status"] for s in run["steps"]] == ["stopped"]
 
@@ -219,7 +220,7 @@ def test_ctrl_c_stops_the_step_and_the_run(zenml_home, endless):
     client.send_signal(signal.SIGINT)
     assert gone(pid)
     assert client.wait(PATIENCE_S)
-    run = look(zenml_home)
+    run = poll(zenml_home)
     assert run["status"] == "stopped"
     assert [s["status"] for s in run["steps"]] == ["stopped"]
 
@@ -235,28 +236,29 @@ def test_a_step_that_has_published_its_result_is_done_whatever_was_killed(
     monkeypatch, caplog, tmp_path, exit_code
 ):
     """A kill can come between the publishing of the result and the end of the process."""
-    _local_step = pytest.importorskip("zenml_ext.local.step")
+    local_step = pytest.importorskip("zenml_ext.local.step")
     from zenml.enums import ExecutionStatus
 
     from mlops_ext.memory import MemoryPlan, Quantity
-    from zenml_ext.local.dag import MemoryBudget, State
-    from zenml_ext.local.flavor import LocalOomSettings
+    from zenml_ext.local.budget import MemoryBudget
+    from zenml_ext.local.dag import State
+    from zenml_ext.local.settings import LocalOomSettings
 
     runs = []
 
     def run(*command, **options):
         runs.append(command)
-        return _limited.Ending(
+        return process.Termination(
             exit_code=exit_code, oom_killed=True, peak=Quantity(5), runtime_s=1, stopped=False
         )
 
-    monkeypatch.setattr(_local_step._limited, "run", run)
-    monkeypatch.setattr(_local_step.metadata, "record", lambda *_: None)
+    monkeypatch.setattr(local_step.process, "run", run)
+    monkeypatch.setattr(local_step, "record", lambda *_: None)
     # Else ZenML asks for the file of the main module, which is none where pytest-xdist started it.
     monkeypatch.setattr("zenml.utils.source_utils._CUSTOM_SOURCE_ROOT", str(tmp_path))
-    row = SimpleNamespace(id="row", status=ExecutionStatus.COMPLETED)
-    monkeypatch.setattr(_local_step.StepJob, "_row", lambda _: row)
-    job = _local_step.StepJob(
+    step_run = SimpleNamespace(id="row", status=ExecutionStatus.COMPLETED)
+    monkeypatch.setattr(local_step.StepJob, "_latest_step_run", lambda _: step_run)
+    job = local_step.StepJob(
         name="careless",
         snapshot_id=uuid4(),
         run_id="run",

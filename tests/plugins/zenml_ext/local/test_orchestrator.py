@@ -7,7 +7,7 @@ import pytest
 from tests.support.zenml_project import reported
 
 from mlops_ext.memory import Quantity
-from zenml_ext.local import process as _limited
+from zenml_ext.local import process
 
 pytestmark = pytest.mark.timeout(600)  # a run takes about 40 s on a free machine
 
@@ -229,7 +229,7 @@ def test_bare_zenml_loses_the_run_at_the_same_limit(zenml_home):
     """The claim's other half: ZenML's own local orchestrator under the same 500 MiB."""
     script = zenml_home.script("bare", PIPELINE.replace("survivors", "bare"))
     with (zenml_home.folder / "bare.log").open("wb") as output:
-        ending = _limited.run(
+        termination = process.run(
             [sys.executable, str(script), "default"],
             environment=zenml_home.environment(),
             limit=500 * 1024**2,
@@ -237,8 +237,8 @@ def test_bare_zenml_loses_the_run_at_the_same_limit(zenml_home):
             grace_s=1,
             output=output,
         )
-    assert ending.oom_killed
-    assert ending.exit_code == 137
+    assert termination.oom_killed
+    assert termination.exit_code == 137
     report = reported(zenml_home.ask("report('bare')"))
     assert report["status"] != "completed"
     assert report["steps"][-1]["status"] == "running"  # and so it stays

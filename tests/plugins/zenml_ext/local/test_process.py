@@ -3,13 +3,12 @@
 import os
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from tests.support.processes import PATIENCE_S, gone
 
-from zenml_ext.local import process as _limited
-from zenml_ext.memory import cgroup as _cgroups
+from zenml_ext.local import process as local_process
+from zenml_ext.memory import cgroup
 
 pytestmark = pytest.mark.timeout(600)
 EAT = "import sys; b = bytearray(int(sys.argv[1]) * 1024**2); b[::4096] = b'x' * len(b[::4096])"
@@ -26,7 +25,7 @@ def limited(*command, limit=None, kernel=True, stopping=None):
     bound = threading.Timer(PATIENCE_S, give_up)
     bound.start()
     try:
-        ending = _limited.run(
+        termination = local_process.run(
             [sys.executable, *map(str, command)],
             environment=dict(os.environ),
             limit=limit,
@@ -37,13 +36,13 @@ def limited(*command, limit=None, kernel=True, stopping=None):
     finally:
         bound.cancel()
     assert not hung.is_set(), "the command did not end"
-    return ending
+    return termination
 
 
 @pytest.fixture(params=[True, False], ids=["kernel", "watchdog"])
 def kernel(request):
     if request.param:
-        group = _cgroups.create(64 * 1024**2)
+        group = cgroup.create(64 * 1024**2)
         if group is None:
             pytest.skip("no memory cgroup can be made here")
         group.close()
@@ -52,15 +51,15 @@ def kernel(request):
 
 def test_a_limit_is_enforced(kernel):
     slow = "import time\nb = []\nwhile True: b.append(bytearray(b'x' * 1024**2)); time.sleep(0.002)"
-    ending = limited("-c", slow, limit=100 * 1024**2, kernel=kernel)
-    assert ending.oom_killed
-    assert ending.exit_code == 137
-    assert ending.peak >= 100 * 1024**2
+    termination = limited("-c", slow, limit=100 * 1024**2, kernel=kernel)
+    assert termination.oom_killed
+    assert termination.exit_code == 137
+    assert termination.peak >= 100 * 1024**2
 
 
 def test_what_stays_below_the_limit_is_left_alone(kernel):
-    ending = limited("-c", EAT, 50, limit=200 * 1024**2, kernel=kernel)
-    assert (ending.exit_code, ending.oom_killed) == (0, False)
+    termination = limited("-c", EAT, 50, limit=200 * 1024**2, kernel=kernel)
+    assert (termination.exit_code, termination.oom_killed) == (0, False)
 
 
 CHILDREN = """
@@ -74,42 +73,45 @@ def child(code):
 
 def test_memory_of_children_counts(kernel):
     parent = CHILDREN + "run = [child(HOLD) for _ in range(3)]\nrun[0].wait()\nsys.exit(9)"
-    ending = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
-    assert ending.oom_killed
-    assert ending.exit_code in {9, 137}  # 9: it was killed on v1, and its parent was faster than we
+    termination = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
+    assert termination.oom_killed
+    assert termination.exit_code in {
+        9,
+        137,
+    }  # 9: it was killed on v1, and its parent was faster than we
 
 
 def test_a_command_never_lives_on_with_a_killed_child(kernel):
     """As a pool of workers does, or a loader of data: its parent would wait for ever."""
     parent = CHILDREN + "child(EAT).wait()\ntime.sleep(600)"
-    ending = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
-    assert (ending.exit_code, ending.oom_killed) == (137, True)
-    assert ending.peak >= 120 * 1024**2
+    termination = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
+    assert (termination.exit_code, termination.oom_killed) == (137, True)
+    assert termination.peak >= 120 * 1024**2
 
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_kill_is_told_also_where_the_command_came_to_its_own_end(monkeypatch, code):
-    group = _cgroups.create(64 * 1024**2)
+    group = cgroup.create(64 * 1024**2)
     if group is None:
         pytest.skip("no memory cgroup can be made here")
     group.close()
     if group.version != 1:
         pytest.skip("cgroup v2 ends the whole group by itself")
-    monkeypatch.setattr(_limited, "_KERNEL_PERIOD_S", 60)  # it ends before we look again
+    monkeypatch.setattr(local_process, "_KERNEL_PERIOD_S", 60)  # it ends before we look again
     parent = CHILDREN + f"child(EAT).wait()\nsys.exit({code})"
-    ending = limited("-c", parent, limit=120 * 1024**2)
-    assert (ending.exit_code, ending.oom_killed) == (code, True)
+    termination = limited("-c", parent, limit=120 * 1024**2)
+    assert (termination.exit_code, termination.oom_killed) == (code, True)
 
 
 def test_an_exit_code_of_its_own_is_no_kill(kernel):
-    ending = limited("-c", "raise SystemExit(3)", limit=100 * 1024**2, kernel=kernel)
-    assert (ending.exit_code, ending.oom_killed) == (3, False)
+    termination = limited("-c", "raise SystemExit(3)", limit=100 * 1024**2, kernel=kernel)
+    assert (termination.exit_code, termination.oom_killed) == (3, False)
 
 
 def test_a_sigkill_of_other_origin_is_no_memory_kill(kernel):
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    ending = limited("-c", code, limit=100 * 1024**2, kernel=kernel)
-    assert (ending.exit_code, ending.oom_killed) == (137, False)
+    termination = limited("-c", code, limit=100 * 1024**2, kernel=kernel)
+    assert (termination.exit_code, termination.oom_killed) == (137, False)
 
 
 def test_what_ignores_sigterm_is_killed_after_the_grace(kernel, tmp_path):
@@ -128,9 +130,9 @@ def test_what_ignores_sigterm_is_killed_after_the_grace(kernel, tmp_path):
         stopping.set()
 
     threading.Thread(target=stop).start()
-    ending = limited("-c", code, limit=100 * 1024**2, kernel=kernel, stopping=stopping)
-    assert ending.stopped
-    assert ending.exit_code == 137
+    termination = limited("-c", code, limit=100 * 1024**2, kernel=kernel, stopping=stopping)
+    assert termination.stopped
+    assert termination.exit_code == 137
 
 
 def test_nothing_of_a_command_outlives_it(kernel, tmp_path):
@@ -146,8 +148,6 @@ def test_nothing_of_a_command_outlives_it(kernel, tmp_path):
 
 def test_no_group_is_left_behind():
     left = [
-        g
-        for parent, _ in _cgroups._parents()
-        for g in Path(parent).glob(f"mlops-ext-{os.getpid()}-*")
+        g for parent in cgroup._parents() for g in parent.path.glob(f"mlops-ext-{os.getpid()}-*")
     ]
     assert left == []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlops_ext.memory import MemoryPlan, Quantity
 from zenml_ext.memory import policy
-from zenml_ext.memory.records import AttemptRecord
+from zenml_ext.memory.attempts import AttemptRecord
 from zenml_ext.memory.report import StepMemory, settings_to_paste, waste
 from zenml_ext.settings import OomSettings
 
@@ -108,7 +108,7 @@ def test_on_kubernetes_a_step_that_was_killed_before_starts_above_its_last_limit
     tmp_path, monkeypatch
 ):
     pytest.importorskip("numpy")
-    kubernetes_book = pytest.importorskip("zenml_ext.kubernetes.supervisor.step_runs")
+    step_runs_module = pytest.importorskip("zenml_ext.kubernetes.supervisor.step_runs")
     monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(tmp_path / "h.sqlite"))
     settings = OomSettings(memory_policy="history")
     config = SimpleNamespace(
@@ -126,10 +126,10 @@ def test_on_kubernetes_a_step_that_was_killed_before_starts_above_its_last_limit
     killed = AttemptRecord(
         number=1, memory=GB, peak=GB, outcome="killed for memory", runtime_s=9, lost_s=9
     )
-    book = kubernetes_book.Book()
-    monkeypatch.setattr(type(book), "history", lambda self, facts: [])
-    assert book.plan(facts, None).first_limit == Quantity.parse("500Mi")
-    monkeypatch.setattr(type(book), "history", lambda self, facts: [killed])
-    plan = book.plan(facts, None)
+    step_runs = step_runs_module.StepRuns()
+    monkeypatch.setattr(type(step_runs), "history", lambda self, facts: [])
+    assert step_runs.plan(facts, None).first_limit == Quantity.parse("500Mi")
+    monkeypatch.setattr(type(step_runs), "history", lambda self, facts: [killed])
+    plan = step_runs.plan(facts, None)
     assert plan.first_limit == 2 * GB
     assert "Killed at" in plan.reason

@@ -10,20 +10,20 @@ import pytest
 pytest.importorskip("zenml")
 
 from mlops_ext.memory import Caps, Cause, MemoryPlan, MemorySettings, Quantity, RequestPolicy
-from zenml_ext.kubernetes.objects.diagnosis import ending_of, unschedulable
+from zenml_ext.kubernetes.objects.diagnosis import diagnose, unschedulable
 from zenml_ext.kubernetes.objects.job import (
-    Successor,
+    JobChange,
     latest_jobs,
     main_container,
     memory_of,
+    next_job,
+    next_job_name,
     prepare_step_job,
-    successor,
-    successor_name,
     superseding_patch,
 )
 from zenml_ext.kubernetes.objects.placement import SIZED_LABEL
-from zenml_ext.kubernetes.objects.state import Track, track_of
-from zenml_ext.kubernetes.supervisor.decisions import Failed, GiveUp, Relaunch, after_failure
+from zenml_ext.kubernetes.objects.state import AttemptState, state_of
+from zenml_ext.kubernetes.supervisor.decisions import FailedJob, GiveUp, Relaunch, after_failure
 
 RECORDINGS = Path(__file__).parents[4] / "data" / "kubernetes"
 POLICY = RequestPolicy(settings=MemorySettings())
@@ -82,7 +82,7 @@ def step_job(limit="200Mi", *, name="abc-step-pipe", backoff_limit=0):
         },
     }
     plan = MemoryPlan(ladder=(Quantity.parse(limit),), reason="test") if limit else None
-    return prepare_step_job(job, plan=plan, family="f", in_place=True)
+    return prepare_step_job(job, plan=plan, code_key="f", in_place=True)
 
 
 def failed(name, **changes):
@@ -90,9 +90,9 @@ def failed(name, **changes):
     job, pods = recording(name)
     ours = step_job(backoff_limit=changes.pop("backoff_limit", 0))
     ours["status"] = job["status"]
-    ending = ending_of({**job, "spec": {**job["spec"]}}, pods)
-    given = {"track": track_of(ours), "caps": Caps()} | changes
-    return Failed(job=ours, ending=ending, **given)
+    termination = diagnose({**job, "spec": {**job["spec"]}}, pods)
+    given = {"state": state_of(ours), "caps": Caps()} | changes
+    return FailedJob(job=ours, termination=termination, **given)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def failed(name, **changes):
 )
 def test_every_recorded_ending_is_told_apart(name, oom, exit_code, succeeded, storage):
     job, pods = recording(name)
-    found = ending_of(job, pods).evidence
+    found = diagnose(job, pods).evidence
     assert (found.oom_killed, found.exit_code) == (oom, exit_code)
     assert (found.succeeded, found.storage_evicted) == (succeeded, storage)
 
@@ -133,9 +133,9 @@ def test_all_recordings_are_covered():
 def test_a_kill_for_memory_is_followed_by_twice_the_memory(name):
     next_ = after_failure(failed(name), POLICY, in_place=True)
     assert isinstance(next_, Relaunch)
-    assert next_.adopt
+    assert next_.resume
     assert next_.change.limit == 400 * MIB
-    assert next_.change.track.oom_retries == 1
+    assert next_.change.state.oom_retries == 1
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,14 @@ def test_a_signal_9_uses_one_of_the_users_own_retries():
     for pod in pods:
         pod["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] = "Error"
     ours = step_job(backoff_limit=2)
-    ending = ending_of(job, pods)
+    termination = diagnose(job, pods)
     next_ = after_failure(
-        Failed(job=ours, track=track_of(ours), ending=ending, caps=Caps()), POLICY, in_place=True
+        FailedJob(job=ours, state=state_of(ours), termination=termination, caps=Caps()),
+        POLICY,
+        in_place=True,
     )
     assert isinstance(next_, Relaunch)
-    assert not next_.adopt
+    assert not next_.resume
     assert next_.change.limit == 200 * MIB
     assert next_.change.backoff_limit == 1
 
@@ -179,16 +181,16 @@ def test_a_kill_for_memory_uses_none_of_the_users_own_retries():
 def test_a_step_that_is_drained_runs_again_though_nothing_is_left_of_its_pod():
     next_ = after_failure(failed("drained"), POLICY, in_place=True)
     assert isinstance(next_, Relaunch)
-    assert next_.adopt
+    assert next_.resume
     assert next_.change.limit == 64 * MIB
-    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+    assert (next_.change.state.oom_retries, next_.change.state.disruptions) == (0, 1)
     assert next_.attempt.outcome == "evicted"
 
 
 def test_a_deleted_pod_uses_one_of_the_users_own_retries():
     next_ = after_failure(failed("deleted", backoff_limit=1), POLICY, in_place=True)
     assert isinstance(next_, Relaunch)
-    assert not next_.adopt
+    assert not next_.resume
     assert next_.change.backoff_limit == 0
     assert isinstance(after_failure(failed("deleted"), POLICY, in_place=True), GiveUp)
 
@@ -208,13 +210,13 @@ def test_an_eviction_for_memory_pressure_moves_the_step_and_costs_no_retry():
     )
     ours = step_job()
     next_ = after_failure(
-        Failed(job=ours, track=track_of(ours), ending=ending_of(job, pods), caps=Caps()),
+        FailedJob(job=ours, state=state_of(ours), termination=diagnose(job, pods), caps=Caps()),
         POLICY,
         in_place=True,
     )
     assert isinstance(next_, Relaunch)
     assert next_.change.limit == 200 * MIB
-    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+    assert (next_.change.state.oom_retries, next_.change.state.disruptions) == (0, 1)
     assert next_.change.avoid_node == "nodea"
 
 
@@ -227,15 +229,17 @@ def test_a_kill_at_the_cap_fails_and_names_the_node():
 
 def unlimited(**changes):
     found = failed("oom-main", **changes)
-    return dataclasses.replace(found, ending=dataclasses.replace(found.ending, memory=None))
+    return dataclasses.replace(
+        found, termination=dataclasses.replace(found.termination, memory=None)
+    )
 
 
 def test_a_step_without_a_limit_that_exhausts_its_node_runs_alone_to_show_its_need():
     caps = Caps(node=Quantity.parse("3Gi"), node_name="n")
     next_ = after_failure(unlimited(caps=caps), POLICY, in_place=True)
-    assert next_.change.track.alone
+    assert next_.change.state.isolated
     assert next_.change.limit == Quantity.parse("3Gi")
-    job = successor(step_job(None), next_.change)
+    job = next_job(step_job(None), next_.change)
     terms = job["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
     ]
@@ -248,7 +252,7 @@ def test_a_step_without_a_limit_that_exhausts_its_node_runs_alone_to_show_its_ne
 def test_where_nodes_may_not_be_read_it_runs_alone_without_a_limit():
     next_ = after_failure(unlimited(), POLICY, in_place=True)
     assert next_.change.limit is None
-    job = successor(step_job(None), next_.change)
+    job = next_job(step_job(None), next_.change)
     limit, request = memory_of(main_container(job))
     assert limit is None
     assert request == 400 * MIB
@@ -260,21 +264,23 @@ def test_where_nodes_may_not_be_read_it_runs_alone_without_a_limit():
 def test_a_step_without_a_limit_that_is_evicted_for_memory_is_sized_too():
     found = unlimited()
     evidence = dataclasses.replace(
-        found.ending.evidence,
+        found.termination.evidence,
         oom_killed=False,
         disruption="TerminationByKubelet: The node was low on resource: memory.",
     )
-    found = dataclasses.replace(found, ending=dataclasses.replace(found.ending, evidence=evidence))
+    found = dataclasses.replace(
+        found, termination=dataclasses.replace(found.termination, evidence=evidence)
+    )
     next_ = after_failure(found, POLICY, in_place=True)
-    assert next_.change.track.alone
-    assert (next_.change.track.oom_retries, next_.change.track.disruptions) == (0, 1)
+    assert next_.change.state.isolated
+    assert (next_.change.state.oom_retries, next_.change.state.disruptions) == (0, 1)
 
 
 def test_once_a_sibling_has_shown_the_need_the_scheduler_is_told_it():
-    next_ = after_failure(unlimited(family_peak=Quantity(1000 * MIB)), POLICY, in_place=True)
+    next_ = after_failure(unlimited(code_peak=Quantity(1000 * MIB)), POLICY, in_place=True)
     assert next_.change.limit == 1200 * MIB
     assert next_.change.request is None
-    job = successor(step_job(None), next_.change)
+    job = next_job(step_job(None), next_.change)
     limit, request = memory_of(main_container(job))
     assert limit == request == 1200 * MIB
     assert job["metadata"]["labels"][SIZED_LABEL] == "true"
@@ -296,24 +302,24 @@ def test_the_failure_policy_ends_a_job_on_disruption_first_then_on_137_then_as_i
     assert rules[1]["onExitCodes"]["values"] == [137]
 
 
-def test_a_followers_name_is_the_same_whoever_computes_it_and_fits():
-    track = Track(base="x" * 63, number=12)
-    assert successor_name(track) == successor_name(dataclasses.replace(track, oom_retries=3))
-    assert len(successor_name(track)) <= 63
+def test_a_successors_name_is_the_same_whoever_computes_it_and_fits():
+    state = AttemptState(base="x" * 63, number=12)
+    assert next_job_name(state) == next_job_name(dataclasses.replace(state, oom_retries=3))
+    assert len(next_job_name(state)) <= 63
 
 
-def test_a_follower_takes_labels_owner_and_arguments_and_drops_what_the_server_set():
+def test_a_successor_takes_labels_owner_and_arguments_and_drops_what_the_server_set():
     job = copy.deepcopy(step_job())
     job["metadata"] |= {"uid": "u", "resourceVersion": "5", "ownerReferences": [{"uid": "o"}]}
     job["spec"]["selector"] = {"matchLabels": {"controller-uid": "u"}}
     labels = job["spec"]["template"]["metadata"]["labels"]
     labels |= {"job-name": "j", "controller-uid": "u", "batch.kubernetes.io/job-name": "j"}
-    change = Successor(
-        track=dataclasses.replace(track_of(job), number=2),
+    change = JobChange(
+        state=dataclasses.replace(state_of(job), number=2),
         limit=Quantity(400 * MIB),
         step_run_id="s1",
     )
-    new = successor(job, change)
+    new = next_job(job, change)
     assert new["metadata"]["name"] == "abc-step-pipe-m2"
     assert "uid" not in new["metadata"]
     assert new["metadata"]["ownerReferences"] == [{"uid": "o"}]
@@ -330,24 +336,49 @@ def test_a_follower_takes_labels_owner_and_arguments_and_drops_what_the_server_s
 def test_a_foreign_entrypoint_is_left_alone():
     job = step_job()
     main_container(job)["args"] = ["python", "train.py"]
-    again = prepare_step_job(job, plan=None, family="f", in_place=True)
+    again = prepare_step_job(job, plan=None, code_key="f", in_place=True)
     assert main_container(again)["args"] == ["python", "train.py"]
 
 
-def test_of_a_step_and_its_follower_only_the_follower_counts():
+def test_of_a_step_and_its_successor_only_the_successor_counts():
     job = step_job()
-    change = Successor(track=dataclasses.replace(track_of(job), number=2), limit=None)
-    new = successor(job, change)
+    change = JobChange(state=dataclasses.replace(state_of(job), number=2), limit=None)
+    new = next_job(job, change)
     for order in ([job, new], [new, job]):
-        current, followed = latest_jobs(order)
+        current, superseded = latest_jobs(order)
         assert current == [new]
-        assert followed == [(job, new["metadata"]["name"])]
+        assert superseded == [(job, new["metadata"]["name"])]
     patch = superseding_patch(job, "abc-step-pipe-m2")
     assert patch["metadata"]["labels"]["run_id"] is None
 
 
 @pytest.mark.parametrize("plan", [None, MemoryPlan(ladder=(Quantity(1), Quantity(5)), reason="r")])
-def test_a_track_survives_its_annotation(plan):
-    track = Track(base="b", number=3, oom_retries=1, plan=plan, alone=True, attempts=({"n": 1},))
-    job = {"metadata": {"annotations": {"mlops-ext.io/track": track.dump()}}}
-    assert track_of(job) == track
+def test_a_state_survives_its_annotation(plan):
+    state = AttemptState(
+        base="b", number=3, oom_retries=1, plan=plan, isolated=True, attempts=({"n": 1},)
+    )
+    job = {"metadata": {"annotations": {"mlops-ext.io/attempt-state": state.dump()}}}
+    assert state_of(job) == state
+
+
+def test_the_last_retry_gets_what_the_user_asked_for_also_after_many_orchestrators():
+    plan = MemoryPlan(
+        ladder=(Quantity.parse("180Mi"),), reason="learned", request=Quantity.parse("4Gi")
+    )
+    last = MemorySettings().max_oom_retries - 1
+    state = AttemptState(base="b", number=last + 1, oom_retries=last, plan=plan)
+    annotated = {"metadata": {"annotations": {"mlops-ext.io/attempt-state": state.dump()}}}
+    job, pods = recording("oom-main")
+    next_ = after_failure(
+        FailedJob(
+            job=step_job("180Mi"),
+            state=state_of(annotated),
+            termination=diagnose(job, pods),
+            caps=Caps(node=Quantity.parse("16Gi")),
+        ),
+        POLICY,
+        in_place=True,
+    )
+    assert isinstance(next_, Relaunch)
+    assert next_.change.limit == Quantity.parse("4Gi")
+    assert next_.change.state.plan.request == Quantity.parse("4Gi")

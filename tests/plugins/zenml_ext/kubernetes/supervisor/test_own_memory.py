@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("kubernetes")
 
 from zenml_ext.kubernetes.monitor import TerminationReport
-from zenml_ext.kubernetes.supervisor import own_memory as kubernetes_own_memory
-from zenml_ext.kubernetes.supervisor.own_memory import OwnMemory, killed_before
-from zenml_ext.memory import records as metadata
-from zenml_ext.memory.kubernetes_cgroup import MemoryCgroup
+from zenml_ext.kubernetes.supervisor import own_memory
+from zenml_ext.kubernetes.supervisor.own_memory import OrchestratorMemory, earlier_kills
+from zenml_ext.memory import records
+from zenml_ext.memory.cgroup import MemoryCgroup
 
 RUN = "11111111-1111-1111-1111-111111111111"
 MIB = 1 << 20
@@ -21,7 +21,7 @@ MIB = 1 << 20
 def recorded(monkeypatch):
     found = []
     monkeypatch.setattr(
-        metadata, "record_orchestrator", lambda run_id, values: found.append((str(run_id), values))
+        records, "record_orchestrator", lambda run_id, values: found.append((str(run_id), values))
     )
     return found
 
@@ -38,14 +38,14 @@ def cgroup(folder, *, used, limit=600):
 
 def own(tmp_path, used):
     report = TerminationReport(path=tmp_path / "termination")
-    return OwnMemory(cgroup=cgroup(tmp_path / "group", used=used), report=report)
+    return OrchestratorMemory(cgroup=cgroup(tmp_path / "group", used=used), report=report)
 
 
 def test_a_limit_that_was_nearly_reached_is_recorded_and_told_once(tmp_path, recorded, caplog):
     with caplog.at_level(logging.WARNING), own(tmp_path, 560) as memory:
         memory.run_id = RUN
-        memory._watcher.look()
-        memory._watcher.look()
+        memory._monitor.poll()
+        memory._monitor.poll()
         assert caplog.text.count("used 560Mi of its limit of 600Mi") == 1
     ((run_id, values),) = recorded
     assert run_id == RUN
@@ -57,7 +57,7 @@ def test_a_limit_that_was_nearly_reached_is_recorded_and_told_once(tmp_path, rec
 def test_a_limit_with_room_is_not_mentioned(tmp_path, recorded, caplog):
     with caplog.at_level(logging.WARNING), own(tmp_path, 300) as memory:
         memory.run_id = RUN
-        memory._watcher.look()
+        memory._monitor.poll()
     assert recorded == []
     assert caplog.text == ""
 
@@ -87,14 +87,14 @@ class Api:
 
 
 def test_a_pod_that_follows_one_killed_for_memory_says_so(tmp_path, recorded, monkeypatch, caplog):
-    monkeypatch.setattr(kubernetes_own_memory.socket, "gethostname", lambda: "third")
+    monkeypatch.setattr(own_memory.socket, "gethostname", lambda: "third")
     api = Api(
         pod("first", "OOMKilled", 137, 580 * MIB),
         pod("second", "OOMKilled", 137),
         pod("third", "Running", 0),
     )
     with caplog.at_level(logging.WARNING), own(tmp_path, 100) as memory:
-        memory.look_back(api, RUN)
+        memory.report_earlier_kills(api, RUN)
     ((run_id, values),) = recorded
     assert run_id == RUN
     assert values["kills"] == 2
@@ -105,5 +105,5 @@ def test_a_pod_that_follows_one_killed_for_memory_says_so(tmp_path, recorded, mo
 
 def test_a_pod_that_was_deleted_was_not_killed_for_memory():
     assert (
-        killed_before([pod("first", "Error", 137), pod("second", "Running", 0)], "second") is None
+        earlier_kills([pod("first", "Error", 137), pod("second", "Running", 0)], "second") is None
     )

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("kubernetes")
 
 from tests.doubles.kubernetes.orchestrator import (
-    FakeBook,
+    FakeStepRuns,
     JobStatus,
     Orchestrator,
     failed_job,
@@ -18,8 +18,8 @@ from zenml_ext.kubernetes.objects.job import latest_jobs
 
 
 def test_what_no_node_can_ever_run_fails_at_once_and_names_the_node(cluster):
-    ours = Orchestrator(cluster, FakeBook())
-    ours.book.limit = Quantity.parse("64Gi")
+    ours = Orchestrator(cluster, FakeStepRuns())
+    ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
     status, message = ours.until_over(name)
     assert status is JobStatus.FAILED
@@ -29,8 +29,8 @@ def test_what_no_node_can_ever_run_fails_at_once_and_names_the_node(cluster):
 
 
 def test_a_node_that_an_autoscaler_is_about_to_add_is_waited_for(cluster):
-    ours = Orchestrator(cluster, FakeBook())
-    ours.book.limit = Quantity.parse("64Gi")
+    ours = Orchestrator(cluster, FakeStepRuns())
+    ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
     pod = cluster.wait_for(lambda: cluster.list("pods", "step_name=step"))[0]
     meta = {"name": "e1"}
@@ -45,8 +45,8 @@ def without_nodes(cluster):
     """An orchestrator that may not list nodes, with a clock of its own; its step fits no node."""
     cluster.denied = lambda user, verb, resource: resource == "nodes"
     clock = [1000.0]
-    ours = Orchestrator(cluster, FakeBook(), lambda: clock[0])
-    ours.book.limit = Quantity.parse("64Gi")
+    ours = Orchestrator(cluster, FakeStepRuns(), lambda: clock[0])
+    ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
     cluster.wait_for(
         lambda: [
@@ -67,7 +67,7 @@ def test_without_the_right_to_list_nodes_a_wait_for_memory_is_told_and_bounded(c
         assert "asks for 64Gi of memory, which no node has free now" in message
         clock[0] += 100
     assert caplog.text.count("Step step waits") == 1
-    ours.book.limit = Quantity.parse("200Mi")
+    ours.step_runs.limit = Quantity.parse("200Mi")
     other = ours.start("0 Completed 300", name="other", step="other")
     cluster.wait_for(
         lambda: [
@@ -117,7 +117,7 @@ def test_a_limit_range_that_refuses_for_good_is_told_and_not_waited_for(cluster)
         "zenml",
         {"kind": "LimitRange", "metadata": {"name": "l"}, "spec": {"limits": [limit]}},
     )
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     status, message = ours.until_over(ours.start("0 Completed 0"))
     assert status is JobStatus.FAILED
     assert "LimitRange allows 100Mi per container, and 200Mi was asked for" in message
@@ -137,7 +137,7 @@ def quota(cluster, hard):
 
 def test_a_quota_that_can_never_grant_it_is_told_and_not_waited_for(cluster):
     quota(cluster, "100Mi")
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     status, message = ours.until_over(ours.start("0 Completed 0"))
     assert status is JobStatus.FAILED
     assert "quota team" in message
@@ -146,7 +146,7 @@ def test_a_quota_that_can_never_grant_it_is_told_and_not_waited_for(cluster):
 
 def test_a_quota_in_use_is_told_and_waited_for(cluster):
     quota(cluster, "300Mi")
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     first = ours.start("0 Completed 8", name="one", step="one")
     cluster.wait_for(lambda: cluster.list("pods", "step_name=one"))
     second = ours.start("0 Completed 0", name="two", step="two")
@@ -162,32 +162,32 @@ def test_a_quota_in_use_is_told_and_waited_for(cluster):
 
 def test_escalation_stops_at_the_quota(cluster):
     quota(cluster, "300Mi")
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     status, message = ours.until_over(ours.start("137 OOMKilled 0"))
     assert status is JobStatus.FAILED
     assert limits(cluster) == ["200Mi", "300Mi"]
     assert "ResourceQuota" in message
 
 
-def test_a_follower_that_waits_for_a_node_keeps_the_step_run_alive(cluster):
-    book = FakeBook()
+def test_a_successor_that_waits_for_a_node_keeps_the_step_run_alive(cluster):
+    step_runs = FakeStepRuns()
     clock = [1000.0]
-    ours = Orchestrator(cluster, book, lambda: clock[0])
+    ours = Orchestrator(cluster, step_runs, lambda: clock[0])
     name = ours.start("137 OOMKilled 0;0 Completed 0")
     failed_job(cluster, name)
     cluster.pause_jobs.set()
     ours.check(name)
-    before = book.beats
+    before = step_runs.heartbeats
     for _ in range(4):
         clock[0] += 10
         ours.check(name)
-    assert book.beats - before == 2
+    assert step_runs.heartbeats - before == 2
 
 
 def test_after_a_node_ran_out_one_step_shows_its_need_and_the_others_wait(cluster):
-    book = FakeBook()
-    book.limit = None
-    ours = Orchestrator(cluster, book)
+    step_runs = FakeStepRuns()
+    step_runs.limit = None
+    ours = Orchestrator(cluster, step_runs)
     jobs = [
         ours.start("137 OOMKilled 0;0 Completed 0.2", name=f"j{i}", step=f"s{i}", limit=None)
         for i in range(3)
@@ -196,8 +196,8 @@ def test_after_a_node_ran_out_one_step_shows_its_need_and_the_others_wait(cluste
         failed_job(cluster, job)
     for job in jobs:
         ours.check(job)
-    followers = [n for n in names(cluster) if n.endswith("-m2")]
-    assert followers == ["j0-m2"]
+    successors = [n for n in names(cluster) if n.endswith("-m2")]
+    assert successors == ["j0-m2"]
     for job in jobs:
         assert ours.until_over(job)[0] is JobStatus.SUCCEEDED
     current, _ = latest_jobs(cluster.list("jobs"))

@@ -1,8 +1,9 @@
 """The supervisor on the double's API: deaths at any moment, bad weather, stops.
 
-Real Kubernetes client, ZenML's real look at a Job; pods end as told, without a process.
+Real Kubernetes client, ZenML's real check of a Job; pods end as told, without a process.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from tests.doubles.kubernetes import Fault
 from tests.doubles.kubernetes.orchestrator import (
     OPTIONS,
     RUN,
-    FakeBook,
+    FakeStepRuns,
     JobStatus,
     Orchestrator,
     failed_job,
@@ -23,17 +24,18 @@ from tests.doubles.kubernetes.orchestrator import (
 )
 from zenml.integrations.kubernetes import kube_utils
 
-from zenml_ext.kubernetes.client import persistently
+from mlops_ext import apply
+from zenml_ext.kubernetes.client import retry_call
 
 
 def test_a_killed_step_is_followed_and_taken_out_of_zenmls_look_ups(cluster):
-    book = FakeBook()
-    ours = Orchestrator(cluster, book)
+    step_runs = FakeStepRuns()
+    ours = Orchestrator(cluster, step_runs)
     name = ours.start("137 OOMKilled 0;137 OOMKilled 0;0 Completed 0")
     assert ours.until_over(name) == (JobStatus.SUCCEEDED, None)
     assert limits(cluster) == ["200Mi", "400Mi", "800Mi"]
     assert names(cluster) == ["a-step-m3"]
-    assert [len(attempts) for _, attempts in book.records] == [1, 2]
+    assert [len(attempts) for _, attempts in step_runs.records] == [1, 2]
     events = [e["reason"] for e in cluster.list("events") if e["reason"] == "MemoryRetry"]
     assert len(events) == 2
 
@@ -64,7 +66,7 @@ def test_while_nothing_is_killed_there_is_no_call_that_zenml_would_not_make(clus
     )
     bare = [(call.verb, call.resource) for call in cluster.calls[begin:]]
     cluster.pause_jobs.set()
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     begin = len(cluster.calls)
     name = ours.start("0 Completed 0")
     for _ in range(3):
@@ -92,8 +94,8 @@ class Died(BaseException):
 @pytest.mark.parametrize("moment", range(12))
 def test_an_orchestrator_that_dies_at_any_call_leaves_no_step_lost_or_doubled(cluster, moment):
     """Die before the n-th call after the kill, for each n; another orchestrator goes on."""
-    book = FakeBook()
-    first = Orchestrator(cluster, book)
+    step_runs = FakeStepRuns()
+    first = Orchestrator(cluster, step_runs)
     name = first.start("137 OOMKilled 0;0 Completed 0.2")
     failed_job(cluster, name)
     left = [moment]
@@ -103,7 +105,7 @@ def test_an_orchestrator_that_dies_at_any_call_leaves_no_step_lost_or_doubled(cl
             raise Died
         left[0] -= 1
 
-    dying = Orchestrator(cluster, book)
+    dying = Orchestrator(cluster, step_runs)
     for api in (dying.batch, dying.core):
         original = api.api_client.call_api
 
@@ -117,7 +119,7 @@ def test_an_orchestrator_that_dies_at_any_call_leaves_no_step_lost_or_doubled(cl
         dying.until_over(job)
     except Died:
         pass
-    last = Orchestrator(cluster, book)
+    last = Orchestrator(cluster, step_runs)
     job = last.take_over()["step"]
     assert not [c for c in job["status"].get("conditions", []) if c["type"] == "Failed"]
     assert last.until_over(job["metadata"]["name"])[0] is JobStatus.SUCCEEDED
@@ -133,28 +135,28 @@ def test_zenml_takes_a_kill_between_two_orchestrators_for_a_failure_and_we_do_no
     """What ZenML's entrypoint makes of the Jobs it finds when it goes on with a run."""
     from zenml.integrations.kubernetes.orchestrators import kubernetes_orchestrator_entrypoint
 
-    from zenml_ext.kubernetes.supervisor import entrypoint as kubernetes_entrypoint
+    from zenml_ext.kubernetes.supervisor import entrypoint
+    from zenml_ext.processes import ORCHESTRATOR_POD
 
-    for name in ("create_job", "list_jobs", "check_job_status"):
-        monkeypatch.setattr(kube_utils, name, getattr(kube_utils, name))
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     name = ours.start("137 OOMKilled 0;0 Completed 0")
     failed_job(cluster, name)
-    if side == "ours":
-        kubernetes_entrypoint.install("none")
     spec = SimpleNamespace(upstream_steps=[])
-    (node,) = kubernetes_orchestrator_entrypoint._reconstruct_nodes(
-        snapshot=SimpleNamespace(step_configurations={"step": SimpleNamespace(spec=spec)}),
-        pipeline_run=SimpleNamespace(id=RUN, steps={}),
-        namespace="zenml",
-        batch_api=ours.batch,
-    )
+    run = entrypoint.SupervisedRun("none")
+    monkeypatch.setattr(entrypoint, "_active", run)
+    with apply("zenml", process=ORCHESTRATOR_POD) if side == "ours" else nullcontext():
+        (node,) = kubernetes_orchestrator_entrypoint._reconstruct_nodes(
+            snapshot=SimpleNamespace(step_configurations={"step": SimpleNamespace(spec=spec)}),
+            pipeline_run=SimpleNamespace(id=RUN, steps={}),
+            namespace="zenml",
+            batch_api=ours.batch,
+        )
     assert node.status.value == {"bare": "failed", "ours": "running"}[side]
 
 
-def test_two_orchestrators_at_once_create_one_follower(cluster):
-    book = FakeBook()
-    one, other = Orchestrator(cluster, book), Orchestrator(cluster, book)
+def test_two_orchestrators_at_once_create_one_successor(cluster):
+    step_runs = FakeStepRuns()
+    one, other = Orchestrator(cluster, step_runs), Orchestrator(cluster, step_runs)
     name = one.start("137 OOMKilled 0;0 Completed 0")
     failed_job(cluster, name)
     one.check(name)
@@ -167,8 +169,8 @@ def test_two_orchestrators_at_once_create_one_follower(cluster):
 @pytest.mark.parametrize("after", [False, True], ids=["refused", "answer lost"])
 @pytest.mark.parametrize("verb", ["get", "list", "create", "patch"])
 def test_an_api_error_never_fails_a_step(cluster, code, after, verb):
-    book = FakeBook()
-    ours = Orchestrator(cluster, book)
+    step_runs = FakeStepRuns()
+    ours = Orchestrator(cluster, step_runs)
     name = ours.start("137 OOMKilled 0;0 Completed 0")
     failed_job(cluster, name)
     cluster.faults.append(
@@ -192,7 +194,7 @@ def test_zenmls_own_check_fails_on_such_an_error(cluster, code):
 
 
 def test_a_first_job_is_created_through_errors_and_only_once(cluster):
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     cluster.faults += [
         Fault(code=429, applies=lambda call: call.verb == "create"),
         Fault(code=500, after=True, applies=lambda call: call.verb == "create"),
@@ -207,34 +209,34 @@ def test_persistence_ends_with_errors_that_do_not_pass():
         raise client.ApiException(status=403)
 
     with pytest.raises(client.ApiException):
-        persistently(refused, sleep=lambda _: pytest.fail("waited for a refusal to pass"))
+        retry_call(refused, sleep=lambda _: pytest.fail("waited for a refusal to pass"))
 
 
-def test_a_run_that_is_being_stopped_gets_no_follower(cluster):
-    book = FakeBook()
-    book.stopping = [True]
-    ours = Orchestrator(cluster, book)
+def test_a_run_that_is_being_stopped_gets_no_successor(cluster):
+    step_runs = FakeStepRuns()
+    step_runs.stopping = [True]
+    ours = Orchestrator(cluster, step_runs)
     assert ours.until_over(ours.start("137 OOMKilled 0"))[0] is JobStatus.FAILED
     assert len(cluster.list("jobs")) == 1
 
 
-def test_a_stop_that_missed_the_follower_still_ends_it(cluster):
-    book = FakeBook()
-    book.stopping = [False, True]
-    ours = Orchestrator(cluster, book)
+def test_a_stop_that_missed_the_successor_still_ends_it(cluster):
+    step_runs = FakeStepRuns()
+    step_runs.stopping = [False, True]
+    ours = Orchestrator(cluster, step_runs)
     assert ours.until_over(ours.start("137 OOMKilled 0;0 Completed 60"))[0] is JobStatus.FAILED
     assert names(cluster, "mlops-ext.io/attempt=2") == []
 
 
 def test_a_deleted_job_is_a_failed_step_that_zenml_may_find_completed(cluster):
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     name = ours.start("0 Completed 60")
     ours.api.delete_job(name)
     assert ours.check(name)[0] is JobStatus.FAILED
 
 
 def test_an_image_that_cannot_be_pulled_fails_as_it_does_on_zenml(cluster):
-    ours = Orchestrator(cluster, FakeBook())
+    ours = Orchestrator(cluster, FakeStepRuns())
     cluster.kubelet.real, cluster.kubelet.images = True, {}
     status, message = ours.until_over(ours.start("0 Completed 0"))
     assert status is JobStatus.FAILED
@@ -242,8 +244,8 @@ def test_an_image_that_cannot_be_pulled_fails_as_it_does_on_zenml(cluster):
 
 
 def test_a_drained_step_goes_on_with_the_same_memory_though_its_pod_is_gone(cluster):
-    book = FakeBook()
-    ours = Orchestrator(cluster, book)
+    step_runs = FakeStepRuns()
+    ours = Orchestrator(cluster, step_runs)
     name = ours.start("0 Completed 300;0 Completed 0")
     (pod,) = cluster.wait_for(
         lambda: [p for p in cluster.list("pods") if p["status"]["phase"] == "Running"]
@@ -255,5 +257,5 @@ def test_a_drained_step_goes_on_with_the_same_memory_though_its_pod_is_gone(clus
     cluster.wait_for(lambda: not cluster.list("pods", f"job-name={name}"))
     assert ours.until_over(name) == (JobStatus.SUCCEEDED, None)
     assert limits(cluster) == ["200Mi", "200Mi"]
-    ((_, (attempt,)),) = book.records
+    ((_, (attempt,)),) = step_runs.records
     assert attempt["outcome"] == "evicted"

@@ -1,0 +1,85 @@
+"""An attempt at a step as data: its limit, its peak, how it ended. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_ext.memory import Quantity
+
+COMPLETED = "completed"
+KILLED = "killed for memory"
+"""The outcome of an attempt that ran out of memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One attempt at a step.
+
+    Attributes:
+        number: 1 for the first.
+        memory: its limit; None where it had none.
+        peak: the most it was seen to use, anon and shared memory; None where nobody looked. For
+            an attempt that was killed for memory it is at least this much.
+        outcome: "completed", "killed for memory", "memory error", "evicted", "failed",
+            "stopped".
+        reason: why it had this much memory, or why it ended, in one sentence.
+        node: where it ran.
+        runtime_s: how long it ran.
+        lost_s: seconds of its work that were lost; 0 for one that completed.
+    """
+
+    number: int
+    memory: Quantity | None
+    peak: Quantity | None
+    outcome: str
+    reason: str = ""
+    node: str = ""
+    runtime_s: float = 0.0
+    lost_s: float = 0.0
+
+    @property
+    def completed(self) -> bool:
+        """Whether the step completed in this attempt."""
+        return self.outcome == COMPLETED
+
+    def dump(self) -> dict[str, Any]:
+        """The attempt as ZenML metadata; sizes are bytes, with a readable text beside them."""
+        sizes = {"memory": self.memory, "peak": self.peak}
+        texts = {key: size.human if size is not None else "none" for key, size in sizes.items()}
+        return {
+            "number": self.number,
+            "outcome": self.outcome,
+            **texts,
+            "reason": self.reason,
+            "node": self.node,
+            "runtime_s": round(self.runtime_s, 3),
+            "lost_s": round(self.lost_s, 3),
+            **{f"{key}_bytes": int(size) for key, size in sizes.items() if size is not None},
+        }
+
+    @classmethod
+    def load(cls, found: Mapping[str, Any]) -> AttemptRecord:
+        """The attempt that `dump` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            return cls(
+                number=int(found["number"]),
+                memory=_size(found.get("memory_bytes")),
+                peak=_size(found.get("peak_bytes")),
+                outcome=str(found["outcome"]),
+                reason=str(found.get("reason", "")),
+                node=str(found.get("node", "")),
+                runtime_s=float(found.get("runtime_s", 0)),
+                lost_s=float(found.get("lost_s", 0)),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{found!r} is no recorded attempt") from error
+
+
+def _size(number: object) -> Quantity | None:
+    return Quantity(int(str(number))) if number is not None else None
