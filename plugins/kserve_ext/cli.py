@@ -7,8 +7,6 @@ from dataclasses import asdict
 
 import click
 
-__all__ = ["kserve"]
-
 
 @click.group()
 def kserve() -> None:

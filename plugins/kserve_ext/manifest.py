@@ -6,8 +6,6 @@ import math
 
 from kserve_ext.settings import KServeSettings
 
-__all__ = ["PRE_STOP_S", "PROBE_PERIOD_S", "grace_s", "manifest"]
-
 PRE_STOP_S = 0
 """No preStop sleep: the server itself goes on serving for lame_duck_s after SIGTERM."""
 PROBE_PERIOD_S = 2

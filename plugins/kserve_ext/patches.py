@@ -7,23 +7,21 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kserve_ext import run as _run
+from kserve_ext import run
 from kserve_ext.settings import add_flags
-from kserve_ext.shutdown import signals as _watch
-
-__all__ = ["parser", "shutdown", "start", "stop"]
+from kserve_ext.shutdown import signals
 
 
 def start(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     """``ModelServer.start`` that drains; the handlers stand from now on, while models load."""
-    _watch.early()
+    signals.install_early_handlers()
 
     @functools.wraps(original)
     def graceful(self: Any, models: Any) -> None:
-        if _run.run_of(self) is not None:  # a GracefulModelServer calls its parent's
+        if run.run_of(self) is not None:  # a GracefulModelServer calls its parent's
             original(self, models)
         else:
-            _run.start(self, models, original)
+            run.start(self, models, original)
 
     return graceful
 
@@ -33,7 +31,7 @@ def stop(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def graceful(self: Any, sig: int | None = None) -> Any:
-        return _run.stop(self, sig, original)
+        return run.stop(self, sig, original)
 
     return graceful
 
@@ -43,7 +41,7 @@ def shutdown(_: object) -> Callable[..., bool]:
 
     def shutdown(self: Any, *, wait: bool = True, timeout_s: float | None = None) -> bool:
         """Drain as a SIGTERM does, from any thread; see `kserve_ext.shutdown`."""
-        return _run.shutdown(self, wait=wait, timeout_s=timeout_s)
+        return run.shutdown(self, wait=wait, timeout_s=timeout_s)
 
     return shutdown
 

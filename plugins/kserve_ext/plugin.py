@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mlops_ext.errors import MlopsExtError
-from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity, hookimpl
+from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
 
-__all__ = ["SUPPORTED"]
-
 SUPPORTED = ">=0.13,<0.22"
+"""Releases of KServe that the tests run on."""
 CLASS = "kserve.model_server:ModelServer"
-TERMINATION_GRACE_S = 30.0
-"""Kubernetes' default; what a pod gets that asks for nothing else."""
 
 
 @hookimpl
@@ -29,7 +25,7 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
             supported=SUPPORTED,
             extension="kserve_ext",
             summary="model servers that start and stop without losing a request",
-            before_import="kserve_ext.shutdown.signals:early",
+            before_import="kserve_ext.shutdown.signals:install_early_handlers",
         )
     ]
 
@@ -83,27 +79,7 @@ def _patch(name: str, *, target: str, reason: str, verified_by: str, expects: st
 
 @hookimpl
 def mlops_ext_doctor_checks() -> Iterable[DoctorCheck]:
-    """Whether the settings fit into the time that Kubernetes gives."""
-    return [DoctorCheck(name="kserve.settings", framework="kserve", run=_check_settings)]
+    """The checks of `kserve_ext.doctor`."""
+    from kserve_ext.doctor import check_settings
 
-
-def _check_settings() -> Iterable[Finding]:
-    from kserve_ext.settings import load
-
-    name = "kserve.settings"
-    try:
-        settings = load(argv=[]).value
-    except MlopsExtError as error:
-        return [Finding(check=name, severity=Severity.PROBLEM, message=str(error))]
-    total = settings.limits.total_s
-    message = f"a shutdown takes at most {total:.1f} s"
-    if total < TERMINATION_GRACE_S:
-        return [Finding(check=name, severity=Severity.OK, message=message)]
-    return [
-        Finding(
-            check=name,
-            severity=Severity.NOTE,
-            message=f"{message}, more than Kubernetes' default of {TERMINATION_GRACE_S:.0f} s",
-            advice="raise terminationGracePeriodSeconds: mlops-ext kserve manifest prints it",
-        )
-    ]
+    return [DoctorCheck(name="kserve.settings", framework="kserve", run=check_settings)]

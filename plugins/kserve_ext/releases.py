@@ -2,7 +2,7 @@
 """What differs between KServe's releases: where the servers are made and where they are run.
 
 =============  =====================================================================
-0.13 - 0.14.0  ``start`` makes everything in closures: replaced by `serve_old_line`
+0.13 - 0.14.0  ``start`` makes everything in closures: replaced by `make_legacy`
 0.14.1         ``start`` awaits ``_servers_task``; the ``workers`` argument has no effect
 0.15 - 0.21    ``start`` awaits ``_serve``; REST workers are spawned processes
 =============  =====================================================================
@@ -23,29 +23,16 @@ from collections.abc import Coroutine, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
-from kserve_ext.endpoints import worker_process as _worker
-from kserve_ext.endpoints.grpc import GrpcPart
-from kserve_ext.endpoints.rest import RestPart
-from kserve_ext.endpoints.workers import WorkersPart
+from kserve_ext.endpoints import worker_process
+from kserve_ext.endpoints.grpc import GrpcEndpoint
+from kserve_ext.endpoints.rest import RestEndpoint
+from kserve_ext.endpoints.workers import WorkersEndpoint
 from kserve_ext.shutdown.console import own_process_group
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.shutdown import Limits
+from mlops_ext.versions import in_range
 
-__all__ = [
-    "OLD_LINE",
-    "SUPPORTED",
-    "hook_of",
-    "installed",
-    "make_old_line",
-    "parts_of",
-    "pristine_app",
-    "register_old_line",
-]
-
-SUPPORTED = ">=0.13,<0.22"
-OLD_LINE = ">=0.13,<0.14.1"
+LEGACY = ">=0.13,<0.14.1"
 BACKLOG = 2048
 """uvicorn's own default; KServe 0.13 listens with 5 for its workers."""
 
@@ -59,7 +46,7 @@ def installed() -> str:
 
 def is_in(specifier: str) -> bool:
     """Whether the installed version is in *specifier*."""
-    return SpecifierSet(specifier).contains(installed(), prereleases=True)
+    return in_range(installed(), specifier)
 
 
 def hook_of(server: Any) -> str:
@@ -67,30 +54,30 @@ def hook_of(server: Any) -> str:
     return "_serve" if hasattr(type(server), "_serve") else "_servers_task"
 
 
-def parts_of(server: Any, drain: Drain) -> Coroutines:
-    """Make the parts of a server of 0.14.1 or later, and give the coroutines that serve them."""
+def endpoints_of(server: Any, drain: Drain) -> Coroutines:
+    """Make the endpoints of a server of 0.14.1 or later; the coroutines that serve them."""
     if hook_of(server) == "_servers_task":
         coroutines: Coroutines = [server._rest_server.start()]
         if server.enable_grpc:
             coroutines.append(server._grpc_server.start(server.max_threads))
-        drain.parts.append(RestPart(server._rest_server._server, drain))
+        drain.endpoints.append(RestEndpoint(server._rest_server._server, drain))
     else:
         coroutines = list(server.servers)
         workers = server._rest_multiprocess_server
         if workers is not None:
             index = len(coroutines) - (2 if server.enable_grpc else 1)
             coroutines[index].close()  # KServe's own supervision of workers
-            part = _spawned_workers(workers, server.workers, drain)
-            coroutines[index] = part.serve()
-            drain.parts.append(part)
+            endpoint = _spawned_workers(workers, server.workers, drain)
+            coroutines[index] = endpoint.serve()
+            drain.endpoints.append(endpoint)
         else:
-            drain.parts.append(RestPart(server._rest_server._server, drain))
+            drain.endpoints.append(RestEndpoint(server._rest_server._server, drain))
     if server.enable_grpc:
-        drain.parts.append(GrpcPart(server._grpc_server, drain))
+        drain.endpoints.append(GrpcEndpoint(server._grpc_server, drain))
     return coroutines
 
 
-def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersPart:
+def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint:
     """REST workers of 0.15 and later."""
     rest = upstream._rest_server
     listening = rest.config.bind_socket()
@@ -100,16 +87,16 @@ def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersPart:
     def launch() -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
         arguments = (rest, upstream.log_config_file, [listening], theirs, limits)
-        process = context.Process(target=_worker.run_spawned, args=arguments)
+        process = context.Process(target=worker_process.run_spawned, args=arguments)
         with own_process_group():
             process.start()
         theirs.close()
         return process, ours
 
-    return WorkersPart(launch, count, drain, [listening])
+    return WorkersEndpoint(launch, count, drain, [listening])
 
 
-def make_old_line(server: Any, drain: Drain) -> Coroutines:
+def make_legacy(server: Any, drain: Drain) -> Coroutines:
     """The same for 0.13 and 0.14.0, whose ``start`` makes the servers itself."""
     upstream = importlib.import_module("kserve.model_server")
     loop = asyncio.get_running_loop()
@@ -139,12 +126,12 @@ def make_old_line(server: Any, drain: Drain) -> Coroutines:
         workers = _forked_workers(rest, server, drain, sockets)
         workers.launch_all()  # before grpc has threads
         coroutines: Coroutines = [workers.serve()]
-        drain.parts.append(workers)
+        drain.endpoints.append(workers)
     else:
-        drain.parts.append(RestPart(rest.server, drain))
+        drain.endpoints.append(RestEndpoint(rest.server, drain))
         coroutines = [rest.run()]
     if server.enable_grpc:
-        drain.parts.append(GrpcPart(server._grpc_server, drain))
+        drain.endpoints.append(GrpcEndpoint(server._grpc_server, drain))
         coroutines.append(server._grpc_server.start(server.max_threads))
     return coroutines
 
@@ -180,7 +167,7 @@ def _listening_socket(port: int) -> socket.socket:
 
 def _forked_workers(
     rest: Any, server: Any, drain: Drain, sockets: list[socket.socket]
-) -> WorkersPart:
+) -> WorkersEndpoint:
     """REST workers of 0.13, forked as KServe forks them: its models need not be picklable."""
     context = multiprocessing.get_context("fork")
     limits: Limits = drain.state.limits
@@ -188,18 +175,18 @@ def _forked_workers(
 
     def launch() -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
-        foreign = [ours, *(worker.pipe for worker in part.workers)]
+        foreign = [ours, *(worker.pipe for worker in endpoint.workers)]
         arguments = (rest, repository, sockets, theirs, limits, foreign)
-        process = context.Process(target=_worker.run_forked, args=arguments)
+        process = context.Process(target=worker_process.run_forked, args=arguments)
         process.start()
         theirs.close()
         return process, ours
 
-    part = WorkersPart(launch, server.workers, drain, list(sockets))
-    return part
+    endpoint = WorkersEndpoint(launch, server.workers, drain, list(sockets))
+    return endpoint
 
 
-def register_old_line(server: Any, models: Any) -> None:
+def register_legacy(server: Any, models: Any) -> None:
     """What ``start`` of 0.13 and 0.14.0 does before it serves."""
     upstream = importlib.import_module("kserve.model_server")
     if isinstance(models, dict):

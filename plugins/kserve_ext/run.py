@@ -11,17 +11,16 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from kserve_ext import releases as _lines
+from kserve_ext import releases
+from kserve_ext.plugin import SUPPORTED
 from kserve_ext.settings import load
-from kserve_ext.shutdown import signals as _watch
+from kserve_ext.shutdown import signals
 from kserve_ext.shutdown.console import console_events
 from kserve_ext.shutdown.drain import Drain, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported
 from kserve_ext.shutdown.models import close_clients, stop_models
 from mlops_ext.errors import UnsupportedVersionError
-
-__all__ = ["Run", "run_of", "shutdown", "start", "stop"]
 
 _runs: weakref.WeakKeyDictionary[Any, Run]
 _runs = weakref.WeakKeyDictionary()
@@ -38,19 +37,19 @@ class Run:
         thread: the thread that its loop runs in.
     """
 
-    def __init__(self, server: Any, drain: Drain, watch: _watch.Watch | None) -> None:
-        self.server, self.drain, self.watch = server, drain, watch
+    def __init__(self, server: Any, drain: Drain, handlers: signals.SignalHandlers | None) -> None:
+        self.server, self.drain, self.handlers = server, drain, handlers
         self.thread = threading.get_ident()
 
-    async def serve(self, make: Callable[[Any, Drain], _lines.Coroutines]) -> None:
+    async def serve(self, make: Callable[[Any, Drain], releases.Coroutines]) -> None:
         """Run the servers until the drain is through."""
-        if self.watch is not None:
-            self.watch.enter_loop()
+        if self.handlers is not None:
+            self.handlers.enter_loop()
         try:
             await supervise(make(self.server, self.drain), self.drain, self._stop)
         finally:
-            if self.watch is not None:
-                self.watch.leave_loop()
+            if self.handlers is not None:
+                self.handlers.leave_loop()
 
     async def _stop(self) -> None:
         await close_clients(stop_models(self.server.registered_models))
@@ -75,8 +74,8 @@ def start(
         upstream: KServe's own ``start``.
         arguments: settings given in code; None means not given.
     """
-    if not _lines.is_in(_lines.SUPPORTED):
-        error = UnsupportedVersionError("kserve", _lines.installed(), _lines.SUPPORTED)
+    if not releases.is_in(SUPPORTED):
+        error = UnsupportedVersionError("kserve", releases.installed(), SUPPORTED)
         warnings.warn(str(error), RuntimeWarning, stacklevel=3)
         upstream(server, models)
         return
@@ -159,14 +158,14 @@ def _start_beside(server: Any, models: Any, upstream: Upstream, drain: Drain) ->
 
 
 def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> None:
-    watch = _take_signals(drain) if _is_main() else _leave_signals()
-    run = Run(server, drain, watch)
+    handlers = _take_signals(drain) if _is_main() else _leave_signals()
+    run = Run(server, drain, handlers)
     _runs[server] = run
     try:
-        with _event_loop(), _lines.pristine_app(), exported(drain), console_events(drain):
-            if _lines.is_in(_lines.OLD_LINE):
-                _lines.register_old_line(server, models)
-                asyncio.run(run.serve(_lines.make_old_line))
+        with _event_loop(), releases.pristine_app(), exported(drain), console_events(drain):
+            if releases.is_in(releases.LEGACY):
+                releases.register_legacy(server, models)
+                asyncio.run(run.serve(releases.make_legacy))
             else:
                 with _shadowed(server, run):
                     upstream(server, models)
@@ -174,22 +173,22 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
         drain.released = True
         drain.finished.set()
         _runs.pop(server, None)
-        if watch is not None:
-            watch.release()
+        if handlers is not None:
+            handlers.release()
 
 
-def _take_signals(drain: Drain) -> _watch.Watch:
+def _take_signals(drain: Drain) -> signals.SignalHandlers:
     """The handlers that stand since the import, or new ones, working for *drain*."""
-    watch = _watch.early() or _watch.Watch(drain)
-    if watch.drain.ending:  # the signal came while the model loaded, and somebody caught the exit
+    handlers = signals.install_early_handlers() or signals.SignalHandlers(drain)
+    if handlers.drain.ending:  # it came while the model loaded, and somebody caught the exit
         raise SystemExit(0)
-    watch.drain = drain
-    watch.open()
-    return watch
+    handlers.drain = drain
+    handlers.open()
+    return handlers
 
 
-def _leave_signals() -> _watch.Watch | None:
-    standing = _watch.standing()
+def _leave_signals() -> signals.SignalHandlers | None:
+    standing = signals.standing()
     if standing is not None:
         standing.release()
     log.warning(
@@ -219,9 +218,12 @@ def _shadowed(server: Any, run: Run) -> Iterator[None]:
     """Let KServe's ``start`` prepare everything, and call us where it would serve."""
 
     def serve() -> Coroutine[Any, Any, None]:
-        return run.serve(_lines.parts_of)
+        return run.serve(releases.endpoints_of)
 
-    hooks: dict[str, Any] = {"register_signal_handler": lambda: None, _lines.hook_of(server): serve}
+    hooks: dict[str, Any] = {
+        "register_signal_handler": lambda: None,
+        releases.hook_of(server): serve,
+    }
     vars(server).update(hooks)
     try:
         yield

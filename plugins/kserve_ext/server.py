@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from kserve_ext.shutdown import signals as _watch
+from kserve_ext.shutdown import signals
 
 # Handlers stand before KServe is imported and models are loaded: seconds in which a signal to
 # PID 1 would be lost.
-_watch.early()
+signals.install_early_handlers()
 
 from kserve import (  # type: ignore[import-untyped]  # noqa: E402  # after the handlers; ships no types
     ModelServer,
     model_server,
 )
 
-from kserve_ext import run as _run  # noqa: E402
+from kserve_ext import run  # noqa: E402
 from kserve_ext.settings import add_flags  # noqa: E402
-
-__all__ = ["GracefulModelServer"]
 
 add_flags(model_server.parser)
 
@@ -54,12 +52,12 @@ class GracefulModelServer(ModelServer):  # type: ignore[misc]  # KServe ships no
 
         In a notebook it returns as soon as the server serves.
         """
-        _run.start(self, models, ModelServer.start, self._graceful)
+        run.start(self, models, ModelServer.start, self._graceful)
 
     def stop(self, sig: int | None = None) -> Any:
         """Begin the drain; returns at once (an awaitable before KServe 0.15)."""
-        return _run.stop(self, sig, ModelServer.stop)
+        return run.stop(self, sig, ModelServer.stop)
 
     def shutdown(self, *, wait: bool = True, timeout_s: float | None = None) -> bool:
         """Drain as a SIGTERM does, from any thread; see `kserve_ext.shutdown`."""
-        return _run.shutdown(self, wait=wait, timeout_s=timeout_s)
+        return run.shutdown(self, wait=wait, timeout_s=timeout_s)

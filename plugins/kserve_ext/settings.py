@@ -11,8 +11,6 @@ from mlops_ext.errors import SettingsError
 from mlops_ext.settings import Resolved, resolve
 from mlops_ext.shutdown import Limits
 
-__all__ = ["SECTION", "KServeSettings", "add_flags", "load"]
-
 SECTION = "kserve"
 """Table ``[tool.mlops-ext.kserve]``, variables ``MLOPS_EXT_KSERVE_...``."""
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from kserve_ext.demo.load import Client, Load, get
 from mlops_ext.demo import Claim, Event, Progress
 
-__all__ = ["demo"]
-
 RATE = 100
 BEFORE_S, AFTER_S = 1.0, 2.0
 """Load before the signal, and after it: the time that endpoints take to leave a balancer."""

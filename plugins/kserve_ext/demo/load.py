@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["KINDS", "Answer", "Client", "Load", "get"]
-
 KINDS = ("v1-kept", "v1-new", "v2-kept", "v2-new", "grpc-kept", "grpc-new")
 TIMEOUT_S = 30.0
 STOPPED = 0

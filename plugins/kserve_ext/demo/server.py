@@ -6,8 +6,6 @@ import argparse
 import asyncio
 from typing import Any
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Serve one model that takes 50 ms for a request, and says 0 once it has been stopped."""

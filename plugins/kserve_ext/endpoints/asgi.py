@@ -11,8 +11,6 @@ from typing import Any
 
 from kserve_ext.shutdown.drain import Drain
 
-__all__ = ["CLOSE", "RETRY_AFTER_S", "LameDuck"]
-
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]

@@ -11,8 +11,6 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 
 from kserve_ext.shutdown.drain import Drain
 
-__all__ = ["GrpcPart"]
-
 READINESS = frozenset({"ServerReady", "ModelReady"})
 LONGEST_START_S = 0.5
 """How long a stop waits for a start in progress: it takes a few milliseconds."""
@@ -20,7 +18,7 @@ LONGEST_START_S = 0.5
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 
-class GrpcPart:
+class GrpcEndpoint:
     """A KServe ``GRPCServer``, changed on the instance before it starts.
 
     The ``grpc.aio`` server that it makes gets handlers that count, answer readiness with no
@@ -36,7 +34,7 @@ class GrpcPart:
         self._aio: Any = None
         self._started = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
-        _tell_when_made(server, self._instrument)
+        _notify_when_made(server, self._instrument)
 
     @property
     def started(self) -> bool:
@@ -149,8 +147,8 @@ class GrpcPart:
 class _Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package without types
     """A generic handler whose methods have our layer around them."""
 
-    def __init__(self, inner: Any, part: GrpcPart) -> None:
-        self._inner, self._part = inner, part
+    def __init__(self, inner: Any, endpoint: GrpcEndpoint) -> None:
+        self._inner, self._endpoint = inner, endpoint
         self._known: dict[str, Any] = {}
 
     def service(self, handler_call_details: Any) -> Any:
@@ -158,12 +156,12 @@ class _Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package witho
         method = handler_call_details.method
         if method not in self._known:
             handler = self._inner.service(handler_call_details)
-            self._known[method] = self._part.gated(method.rpartition("/")[2], handler)
+            self._known[method] = self._endpoint.gated(method.rpartition("/")[2], handler)
         return self._known[method]
 
 
-def _tell_when_made(server: Any, tell: Callable[[Any], None]) -> None:
-    """Call *tell* with the grpc.aio server as soon as *server* stores it in ``_server``."""
+def _notify_when_made(server: Any, notify: Callable[[Any], None]) -> None:
+    """Call *notify* with the grpc.aio server as soon as *server* stores it in ``_server``."""
     kind = type(server)
 
     def read(self: Any) -> Any:
@@ -172,7 +170,7 @@ def _tell_when_made(server: Any, tell: Callable[[Any], None]) -> None:
     def write(self: Any, value: Any) -> None:
         vars(self)["_server"] = value
         if value is not None:
-            tell(value)
+            notify(value)
 
     watched = type(kind.__name__, (kind,), {"_server": property(read, write)})
     server.__class__ = watched

@@ -10,10 +10,8 @@ from kserve_ext.endpoints.asgi import CLOSE, LameDuck
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.shutdown import Signal
 
-__all__ = ["RestPart"]
 
-
-class RestPart:
+class RestEndpoint:
     """A ``uvicorn.Server``, changed on the instance before it serves.
 
     Its signal handling is switched off, the outermost application becomes `LameDuck`, and its

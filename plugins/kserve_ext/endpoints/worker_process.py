@@ -11,24 +11,22 @@ from collections.abc import Callable, Coroutine
 from multiprocessing.connection import Connection
 from typing import Any
 
-from kserve_ext.endpoints.rest import RestPart
+from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.endpoints.workers import DRAIN, READY, SERVING
-from kserve_ext.shutdown import signals as _watch
+from kserve_ext.shutdown import signals
 from kserve_ext.shutdown.drain import Drain, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported, forget_parent
 from kserve_ext.shutdown.models import close_clients, stop_models
 from mlops_ext.shutdown import Limits
 
-__all__ = ["run_forked", "run_spawned"]
-
 ORPHAN_S = 1.2
 """What a worker whose parent was killed gets: requests in flight end within two seconds."""
-LOOK_S = 0.25
+POLL_S = 0.25
 """How often a worker looks whether its parent is still the same."""
 
 # The time that importing the user's script takes in a spawned process is covered too.
-_watch.early()
+signals.install_early_handlers()
 
 
 def run_spawned(
@@ -72,19 +70,19 @@ def _serve(
     server: Any, repository: Any, pipe: Connection, limits: Limits, run: Callable[[], None]
 ) -> None:
     """Run one REST server; *run* must call ``server.serve``."""
-    watch = _watch.early() or _watch.Watch(Drain())
-    watch.open()
-    drain = watch.drain
+    handlers = signals.install_early_handlers() or signals.SignalHandlers(Drain())
+    handlers.open()
+    drain = handlers.drain
     drain.configure(limits)
     # A Ctrl-C reaches the whole group: the parent says what it means.
-    watch.hush = frozenset(
+    handlers.ignored = frozenset(
         int(signal.Signals[name]) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)
     )
     parent = os.getppid()
-    watch.also.append(lambda: _check_parent(parent, drain))
+    handlers.also.append(lambda: _check_parent(parent, drain))
     threading.Thread(target=_listen, args=(pipe, drain), daemon=True).start()
     serve = server.serve
-    drain.parts.append(RestPart(server, drain))
+    drain.endpoints.append(RestEndpoint(server, drain))
     drain.on_up.append(lambda: pipe.send((READY,)))
     drain.on_serving.append(lambda: pipe.send((SERVING,)))
 
@@ -93,9 +91,9 @@ def _serve(
 
     def supervised(sockets: list[Any] | None = None) -> Coroutine[Any, Any, None]:
         async def main() -> None:
-            watch.enter_loop()
+            handlers.enter_loop()
             await supervise([serve(sockets=sockets)], drain, stop)
-            watch.leave_loop()
+            handlers.leave_loop()
 
         return main()
 
@@ -103,7 +101,7 @@ def _serve(
     with exported(drain):
         run()
     drain.released = True
-    watch.release()
+    handlers.release()
 
 
 def _listen(pipe: Connection, drain: Drain) -> None:
@@ -119,7 +117,7 @@ def _listen(pipe: Connection, drain: Drain) -> None:
             if not drain.ending:  # the group's own signal may have been faster
                 drain.signal(number, lame_duck=lame_duck, limit_s=limit_s)
         elif kind == SERVING:
-            drain.began()
+            drain.mark_serving()
         else:
             pipe.send((kind,))
 
@@ -129,7 +127,7 @@ def _check_parent(parent: int, drain: Drain) -> float:
         return float("inf")
     if os.getppid() != parent:
         _orphaned(drain)
-    return LOOK_S
+    return POLL_S
 
 
 def _orphaned(drain: Drain) -> None:

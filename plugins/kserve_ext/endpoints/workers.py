@@ -19,11 +19,9 @@ from typing import Any, Protocol
 from kserve_ext.shutdown.drain import Drain, log
 from mlops_ext.shutdown import Phase, Signal
 
-__all__ = ["DRAIN", "PING", "READY", "SERVING", "WorkersPart"]
-
 READY, SERVING, PING, DRAIN = "ready", "serving", "ping", "drain"
 
-LOOK_S = 0.1
+POLL_S = 0.1
 """How often the workers are looked at: a dead one is replaced within this time."""
 PING_S = 1.0
 """How often a worker is asked whether it is alive."""
@@ -51,19 +49,19 @@ class _Worker:
     pipe: Connection
     ready: bool = False
     serving: bool = False
-    told_serving: bool = False
+    notified_serving: bool = False
     asked_at: float = 0.0
     answered_at: float = 0.0
     sending: threading.Lock = field(default_factory=threading.Lock)
-    hearing: threading.Lock = field(default_factory=threading.Lock)
+    receiving: threading.Lock = field(default_factory=threading.Lock)
 
-    def tell(self, *message: object) -> None:
+    def notify(self, *message: object) -> None:
         with self.sending, contextlib.suppress(OSError, ValueError):  # it is gone
             self.pipe.send(message)
 
-    def hear(self, now: float) -> None:
+    def receive(self, now: float) -> None:
         """Take in what it has said, from any thread: a signal does not wait for the loop."""
-        with self.hearing, contextlib.suppress(EOFError, OSError):
+        with self.receiving, contextlib.suppress(EOFError, OSError):
             while self.pipe.poll():
                 kind, *_ = self.pipe.recv()
                 self.ready = self.ready or kind == READY
@@ -71,7 +69,7 @@ class _Worker:
                 self.answered_at = now
 
 
-class WorkersPart:
+class WorkersEndpoint:
     """The REST workers of a server.
 
     Args:
@@ -94,7 +92,7 @@ class WorkersPart:
         self._finish = False
         drain.on_not_ready.append(self._announce)
         drain.on_kill.append(self._kill_all)
-        drain.on_serving.append(self._tell_serving)
+        drain.on_serving.append(self._notify_serving)
 
     @property
     def started(self) -> bool:
@@ -112,7 +110,7 @@ class WorkersPart:
         while not (self._finish and not self._alive()):
             for index, worker in enumerate(self.workers):
                 self._look_after(index, worker)
-            await asyncio.sleep(LOOK_S if not self.drain.ending else LOOK_S / 5)
+            await asyncio.sleep(POLL_S if not self.drain.ending else POLL_S / 5)
         for worker in self.workers:
             worker.process.join(timeout=0)
             worker.pipe.close()
@@ -121,7 +119,7 @@ class WorkersPart:
         """Workers that were asked."""
         now = self.drain.clock()
         for worker in self.workers:
-            worker.hear(now)
+            worker.receive(now)
         return sum(worker.serving for worker in self.workers)
 
     def has_clients(self) -> bool:
@@ -158,10 +156,10 @@ class WorkersPart:
 
     def _look_after(self, index: int, worker: _Worker) -> None:
         now = self.drain.clock()
-        worker.hear(now)
-        if worker.ready and self.drain.state.served and not worker.told_serving:
-            worker.told_serving = True
-            worker.tell(SERVING)
+        worker.receive(now)
+        if worker.ready and self.drain.state.served and not worker.notified_serving:
+            worker.notified_serving = True
+            worker.notify(SERVING)
         if self.drain.ending:
             if not worker.ready and self.drain.seconds() > BOOT_S:
                 worker.process.kill()
@@ -170,7 +168,7 @@ class WorkersPart:
         if worker.process.is_alive() and not hung:
             if worker.ready and now - worker.asked_at > PING_S:
                 worker.asked_at = now
-                worker.tell(PING)
+                worker.notify(PING)
             return
         log.warning("worker %s %s; replaced", worker.process.pid, "hangs" if hung else "died")
         worker.process.kill()
@@ -183,12 +181,12 @@ class WorkersPart:
         starting = self.drain.state.phase in (Phase.STARTING, Phase.STOPPING)
         limit = self.drain.state.limits.abort_s / 2 if starting else event.limit_s
         for worker in self.workers:
-            worker.tell(DRAIN, event.number, event.lame_duck, limit)
+            worker.notify(DRAIN, event.number, event.lame_duck, limit)
 
-    def _tell_serving(self) -> None:
+    def _notify_serving(self) -> None:
         """Somebody asked one of us: every worker's end is a drain."""
         for worker in self.workers:
-            worker.tell(SERVING)
+            worker.notify(SERVING)
 
     def _kill_all(self) -> None:
         for worker in self.workers:

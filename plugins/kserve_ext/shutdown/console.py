@@ -17,8 +17,6 @@ from typing import Any
 
 from kserve_ext.shutdown.drain import Drain
 
-__all__ = ["console_events", "own_process_group"]
-
 CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN = 2, 5, 6
 SYSTEM_LIMIT_S = 5.0
 """What Windows gives a handler (HungAppTimeout and WaitToKillAppTimeout)."""

@@ -31,8 +31,6 @@ from mlops_ext.shutdown import (
     Tick,
 )
 
-__all__ = ["Drain", "Part", "describe", "log"]
-
 # A child of KServe's logger: its handlers and level hold for these lines too.
 log = logging.getLogger("kserve.graceful")
 
@@ -50,7 +48,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{where}"
 
 
-class Part(Protocol):
+class Endpoint(Protocol):
     """A server, or a set of worker processes, that is opened and drained."""
 
     @property
@@ -89,7 +87,7 @@ class Drain:
         ending: whether readiness says no; a plain attribute, read for each request.
         refusing: whether cancelled requests are answered with an error.
         refused: how many were.
-        parts: what is drained.
+        endpoints: what is drained.
         finished: set when everything has stopped.
         released: set when the process goes on without us; nothing is killed any more.
         on_not_ready, on_kill, on_up, on_serving: called from whatever thread notices.
@@ -106,7 +104,7 @@ class Drain:
         self.ending = False
         self.refusing = False
         self.refused = 0
-        self.parts: list[Part] = []
+        self.endpoints: list[Endpoint] = []
         self.finished = threading.Event()
         self.released = False
         self.on_not_ready: list[Callable[[Signal], None]] = []
@@ -136,7 +134,7 @@ class Drain:
                 self.state = replace(state, signal=number, killed=True)
                 self._kill()
             return
-        self.look()
+        self.poll()
         self.feed(Signal(at=at, number=number, lame_duck=lame_duck, limit_s=limit_s))
 
     def feed(self, event: Event) -> None:
@@ -157,8 +155,8 @@ class Drain:
             self._kill()
 
     def in_flight(self) -> int:
-        """Requests in flight in all parts."""
-        return sum(part.in_flight() for part in self.parts)
+        """Requests in flight in all endpoints."""
+        return sum(endpoint.in_flight() for endpoint in self.endpoints)
 
     def seconds(self) -> float:
         """Seconds since the shutdown began; 0 before."""
@@ -214,20 +212,20 @@ class Drain:
             self._apply(Tick(at=self.clock(), in_flight=self.in_flight()))
 
     def is_up(self) -> bool:
-        """Whether every part accepts requests."""
-        return bool(self.parts) and all(part.started for part in self.parts)
+        """Whether every endpoint accepts requests."""
+        return bool(self.endpoints) and all(endpoint.started for endpoint in self.endpoints)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Tell the sequence what is new: that the server accepts, that somebody asked it."""
         if self.state.served:
             return
-        asked = any(part.has_clients() for part in self.parts)
+        asked = any(endpoint.has_clients() for endpoint in self.endpoints)
         if self.state.phase is Phase.STARTING and (asked or self.is_up()):
             self.feed(Started(at=self.clock()))
         if asked:
-            self.began()
+            self.mark_serving()
 
-    def began(self) -> None:
+    def mark_serving(self) -> None:
         """Say that somebody counts on the server: from now on its end is a drain."""
         if self.state.phase is Phase.STARTING or self.state.served:
             return

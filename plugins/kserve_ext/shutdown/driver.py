@@ -1,4 +1,4 @@
-"""The event loop's part of a shutdown: run the servers, take the steps."""
+"""The event loop's endpoint of a shutdown: run the servers, take the steps."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from typing import Any
 from kserve_ext.shutdown.drain import Drain, describe, log
 from mlops_ext.shutdown import Step, Stopped
 
-__all__ = ["supervise"]
-
 SETTLE_S = 5.0
 """How long arriving requests put off the end of accepting at most: an overloaded server needs
 seconds to take in what gRPC holds for it, and gRPC cancels what it still holds."""
 QUIET_S = 0.02
 """A pause without a new request that long means that the kernel's queues are empty."""
 
-NEWBORN_S = 1.0
+IDLE_S = 1.0
 """How long a server that was not asked anything counts as unknown to all: traffic is sent to who
 has answered a readiness probe, and probes come each second at most. After it, somebody may count
 on us unasked: a balancer without probes."""
-LOOK_S = 0.005
+POLL_S = 0.005
 """How often a server is looked at that nobody has asked yet: in its first second, and while it
 ends."""
 
@@ -36,7 +34,7 @@ async def supervise(
 
     Args:
         coroutines: the servers' and engines' own.
-        drain: holds the parts that the coroutines serve.
+        drain: holds the endpoints that the coroutines serve.
         stop: stops models and clients.
     """
     drain.attach(asyncio.get_running_loop())
@@ -48,7 +46,7 @@ async def supervise(
     except BaseException:
         # Ports are let go, and gRPC is not left to its finalizer, which needs the loop.
         with contextlib.suppress(Exception):
-            await asyncio.gather(*(part.finish() for part in drain.parts))
+            await asyncio.gather(*(endpoint.finish() for endpoint in drain.endpoints))
         raise
     finally:
         for task in (announcer, driver, *tasks):
@@ -77,28 +75,28 @@ async def _until(driver: asyncio.Task[None], tasks: list[asyncio.Task[Any]], dra
 
 async def _announce(drain: Drain) -> None:
     """Tell the drain when the server serves: somebody asked, or could have for a while."""
-    while not drain.is_up():  # noqa: ASYNC110  # parts are of several kinds, some in processes
-        await asyncio.sleep(LOOK_S)
-    drain.look()
+    while not drain.is_up():  # noqa: ASYNC110  # endpoints are of several kinds, some in processes
+        await asyncio.sleep(POLL_S)
+    drain.poll()
     for notify in drain.on_up:
         notify()
-    alone_until = drain.clock() + NEWBORN_S
+    alone_until = drain.clock() + IDLE_S
     while not drain.state.served:
-        drain.look()
+        drain.poll()
         if not drain.ending and drain.clock() >= alone_until:
-            drain.began()
-        await asyncio.sleep(LOOK_S)
+            drain.mark_serving()
+        await asyncio.sleep(POLL_S)
 
 
 async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
     async for step in drain.steps():
         if step is Step.NOT_READY:
-            _tell_not_ready(drain)
+            _log_not_ready(drain)
         elif step is Step.CLOSE:
             await _close(drain)
         elif step is Step.REFUSE:
             drain.refusing = True
-            drain.refused += sum(part.refuse() for part in drain.parts)
+            drain.refused += sum(endpoint.refuse() for endpoint in drain.endpoints)
             log.warning("drain: deadline passed, refused %d requests in flight", drain.refused)
         elif step is Step.STOP:
             await _stop(drain, stop)
@@ -106,7 +104,7 @@ async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
             log.info("shutdown: done after %.2f s", drain.seconds())
 
 
-def _tell_not_ready(drain: Drain) -> None:
+def _log_not_ready(drain: Drain) -> None:
     state = drain.state
     log.info(
         "shutdown: signal %d, not ready; accepting for %.1f s more, %d requests in flight",
@@ -120,19 +118,19 @@ async def _close(drain: Drain) -> None:
     """Take in what has reached the kernel already, then stop accepting everywhere together."""
     until = drain.clock() + SETTLE_S
     while drain.clock() < min(until, drain.state.due.refuse_at):
-        before = sum(part.arrivals() for part in drain.parts)
+        before = sum(endpoint.arrivals() for endpoint in drain.endpoints)
         for _ in range(3):  # accept, read, parse: a turn of the loop each
             await asyncio.sleep(0)
         await asyncio.sleep(QUIET_S)
-        if sum(part.arrivals() for part in drain.parts) == before:
+        if sum(endpoint.arrivals() for endpoint in drain.endpoints) == before:
             break
-    drain.look()  # who asked in the last moment gets the time for an answer
+    drain.poll()  # who asked in the last moment gets the time for an answer
     log.info("drain: stop accepting, %d requests in flight", drain.in_flight())
-    await asyncio.gather(*(part.close() for part in drain.parts))
+    await asyncio.gather(*(endpoint.close() for endpoint in drain.endpoints))
 
 
 async def _stop(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
     log.info("stop: %d requests in flight, %d refused", drain.in_flight(), drain.refused)
     await stop()
-    await asyncio.gather(*(part.finish() for part in drain.parts))
+    await asyncio.gather(*(endpoint.finish() for endpoint in drain.endpoints))
     drain.feed(Stopped(at=drain.clock()))

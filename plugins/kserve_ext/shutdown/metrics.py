@@ -8,8 +8,6 @@ from typing import Any
 
 from kserve_ext.shutdown.drain import Drain
 
-__all__ = ["exported", "forget_parent"]
-
 _shown: list[Any] = []
 """The gauges that stand in this process."""
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from kserve_ext.shutdown.drain import describe, log
 
-__all__ = ["close_clients", "stop_models"]
-
 
 def stop_models(repository: Any) -> list[Any]:
     """Unload every model of *repository*; a model with two names is stopped once.

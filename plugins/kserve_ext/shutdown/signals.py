@@ -28,8 +28,6 @@ from kserve_ext.shutdown.drain import Drain
 from mlops_ext.processes.forks import in_forked_child
 from mlops_ext.processes.signals import is_stand_in
 
-__all__ = ["Watch", "early", "handled_signals", "is_interactive"]
-
 log = logging.getLogger(__name__)
 
 FROM_PYTHON = 0x80
@@ -37,7 +35,7 @@ FROM_PYTHON = 0x80
 LONGEST_WAIT_S = 3600.0
 """Upper bound for one wait of the thread; select takes no infinity."""
 
-_early: Watch | None = None
+_early_handlers: SignalHandlers | None = None
 
 
 def handled_signals() -> list[signal.Signals]:
@@ -51,7 +49,7 @@ def is_interactive() -> bool:
     return hasattr(sys, "ps1") or "get_ipython" in vars(__import__("builtins"))
 
 
-class Watch:
+class SignalHandlers:
     """Handlers for the signals that end a server, and the thread that acts on them.
 
     Use it from the main thread; the thread is a daemon. Handlers that stood before come back
@@ -61,7 +59,7 @@ class Watch:
         drain: what is told about signals.
         interrupting: whether a signal raises SystemExit in the main thread: true until an
             event loop runs, for nothing else would end a model that is loading.
-        hush: signals that are taken notice of by nobody (a worker's Ctrl-C is its parent's).
+        ignored: signals that are taken notice of by nobody (a worker's Ctrl-C is its parent's).
         passive: whether it was released, and passes signals on where its handlers still stand.
         also: further checks of the thread; each returns the seconds until it is due again.
     """
@@ -69,7 +67,7 @@ class Watch:
     def __init__(self, drain: Drain) -> None:
         self.drain = drain
         self.interrupting = True
-        self.hush: frozenset[int] = frozenset()
+        self.ignored: frozenset[int] = frozenset()
         self.also: list[Callable[[], float]] = []
         self._previous: dict[signal.Signals, Any] = {}
         self.passive = False
@@ -80,7 +78,7 @@ class Watch:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._owner = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="kserve-ext-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="kserve-ext-signals", daemon=True)
 
     def open(self, *, only_default: bool = False) -> None:
         """Put the handlers in place, and start the thread.
@@ -134,7 +132,7 @@ class Watch:
                 signal.set_wakeup_fd(self._original_fd, warn_on_full_buffer=False)
         self._previous.clear()
 
-    def hurry(self) -> None:
+    def skip_final_gc(self) -> None:
         """At the interpreter's end after a signal: skip the last search for cycles.
 
         It takes about a second with all that KServe imports, and frees what the kernel frees.
@@ -155,7 +153,7 @@ class Watch:
             return
         with contextlib.suppress(OSError):  # the buffer is full: the thread has enough to read
             self._writer.send(bytes([FROM_PYTHON | number]))
-        if self.interrupting and number not in self.hush:
+        if self.interrupting and number not in self.ignored:
             self._interrupted = True
             raise SystemExit(0)
 
@@ -202,30 +200,30 @@ class Watch:
             ours = signal.Signals(number) in self._previous
         except ValueError:
             return
-        if ours and number not in self.hush and not self.passive:
+        if ours and number not in self.ignored and not self.passive:
             self.drain.signal(number, lame_duck=number != signal.SIGINT)
         self.drain.wake()
 
 
-def standing() -> Watch | None:
-    """The handlers of `early`, where they stand."""
-    return None if _early is None or _early.passive else _early
+def standing() -> SignalHandlers | None:
+    """The handlers of `install_early_handlers`, where they stand."""
+    return None if _early_handlers is None or _early_handlers.passive else _early_handlers
 
 
-def early() -> Watch | None:
+def install_early_handlers() -> SignalHandlers | None:
     """Handlers for the time before a server starts: import of frameworks, loading of models.
 
     A signal that comes then ends the process cleanly within a second, also as PID 1, where the
     kernel drops signals without handler. Nothing is done off the main thread, at a prompt or in
     a notebook, or for signals with a handler of the user's.
     """
-    global _early
+    global _early_handlers
     if threading.current_thread() is not threading.main_thread() or is_interactive():
         return None
     if standing() is None:
-        watch = Watch(Drain())
-        watch.open(only_default=True)
-        atexit.register(watch.hurry)
-        in_forked_child(watch.release_in_child)
-        _early = watch
-    return _early
+        handlers = SignalHandlers(Drain())
+        handlers.open(only_default=True)
+        atexit.register(handlers.skip_final_gc)
+        in_forked_child(handlers.release_in_child)
+        _early_handlers = handlers
+    return _early_handlers

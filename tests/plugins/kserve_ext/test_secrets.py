@@ -13,7 +13,7 @@ import pytest
 from tests.support.servers.harness import Server, get
 
 from kserve_ext.settings import load
-from kserve_ext.shutdown import models as _models
+from kserve_ext.shutdown import models as ending
 from mlops_ext.errors import MlopsExtError
 
 pytestmark = pytest.mark.timeout(300)
@@ -93,11 +93,11 @@ class Repository:
 
 def test_what_models_and_clients_raise_is_logged_without_its_message(caplog, monkeypatch):
     with caplog.at_level(logging.DEBUG):
-        models = _models.stop_models(Repository())
+        models = ending.stop_models(Repository())
         factory = sys.modules.get("kserve.utils.inference_client_factory")
         if factory is not None:
             monkeypatch.setattr(factory.InferenceClientFactory, "close", Model.aclose)
-        asyncio.run(_models.close_clients(models))
+        asyncio.run(ending.close_clients(models))
     assert "model m raised while it was stopped: RuntimeError in unload" in caplog.text
     assert "a client raised while it was closed: ConnectionError in aclose" in caplog.text
     assert SECRET not in caplog.text

@@ -84,9 +84,9 @@ def test_an_unknown_release_is_left_alone_and_told(tmp_path):
     code = """
     import importlib.metadata, warnings
     from kserve_ext import GracefulModelServer
-    from kserve_ext import releases as _lines
+    from kserve_ext import releases
     from kserve import ModelServer
-    _lines.installed = lambda: "0.22.0"
+    releases.installed = lambda: "0.22.0"
     called = []
     ModelServer.start = lambda self, models: called.append(models)
     with warnings.catch_warnings(record=True) as caught:

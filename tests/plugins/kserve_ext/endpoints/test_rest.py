@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvicorn
 
-from kserve_ext.endpoints.rest import RestPart
+from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.shutdown.drain import Drain
 
 pytestmark = pytest.mark.timeout(60)
@@ -22,13 +22,13 @@ async def answers_of(http):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body"})  # here uvicorn goes on to the second
         drain.ending = drain.refusing = True
-        part.refuse()
+        endpoint.refuse()
 
     config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="critical")
     server = uvicorn.Server(config)
-    part = RestPart(server, drain)
+    endpoint = RestEndpoint(server, drain)
     serving = asyncio.create_task(server.serve())
-    while not part.started:  # noqa: ASYNC110  # uvicorn has no event for it
+    while not endpoint.started:  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0)
     port = server.servers[0].sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -36,8 +36,8 @@ async def answers_of(http):
         writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
     heads = [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20) for _ in range(2)]
     writer.close()
-    await part.close()
-    await part.finish()
+    await endpoint.close()
+    await endpoint.finish()
     await serving
     return heads
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from kserve_ext.endpoints.workers import DRAIN, READY, SERVING, WorkersPart
+from kserve_ext.endpoints.workers import DRAIN, READY, SERVING, WorkersEndpoint
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.shutdown import Phase
 
@@ -36,10 +36,10 @@ def test_a_signal_counts_what_workers_said_while_the_parent_s_loop_is_stuck():
         return process, ours
 
     drain = Drain(may_kill=False)
-    part = WorkersPart(launch, 1, drain, [])
-    drain.parts.append(part)
-    part.launch_all()
-    (only,) = part.workers
+    endpoint = WorkersEndpoint(launch, 1, drain, [])
+    drain.endpoints.append(endpoint)
+    endpoint.launch_all()
+    (only,) = endpoint.workers
     try:
         assert said.wait(30)  # and no loop listens
         drain.signal(signal.SIGTERM)

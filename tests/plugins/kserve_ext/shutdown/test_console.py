@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support.servers.harness import OLD, free_ports
 
-from kserve_ext.shutdown import console as _console
+from kserve_ext.shutdown import console
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.shutdown import Phase, Started
 
@@ -62,16 +62,14 @@ def test_a_loop_without_signals_is_enough(tmp_path):
     assert "drained" in done.stdout, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(
-    "event", [_console.CTRL_CLOSE, _console.CTRL_LOGOFF, _console.CTRL_SHUTDOWN]
-)
+@pytest.mark.parametrize("event", [console.CTRL_CLOSE, console.CTRL_LOGOFF, console.CTRL_SHUTDOWN])
 def test_a_closing_console_drains_within_the_limit_of_windows(event):
     now = [100.0]
     drain = Drain(may_kill=False, clock=lambda: now[0])
     drain.feed(Started(at=now[0]))
-    drain.began()
+    drain.mark_serving()
     drain.finished.set()  # the handler must not wait here for what nobody drives
-    assert _console.handler_of(drain)(event) == 1
+    assert console.handler_of(drain)(event) == 1
     assert drain.ending
     assert drain.state.phase is Phase.LAME_DUCK
     assert drain.state.due.close_at == 100.0, "nobody balances load to a console"
@@ -81,7 +79,7 @@ def test_a_closing_console_drains_within_the_limit_of_windows(event):
 @pytest.mark.parametrize("event", [0, 1])
 def test_ctrl_c_and_ctrl_break_are_left_to_python(event):
     drain = Drain(may_kill=False)
-    assert _console.handler_of(drain)(event) == 0
+    assert console.handler_of(drain)(event) == 0
     assert not drain.ending
 
 
@@ -89,14 +87,14 @@ CONSOLE = """
 import ctypes, os, signal, subprocess, sys, threading, time
 from kserve_ext.shutdown.console import console_events, own_process_group
 from kserve_ext.shutdown.drain import Drain
-from kserve_ext.shutdown.signals import Watch
+from kserve_ext.shutdown.signals import SignalHandlers
 from mlops_ext.shutdown import Limits, Started, Stopped, Tick
 
 kernel = ctypes.WinDLL("kernel32", use_last_error=True)
 drain = Drain(Limits(lame_duck_s=0, drain_s=1), may_kill=False)
-{watch}
+{handlers}
 drain.feed(Started(at=drain.clock()))
-drain.began()
+drain.mark_serving()
 
 def drive():
     while not drain.finished.is_set():
@@ -115,8 +113,8 @@ with console_events(drain):
 """
 
 
-def console(wine_python, watch, act):
-    code = CONSOLE.format(watch=watch, act=act)
+def in_console(wine_python, handlers, act):
+    code = CONSOLE.format(handlers=handlers, act=act)
     packages = Path(pytest.__file__).parents[1]
     done = wine_python.run(
         "-c",
@@ -133,17 +131,21 @@ class TestUnderWine:
     """CPython for Windows 3.13 under Debian's Wine; nothing of this ran on Windows itself."""
 
     def test_sigbreak_drains(self, wine_python):
-        watch = "watch = Watch(drain); watch.open(); watch.interrupting = False"
-        out, err = console(wine_python, watch, "signal.raise_signal(signal.SIGBREAK)")
+        handlers = (
+            "handlers = SignalHandlers(drain); handlers.open(); handlers.interrupting = False"
+        )
+        out, err = in_console(wine_python, handlers, "signal.raise_signal(signal.SIGBREAK)")
         assert out == ["up", "drained", "21"], err
 
     def test_ctrl_c_drains(self, wine_python):
-        watch = "watch = Watch(drain); watch.open(); watch.interrupting = False"
-        out, err = console(wine_python, watch, "signal.raise_signal(signal.SIGINT)")
+        handlers = (
+            "handlers = SignalHandlers(drain); handlers.open(); handlers.interrupting = False"
+        )
+        out, err = in_console(wine_python, handlers, "signal.raise_signal(signal.SIGINT)")
         assert out == ["up", "drained", "2"], err
 
     def test_the_system_takes_the_handler_and_gives_it_back(self, wine_python):
-        out, err = console(wine_python, "", "drain.signal(21, lame_duck=False, limit_s=4.5)")
+        out, err = in_console(wine_python, "", "drain.signal(21, lame_duck=False, limit_s=4.5)")
         assert out == ["up", "drained", "21"], err
 
     def test_workers_start_in_a_group_of_their_own(self, wine_python):
