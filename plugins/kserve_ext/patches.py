@@ -1,18 +1,77 @@
-"""What stands in the places of KServe's own objects while the patches are applied."""
+"""What stands in the places of KServe's, uvicorn's and grpc's own objects.
+
+`kserve_ext.plugin` lists each as data: where, for which versions, why. All of them ask whether the
+object at hand belongs to a server in our care, and leave every other one as it is.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Callable
+import importlib
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from kserve_ext import run
+from kserve_ext import releases, run
+from kserve_ext.endpoints import grpc, rest
+from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.settings import add_flags
-from kserve_ext.shutdown import signals
+from kserve_ext.shutdown import console, signals
+from mlops_ext.patching import PatchSet
+
+Upstream = Callable[..., Any]
+
+_interceptions = PatchSet(INTERCEPTIONS)
+_running = 0
+_lock = threading.Lock()
 
 
-def start(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+@contextlib.contextmanager
+def intercepted() -> Iterator[None]:
+    """Apply the interceptions while a server runs; the last of several servers reverts them.
+
+    Raises:
+        PatchConflictError: what stands at a target is not what its patch was written for.
+    """
+    global _running
+    with _lock:
+        if not _running:
+            _interceptions.apply()
+        _running += 1
+    try:
+        with _pristine_app():
+            yield
+    finally:
+        with _lock:
+            _running -= 1
+            if not _running:
+                _interceptions.revert()
+
+
+@contextlib.contextmanager
+def _pristine_app() -> Iterator[None]:
+    """Give KServe's application back as it was, so that a process can start a server again.
+
+    It is one object for all servers of a process (0.14 and later), and each adds its routes.
+    """
+    app = getattr(importlib.import_module("kserve.model_server"), "app", None)
+    if app is None:
+        yield
+        return
+    routes, layers = list(app.router.routes), list(app.user_middleware)
+    handlers, stack = dict(app.exception_handlers), app.middleware_stack
+    try:
+        yield
+    finally:
+        app.router.routes[:], app.user_middleware[:] = routes, layers
+        app.exception_handlers.clear()
+        app.exception_handlers.update(handlers)
+        app.middleware_stack = stack
+
+
+def start(original: Upstream) -> Upstream:
     """``ModelServer.start`` that drains; the handlers stand from now on, while models load."""
     signals.install_early_handlers()
 
@@ -21,12 +80,12 @@ def start(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         if run.run_of(self) is not None:  # a GracefulModelServer calls its parent's
             original(self, models)
         else:
-            run.start(self, models, original)
+            run.start(self, models, original, intercepted)
 
     return graceful
 
 
-def stop(original: Callable[..., Any]) -> Callable[..., Any]:
+def stop(original: Upstream) -> Upstream:
     """``ModelServer.stop`` that begins the drain."""
 
     @functools.wraps(original)
@@ -53,3 +112,81 @@ def parser(original: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     add_flags(copy)
     return copy
+
+
+def register_signal_handler(original: Upstream) -> Upstream:
+    """``ModelServer.register_signal_handler``: ours stand already."""
+
+    @functools.wraps(original)
+    def graceful(self: Any) -> None:
+        if run.run_of(self) is None:
+            original(self)
+
+    return graceful
+
+
+def serve(original: Upstream) -> Upstream:
+    """``ModelServer._serve``: what ``start`` awaits once it has made the servers."""
+
+    @functools.wraps(original)
+    def graceful(self: Any) -> Coroutine[Any, Any, None]:
+        running = run.run_of(self)
+        return original(self) if running is None else running.serve(releases.endpoints_of)
+
+    return graceful
+
+
+def uvicorn_serve(original: Upstream) -> Upstream:
+    """``uvicorn.Server.serve`` without signal handlers; the drain, and nobody else, ends it."""
+
+    @functools.wraps(original)
+    async def graceful(self: Any, sockets: list[Any] | None = None) -> None:
+        endpoint = rest.endpoint_of(self)
+        if endpoint is None:
+            await original(self, sockets=sockets)
+            return
+        config = self.config
+        if not config.loaded:
+            config.load()
+        config.loaded_app = endpoint.gate_of(config.loaded_app)
+        self.lifespan = config.lifespan_class(config)
+        await endpoint.around(endpoint.serve(sockets))
+
+    return graceful
+
+
+def grpc_aio(original: Any) -> Any:
+    """The module ``grpc.aio`` as KServe's gRPC server sees it: its servers are gated."""
+    return _Aio(original)
+
+
+class _StandsFor:
+    """Another object, but for the methods of a subclass."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+class _Aio(_StandsFor):
+    def server(self, *args: Any, **kwargs: Any) -> Any:
+        """A server for the endpoint in whose context it is made, else grpc's own."""
+        made = self._original.server(*args, **kwargs)
+        endpoint = grpc.current.get()
+        return made if endpoint is None else endpoint.adopt(made)
+
+
+def create_process(original: Any) -> Any:
+    """The system calls of ``multiprocessing`` on Windows: it passes no creation flags itself."""
+    return _WithGroup(original)
+
+
+class _WithGroup(_StandsFor):
+    def CreateProcess(self, *arguments: Any) -> Any:  # noqa: N802  # Windows' name
+        """As the system's; a worker of ours gets a process group of its own."""
+        given = list(arguments)
+        if console.makes_group():
+            given[5] |= console.NEW_PROCESS_GROUP
+        return self._original.CreateProcess(*given)

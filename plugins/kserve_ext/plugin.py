@@ -5,6 +5,7 @@ KServe is not imported here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
@@ -12,7 +13,6 @@ from mlops_ext.patching import Patch
 
 SUPPORTED = ">=0.13,<0.22"
 """Releases of KServe that the tests run on."""
-CLASS = "kserve.model_server:ModelServer"
 
 
 @hookimpl
@@ -32,49 +32,8 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
 
 @hookimpl
 def mlops_ext_patches() -> Iterable[Patch]:
-    """The patches, one place of KServe each; `GracefulModelServer` needs none of them."""
-    yield _patch(
-        "start",
-        target=f"{CLASS}.start",
-        reason="readiness stays true after SIGTERM, and requests are refused, cut off or answered"
-        " by models that have stopped",
-        verified_by="test_server.py::test_nothing_is_lost",
-    )
-    yield _patch(
-        "stop",
-        target=f"{CLASS}.stop",
-        reason="stop() unloads the models while requests are in flight, and crashes the"
-        " interpreter while gRPC starts",
-        verified_by="shutdown/test_signals.py::test_bare_server_crashes_on_a_signal_while_it_starts",
-    )
-    yield _patch(
-        "shutdown",
-        target=f"{CLASS}.shutdown",
-        expects="nothing",
-        reason="a server in a thread or a notebook cannot be ended",
-        verified_by="test_threads.py::test_a_server_in_a_thread_drains_on_shutdown",
-    )
-    yield _patch(
-        "parser",
-        target="kserve.model_server:parser",
-        expects="argparse",
-        reason="the parser of a model server refuses --lame_duck_s and --drain_s",
-        verified_by="test_settings.py::test_argument_then_flag_then_environment_then_file",
-    )
-
-
-def _patch(name: str, *, target: str, reason: str, verified_by: str, expects: str = "") -> Patch:
-    return Patch(
-        id=f"kserve.{name}",
-        framework="kserve",
-        distribution="kserve",
-        versions=SUPPORTED,
-        target=target,
-        replacement=f"kserve_ext.patches:{name}",
-        expects=expects,
-        reason=reason,
-        verified_by=f"tests/plugins/kserve_ext/{verified_by}",
-    )
+    """The patches, one place each; `GracefulModelServer` applies the interceptions alone."""
+    return (*PATCHES, *INTERCEPTIONS)
 
 
 @hookimpl
@@ -83,3 +42,97 @@ def mlops_ext_doctor_checks() -> Iterable[DoctorCheck]:
     from kserve_ext.doctor import check_settings
 
     return [DoctorCheck(name="kserve.settings", framework="kserve", run=check_settings)]
+
+
+def _patch(
+    target: str,
+    replacement: str,
+    reason: str,
+    verified_by: str,
+    **more: str,
+) -> Patch:
+    name = replacement.replace("_", "-")
+    patch = {"id": f"kserve.{name}", "distribution": "kserve", "versions": SUPPORTED, **more}
+    return Patch(
+        framework="kserve",
+        target=target,
+        replacement=f"kserve_ext.patches:{replacement}",
+        reason=reason,
+        verified_by=f"tests/plugins/kserve_ext/{verified_by}",
+        **patch,
+    )
+
+
+_CLASS = "kserve.model_server:ModelServer"
+
+PATCHES = (
+    _patch(
+        f"{_CLASS}.start", "start",
+        "readiness stays true after SIGTERM, and requests are refused, cut off or answered"
+        " by models that have stopped",
+        "test_server.py::test_nothing_is_lost",
+    ),
+    _patch(
+        f"{_CLASS}.stop", "stop",
+        "stop() unloads the models while requests are in flight, and crashes the"
+        " interpreter while gRPC starts",
+        "shutdown/test_signals.py::test_bare_server_crashes_on_a_signal_while_it_starts",
+    ),
+    _patch(
+        f"{_CLASS}.shutdown", "shutdown",
+        "a server in a thread or a notebook cannot be ended",
+        "test_threads.py::test_a_server_in_a_thread_drains_on_shutdown",
+        expects="nothing",
+    ),
+    _patch(
+        "kserve.model_server:parser", "parser",
+        "the parser of a model server refuses --lame_duck_s and --drain_s",
+        "test_settings.py::test_argument_then_flag_then_environment_then_file",
+        expects="argparse",
+    ),
+)  # fmt: skip
+"""What ``mlops_ext.apply`` and ``mlops-ext run`` change for servers of KServe's own class."""
+
+INTERCEPTIONS = (
+    _patch(
+        f"{_CLASS}.register_signal_handler", "register_signal_handler",
+        "KServe's handlers unload models at once, and cannot be set off the main thread",
+        "test_threads.py::test_a_server_in_a_thread_drains_on_shutdown",
+        versions=">=0.14.1,<0.22",
+    ),
+    _patch(
+        f"{_CLASS}._serve", "serve",
+        "KServe waits for its servers, and knows no drain",
+        "test_server.py::test_nothing_is_lost",
+        versions=">=0.15,<0.22",
+    ),
+    _patch(
+        f"{_CLASS}._servers_task", "serve",
+        "KServe waits for its servers, and knows no drain",
+        "test_server.py::test_nothing_is_lost",
+        versions="==0.14.1", id="kserve.servers-task",
+    ),
+    _patch(
+        "uvicorn.server:Server.serve", "uvicorn_serve",
+        "uvicorn takes the signals, refuses connections at once and cancels by its own clock",
+        "test_server.py::test_nothing_is_lost",
+        distribution="uvicorn", versions=">=0.16",
+    ),
+    _patch(
+        "kserve.protocol.grpc.server:aio", "grpc_aio",
+        "gRPC calls are not counted, and readiness stays true",
+        "shutdown/test_signals.py::test_readiness_says_no_at_once_and_liveness_yes",
+        expects="builtins",
+    ),
+    *(
+        [_patch(
+            "multiprocessing.popen_spawn_win32:_winapi", "create_process",
+            "a console's events reach the workers, which their parent is to end",
+            "shutdown/test_console.py::TestUnderWine::test_workers_start_in_a_group_of_their_own",
+            expects="builtins",
+        )]
+        if sys.platform == "win32"
+        else []
+    ),
+)  # fmt: skip
+"""What is changed while a server is in our care, also one of `GracefulModelServer`."""

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import importlib
 import importlib.metadata
 import inspect
 import multiprocessing
 import os
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +26,7 @@ from kserve_ext.endpoints import worker_process
 from kserve_ext.endpoints.grpc import GrpcEndpoint
 from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.endpoints.workers import WorkersEndpoint
+from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.shutdown.console import own_process_group
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.shutdown import Limits
@@ -49,14 +49,9 @@ def is_in(specifier: str) -> bool:
     return in_range(installed(), specifier)
 
 
-def hook_of(server: Any) -> str:
-    """Name of the coroutine method that ``start`` awaits (0.14.1 and later)."""
-    return "_serve" if hasattr(type(server), "_serve") else "_servers_task"
-
-
 def endpoints_of(server: Any, drain: Drain) -> Coroutines:
     """Make the endpoints of a server of 0.14.1 or later; the coroutines that serve them."""
-    if hook_of(server) == "_servers_task":
+    if not hasattr(server, "_serve"):  # 0.14.1
         coroutines: Coroutines = [server._rest_server.start()]
         if server.enable_grpc:
             coroutines.append(server._grpc_server.start(server.max_threads))
@@ -73,7 +68,7 @@ def endpoints_of(server: Any, drain: Drain) -> Coroutines:
         else:
             drain.endpoints.append(RestEndpoint(server._rest_server._server, drain))
     if server.enable_grpc:
-        drain.endpoints.append(GrpcEndpoint(server._grpc_server, drain))
+        drain.endpoints.append(GrpcEndpoint(drain))
     return coroutines
 
 
@@ -86,7 +81,7 @@ def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint
 
     def launch() -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
-        arguments = (rest, upstream.log_config_file, [listening], theirs, limits)
+        arguments = (rest, upstream.log_config_file, [listening], theirs, limits, INTERCEPTIONS)
         process = context.Process(target=worker_process.run_spawned, args=arguments)
         with own_process_group():
             process.start()
@@ -131,30 +126,9 @@ def make_legacy(server: Any, drain: Drain) -> Coroutines:
         drain.endpoints.append(RestEndpoint(rest.server, drain))
         coroutines = [rest.run()]
     if server.enable_grpc:
-        drain.endpoints.append(GrpcEndpoint(server._grpc_server, drain))
+        drain.endpoints.append(GrpcEndpoint(drain))
         coroutines.append(server._grpc_server.start(server.max_threads))
     return coroutines
-
-
-@contextlib.contextmanager
-def pristine_app() -> Iterator[None]:
-    """Give KServe's application back as it was, so that a process can start a server again.
-
-    It is one object for all servers of a process (0.14 and later), and each adds its routes.
-    """
-    app = getattr(importlib.import_module("kserve.model_server"), "app", None)
-    if app is None:
-        yield
-        return
-    routes, layers = list(app.router.routes), list(app.user_middleware)
-    handlers, stack = dict(app.exception_handlers), app.middleware_stack
-    try:
-        yield
-    finally:
-        app.router.routes[:], app.user_middleware[:] = routes, layers
-        app.exception_handlers.clear()
-        app.exception_handlers.update(handlers)
-        app.middleware_stack = stack
 
 
 def _listening_socket(port: int) -> socket.socket:

@@ -8,7 +8,8 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from kserve_ext import releases
@@ -20,12 +21,13 @@ from kserve_ext.shutdown.drain import Drain, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported
 from kserve_ext.shutdown.models import close_clients, stop_models
-from mlops_ext.errors import UnsupportedVersionError
+from mlops_ext.errors import PatchConflictError, UnsupportedVersionError
 
 _runs: weakref.WeakKeyDictionary[Any, Run]
 _runs = weakref.WeakKeyDictionary()
 
 Upstream = Callable[[Any, Any], None]
+Hooks = Callable[[], AbstractContextManager[None]]
 
 
 class Run:
@@ -61,7 +63,11 @@ def run_of(server: Any) -> Run | None:
 
 
 def start(
-    server: Any, models: Any, upstream: Upstream, arguments: Mapping[str, object] | None = None
+    server: Any,
+    models: Any,
+    upstream: Upstream,
+    intercepted: Hooks,
+    arguments: Mapping[str, object] | None = None,
 ) -> None:
     """Start *server*, and return when it has drained.
 
@@ -72,6 +78,7 @@ def start(
         server: a ``ModelServer``.
         models: what its ``start`` takes.
         upstream: KServe's own ``start``.
+        intercepted: applies the interceptions of `kserve_ext.patches` while a server runs.
         arguments: settings given in code; None means not given.
     """
     if not releases.is_in(SUPPORTED):
@@ -80,10 +87,20 @@ def start(
         upstream(server, models)
         return
     limits = load(arguments).value.limits
-    if _has_running_loop():
-        _start_beside(server, models, upstream, Drain(limits, may_kill=False))
-    else:
-        _start_here(server, models, upstream, Drain(limits, may_kill=_is_main()))
+    with contextlib.ExitStack() as hooks:
+        try:
+            hooks.enter_context(intercepted())
+        except PatchConflictError as error:
+            warnings.warn(
+                f"{error}; the server starts as KServe's own", RuntimeWarning, stacklevel=3
+            )
+            upstream(server, models)
+            return
+        if _has_running_loop():
+            drain = Drain(limits, may_kill=False)
+            _start_beside(server, models, upstream, drain, hooks.pop_all())
+        else:
+            _start_here(server, models, upstream, Drain(limits, may_kill=_is_main()))
 
 
 def _has_running_loop() -> bool:
@@ -135,13 +152,16 @@ def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _start_beside(server: Any, models: Any, upstream: Upstream, drain: Drain) -> None:
+def _start_beside(
+    server: Any, models: Any, upstream: Upstream, drain: Drain, hooks: contextlib.ExitStack
+) -> None:
     """Start *server* in a thread; return when it serves, raise what it raised before."""
     failure: list[BaseException] = []
 
     def main() -> None:
         try:
-            _start_here(server, models, upstream, drain)
+            with hooks:
+                _start_here(server, models, upstream, drain)
         except BaseException as error:  # noqa: BLE001  # handed to the caller
             failure.append(error)
         finally:
@@ -162,13 +182,12 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
     run = Run(server, drain, handlers)
     _runs[server] = run
     try:
-        with _event_loop(), releases.pristine_app(), exported(drain), console_events(drain):
+        with _event_loop(), exported(drain), console_events(drain):
             if releases.is_in(releases.LEGACY):
                 releases.register_legacy(server, models)
                 asyncio.run(run.serve(releases.make_legacy))
             else:
-                with _shadowed(server, run):
-                    upstream(server, models)
+                upstream(server, models)
     finally:
         drain.released = True
         drain.finished.set()
@@ -211,22 +230,3 @@ def _event_loop() -> Iterator[None]:
     finally:
         asyncio.set_event_loop(None)
         loop.close()
-
-
-@contextlib.contextmanager
-def _shadowed(server: Any, run: Run) -> Iterator[None]:
-    """Let KServe's ``start`` prepare everything, and call us where it would serve."""
-
-    def serve() -> Coroutine[Any, Any, None]:
-        return run.serve(releases.endpoints_of)
-
-    hooks: dict[str, Any] = {
-        "register_signal_handler": lambda: None,
-        releases.hook_of(server): serve,
-    }
-    vars(server).update(hooks)
-    try:
-        yield
-    finally:
-        for name in hooks:
-            vars(server).pop(name, None)

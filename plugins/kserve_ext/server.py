@@ -16,6 +16,7 @@ from kserve import (  # type: ignore[import-untyped]  # noqa: E402  # after the 
 )
 
 from kserve_ext import run  # noqa: E402
+from kserve_ext.patches import intercepted  # noqa: E402
 from kserve_ext.settings import add_flags  # noqa: E402
 
 add_flags(model_server.parser)
@@ -52,7 +53,7 @@ class GracefulModelServer(ModelServer):  # type: ignore[misc]  # KServe ships no
 
         In a notebook it returns as soon as the server serves.
         """
-        run.start(self, models, ModelServer.start, self._graceful)
+        run.start(self, models, ModelServer.start, intercepted, self._graceful)
 
     def stop(self, sig: int | None = None) -> Any:
         """Begin the drain; returns at once (an awaitable before KServe 0.15)."""

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 KINDS = ("v1-kept", "v1-new", "v2-kept", "v2-new", "grpc-kept", "grpc-new")
 TIMEOUT_S = 30.0
 STOPPED = 0
 """What a model of ours answers once its ``stop()`` has run; 1 before."""
-
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +55,14 @@ class Client:
     grpc_port: int
     model: str = "m"
     instance: float = 0.0
-    _pool: list[Connection] = field(default_factory=list)
+    _rest_clients: dict[bool, httpx.AsyncClient] = field(default_factory=dict)
     _channel: Any = None
 
     async def ask(self, kind: str) -> int:
         """Send one request; the model's number.
 
         Raises:
-            OSError, ValueError, RuntimeError, grpc.RpcError: it was lost.
+            httpx.HTTPError, ValueError, RuntimeError, grpc.RpcError: it was lost.
         """
         protocol, _, connection = kind.partition("-")
         if protocol == "grpc":
@@ -72,37 +71,21 @@ class Client:
 
     async def close(self) -> None:
         """Close what is pooled."""
-        for _, writer in self._pool:
-            writer.close()
+        for client in self._rest_clients.values():
+            await client.aclose()
         if self._channel is not None:
             await self._channel.close()
 
     async def _rest(self, protocol: str, *, kept: bool) -> int:
-        path, body = _rest_request(protocol, self.model, self.instance)
-        reader, writer = await self._connection(kept=kept)
-        keep = False
-        try:
-            status, headers, content = await _exchange(reader, writer, "POST", path, body, kept)
-            keep = kept and headers.get("connection", "").lower() != "close"
-        finally:
-            if keep:
-                self._pool.append((reader, writer))
-            else:
-                writer.close()
-        if status != 200:  # noqa: PLR2004  # HTTP's own number
-            raise RuntimeError(f"HTTP {status}")
-        document = json.loads(content)
-        if protocol == "v1":
-            return int(document["predictions"][0])
-        return int(document["outputs"][0]["data"][0])
-
-    async def _connection(self, *, kept: bool) -> Connection:
-        while kept and self._pool:
-            reader, writer = self._pool.pop()
-            if not reader.at_eof() and not writer.is_closing():
-                return reader, writer
-            writer.close()
-        return await asyncio.open_connection("127.0.0.1", self.http_port)
+        if not self._rest_clients:
+            self._rest_clients = {True: _client(kept=True), False: _client(kept=False)}
+        path, document = _rest_request(protocol, self.model, self.instance)
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        answer = await self._rest_clients[kept].post(url, json=document)
+        if answer.status_code != 200:  # noqa: PLR2004  # HTTP's own number
+            raise RuntimeError(f"HTTP {answer.status_code}")
+        found = answer.json()
+        return int(found["predictions"][0] if protocol == "v1" else found["outputs"][0]["data"][0])
 
     async def _grpc(self, *, kept: bool) -> int:
         import grpc  # type: ignore[import-untyped]  # ships no types
@@ -168,49 +151,39 @@ class Load:
         )
 
 
-async def get(port: int, path: str) -> tuple[int, dict[str, str], bytes]:
+async def get(port: int, path: str) -> tuple[int, httpx.Headers, bytes]:
     """Status, headers and body of a GET on a connection of its own.
 
     Raises:
         OSError: nothing answered.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        return await _exchange(reader, writer, "GET", path, b"", kept=False)
-    finally:
-        writer.close()
+    async with _client(kept=False) as client:
+        try:
+            answer = await client.get(f"http://127.0.0.1:{port}{path}")
+        except httpx.TransportError as error:
+            raise ConnectionError(f"no answer: {type(error).__name__}") from error
+    return answer.status_code, answer.headers, answer.content
 
 
-def _rest_request(protocol: str, model: str, instance: float) -> tuple[str, bytes]:
-    if protocol == "v1":
-        return f"/v1/models/{model}:predict", json.dumps({"instances": [instance]}).encode()
-    tensor = {"name": "i", "shape": [1], "datatype": "FP64", "data": [instance]}
-    return f"/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode()
-
-
-async def _exchange(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    method: str,
-    path: str,
-    body: bytes,
-    kept: bool,  # noqa: FBT001  # one of two connection headers
-) -> tuple[int, dict[str, str], bytes]:
-    """One HTTP/1.1 request and its answer."""
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: {'keep-alive' if kept else 'close'}\r\n\r\n"
+def _client(*, kept: bool) -> httpx.AsyncClient:
+    """A client without proxies or TLS, whose pool keeps connections open if *kept*."""
+    limits = httpx.Limits(max_keepalive_connections=None if kept else 0)
+    headers = {} if kept else {"Connection": "close"}
+    # The certificates, which take longest to load, are for TLS alone.
+    return httpx.AsyncClient(
+        limits=limits,
+        headers=headers,
+        timeout=TIMEOUT_S,
+        trust_env=False,
+        verify=False,  # noqa: S501
     )
-    writer.write(head.encode() + body)
-    await writer.drain()
-    status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    pairs = (line.partition(":") for line in lines if line)
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    if "content-length" in headers:
-        content = await reader.readexactly(int(headers["content-length"]))
-    else:
-        content = await reader.read()
-    return int(status_line.split()[1]), headers, content
+
+
+def _rest_request(protocol: str, model: str, instance: float) -> tuple[str, dict[str, Any]]:
+    if protocol == "v1":
+        return f"/v1/models/{model}:predict", {"instances": [instance]}
+    tensor = {"name": "i", "shape": [1], "datatype": "FP64", "data": [instance]}
+    return f"/v2/models/{model}/infer", {"inputs": [tensor]}
 
 
 async def _infer(channel: Any, model: str, instance: float) -> int:

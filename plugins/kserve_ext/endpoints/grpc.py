@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # ships no types
@@ -17,24 +18,31 @@ LONGEST_START_S = 0.5
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
+current: ContextVar[GrpcEndpoint | None] = ContextVar("current", default=None)
+"""The endpoint for the gRPC server that is made next in this context."""
+
 
 class GrpcEndpoint:
-    """A KServe ``GRPCServer``, changed on the instance before it starts.
+    """The gRPC server that KServe makes while this is `current`, behind a gate.
 
-    The ``grpc.aio`` server that it makes gets handlers that count, answer readiness with no
-    while the process ends, and answer UNAVAILABLE past the deadline. ``stop()`` of grpc.aio while
-    its ``start()`` runs crashes the interpreter, so it is only called after that has returned.
+    Its handlers count, answer readiness with no while the process ends, and answer UNAVAILABLE
+    past the deadline. ``stop()`` of grpc.aio while its ``start()`` runs crashes the interpreter,
+    so it is only called after that has returned.
     """
 
-    def __init__(self, server: Any, drain: Drain) -> None:
-        self.server = server
+    def __init__(self, drain: Drain) -> None:
         self.drain = drain
         self.tasks: set[asyncio.Task[Any]] = set()
         self.seen = 0
         self._aio: Any = None
         self._started = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
-        _notify_when_made(server, self._instrument)
+        current.set(self)
+
+    def adopt(self, aio: Any) -> Any:
+        """*aio*, a ``grpc.aio`` server that was just made, as KServe is to see it."""
+        self._aio = aio
+        return _GatedServer(aio, self)
 
     @property
     def started(self) -> bool:
@@ -81,27 +89,12 @@ class GrpcEndpoint:
             await self._aio.stop(None)
             await self._stopping
 
-    def _instrument(self, aio: Any) -> None:
-        self._aio = aio
-        start, generic = aio.start, aio.add_generic_rpc_handlers
-        registered: Any = getattr(aio, "add_registered_method_handlers", None)
-
-        async def start_and_tell() -> None:
-            try:
-                await start()
-            finally:
-                self._started.set()
-
-        def add_generic(handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-            generic(tuple(_Gate(handler, self) for handler in handlers))
-
-        def add_registered(service: str, handlers: dict[str, Any]) -> None:
-            gated = {name: self.gated(name, handler) for name, handler in handlers.items()}
-            registered(service, gated)
-
-        aio.start, aio.add_generic_rpc_handlers = start_and_tell, add_generic
-        if registered is not None:
-            aio.add_registered_method_handlers = add_registered
+    async def start(self) -> None:
+        """Start the server, and say so."""
+        try:
+            await self._aio.start()
+        finally:
+            self._started.set()
 
     def gated(self, name: str, handler: Any) -> Any:
         """*handler* with our layer around it; streams, which KServe has none of, stay as is."""
@@ -144,6 +137,26 @@ class GrpcEndpoint:
         return answer
 
 
+class _GatedServer:
+    """A ``grpc.aio`` server whose handlers have a layer of an endpoint around them."""
+
+    def __init__(self, aio: Any, endpoint: GrpcEndpoint) -> None:
+        self._aio, self._endpoint = aio, endpoint
+        self.start = endpoint.start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._aio, name)
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """As grpc's."""
+        self._aio.add_generic_rpc_handlers([_Gate(each, self._endpoint) for each in handlers])
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """As grpc's (1.64 and later)."""
+        gated = {name: self._endpoint.gated(name, each) for name, each in handlers.items()}
+        self._aio.add_registered_method_handlers(service, gated)
+
+
 class _Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package without types
     """A generic handler whose methods have our layer around them."""
 
@@ -158,19 +171,3 @@ class _Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package witho
             handler = self._inner.service(handler_call_details)
             self._known[method] = self._endpoint.gated(method.rpartition("/")[2], handler)
         return self._known[method]
-
-
-def _notify_when_made(server: Any, notify: Callable[[Any], None]) -> None:
-    """Call *notify* with the grpc.aio server as soon as *server* stores it in ``_server``."""
-    kind = type(server)
-
-    def read(self: Any) -> Any:
-        return vars(self).get("_server")
-
-    def write(self: Any, value: Any) -> None:
-        vars(self)["_server"] = value
-        if value is not None:
-            notify(value)
-
-    watched = type(kind.__name__, (kind,), {"_server": property(read, write)})
-    server.__class__ = watched

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
+import os
+import weakref
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kserve_ext.endpoints.asgi import CLOSE, LameDuck
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.shutdown import Signal
 
+log = logging.getLogger("uvicorn.error")  # for the lines that uvicorn itself writes there
+
+Around = Callable[[Awaitable[None]], Awaitable[None]]
+
+
+_endpoints: weakref.WeakKeyDictionary[Any, RestEndpoint]
+_endpoints = weakref.WeakKeyDictionary()
+
+
+def endpoint_of(server: Any) -> RestEndpoint | None:
+    """The endpoint of *server*, a ``uvicorn.Server``, or None if it is not in our care."""
+    return _endpoints.get(server)
+
 
 class RestEndpoint:
-    """A ``uvicorn.Server``, changed on the instance before it serves.
+    """A ``uvicorn.Server`` whose outermost application is `LameDuck`, and that the drain ends.
 
-    Its signal handling is switched off, the outermost application becomes `LameDuck`, and its
-    own shutdown, which cancels after a grace of its own, gives way to the drain's.
+    Args:
+        server: the server, in our care from now on.
+        drain: the shutdown of this process.
+        around: what is awaited in place of the server's coroutine; it gets that.
     """
 
-    def __init__(self, server: Any, drain: Drain) -> None:
-        self.server = server
-        self.drain = drain
+    def __init__(self, server: Any, drain: Drain, around: Around = lambda serving: serving) -> None:
+        self.server, self.drain, self.around = server, drain, around
         self.gate: LameDuck | None = None
         self._done = asyncio.Event()
         self._sockets: list[Any] = []
-        self._startup, self._lifespan_ended = server.startup, False
-        server.capture_signals = contextlib.nullcontext  # uvicorn 0.29 and later
-        server.install_signal_handlers = lambda: None  # before
-        server.startup = self._start
-        server.shutdown = self._shut_down
         drain.on_not_ready.append(self._close_after_answers)
+        _endpoints[server] = self
 
     @property
     def started(self) -> bool:
         """Whether it listens."""
-        return self.gate is not None and bool(self.server.started)
+        return bool(self.server.started)
 
     def arrivals(self) -> int:
         """Requests seen since the start."""
@@ -69,11 +82,9 @@ class RestEndpoint:
         return len(tasks)
 
     async def finish(self) -> None:
-        """Let uvicorn's ``serve`` return."""
+        """Let `serve` return."""
         self.server.should_exit = True
         self._done.set()
-        if self.gate is not None:  # before 0.22 uvicorn leaves it open after an early end
-            await self._end_lifespan()
 
     def _close_after_answers(self, event: Signal) -> None:
         """Let the answers to requests in flight close their connections; from any thread.
@@ -86,25 +97,21 @@ class RestEndpoint:
             if request is not None and not request.response_started:
                 request.default_headers = [*request.default_headers, CLOSE]
 
-    async def _start(self, sockets: list[Any] | None = None) -> None:
-        self._sockets = list(sockets or ())
-        config = self.server.config
-        gate = LameDuck(config.loaded_app, self.drain)
-        config.loaded_app = gate
-        await self._startup(sockets=sockets)
-        self.gate = gate
+    def gate_of(self, app: Any) -> LameDuck:
+        """The outermost application: *app* behind readiness and the last answer."""
+        self.gate = LameDuck(app, self.drain)
+        return self.gate
+
+    async def serve(self, sockets: list[Any] | None) -> None:
+        """As uvicorn's own after its configuration is loaded, to the end of the drain."""
+        server, self._sockets = self.server, list(sockets or ())
+        log.info("Started server process [%d]", os.getpid())
+        await server.startup(sockets=sockets)
         if self.drain.ending:  # the signal came while the socket was being opened
             await self.close()
-
-    async def _shut_down(self, sockets: list[Any] | None = None) -> None:
-        """In place of uvicorn's: the drain closes; this waits, and ends the lifespan."""
-        del sockets  # closed by `close`
+        await server.main_loop()
         if not self.drain.ending:  # something else set should_exit: drain all the same
             self.drain.signal(0)
         await self._done.wait()
-        await self._end_lifespan()
-
-    async def _end_lifespan(self) -> None:
-        if not self._lifespan_ended and not self.server.force_exit:
-            self._lifespan_ended = True
-            await self.server.lifespan.shutdown()
+        await server.lifespan.shutdown()
+        log.info("Finished server process [%d]", os.getpid())

@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +18,7 @@ from kserve_ext.shutdown.drain import Drain, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported, forget_parent
 from kserve_ext.shutdown.models import close_clients, stop_models
+from mlops_ext.patching import Patch, PatchSet
 from mlops_ext.shutdown import Limits
 
 ORPHAN_S = 1.2
@@ -35,10 +36,12 @@ def run_spawned(
     sockets: list[Any],
     pipe: Connection,
     limits: Limits,
+    interceptions: tuple[Patch, ...],
 ) -> None:
     """KServe 0.15 and later: serve *rest_server*, a ``RESTServer``, on the parent's sockets."""
     from kserve import logging  # type: ignore[import-untyped]  # ships no types
 
+    PatchSet(interceptions).apply()
     logging.configure_logging(log_config_file)
     server = rest_server._server  # noqa: SLF001  # KServe has no other way to it
     repository = rest_server.dataplane.model_registry
@@ -81,23 +84,18 @@ def _serve(
     parent = os.getppid()
     handlers.also.append(lambda: _check_parent(parent, drain))
     threading.Thread(target=_listen, args=(pipe, drain), daemon=True).start()
-    serve = server.serve
-    drain.endpoints.append(RestEndpoint(server, drain))
     drain.on_up.append(lambda: pipe.send((READY,)))
     drain.on_serving.append(lambda: pipe.send((SERVING,)))
 
     async def stop() -> None:
         await close_clients(stop_models(repository))
 
-    def supervised(sockets: list[Any] | None = None) -> Coroutine[Any, Any, None]:
-        async def main() -> None:
-            handlers.enter_loop()
-            await supervise([serve(sockets=sockets)], drain, stop)
-            handlers.leave_loop()
+    async def supervised(serving: Awaitable[None]) -> None:
+        handlers.enter_loop()
+        await supervise([serving], drain, stop)
+        handlers.leave_loop()
 
-        return main()
-
-    server.serve = supervised
+    drain.endpoints.append(RestEndpoint(server, drain, supervised))
     with exported(drain):
         run()
     drain.released = True

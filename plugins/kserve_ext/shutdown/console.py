@@ -28,7 +28,7 @@ NEW_PROCESS_GROUP = 0x00000200
 SIGBREAK = 21
 """Its number on Windows; named here because other systems have no name for it."""
 
-_lock = threading.Lock()
+_thread = threading.local()
 
 
 @contextlib.contextmanager
@@ -65,35 +65,14 @@ def handler_of(drain: Drain) -> Callable[[int], int]:
 
 @contextlib.contextmanager
 def own_process_group() -> Iterator[None]:
-    """Let ``multiprocessing`` start processes in a group of their own; elsewhere a no-op.
-
-    It passes no creation flags, so its view of the system call is replaced while this lasts.
-    """
-    if sys.platform != "win32":
+    """Let this thread's ``multiprocessing`` start processes in a group of their own, on Windows."""
+    _thread.makes_group = True
+    try:
         yield
-        return
-    from multiprocessing import popen_spawn_win32
-
-    with _lock:
-        calls = popen_spawn_win32._winapi  # noqa: SLF001  # it has no other way to the flags
-        popen_spawn_win32._winapi = _WithGroup(calls)  # noqa: SLF001
-        try:
-            yield
-        finally:
-            popen_spawn_win32._winapi = calls  # noqa: SLF001
+    finally:
+        _thread.makes_group = False
 
 
-class _WithGroup:
-    """``_winapi`` whose CreateProcess makes a new process group."""
-
-    def __init__(self, calls: Any) -> None:
-        self._calls = calls
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._calls, name)
-
-    def CreateProcess(self, *arguments: Any) -> Any:  # noqa: N802  # Windows' name
-        """As the system's, with the flag added."""
-        given = list(arguments)
-        given[5] |= NEW_PROCESS_GROUP
-        return self._calls.CreateProcess(*given)
+def makes_group() -> bool:
+    """Whether `own_process_group` is in force in this thread."""
+    return getattr(_thread, "makes_group", False)

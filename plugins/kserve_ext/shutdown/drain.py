@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import threading
 import time
 import traceback
@@ -19,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
 
+from mlops_ext.processes.exits import exit_now
 from mlops_ext.shutdown import (
     Event,
     FirstRequest,
@@ -241,4 +241,4 @@ class Drain:
         for callback in self.on_kill:
             with contextlib.suppress(Exception):  # nothing may keep the process now
                 callback()
-        os._exit(self.state.exit_status)
+        exit_now(self.state.exit_status, flush=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from kserve_ext.shutdown.drain import Drain, describe, log
@@ -26,7 +26,7 @@ ends."""
 
 
 async def supervise(
-    coroutines: Iterable[Coroutine[Any, Any, Any]],
+    coroutines: Iterable[Awaitable[Any]],
     drain: Drain,
     stop: Callable[[], Awaitable[None]],
 ) -> None:
@@ -38,7 +38,7 @@ async def supervise(
         stop: stops models and clients.
     """
     drain.attach(asyncio.get_running_loop())
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     announcer = asyncio.create_task(_announce(drain))
     driver = asyncio.create_task(_drive(drain, stop))
     try:

@@ -97,6 +97,55 @@ def test_an_unknown_release_is_left_alone_and_told(tmp_path):
     assert python(tmp_path, code) == ["True", "1", "True"]
 
 
+def test_a_place_that_somebody_else_has_changed_is_left_alone_and_told(tmp_path):
+    code = """
+    import warnings
+    from kserve_ext import GracefulModelServer
+    from kserve import ModelServer
+    import uvicorn
+    async def theirs(self, sockets=None): pass
+    uvicorn.Server.serve = theirs
+    called = []
+    ModelServer.start = lambda self, models: called.append(models)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        GracefulModelServer().start([1])
+    told = [str(w.message) for w in caught if w.category is RuntimeWarning]
+    print(called == [[1]], len(told), "uvicorn.server:Server.serve" in told[0])
+    print(uvicorn.Server.serve is theirs)
+    """
+    assert python(tmp_path, code) == ["True", "1", "True", "True"]
+
+
+def test_nothing_stays_changed_after_a_server_s_end(tmp_path):
+    code = """
+    from kserve import Model, ModelServer
+    from kserve.protocol.grpc import server as grpc_server
+    from kserve_ext import GracefulModelServer
+    import socket, threading, time, uvicorn
+    def now():
+        return dict(vars(ModelServer)), vars(uvicorn.Server)["serve"], grpc_server.aio
+    before = now()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    model = Model("m")
+    model.ready = True
+    server = GracefulModelServer(http_port=port, enable_grpc=False, lame_duck_s=0)
+    def end():
+        while not server.shutdown(wait=False):
+            during.append(vars(uvicorn.Server)["serve"])
+            time.sleep(0.05)
+    during = []
+    timer = threading.Timer(2, end)
+    timer.start()
+    server.start([model])
+    timer.join()
+    print(now() == before, any(each is not before[1] for each in during))
+    """
+    assert python(tmp_path, code)[-2:] == ["True", "True"]
+
+
 def test_the_parser_knows_the_flags(tmp_path):
     code = """
     from kserve_ext import GracefulModelServer

@@ -6,7 +6,9 @@ import pytest
 import uvicorn
 
 from kserve_ext.endpoints.rest import RestEndpoint
+from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.shutdown.drain import Drain
+from mlops_ext.patching import PatchSet
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -27,7 +29,10 @@ async def answers_of(http):
     config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="critical")
     server = uvicorn.Server(config)
     endpoint = RestEndpoint(server, drain)
-    serving = asyncio.create_task(server.serve())
+    (patch,) = (each for each in INTERCEPTIONS if each.id == "kserve.uvicorn-serve")
+    with PatchSet([patch]):
+        serving = asyncio.create_task(server.serve())
+        await asyncio.sleep(0)
     while not endpoint.started:  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0)
     port = server.servers[0].sockets[0].getsockname()[1]

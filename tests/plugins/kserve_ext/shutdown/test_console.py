@@ -154,8 +154,11 @@ class TestUnderWine:
         sys.path[:0] = {[wine_python.path(ROOT / p) for p in ("core", "plugins")]!r}
         import _winapi
         from multiprocessing import popen_spawn_win32
+        from kserve_ext.plugin import INTERCEPTIONS
         from kserve_ext.shutdown.console import own_process_group
-        with own_process_group():
+        from mlops_ext.patching import PatchSet
+        (patch,) = (p for p in INTERCEPTIONS if p.id == "kserve.create-process")
+        with PatchSet([patch], versions=lambda _: "0.21"), own_process_group():
             handles = popen_spawn_win32._winapi.CreateProcess(
                 sys.executable, f'"{{sys.executable}}" -c "print(7)"', None, None, False, 0, None, None, None)
         assert popen_spawn_win32._winapi is _winapi
