@@ -3,8 +3,6 @@
 Importing this package imports no framework and changes nothing.
 """
 
-from __future__ import annotations
-
 from mlops_ext.lazy import lazy_exports
 
 TYPE_CHECKING = False  # type checkers know this name; importing typing costs milliseconds

@@ -95,6 +95,22 @@ def diagnose(extensions: Extensions) -> Diagnosis:
         for found in extensions.found
         if found.disabled
     )
+    findings.extend(
+        Finding(
+            check=f"extension.{found.name}",
+            severity=Severity.PROBLEM,
+            message=f"extension {found.name!r} of {found.distribution or 'a distribution'} is not"
+            " used: another distribution, earlier on sys.path, has one of that name",
+            advice="uninstall or rename the other one",
+        )
+        for found in extensions.hidden
+    )
+    findings.extend(
+        Finding(check=f"fix.{r.patch.id}", severity=Severity.PROBLEM, message=r.detail)
+        for r in reports
+        if r.outcome is Outcome.CONFLICT
+    )
+    findings.extend(_settings_findings())  # last: each extension has loaded its settings by now
     return Diagnosis(
         frameworks=frameworks,
         fixes=tuple(_fix(report) for report in reports),
@@ -118,7 +134,13 @@ def _version_findings(frameworks: tuple[Support, ...]) -> Iterator[Finding]:
 def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> Iterator[Finding]:
     """Names in the settings that nobody knows: what they were to do does not happen."""
     known = {support.framework.name for support in frameworks}
-    for entry in settings.load(settings.CoreSettings).autopatch:
+    core = settings.load(settings.CoreSettings)
+    names = {found.name for found in extensions.found}
+    for name in core.disable:
+        if name not in names:
+            message = f"disable lists {name!r}, and no extension has that name"
+            yield _unknown("settings.disable", message, nearest(name, names))
+    for entry in core.autopatch:
         name = entry.partition("=")[0]
         if name not in known:
             message = f"autopatch lists {name!r}, and no extension is written for that"
@@ -131,6 +153,19 @@ def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> I
             yield _unknown("settings.section", message, nearest(name, known))
 
 
+def _settings_findings() -> Iterator[Finding]:
+    """Files that are not read, and variables and tables that nothing reads."""
+    for path in settings.untrusted_files():
+        message = f"{path} is not read: another user could have written it"
+        advice = "own it and its folder, and let not everybody write there"
+        yield Finding(check="settings.file", severity=Severity.NOTE, message=message, advice=advice)
+    for path in settings.misspelt_files():
+        message = f"[tool.mlops_ext] in {path} is not read"
+        yield _unknown("settings.file", message, "[tool.mlops-ext]")
+    for variable, near in settings.unknown_variables():
+        yield _unknown("settings.variable", f"no setting is read from {variable}", near)
+
+
 def _unknown(check: str, message: str, near: str | None) -> Finding:
     advice = f"did you mean {near}?" if near else ""
     return Finding(check=check, severity=Severity.NOTE, message=message, advice=advice)
@@ -139,7 +174,9 @@ def _unknown(check: str, message: str, near: str | None) -> Finding:
 def _run(check: DoctorCheck) -> list[Finding]:
     try:
         findings = list(check.run())
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: becomes a finding
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # plugin boundary: becomes a finding
         message = f"the check raised {type(error).__name__}: {error}"
         return [Finding(check=check.name, severity=Severity.PROBLEM, message=message)]
     for finding in findings:

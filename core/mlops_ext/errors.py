@@ -37,8 +37,13 @@ class MlopsExtError(Exception):
     exit_status: ClassVar[int] = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild without calling ``__init__``: its arguments are the subject, not `args`."""
-        return _rebuilt, (type(self), self.args, self.__dict__.copy())
+        """Rebuild without calling ``__init__``: its arguments are the subject, not `args`.
+
+        An attribute that does not survive pickling, such as another package's error as the cause,
+        is replaced by its text.
+        """
+        state = {name: _portable(value) for name, value in self.__dict__.items()}
+        return _rebuilt, (type(self), self.args, state)
 
 
 class SettingsError(MlopsExtError, ValueError):
@@ -232,6 +237,19 @@ class TempDirError(MlopsExtError, OSError):
             f"temporary directory {path}: {detail}; free some space there, or set"
             " MLOPS_EXT_TEMP_DIR to a directory you can write to"
         )
+
+
+def _portable(value: Any) -> Any:
+    """*value* if it can be pickled and read again, else an error or a text that says as much."""
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(value))  # noqa: S301  # made one line before
+    except Exception:  # noqa: BLE001  # whatever a foreign class does
+        if isinstance(value, BaseException):
+            return MlopsExtError(f"{type(value).__name__}: {value}")
+        return repr(value)
+    return value
 
 
 def _rebuilt(kind: type[MlopsExtError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:

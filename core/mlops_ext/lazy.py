@@ -1,7 +1,5 @@
 """Packages whose public names are imported when first used (PEP 562)."""
 
-from __future__ import annotations
-
 import sys
 
 TYPE_CHECKING = False  # type checkers know this name; importing typing costs milliseconds
@@ -9,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+def lazy_exports(package: str, homes: "Mapping[str, str]") -> "Callable[[str], object]":
     """``__getattr__`` of *package*, which imports a public name at its first use.
 
     Args:

@@ -37,6 +37,7 @@ __all__ = [
     "Resolved",
     "environment",
     "load",
+    "misspelt_files",
     "resolve",
     "sections",
     "unknown_variables",
@@ -191,6 +192,11 @@ def untrusted_files(directory: Path | None = None) -> list[Path]:
     return found
 
 
+def misspelt_files(directory: Path | None = None) -> list[Path]:
+    """The pyproject.toml files from *directory* up with a table ``tool.mlops_ext``, not read."""
+    return [path for path in _candidates(directory) if "mlops_ext" in _tool_table(path)]
+
+
 def _variable(section: str, name: str) -> str:
     return _PREFIX + "_".join(filter(None, [section, name])).upper().replace("-", "_")
 
@@ -242,9 +248,17 @@ def _is_link(status: os.stat_result) -> bool:
 
 
 def _own_table(path: Path) -> dict[str, object] | None:
-    """``[tool.mlops-ext]`` of the file *path*, or None where it has none.
+    """``[tool.mlops-ext]`` of the file *path*, or None if it has none."""
+    table = _tool_table(path).get("mlops-ext")
+    if table is None or isinstance(table, dict):
+        return table
+    raise _no_table("tool.mlops-ext")
 
-    A file that cannot be read or understood is an error only where it names us.
+
+def _tool_table(path: Path) -> dict[str, object]:
+    """``[tool]`` of the file *path*; empty if it has none, or is not to be read.
+
+    A file that cannot be read or understood is an error only if it names us.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -252,20 +266,17 @@ def _own_table(path: Path) -> dict[str, object] | None:
         import tomli as tomllib
     try:
         if not _is_trusted(path):
-            return None
+            return {}
         data = path.read_bytes()
     except OSError:
-        return None
+        return {}
     try:
         tool = tomllib.loads(data.decode("utf-8")).get("tool")
     except ValueError as error:  # not UTF-8, or not TOML
         if b"mlops-ext" not in data:
-            return None
+            return {}
         raise InvalidSettingsError(str(path), [], f"it is no valid TOML file: {error}") from error
-    table = tool.get("mlops-ext") if isinstance(tool, dict) else None
-    if table is None or isinstance(table, dict):
-        return table
-    raise _no_table("tool.mlops-ext")
+    return tool if isinstance(tool, dict) else {}
 
 
 def _no_table(name: str) -> InvalidSettingsError:

@@ -10,10 +10,9 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-import wrapt
+from mlops_ext.extensions.finder import on_import
 
 from joblib_ext.arguments import bind, digest
 
@@ -31,13 +30,13 @@ def register() -> None:
     """
     global _waiting
     if _TRIGGER in sys.modules:
-        _apply(sys.modules[_TRIGGER])
+        _apply()
     elif not _waiting:
         _waiting = True
-        wrapt.register_post_import_hook(_apply, _TRIGGER)
+        on_import(_TRIGGER, _apply)
 
 
-def _apply(_: ModuleType) -> None:
+def _apply() -> None:
     from joblib_ext.plugin import QUICK_ARGUMENTS, SHARED_BACKEND
     from mlops_ext.errors import MlopsExtError
     from mlops_ext.patching import Outcome, PatchSet

@@ -146,7 +146,7 @@ def test_the_base_stays_small(alone):
     )
     names = set(alone.run("python", "-c", code).stdout.split())
     allowed = {
-        "mlops-ext", "pluggy", "packaging", "wrapt", "click", "rich", "typing-extensions",
+        "mlops-ext", "pluggy", "packaging", "click", "rich", "typing-extensions",
         "pygments", "markdown-it-py", "mdurl", "tomli", "colorama",
     }  # fmt: skip
     assert names <= allowed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -25,7 +26,8 @@ def doctor(*, as_json: bool) -> None:
 
     Exits with 1 where something is wrong.
     """
-    diagnosis = diagnose(extensions())
+    with contextlib.redirect_stdout(sys.stderr):  # what an extension prints is no part of ours
+        diagnosis = diagnose(extensions())
     if as_json:
         click.echo(json.dumps(_as_document(diagnosis), indent=2))
     else:

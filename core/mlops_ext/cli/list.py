@@ -27,6 +27,13 @@ def list_frameworks() -> None:
     Console().print(table)
     for problem in extensions().problems.values():
         click.echo(f"mlops-ext: {problem}", err=True)
+    for hidden in extensions().hidden:
+        owner = hidden.distribution or "a distribution"
+        click.echo(
+            f"mlops-ext: extension {hidden.name!r} of {owner} is not used: another distribution,"
+            " earlier on sys.path, has one of that name",
+            err=True,
+        )
 
 
 def _installed(support: Support) -> str:

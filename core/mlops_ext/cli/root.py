@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mlops_ext import __version__
+from mlops_ext import __version__, settings
 from mlops_ext.errors import MlopsExtError, nearest
 from mlops_ext.extensions.entry_points import find_entry_points
 
@@ -46,7 +46,9 @@ class _Lazy(click.Group):
             raise click.UsageError(f"no command is named {cmd_name!r}; {hint}", ctx)
         try:
             return _as_command(points[cmd_name].load())
-        except (Exception, SystemExit) as error:  # plugin boundary: one clear line
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # plugin boundary: one clear line
             raise click.ClickException(
                 f"the commands of {cmd_name} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -69,8 +71,13 @@ def _as_command(loaded: Any) -> click.Command:
 
 
 def _extension_commands() -> dict[str, importlib.metadata.EntryPoint]:
-    """The entry points of extensions' command groups, by name."""
-    return {point.name: point for point in find_entry_points("mlops_ext.commands")}
+    """The entry points of extensions' command groups, by name; not those that are disabled."""
+    try:
+        disabled = settings.load(settings.CoreSettings).disable
+    except MlopsExtError:  # told by every command that needs settings
+        disabled = ()
+    points = find_entry_points("mlops_ext.commands")
+    return {point.name: point for point in points if point.name not in {*_OWN, *disabled}}
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from types import FrameType
 
 import click
 
+from mlops_ext.errors import SettingsError
 from mlops_ext.extensions import activation
 from mlops_ext.extensions.discovery import extensions
 from mlops_ext.settings import environment
@@ -34,8 +36,7 @@ def run(*, patches: tuple[str, ...], command: tuple[str, ...]) -> None:
     Signals and the exit status pass through. Interpreters started with -I or -E ignore
     PYTHONPATH and go unpatched.
     """
-    names = patches or tuple(s.framework.name for s in extensions().frameworks() if s.supported)
-    child = child_environment([activation.trigger_of(name) for name in names])
+    child = child_environment(_triggers(patches))
     path = _find(command[0], child.get("PATH"))
     if path is None:
         click.echo(f"mlops-ext: command not found: {command[0]}", err=True)
@@ -43,11 +44,34 @@ def run(*, patches: tuple[str, ...], command: tuple[str, ...]) -> None:
     try:
         if os.name == "posix":
             _restore_signals()
-            os.execve(path, list(command), child)  # noqa: S606  # our process becomes the command
+            _become(path, list(command), child)
         sys.exit(_supervise([path, *command[1:]], child))
     except OSError as error:
         click.echo(f"mlops-ext: cannot run {path}: {error.strerror}", err=True)
         sys.exit(126)
+
+
+def _triggers(patches: tuple[str, ...]) -> list[str]:
+    """What to arm: *patches*, by default every supported framework found.
+
+    Settings that cannot be read keep nobody's command from running; it runs without patches.
+    """
+    try:
+        names = patches or tuple(s.framework.name for s in extensions().frameworks() if s.supported)
+        return [activation.trigger_of(name) for name in names]
+    except SettingsError as error:
+        click.echo(f"mlops-ext: the command runs without patches: {error}", err=True)
+        return []
+
+
+def _become(path: str, command: list[str], child: dict[str, str]) -> None:
+    """Let our process become the command; a script without ``#!`` is the shell's, as in a shell."""
+    try:
+        os.execve(path, command, child)  # noqa: S606  # the command's own words, no shell
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        os.execve("/bin/sh", ["/bin/sh", path, *command[1:]], child)  # noqa: S606  # as above
 
 
 def child_environment(triggers: list[str]) -> dict[str, str]:

@@ -3,24 +3,20 @@
 Three ways in: `apply` in code, ``mlops-ext run -- CMD`` for a command and its children, and the
 variable ``MLOPS_EXT_AUTOPATCH`` where an extension's entry point reaches us.
 
-Every interpreter below ``mlops-ext run`` imports this module, so it finds extensions late.
+An interpreter below ``mlops-ext run`` imports this module only once a framework is imported.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-import wrapt
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from mlops_ext import settings
 from mlops_ext.errors import MlopsExtError, UnsupportedVersionError
+from mlops_ext.extensions import finder
 
 if TYPE_CHECKING:
     from mlops_ext.patching import PatchSet
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["apply", "apply_on_import", "autopatch", "is_armed", "trigger_of"]
 
 log = logging.getLogger(__name__)
-
-_waiting: set[str] = set()
 
 
 def apply(framework: str, *, process: str = "") -> PatchSet:
@@ -70,23 +64,17 @@ def apply_on_import(framework: str, module: str | None = None) -> None:
         module: the module that triggers, by default the one named like the framework.
     """
     module = module or framework
-    if framework in _waiting:
-        return
-    _waiting.add(framework)
-    if module in sys.modules:
-        _apply_guarded(framework)
-        return
-
-    def on_import(_: ModuleType) -> None:
-        _apply_guarded(framework)
-
-    wrapt.register_post_import_hook(on_import, module)
-    sys.meta_path.insert(0, _BeforeImport(framework, module))
+    is_imported = module in sys.modules
+    is_new = finder.arm(
+        framework, module, lambda: apply_guarded(framework), lambda: prepare_for_import(framework)
+    )
+    if is_new and is_imported:
+        apply_guarded(framework)
 
 
 def is_armed(framework: str) -> bool:
-    """Whether *framework*'s patches were applied, or will be, by its import in this process."""
-    return framework in _waiting
+    """Whether the import of *framework*, which is still to come, applies its patches."""
+    return framework in finder.armed and finder.armed[framework] not in sys.modules
 
 
 def autopatch(names: Iterable[str] | None = None) -> None:
@@ -117,57 +105,8 @@ def trigger_of(framework: str) -> str:
     return framework if found.module == framework else f"{framework}={found.module}"
 
 
-class _BeforeImport:
-    """A finder that calls a framework's ``before_import`` when its module begins to run.
-
-    Asking whether the module is there (``importlib.util.find_spec``) is not yet an import.
-    """
-
-    def __init__(self, framework: str, module: str) -> None:
-        self.framework, self.module = framework, module
-        self._looking = False
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """The other finders' spec of our module, with our loader around theirs."""
-        del path, target
-        if name != self.module or self._looking:
-            return None
-        self._looking = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self._looking = False
-        if spec is not None and spec.loader is not None:
-            loader: Any = _Announcing(spec.loader, self)
-            spec.loader = loader
-        return spec
-
-    def begins(self) -> None:
-        """The import begins."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        _call_before_import(self.framework)
-
-
-class _Announcing(wrapt.ObjectProxy):  # type: ignore[type-arg]  # not generic at run time
-    """A loader that says when its module begins to run, and steps back."""
-
-    def __init__(self, loader: Any, finder: _BeforeImport) -> None:
-        super().__init__(loader)
-        self._self_finder = finder
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run *module*, whose loader is then the one it would have without us."""
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.__wrapped__
-        module.__loader__ = self.__wrapped__
-        self._self_finder.begins()
-        self.__wrapped__.exec_module(module)
-
-
-def _call_before_import(framework: str) -> None:
+def prepare_for_import(framework: str) -> None:
+    """Call what *framework*'s extension wants done before the framework is imported."""
     from mlops_ext.extensions.discovery import extensions
 
     try:
@@ -175,14 +114,19 @@ def _call_before_import(framework: str) -> None:
         module, _, function = support.framework.before_import.partition(":")
         if module and support.supported:
             getattr(importlib.import_module(module), function)()
-    except Exception:  # inside a foreign import statement: recorded, never raised
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # inside a foreign import statement: recorded, never raised
         log.exception("%s: its extension could not prepare for the import", framework)
 
 
-def _apply_guarded(framework: str) -> None:
+def apply_guarded(framework: str) -> None:
+    """As `apply`, for the inside of a foreign import statement: a failure is logged."""
     try:
         apply(framework)
     except MlopsExtError as error:
         log.warning("%s goes on without its patches: %s", framework, error)
-    except Exception:  # inside a foreign import statement: recorded, never raised
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # as the docstring says
         log.exception("%s goes on without its patches", framework)

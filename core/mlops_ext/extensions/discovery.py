@@ -17,7 +17,7 @@ import pluggy
 
 from mlops_ext import hookspecs, settings
 from mlops_ext.errors import PluginError, SettingsError, UnknownNameError
-from mlops_ext.extensions.entry_points import find_entry_points, owner_of
+from mlops_ext.extensions.entry_points import all_entry_points, owner_of
 from mlops_ext.hookspecs import PROJECT, DoctorCheck, Framework
 from mlops_ext.patching import Patch, PatchReport
 from mlops_ext.versions import in_range, installed_version
@@ -67,12 +67,14 @@ class Extensions:
 
     Attributes:
         manager: pluggy's manager, with every extension that could be loaded.
-        found: every entry point, loaded or not.
+        found: every entry point that may be used, loaded or not.
+        hidden: entry points that are not used, as one of the same name comes first on sys.path.
         problems: what went wrong so far, at most one for each extension.
     """
 
     manager: pluggy.PluginManager
     found: tuple[Found, ...] = ()
+    hidden: tuple[Found, ...] = ()
     problems: dict[str, PluginError] = field(default_factory=dict)
 
     def frameworks(self) -> list[Support]:
@@ -93,8 +95,11 @@ class Extensions:
 
     def patches(self, framework: str | None = None) -> list[Patch]:
         """The patches of *framework*, or of all, in the order their extensions give."""
-        answers = self._collect("mlops_ext_patches", Patch)
-        return [patch for patch in answers if framework in (None, patch.framework)]
+        patches: dict[str, Patch] = {}
+        for plugin, patch in self._collect_named("mlops_ext_patches", Patch):
+            if patches.setdefault(patch.id, patch) != patch:
+                self._record(plugin, ValueError(f"there are two patches with the id {patch.id}"))
+        return [patch for patch in patches.values() if framework in (None, patch.framework)]
 
     def doctor_checks(self) -> list[DoctorCheck]:
         """The checks for ``doctor``."""
@@ -131,16 +136,21 @@ class Extensions:
             pass
 
     def _collect(self, hook: str, kind: type[T]) -> Iterator[T]:
+        return (item for _, item in self._collect_named(hook, kind))
+
+    def _collect_named(self, hook: str, kind: type[T]) -> Iterator[tuple[str, T]]:
         for plugin, answer in self._answers(hook):
             try:
                 items = list(answer)
                 for item in items:
                     if not isinstance(item, kind):
                         raise TypeError(f"{hook} gave {item!r}, expected {kind.__name__}")  # noqa: TRY301
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: for doctor
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001  # plugin boundary: for doctor
                 self._record(plugin, error)
             else:
-                yield from items
+                yield from ((plugin, item) for item in items)
 
     def _answers(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
         """Each extension's answer to *hook*, with its name; what raises is recorded."""
@@ -149,7 +159,9 @@ class Extensions:
             wanted = {name: arguments[name] for name in implementation.argnames}
             try:
                 answer = implementation.function(**wanted)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: for doctor
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001  # plugin boundary: for doctor
                 self._record(implementation.plugin_name, error)
                 continue
             if answer is not None:
@@ -169,19 +181,24 @@ def load_extensions(
     off = frozenset(disabled)
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs.Hooks)
-    points = list(points)
-    found = tuple(
-        Found(name=p.name, distribution=owner_of(p), disabled=p.name in off) for p in points
+    first: dict[str, importlib.metadata.EntryPoint] = {}
+    hidden = tuple(
+        _found(point, off)
+        for point in points
+        if first.setdefault(point.name, point).value != point.value
     )
-    loaded = Extensions(manager, found)
-    for point in points:
+    found = tuple(_found(point, off) for point in first.values())
+    loaded = Extensions(manager, found, hidden)
+    for point in first.values():
         if point.name in off:
             continue
         try:
             module = point.load()
             manager.register(module, name=point.name)
             manager.check_pending()
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # plugin boundary: for doctor
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # plugin boundary: for doctor
             if manager.has_plugin(point.name):
                 manager.unregister(name=point.name)
             loaded._record(point.name, error)  # noqa: SLF001  # same module
@@ -191,7 +208,11 @@ def load_extensions(
 @functools.cache
 def extensions() -> Extensions:
     """The extensions of this environment, loaded once a process."""
-    return load_extensions(find_entry_points(PROJECT), settings.load(settings.CoreSettings).disable)
+    return load_extensions(all_entry_points(PROJECT), settings.load(settings.CoreSettings).disable)
+
+
+def _found(point: importlib.metadata.EntryPoint, off: frozenset[str]) -> Found:
+    return Found(name=point.name, distribution=owner_of(point), disabled=point.name in off)
 
 
 def _support(framework: Framework) -> Support:

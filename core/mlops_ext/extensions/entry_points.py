@@ -9,7 +9,7 @@ from collections.abc import Iterator
 def find_entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
     """The entry points of *group*, each name once (the first on ``sys.path`` wins)."""
     points: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in _all_points(group):
+    for point in all_entry_points(group):
         points.setdefault(point.name, point)
     return list(points.values())
 
@@ -22,7 +22,8 @@ def owner_of(point: importlib.metadata.EntryPoint) -> str | None:
         return None
 
 
-def _all_points(group: str) -> list[importlib.metadata.EntryPoint]:
+def all_entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
+    """The entry points of *group* in the order of ``sys.path``, a name perhaps several times."""
     try:
         return list(importlib.metadata.entry_points(group=group))
     except Exception:  # noqa: BLE001  # one unreadable file fails all: leave out only that one

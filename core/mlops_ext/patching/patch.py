@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import enum
 import importlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from mlops_ext.errors import PatchConflictError
-from mlops_ext.patching.target import MISSING, Slot, describe, home_of, parse_target, resolve
+from mlops_ext.patching.target import (
+    MISSING,
+    Slot,
+    describe,
+    home_of,
+    parse_target,
+    resolve,
+    static_attribute,
+)
 from mlops_ext.versions import check_specifier
 
 
@@ -62,6 +71,7 @@ class Outcome(enum.Enum):
     APPLIED = "applied"
     ALREADY = "already applied"
     REVERTED = "reverted"
+    KEPT = "kept for another user"
     NOT_APPLIED = "not applied"
     NOT_INSTALLED = "framework not installed"
     NOT_NEEDED = "not needed by this version"
@@ -96,24 +106,43 @@ class AppliedPatch:
         patch: the patch.
         slot: the place.
         original: what stood in that very place, or MISSING.
+        below: what a look-up found there, inherited or not, or MISSING.
         replacement: what stands there now.
+        users: the patch sets that count on it; the last one that reverts it puts *original* back.
     """
 
     patch: Patch
     slot: Slot
     original: Any
+    below: Any
     replacement: Any
+    users: int = 1
 
     @property
     def in_force(self) -> bool:
         """Whether the replacement still stands in its place."""
         return self.slot.own() is self.replacement
 
-    def revert(self) -> None:
-        """Put the original back; a no-op where someone has done so already.
+    def put(self) -> bool:
+        """Put the replacement in its place; False if the place has changed since `prepare`.
 
         Raises:
-            PatchConflictError: someone wrapped or replaced our object since; theirs is kept.
+            PatchConflictError: the place cannot be set.
+        """
+        if self.slot.own() is not self.original or self.slot.effective() is not self.below:
+            return False
+        try:
+            self.slot.put(self.replacement)
+        except (AttributeError, TypeError) as error:
+            target, found = self.patch.target, f"a place that cannot be set ({error})"
+            raise PatchConflictError(self.patch.id, target, "one that can", found) from error
+        return True
+
+    def revert(self) -> None:
+        """Put the original back; a no-op if that has been done already.
+
+        Raises:
+            PatchConflictError: our object was wrapped or replaced since; the new one is kept.
         """
         if self.slot.own() is self.original:
             return
@@ -125,23 +154,31 @@ class AppliedPatch:
         self.slot.put(self.original)
 
 
-def install(patch: Patch, slot: Slot) -> AppliedPatch:
-    """Put *patch*'s replacement into *slot*, its place, without looking at versions.
+def prepare(patch: Patch, slot: Slot) -> AppliedPatch:
+    """What `AppliedPatch.put` will put into *slot*; imports the factory and runs it.
 
     Raises:
         PatchConflictError: what stands there is not what the patch expects.
     """
-    expected = _expected(patch)
-    current = slot.effective()
-    home = "nothing" if current is MISSING else home_of(current).partition(".")[0]
-    if home != expected:
-        found = describe(current)
-        raise PatchConflictError(patch.id, patch.target, f"an object of {expected}", found)
+    below = slot.effective()
+    conflict = check(patch, below)
+    if conflict is not None:
+        raise conflict
     factory_module, _, factory = patch.replacement.partition(":")
     make = getattr(importlib.import_module(factory_module), factory)
-    applied = AppliedPatch(patch=patch, slot=slot, original=slot.own(), replacement=make(current))
-    slot.put(applied.replacement)
-    return applied
+    original = slot.own()
+    return AppliedPatch(
+        patch=patch, slot=slot, original=original, below=below, replacement=make(below)
+    )
+
+
+def check(patch: Patch, found: Any) -> PatchConflictError | None:
+    """The conflict if *found*, which stands at the target, is not what *patch* expects."""
+    expected = _expected(patch)
+    home = "nothing" if found is MISSING else home_of(found).partition(".")[0]
+    if home == expected:
+        return None
+    return PatchConflictError(patch.id, patch.target, f"an object of {expected}", describe(found))
 
 
 def find_slot(patch: Patch) -> Slot:
@@ -160,3 +197,11 @@ def find_slot(patch: Patch) -> Slot:
 def _expected(patch: Patch) -> str:
     """The top-level package that must have defined what stands at the target."""
     return patch.expects or patch.target.partition(":")[0].partition(".")[0]
+
+
+def loaded_slot(patch: Patch) -> Slot | None:
+    """The place that *patch* changes, if its module is loaded; imports and runs nothing."""
+    try:
+        return resolve(patch.target, import_module=sys.modules.__getitem__, get=static_attribute)
+    except (KeyError, AttributeError):
+        return None

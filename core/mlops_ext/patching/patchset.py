@@ -1,14 +1,21 @@
 """Patches that are applied and reverted together.
 
-Applying twice is a no-op. Reverting restores the original exactly. A target that is not what the
-patch was written against is a conflict: nothing is changed, nothing is guessed.
+Applying twice is a no-op. Reverting restores the original exactly, once the last user of a patch
+reverts it. A target that is not what the patch was written against is a conflict: nothing is
+changed, nothing is guessed.
+
+Threads apply and revert at any time, often inside an import statement. So no lock of ours is held
+while anything is imported or while code runs that is not ours: a thread claims the place that it
+changes, and the lock guards only the tables of claims and of applied patches.
 """
 
 from __future__ import annotations
 
+import collections
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -20,9 +27,12 @@ from mlops_ext.patching.patch import (
     Outcome,
     Patch,
     PatchReport,
+    check,
     find_slot,
-    install,
+    loaded_slot,
+    prepare,
 )
+from mlops_ext.patching.target import MISSING, Slot, describe
 from mlops_ext.processes.forks import in_forked_child
 from mlops_ext.versions import in_range, installed_version
 
@@ -31,15 +41,41 @@ log = logging.getLogger(__name__)
 Versions = Callable[[str], "str | None"]
 """Gives the installed version of a distribution, or None."""
 
+_LONGEST_CHANGE_S = 5.0
+"""A claim is held for one assignment; one that is held longer hangs in code of a metaclass."""
 
-_applied: dict[str, AppliedPatch] = {}
-_lock = threading.RLock()
+_applied: dict[tuple[str, Slot], AppliedPatch] = {}
+_claims: dict[Slot, threading.Event] = {}
+_lock = threading.Lock()
 
 
 @in_forked_child
 def _after_fork() -> None:
     global _lock
-    _lock = threading.RLock()
+    _lock = threading.Lock()
+    _claims.clear()
+
+
+@contextmanager
+def _claimed(slot: Slot) -> Iterator[None]:
+    """The right to change *slot*, for one thread at a time; no lock is held in the block."""
+    mine = threading.Event()
+    while True:
+        with _lock:
+            other = _claims.setdefault(slot, mine)
+        if other is mine:
+            break
+        if not other.wait(_LONGEST_CHANGE_S):
+            with _lock:
+                _claims[slot] = mine
+            break
+    try:
+        yield
+    finally:
+        with _lock:
+            if _claims.get(slot) is mine:
+                del _claims[slot]
+        mine.set()
 
 
 @dataclass(slots=True)
@@ -49,7 +85,7 @@ class PatchSet:
     Use it as a context manager to revert at the end what it applied.
 
     Attributes:
-        patches: the patches, applied in this order, reverted in the opposite one.
+        patches: the patches, applied in this order, reverted in the opposite one; each id once.
         notify: called with each report of something new; what it raises is logged.
         versions: gives installed versions.
     """
@@ -61,6 +97,10 @@ class PatchSet:
 
     def __post_init__(self) -> None:
         self.patches = tuple(self.patches)
+        counted = collections.Counter(patch.id for patch in self.patches)
+        twice = [name for name, number in counted.items() if number > 1]
+        if twice:
+            raise ValueError(f"several patches have the id {', '.join(twice)}: ids must be unique")
 
     def status(self) -> list[PatchReport]:
         """What stands now, patch by patch; imports and changes nothing."""
@@ -75,17 +115,15 @@ class PatchSet:
         """
         reports: list[PatchReport] = []
         mine: list[AppliedPatch] = []
-        with _lock:
-            for patch in self.patches:
-                try:
-                    report = self._apply(patch, mine)
-                except BaseException as error:
-                    self._undo(mine)
-                    if isinstance(error, PatchConflictError):
-                        self._tell([self._report(patch, Outcome.CONFLICT, str(error), error)])
-                    raise
-                reports.append(report)
-            self._mine.extend(mine)
+        for patch in self.patches:
+            try:
+                reports.append(self._skip(patch) or self._apply(patch, mine))
+            except BaseException as error:
+                self._undo(mine)
+                if isinstance(error, PatchConflictError):
+                    self._tell([self._report(patch, Outcome.CONFLICT, str(error), error)])
+                raise
+        self._mine.extend(mine)
         self._tell(reports)
         return reports
 
@@ -97,18 +135,13 @@ class PatchSet:
         """
         reports: list[PatchReport] = []
         kept: list[AppliedPatch] = []
-        with _lock:
-            for applied in reversed(self._mine):
-                try:
-                    applied.revert()
-                except PatchConflictError as error:
-                    kept.insert(0, applied)
-                    report = self._report(applied.patch, Outcome.CONFLICT, str(error), error)
-                else:
-                    _applied.pop(applied.patch.id, None)
-                    report = self._report(applied.patch, Outcome.REVERTED)
-                reports.append(report)
-            self._mine = kept
+        for applied in reversed(self._mine):
+            try:
+                reports.append(self._report(applied.patch, _release(applied)))
+            except PatchConflictError as error:
+                kept.insert(0, applied)
+                reports.append(self._report(applied.patch, Outcome.CONFLICT, str(error), error))
+        self._mine = kept
         self._tell(reports)
         for report in reports:
             if report.error is not None:
@@ -133,10 +166,27 @@ class PatchSet:
             log.warning("patch left in place: %s", conflict)
 
     def _status(self, patch: Patch) -> PatchReport:
-        applied = _applied.get(patch.id)
-        if applied is not None and applied.in_force:
+        slot = loaded_slot(patch)
+        applied = _applied.get((patch.id, slot)) if slot is not None else None
+        if applied is not None:
+            return self._status_of(applied)
+        skipped = self._skip(patch)
+        conflict = None if skipped or slot is None else check(patch, slot.effective())
+        if conflict is not None:
+            return self._report(patch, Outcome.CONFLICT, str(conflict), conflict)
+        return skipped or self._report(patch, Outcome.NOT_APPLIED)
+
+    def _status_of(self, applied: AppliedPatch) -> PatchReport:
+        patch, found = applied.patch, applied.slot.own()
+        if found is applied.replacement:
             return self._report(patch, Outcome.APPLIED)
-        return self._skip(patch) or self._report(patch, Outcome.NOT_APPLIED)
+        if found is applied.original:
+            return self._report(patch, Outcome.NOT_APPLIED, "undone by other code since")
+        if _leads_to(found, applied.replacement):
+            return self._report(
+                patch, Outcome.APPLIED, f"applied, and wrapped since by {describe(found)}"
+            )
+        return self._report(patch, Outcome.CONFLICT, f"applied, then replaced by {describe(found)}")
 
     def _skip(self, patch: Patch) -> PatchReport | None:
         """Why the installed version gets no patch, or None where it gets one."""
@@ -152,23 +202,38 @@ class PatchSet:
         return None
 
     def _apply(self, patch: Patch, mine: list[AppliedPatch]) -> PatchReport:
-        skipped = self._skip(patch)
-        if skipped is not None:
-            return skipped
-        slot = find_slot(patch)  # importing the framework may fire a hook that applies this patch
-        earlier = _applied.get(patch.id)
-        if earlier is not None and earlier.in_force and earlier.slot == slot:
-            return self._report(patch, Outcome.ALREADY)
-        applied = install(patch, slot)
-        _applied[patch.id] = applied
-        mine.append(applied)
-        return self._report(patch, Outcome.APPLIED)
+        while True:
+            slot = find_slot(patch)  # importing the framework may fire a hook that applies this
+            if self._join(patch, slot, mine):
+                return self._report(patch, Outcome.ALREADY)
+            try:
+                applied = prepare(patch, slot)
+            except PatchConflictError:
+                if self._join(patch, slot, mine):  # another thread has applied it meanwhile
+                    return self._report(patch, Outcome.ALREADY)
+                raise
+            with _claimed(slot):
+                if applied.put():
+                    with _lock:
+                        _applied[patch.id, slot] = applied
+                    mine.append(applied)
+                    return self._report(patch, Outcome.APPLIED)
+
+    def _join(self, patch: Patch, slot: Slot, mine: list[AppliedPatch]) -> bool:
+        """Become a user of the patch if it is in force there; waits for a change under way."""
+        with _claimed(slot):
+            applied = _applied.get((patch.id, slot))
+            if applied is None or not applied.in_force:
+                return False
+            if all(applied is not other for other in (*self._mine, *mine)):
+                applied.users += 1
+                mine.append(applied)
+            return True
 
     def _undo(self, mine: list[AppliedPatch]) -> None:
         for applied in reversed(mine):
-            _applied.pop(applied.patch.id, None)
             try:
-                applied.revert()
+                _release(applied)
             except PatchConflictError as conflict:  # wrapped meanwhile: the others go on
                 log.warning("patch left in place: %s", conflict)
 
@@ -191,5 +256,41 @@ class PatchSet:
             log.debug("patch %s: %s %s", report.patch.id, report.outcome.value, report.detail)
             try:
                 self.notify(report)
-            except Exception:  # a listener of a third party must not undo a fix
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # a listener of a third party must not undo a fix
                 log.exception("listener for patch %s raised", report.patch.id)
+
+
+def _release(applied: AppliedPatch) -> Outcome:
+    """Drop one user of *applied*; the last one puts the original back.
+
+    Raises:
+        PatchConflictError: it cannot be put back; the user still counts.
+    """
+    with _claimed(applied.slot):
+        if applied.users > 1:
+            applied.users -= 1
+            return Outcome.KEPT
+        applied.revert()
+        key = applied.patch.id, applied.slot
+        with _lock:
+            if _applied.get(key) is applied:
+                del _applied[key]
+        return Outcome.REVERTED
+
+
+def _leads_to(found: object, replacement: object) -> bool:
+    """Whether the chain of ``__wrapped__`` that functools.wraps makes leads to *replacement*."""
+    for _ in range(_LONGEST_CHAIN):
+        if found is replacement:
+            return True
+        found = getattr(found, "__func__", found)
+        found = getattr(found, "__dict__", {}).get("__wrapped__", MISSING)
+        if found is MISSING:
+            return False
+    return False
+
+
+_LONGEST_CHAIN = 100
+"""Wrappers around one function; more, and they go in a circle."""

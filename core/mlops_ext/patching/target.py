@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,17 +87,31 @@ def parse_target(target: str) -> tuple[str, list[str], str | None]:
     return match["module"], match["path"].split("."), match["key"]
 
 
-def resolve(target: str) -> Slot:
+def static_attribute(owner: Any, name: str) -> Any:
+    """The raw attribute *name* of *owner*, found without running code of *owner*."""
+    return inspect.getattr_static(owner, name)
+
+
+def resolve(
+    target: str,
+    import_module: Callable[[str], Any] = importlib.import_module,
+    get: Callable[[Any, str], Any] = getattr,
+) -> Slot:
     """The slot that *target* names; imports its module.
+
+    Args:
+        target: the text.
+        import_module: gives a module by its name.
+        get: gives an attribute of an object.
 
     Raises:
         ImportError: the module cannot be imported.
         AttributeError: an owner on the path does not exist, or holds nothing by name.
     """
     module, path, key = parse_target(target)
-    owner: Any = importlib.import_module(module)
+    owner: Any = import_module(module)
     for name in path if key is not None else path[:-1]:
-        owner = getattr(owner, name)
+        owner = get(owner, name)
     if key is not None and not isinstance(owner, MutableMapping):
         raise AttributeError(f"{'.'.join(path)} is no mapping but {type(owner).__name__}")
     if key is None and not hasattr(owner, "__dict__"):

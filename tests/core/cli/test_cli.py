@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from mlops_ext.cli.run import child_environment
+from mlops_ext.extensions import activation
 
 MLOPS_EXT = Path(sys.executable).with_name("mlops-ext")
+BOOTSTRAP = Path(activation.__file__).with_name("bootstrap")
 FRAMEWORKS = ("zenml", "clearml", "kserve", "joblib", "kubernetes", "numpy", "rich", "pluggy")
 
 
@@ -181,9 +184,13 @@ def test_run_inside_run_arms_each_framework_once():
 def test_a_bad_setting_is_one_clear_line_and_the_command_still_runs(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext]\nautopatsch = 'x'\n")
     done = run("run", "--patch", "joblib", "--", sys.executable, "-c", "print('ran')", cwd=tmp_path)
-    assert done.returncode == 1
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert "runs without patches" in done.stderr
     assert "did you mean autopatch" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = run("list", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_interpreter_without_mlops_ext_says_so_in_one_line():
@@ -195,3 +202,129 @@ def test_an_interpreter_without_mlops_ext_says_so_in_one_line():
     assert (done.returncode, done.stdout) == (0, "ran\n")
     assert done.stderr.startswith(f"mlops-ext: no patches in {base}")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_interpreter_whose_standard_error_is_closed_runs_all_the_same(tmp_path):
+    """One without mlops-ext has something to say, and nowhere to say it."""
+    folder = tmp_path / "bootstrap"
+    shutil.copytree(BOOTSTRAP, folder)
+    code = f"{sys.executable} -S -c 'import sys; sys.path.insert(0, sys.argv[1]); import sitecustomize; print(7)' {folder} 2>&-"
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        ["sh", "-c", code], capture_output=True, text=True, check=False, env=environ
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n")
+
+
+def test_the_users_own_runs_even_if_arming_fails(tmp_path, monkeypatch):
+    (tmp_path / "mlops_ext").mkdir()
+    (tmp_path / "mlops_ext" / "__init__.py").write_text("class B(Exception): pass\nraise B('boom')")
+    (tmp_path / "sitecustomize.py").write_text("print('mine')")
+    environ = {**os.environ, "PYTHONPATH": f"{BOOTSTRAP}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, "-c", "print('ran')"],
+        capture_output=True, text=True, check=False, env=environ,
+    )  # fmt: skip
+    assert done.stdout == "mine\nran\n"
+    assert done.stderr == f"mlops-ext: no patches in {sys.executable}: boom\n"
+
+
+def test_run_of_another_installation_inside_run_keeps_the_users_own(tmp_path):
+    """Two folders with a bootstrap, as two environments have; each finds the one behind it."""
+    other, mine = tmp_path / "other", tmp_path / "mine"
+    shutil.copytree(BOOTSTRAP, other)
+    mine.mkdir()
+    (mine / "sitecustomize.py").write_text("print('mine')")
+    for places in ((BOOTSTRAP, other, mine), (other, BOOTSTRAP, mine)):
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+        done = subprocess.run(
+            [sys.executable, "-c", "import sitecustomize; print(sitecustomize.__file__)"],
+            capture_output=True, text=True, check=False, env=environ,
+        )  # fmt: skip
+        assert done.stdout == f"mine\n{mine / 'sitecustomize.py'}\n", done.stderr
+        assert done.stderr == ""
+
+
+LAUNCHER = """#!{python}
+import os, subprocess, sys
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.argv[1], os.environ.get("PYTHONPATH", "")])
+if sys.argv[2] == "exec":
+    os.execl(sys.argv[3], *sys.argv[3:])
+environ = dict(os.environ) if sys.argv[2] == "env" else None
+sys.exit(subprocess.run(sys.argv[3:], env=environ).returncode)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="scripts with a shebang")
+@pytest.mark.parametrize("how", ["exec", "popen", "env"])
+def test_a_launcher_that_puts_its_own_sitecustomize_first_does_not_hide_ours(tmp_path, how):
+    """As those of tracing agents do, whose sitecustomize does not run the next."""
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "sitecustomize.py").write_text("print('agent')")
+    launcher = tmp_path / "launcher"
+    launcher.write_text(LAUNCHER.format(python=sys.executable))
+    launcher.chmod(0o755)
+    code = "import sys; print('mlops_ext.extensions.finder' in sys.modules)"
+    command = [str(launcher), str(tmp_path / "agent"), how, sys.executable, "-c", code]
+    done = run("run", "--patch", "joblib", "--", *command)
+    if how == "env":  # the mapping is the launcher's own: it is told, not changed
+        assert done.stdout == "agent\nFalse\n", done.stderr
+        assert "Put mlops-ext run behind the launcher" in done.stderr
+    else:
+        assert done.stdout == "agent\nTrue\n", done.stderr
+        assert done.stderr == ""
+
+
+def test_an_interpreter_below_run_loads_nothing_but_a_few_modules_of_ours():
+    code = "import sys; print(*sys.modules)"
+    bare = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    below = run("run", "--", sys.executable, "-c", code).stdout.split()
+    more = {name for name in set(below) - set(bare) if not name.startswith("mlops_ext")}
+    assert more <= {"sitecustomize"}
+    assert len(set(below) - set(bare)) < 12
+
+
+@pytest.mark.skipif(os.name != "posix", reason="scripts of a POSIX shell")
+def test_run_runs_a_script_without_a_shebang_as_a_shell_does(tmp_path):
+    script = tmp_path / "script"
+    script.write_text('echo "$1"; exit 3\n')
+    script.chmod(0o755)
+    done = run("run", "--", str(script), "two words")
+    assert (done.returncode, done.stdout) == (3, "two words\n")
+
+
+def test_a_disabled_extension_has_no_commands():
+    environ = {**os.environ, "MLOPS_EXT_DISABLE": "joblib"}
+    assert "  joblib " not in run("--help", env=environ).stdout
+    assert "  joblib " in run("--help").stdout
+    assert run("joblib", "--help", env=environ).returncode == 2
+
+
+def test_doctor_names_what_is_misspelt_and_what_is_not_read(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlops_ext]\nautopatch = ['joblib']\n")
+    environ = {
+        **os.environ,
+        "MLOPS_EXT_DISABLE": "jobllib",
+        "MLOPS_EXT_JOBLIB_SIGN_KEI": "hidden",
+        "MLOPS_EXT_AUTOPACH": "kserve",
+    }
+    done = run("doctor", "--json", cwd=tmp_path, env=environ)
+    found = {(f["message"], f["advice"]) for f in json.loads(done.stdout)["findings"]}
+    assert (
+        "disable lists 'jobllib', and no extension has that name",
+        "did you mean joblib?",
+    ) in found
+    file = tmp_path / "pyproject.toml"
+    assert (f"[tool.mlops_ext] in {file} is not read", "did you mean [tool.mlops-ext]?") in found
+    assert (
+        "no setting is read from MLOPS_EXT_AUTOPACH",
+        "did you mean MLOPS_EXT_AUTOPATCH?",
+    ) in found
+    assert any("MLOPS_EXT_JOBLIB_SIGN_KEI" in message for message, _ in found)
+    assert "hidden" not in done.stdout
+    if os.name == "posix":
+        file.chmod(0o666)
+        done = run("doctor", "--json", cwd=tmp_path)
+        assert f"{file} is not read: another user could have written it" in done.stdout

@@ -1,5 +1,6 @@
 """Third parties that are broken in ways an installer would not let pass: none harms the rest."""
 
+import json
 import os
 import subprocess
 import sys
@@ -213,3 +214,56 @@ def test_a_reader_that_leaves_early_ends_the_command_without_words(site):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+BASE_EXCEPTIONS = ["import asyncio; raise asyncio.CancelledError", "raise GeneratorExit"]
+
+
+@pytest.mark.parametrize("text", BASE_EXCEPTIONS)
+@pytest.mark.parametrize("where", ["module", "hook"])
+def test_whatever_an_extension_raises_is_one_problem_and_stops_nothing(site, text, where):
+    module = text if where == "module" else HOOK.format("mlops_ext_frameworks", text)
+    site.add("odd", "[mlops_ext]\nodd = odd_module\n", module)
+    for command in (("list",), ("doctor",)):
+        done = site.run(*command)
+        assert "extension 'odd'" in done.stdout + done.stderr
+        assert "joblib" in done.stdout
+        assert "Traceback" not in done.stderr
+    done = site.run("run", "--", sys.executable, "-c", "print('ran')")
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+
+
+def test_what_an_extension_prints_is_no_part_of_a_document(site):
+    site.add("loud", "[mlops_ext]\nloud = loud_module\n", "print('HELLO')")
+    done = site.run("doctor", "--json")
+    assert isinstance(json.loads(done.stdout), dict)
+    assert "HELLO" in done.stderr
+
+
+def test_an_extension_that_another_of_its_name_hides_is_told(site):
+    site.add("thief", "[mlops_ext]\nzenml = thief_module\n", "")
+    for command in ("list", "doctor"):
+        done = site.run(command)
+        assert "extension 'zenml' of mlops-ext is not used" in done.stdout + done.stderr
+
+
+def test_a_group_of_commands_does_not_hide_one_of_ours(site):
+    site.add("lister", "[mlops_ext.commands]\nlist = lister_module:x\n", "x = None")
+    done = site.run("--help")
+    assert done.stdout.count("\n  list ") == 1
+    assert site.run("list").returncode == 0
+
+
+def test_the_second_patch_of_one_id_is_a_problem_of_its_extension(site):
+    patch = (
+        "from mlops_ext.patching import Patch; return [Patch(id='odd.x', framework='odd',"
+        " distribution='odd', versions='', target='odd:{}', replacement='a:b', reason='r',"
+        " verified_by='v')]"
+    )
+    for name in ("one", "two"):
+        module = HOOK.format("mlops_ext_patches", patch.format(name))
+        site.add(name, f"[mlops_ext]\n{name} = {name}_module\n", module)
+    done = site.run("doctor", "--json")
+    document = json.loads(done.stdout)
+    assert [fix["id"] for fix in document["fixes"]].count("odd.x") == 1
+    assert any("two patches with the id odd.x" in f["message"] for f in document["findings"])

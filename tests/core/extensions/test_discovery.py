@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import logging
+import subprocess
 import sys
 import types
 
@@ -10,7 +12,7 @@ import pytest
 
 from mlops_ext import doctor, hookimpl
 from mlops_ext.errors import UnknownNameError
-from mlops_ext.extensions import activation
+from mlops_ext.extensions import activation, finder
 from mlops_ext.extensions.discovery import load_extensions
 from mlops_ext.extensions.entry_points import find_entry_points
 from mlops_ext.hookspecs import DoctorCheck, Finding, Framework, Severity
@@ -186,8 +188,14 @@ def applied(monkeypatch):
     """The frameworks whose patches were asked for."""
     names = []
     monkeypatch.setattr(activation, "apply", names.append)
-    monkeypatch.setattr(activation, "_waiting", set())
+    unarmed(monkeypatch)
     return names
+
+
+def unarmed(monkeypatch):
+    """Let no framework be armed, and no module be waited for, during a test."""
+    for name in ("armed", "_before", "_after"):
+        monkeypatch.setattr(finder, name, {})
 
 
 def test_a_framework_is_patched_once_when_it_is_imported(applied, tmp_path, monkeypatch):
@@ -222,7 +230,7 @@ def test_a_failure_never_comes_out_of_an_import(monkeypatch, caplog, error):
     def fail(_name):
         raise error
 
-    monkeypatch.setattr(activation, "_waiting", set())
+    unarmed(monkeypatch)
     monkeypatch.setattr(activation, "apply", fail)
     activation.apply_on_import("sample", "pytest")
     assert "sample goes on without its patches" in caplog.text
@@ -235,7 +243,7 @@ def test_the_first_of_two_extensions_of_one_name_is_taken(monkeypatch):
 
 
 def test_doctor_calls_armed_only_what_an_import_will_apply(monkeypatch):
-    monkeypatch.setattr(activation, "_waiting", {"sample"})
+    monkeypatch.setattr(finder, "armed", {"sample": "sample_not_imported"})
     armed = {
         outcome: doctor._fix(PatchReport(patch=PATCH, outcome=outcome, version="1")).armed
         for outcome in Outcome
@@ -275,7 +283,7 @@ def test_a_patch_for_one_kind_of_process_is_applied_there_alone(monkeypatch, loa
 def test_an_extension_prepares_for_the_import_of_a_version_it_knows(
     applied, tmp_path, monkeypatch, load, supported, expected
 ):
-    """And the import system is as before afterwards."""
+    """And the module is then as if nothing had waited for it."""
     prepared = []
     sample = types.ModuleType("sample_prepares")
     sample.prepare = lambda: prepared.append("prepared")
@@ -288,9 +296,100 @@ def test_an_extension_prepares_for_the_import_of_a_version_it_knows(
     module = f"early_framework_{len(expected)}"
     (tmp_path / f"{module}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    finders = [finder for finder in sys.meta_path if "mlops_ext" in type(finder).__module__]
     activation.apply_on_import("sample", module)
-    importlib.import_module(module)
+    imported = importlib.import_module(module)
     assert prepared == expected
     assert applied == ["sample"]
-    assert finders == [f for f in sys.meta_path if "mlops_ext" in type(f).__module__]
+    assert type(imported.__loader__) is importlib.machinery.SourceFileLoader
+    assert imported.__spec__.loader is imported.__loader__
+    importlib.reload(imported)
+    assert prepared == expected, "a reload needs no preparation"
+    assert applied == ["sample", "sample"], "but it made what the patches had changed anew"
+    assert sum(one is finder._finder for one in sys.meta_path) == 1
+
+
+def test_to_ask_for_a_module_is_not_to_import_it(applied, tmp_path, monkeypatch):
+    (tmp_path / "asked_for.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    activation.apply_on_import("sample", "asked_for")
+    spec = importlib.util.find_spec("asked_for")
+    assert isinstance(spec.loader, importlib.machinery.SourceFileLoader)
+    assert spec.loader.get_source("asked_for") == ""
+    assert applied == []
+    importlib.import_module("asked_for")
+    assert applied == ["sample"]
+
+
+def test_a_module_that_fails_is_waited_for_again(applied, tmp_path, monkeypatch):
+    (tmp_path / "fails_once.py").write_text("raise RuntimeError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    activation.apply_on_import("sample", "fails_once")
+    with pytest.raises(RuntimeError):
+        importlib.import_module("fails_once")
+    assert applied == []
+    (tmp_path / "fails_once.py").write_text("# it runs now, as the length tells\n")
+    importlib.invalidate_caches()
+    importlib.import_module("fails_once")
+    assert applied == ["sample"]
+
+
+def test_another_package_s_hooks_on_the_same_import_run_too(applied, tmp_path, monkeypatch):
+    """As those of tracing agents, set before and after ours."""
+    wrapt = pytest.importorskip("wrapt")
+    for number, order in enumerate(("theirs first", "ours first")):
+        module = f"hooked_{number}"
+        (tmp_path / f"{module}.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+        seen = []
+        if order == "theirs first":
+            wrapt.register_post_import_hook(lambda _, seen=seen: seen.append("theirs"), module)
+            activation.apply_on_import(f"sample{number}", module)
+        else:
+            activation.apply_on_import(f"sample{number}", module)
+            wrapt.register_post_import_hook(lambda _, seen=seen: seen.append("theirs"), module)
+        importlib.import_module(module)
+        assert seen == ["theirs"]
+    assert applied == ["sample0", "sample1"]
+
+
+def test_two_threads_import_two_armed_frameworks_that_need_each_other(tmp_path):
+    """In a process of its own, as it once hung there forever."""
+    (tmp_path / "fw_one").mkdir()
+    (tmp_path / "fw_one" / "__init__.py").touch()
+    (tmp_path / "fw_one" / "server.py").write_text(
+        "import time; time.sleep(0.2)\nimport fw_two\ndef start(): return 'original'\n"
+    )
+    (tmp_path / "fw_two.py").write_text(
+        "import time; time.sleep(0.5)\ndef go(): return 'original'\n"
+    )
+    code = """
+import sys, threading
+from mlops_ext.extensions import activation, finder
+from mlops_ext.patching import Patch, PatchSet
+
+def patch(name, target):
+    return Patch(id=name, framework=name, distribution="pytest", versions="", target=target,
+                 replacement="__main__:make", reason="r", verified_by="v")
+
+def make(original):
+    return lambda: "patched"
+
+SETS = {"one": PatchSet([patch("one", "fw_one.server:start")]), "two": PatchSet([patch("two", "fw_two:go")])}
+activation.apply = lambda name: SETS[name].apply()
+activation.autopatch(["one=fw_one", "two=fw_two"])
+threads = [threading.Thread(target=__import__, args=(name,), daemon=True) for name in ("fw_two", "fw_one")]
+for thread in threads: thread.start()
+for thread in threads: thread.join(20)
+print(*(thread.is_alive() for thread in threads))
+import fw_one.server, fw_two
+print(fw_one.server.start(), fw_two.go(), flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["False", "False", "patched", "patched"], done.stderr

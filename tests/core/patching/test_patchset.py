@@ -3,13 +3,14 @@
 import functools
 import os
 import sys
+import threading
 import types
 
 import pytest
-import wrapt
 from tests.support.forks import held_by_another_thread, in_child
 
 from mlops_ext.errors import PatchConflictError
+from mlops_ext.extensions import finder
 from mlops_ext.patching import Outcome, Patch, PatchSet
 from mlops_ext.patching import patchset as patching
 from mlops_ext.patching.target import MISSING, Slot
@@ -140,10 +141,12 @@ def test_a_hook_on_the_import_that_applying_causes_is_no_conflict(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     patch = make("fw_lazy:run", "replace_function")
     on_import, explicit = patch_set(patch), patch_set(patch)
-    wrapt.register_post_import_hook(lambda _: on_import.apply(), "fw_lazy")
+    finder.on_import("fw_lazy", on_import.apply)
     assert [report.outcome for report in explicit.apply()] == [Outcome.ALREADY]
     assert sys.modules["fw_lazy"].run() == "patched original"
-    on_import.revert()
+    assert [report.outcome for report in on_import.revert()] == [Outcome.KEPT]
+    assert sys.modules["fw_lazy"].run() == "patched original"
+    assert [report.outcome for report in explicit.revert()] == [Outcome.REVERTED]
     assert sys.modules.pop("fw_lazy").run() == "original"
 
 
@@ -270,7 +273,9 @@ def test_a_patch_that_somebody_replaced_is_no_longer_active(framework):
     patches.apply()
     assert [r.outcome for r in patches.status()] == [Outcome.APPLIED]
     ours, framework.Server.run = framework.Server.run, lambda self: "theirs"
-    assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED]
+    (report,) = patches.status()
+    assert report.outcome is Outcome.CONFLICT
+    assert "replaced by tests.core.patching.test_patchset" in report.detail
     framework.Server.run = ours
     patches.revert()
     assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED]
@@ -323,3 +328,183 @@ def test_places_are_the_same_where_their_owner_is_not_where_it_is_equal():
     owner = {}
     assert Slot(owner, "a", is_item=True) == Slot(owner, "a", is_item=True)
     assert Slot(owner, "a", is_item=True) != Slot({}, "a", is_item=True)
+
+
+def test_the_last_user_of_a_patch_reverts_it(framework):
+    first, second = patch_set(make()), patch_set(make())
+    first.apply()
+    assert [r.outcome for r in second.apply()] == [Outcome.ALREADY]
+    assert [r.outcome for r in second.apply()] == [Outcome.ALREADY], "one user, however often"
+    assert [r.outcome for r in first.revert()] == [Outcome.KEPT]
+    assert framework.Server().run() == "patched original"
+    assert [r.outcome for r in second.revert()] == [Outcome.REVERTED]
+    assert framework.Server().run() == "original"
+
+
+def test_two_blocks_of_two_threads_that_overlap_are_both_patched(framework):
+    inside, left = threading.Event(), threading.Event()
+    seen = []
+
+    def outlives():
+        with patch_set(make()):
+            inside.set()
+            left.wait(10)
+            seen.append(framework.Server().run())
+
+    thread = threading.Thread(target=outlives)
+    with patch_set(make()):
+        thread.start()
+        assert inside.wait(10)
+    left.set()
+    thread.join()
+    assert seen == ["patched original"]
+    assert framework.Server().run() == "original"
+
+
+def test_a_call_that_fails_keeps_the_patches_of_other_users(framework):
+    user = patch_set(make())
+    user.apply()
+    with pytest.raises(PatchConflictError):
+        patch_set(make(), make("fw_sample:Server.gone", "replace_inherited")).apply()
+    assert framework.Server().run() == "patched original"
+    user.revert()
+    assert framework.Server().run() == "original"
+
+
+def test_many_threads_apply_and_revert_and_the_original_is_back(framework):
+    original = vars(framework.Server)["run"]
+    start = threading.Barrier(8)
+    seen = []
+
+    def use():
+        start.wait()
+        for _ in range(50):
+            with patch_set(make(), make("fw_sample:Server.fixed", "replace_static")):
+                seen.append((framework.Server().run(), framework.Server.fixed()))
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [("patched original", "patched original")] * 400
+    assert vars(framework.Server)["run"] is original
+
+
+def test_a_module_may_wait_for_a_thread_that_applies_while_it_is_imported(tmp_path, monkeypatch):
+    """Nothing is imported while a lock is held: the thread below would wait for it forever."""
+    (tmp_path / "fw_waits.py").write_text(
+        "import threading\n"
+        "thread = threading.Thread(target=__import__, args=('fw_waited_for',))\n"
+        "thread.start()\n"
+        "thread.join(20)\n"
+        "finished = not thread.is_alive()\n"
+        "def run(): return 'original'\n"
+    )
+    (tmp_path / "fw_waited_for.py").write_text("def run(): return 'original'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = patch_set(make("fw_waited_for:run", "replace_function", id="sample.inner"))
+    finder.on_import("fw_waited_for", inner.apply)
+    with patch_set(make("fw_waits:run", "replace_function")):
+        assert sys.modules["fw_waits"].finished
+        assert sys.modules["fw_waits"].run() == "patched original"
+    assert sys.modules["fw_waited_for"].run() == "patched original"
+    inner.revert()
+
+
+class Careful(type):
+    """A metaclass whose classes wait, while they are changed, for a thread that patches too."""
+
+    during = None
+
+    def __setattr__(cls, name, value):
+        if Careful.during is not None:
+            call, Careful.during = Careful.during, None
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive()
+        super().__setattr__(name, value)
+
+
+def test_code_of_a_class_that_runs_while_it_is_changed_may_wait_for_another_patch(
+    framework, monkeypatch
+):
+    framework.Careful = Careful("Careful", (), {"run": framework.Server.run})
+    other = patch_set(make("fw_sample:Server.fixed", "replace_static"))
+    monkeypatch.setattr(Careful, "during", other.apply)
+    with patch_set(make("fw_sample:Careful.run")):
+        assert framework.Careful().run() == "patched original"
+        assert framework.Server.fixed() == "patched original"
+    other.revert()
+
+
+def test_leaving_a_block_reports_a_conflict_unless_an_error_is_on_its_way(framework, caplog):
+    with pytest.raises(PatchConflictError, match="undo that first"), patch_set(make()):
+        framework.Server.run = lambda _: "foreign"
+    patches = patch_set(make("fw_sample:REGISTRY[shared]", "add_item", expects="nothing"))
+
+    def fail():
+        with patches:
+            framework.REGISTRY["shared"] = "foreign"
+            raise RuntimeError("of the block")
+
+    with pytest.raises(RuntimeError, match="of the block"):
+        fail()
+    assert "patch left in place" in caplog.text
+
+
+def test_a_place_that_cannot_be_set_is_a_conflict():
+    patch = make("collections:OrderedDict.get", "replace_run", expects="builtins")
+    with pytest.raises(PatchConflictError, match="cannot be set"):
+        patch_set(patch).apply()
+
+
+def test_the_status_names_a_conflict_before_anything_is_applied(framework):
+    framework.Server.run = functools.partial(print)
+    (report,) = patch_set(make()).status()
+    assert report.outcome is Outcome.CONFLICT
+    assert "functools" in report.detail
+
+
+def test_the_status_tells_a_wrapper_from_a_replacement_and_from_a_revert(framework):
+    patches = patch_set(make())
+    patches.apply()
+    ours = framework.Server.run
+
+    @functools.wraps(ours)
+    def foreign(self):
+        return "foreign " + ours(self)
+
+    framework.Server.run = foreign
+    (report,) = patches.status()
+    assert (report.outcome, "wrapped since by" in report.detail) == (Outcome.APPLIED, True)
+    framework.Server.run = ours
+    patches.revert()
+    assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED]
+
+
+def test_the_status_after_a_reload_is_that_of_the_new_class(framework):
+    patches = patch_set(make())
+    patches.apply()
+    exec(FRAMEWORK, framework.__dict__)
+    framework.Server.__module__ = "fw_sample"
+    assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED]
+
+
+def test_the_status_imports_and_runs_nothing(framework):
+    module = types.ModuleType("fw_lazy_names")
+    module.__getattr__ = lambda name: pytest.fail(f"{name} was looked up")
+    sys.modules["fw_lazy_names"] = module
+    try:
+        patches = patch_set(
+            make("fw_lazy_names:Server.run"), make("fw_not_there:run", id="sample.other")
+        )
+        assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED] * 2
+    finally:
+        del sys.modules["fw_lazy_names"]
+
+
+def test_two_patches_with_one_id_are_refused():
+    with pytest.raises(ValueError, match=r"sample\.replace_run"):
+        patch_set(make(), make())

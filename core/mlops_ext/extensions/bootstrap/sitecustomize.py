@@ -1,41 +1,76 @@
 """Found first on PYTHONPATH under ``mlops-ext run``: arms the patches, then runs the user's own.
 
-This folder holds nothing else. A fault in here must not stop somebody's interpreter: it is
-reported in one line on standard error.
+This folder holds nothing else. Every interpreter below ``run`` pays for this file, whichever Python
+it is and whether or not mlops-ext is installed for it. So it imports only what each interpreter has
+loaded already, and reads the environment itself: `mlops_ext.settings` costs more than all the rest.
+A fault in here must not stop somebody's interpreter: it is told in one line on standard error.
 """
 
-import importlib.machinery
-import importlib.util
 import os
 import sys
 
 
 def _run_the_users_own() -> None:
-    """Execute the ``sitecustomize`` that this one hides, if there is one."""
+    """Execute the ``sitecustomize`` that this one hides, if there is one.
+
+    It is looked for behind this folder only: another installation's, which stands before or behind
+    it where one ``run`` started another, goes on from its own place.
+    """
     here = os.path.dirname(os.path.abspath(__file__))
-    others = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    places = [os.path.abspath(entry or ".") for entry in sys.path]
+    behind = sys.path[places.index(here) + 1 :] if here in places else sys.path
+    import _frozen_importlib
+    import _frozen_importlib_external
+
+    others = [entry for entry in behind if os.path.abspath(entry or ".") != here]
+    spec = _frozen_importlib_external.PathFinder.find_spec("sitecustomize", others)
     if spec is None or spec.loader is None:
         return
-    module = importlib.util.module_from_spec(spec)
+    module = _frozen_importlib.module_from_spec(spec)
     sys.modules["sitecustomize"] = module
     spec.loader.exec_module(module)
 
 
-def _arm() -> None:
-    """Arm the frameworks of ``MLOPS_EXT_AUTOPATCH``."""
-    try:
-        from mlops_ext.processes.signals import hear_as_pid_1
+def _arm(entry: str) -> None:
+    """Arm a framework: its name, perhaps with ``=`` and the module that triggers its patches."""
+    from mlops_ext.extensions.finder import arm
 
-        hear_as_pid_1()  # first: until then the kernel drops SIGTERM for PID 1
-        from mlops_ext.extensions.activation import autopatch
-    except ImportError as error:
-        sys.stderr.write(f"mlops-ext: no patches in {sys.executable}: {error}\n")
+    framework, _, module = entry.strip().partition("=")
+    if not framework:
         return
-    autopatch()
+
+    def apply() -> None:
+        from mlops_ext.extensions import activation
+
+        activation.apply_guarded(framework)
+
+    def prepare() -> None:
+        from mlops_ext.extensions import activation
+
+        activation.prepare_for_import(framework)
+
+    arm(framework, module or framework, apply, prepare)
+
+
+def _start() -> None:
+    if sys.version_info < (3, 10):
+        raise RuntimeError("mlops-ext needs Python 3.10 or later")
+    from mlops_ext.processes.signals import hear_as_pid_1
+
+    hear_as_pid_1()  # first: until then the kernel drops SIGTERM for PID 1
+    from mlops_ext.extensions.handover import stay_first
+
+    for entry in os.environ.get("MLOPS_EXT_AUTOPATCH", "").split(","):
+        _arm(entry)
+    stay_first(os.path.dirname(os.path.abspath(__file__)))
 
 
 try:
-    _arm()
+    _start()
+except Exception as error:
+    try:
+        sys.stderr.write("mlops-ext: no patches in %s: %s\n" % (sys.executable, error))
+    except Exception:  # standard error is closed
+        pass
 finally:
     _run_the_users_own()
