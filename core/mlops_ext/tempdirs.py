@@ -1,7 +1,7 @@
 """Temporary directories: a root of the user's choice, one directory a run and process, a reaper.
 
-The root comes from an argument, from ``temp_dir`` in ``[tool.mlops-ext]``, from
-``MLOPS_EXT_TEMP_DIR``, or is the one of `tempfile`. Below it every run of every process gets a
+The root comes from an argument, from ``MLOPS_EXT_TEMP_DIR``, from ``temp_dir`` in
+``[tool.mlops-ext]``, or is the one of `tempfile`. Below it every run of every process gets a
 directory of its own, with a marker beside it that names the owner and is locked as long as the
 owner lives. `reap` removes what dead processes left, and never what a live one uses.
 """
@@ -27,9 +27,10 @@ from pathlib import Path
 
 from mlops_ext import files, settings
 from mlops_ext.errors import TempDirError
+from mlops_ext.files import markers
 from mlops_ext.processes import identity
 from mlops_ext.processes.forks import in_forked_child
-from mlops_ext.processes.identity import Evidence, Liveness, ProcessIdentity
+from mlops_ext.processes.identity import Liveness
 from mlops_ext.processes.open_files import holders
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PREFIX = "mlops-ext-"
-_MARKER = ".owner"
 _REAP_BUDGET_S = 10.0
 """At most this long is a start held up by what dead processes left; the next start goes on."""
 _PATIENCE = files.Patience(total_s=2.0)
@@ -68,13 +68,25 @@ def root(path: str | Path | None = None) -> Path:
     """
     chosen = settings.load(settings.CoreSettings, arguments={"temp_dir": path}).temp_dir
     if chosen is None:
-        return _system_root()
+        return _warned_of(_system_root())
     try:
-        return check_root(chosen)
+        return _warned_of(check_root(chosen))
     except TempDirError as error:
         instead = _system_root()
         _warn_once(f"{error}; using {instead} instead")
         return instead
+
+
+def _warned_of(chosen: Path) -> Path:
+    """*chosen*, after a warning if every user may rename and remove what is in there."""
+    with suppress(OSError):
+        mode = chosen.stat().st_mode
+        if os.name == "posix" and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            _warn_once(
+                f"everybody can rename and remove what is in {chosen}, which is for temporary"
+                f" files: set its sticky bit (chmod +t {chosen}) or choose another root"
+            )
+    return chosen
 
 
 def _system_root() -> Path:
@@ -93,7 +105,9 @@ def check_root(path: str | Path) -> Path:
     chosen = Path(path)
     try:
         chosen = chosen.expanduser().absolute()
-        chosen.mkdir(parents=True, exist_ok=True)
+        for folder in reversed([chosen, *chosen.parents]):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)  # whatever the umask
         with tempfile.TemporaryFile(dir=chosen) as probe:
             probe.write(b"\0")
     except OSError as error:
@@ -127,15 +141,18 @@ class RunDirectory:
         name = re.sub(r"[^\w.-]+", "_", run)[:40]
         for _ in range(_TRIES):
             path = root / f"{_PREFIX}{name}-{os.getpid()}-{secrets.token_hex(6)}"
-            marker = path.with_name(path.name + _MARKER)
+            marker = path.with_name(path.name + markers.SUFFIX)
             try:
-                descriptor = _new_marker(marker)
+                descriptor = markers.create(marker)
                 if descriptor is None:
                     continue
                 try:
                     path.mkdir(mode=0o700)
+                    markers.write(marker, descriptor, path.lstat().st_ino)
                 except OSError:
-                    _give_up(marker, descriptor)
+                    with suppress(OSError):
+                        path.rmdir()
+                    markers.give_up(marker, descriptor)
                     raise
             except OSError as error:
                 raise TempDirError(root, describe(error, root)) from error
@@ -164,7 +181,7 @@ class RunDirectory:
             return True
         gone = remove(self.path)
         if gone:
-            _give_up(self.marker, self._descriptor)
+            markers.give_up(self.marker, self._descriptor)
         else:
             os.close(self._descriptor)
         self._descriptor = -1
@@ -172,7 +189,7 @@ class RunDirectory:
 
 
 _open: dict[tuple[str, str, int], RunDirectory] = {}
-_lock = threading.RLock()
+_lock = threading.Lock()
 
 
 def for_process(run: str = "", path: str | Path | None = None) -> RunDirectory:
@@ -187,13 +204,21 @@ def for_process(run: str = "", path: str | Path | None = None) -> RunDirectory:
     key = (str(chosen), run, os.getpid())
     with _lock:
         found = _open.get(key)
-        if found is None or not found.path.is_dir():
-            if not any(known[0] == key[0] and known[2] == key[2] for known in _open):
-                reap(chosen, budget_s=_REAP_BUDGET_S)
-            if found is not None:
-                found.close()  # somebody cleaned it away: its marker goes too
-            found = _open[key] = RunDirectory.create(chosen, run)
+        is_first = not any(known[0] == key[0] and known[2] == key[2] for known in _open)
+    if found is not None and found.path.is_dir():
         return found
+    if is_first:
+        reap(chosen, budget_s=_REAP_BUDGET_S)
+    made = RunDirectory.create(chosen, run)
+    with _lock:  # only the table: reaping and closing run finalizers, and import
+        current = _open.get(key)
+        if current is found:
+            _open[key] = current = made
+    for unused in (found, made):  # cleaned away from outside; or another thread was first
+        if unused is not None and unused is not current:
+            unused.close()
+    assert current is not None
+    return current
 
 
 @atexit.register
@@ -208,7 +233,7 @@ def _after_fork() -> None:
     """A child owns none of its parent's directories."""
     global _lock
     _open.clear()
-    _lock = threading.RLock()
+    _lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,23 +263,20 @@ def reap(root: Path, *, budget_s: float | None = None) -> Reaped:
     """
     found: dict[str, list[Path]] = {"removed": [], "live": [], "unknown": [], "failed": []}
     deadline = None if budget_s is None else time.monotonic() + budget_s
-    here, local, booted = (
-        identity.own_identity(),
-        identity.on_local_disk(root),
-        identity.booted_at(),
-    )
+    here, booted = identity.own_identity(), identity.booted_at()
+    local = identity.on_local_disk(root)
     for marker in _markers(root):
         if deadline is not None and time.monotonic() > deadline:
             break
-        with _opened(marker) as descriptor:
+        with markers.opened(marker) as descriptor:
             if descriptor is None:
                 continue
-            liveness = _judge(descriptor, here, local=local, booted=booted)
-            path = marker.with_name(marker.name.removesuffix(_MARKER))
+            liveness, inode = markers.judge(marker, descriptor, here, local=local, booted=booted)
+            path = marker.with_name(marker.name.removesuffix(markers.SUFFIX))
             if liveness is not Liveness.DEAD:
                 found["live" if liveness is Liveness.ALIVE else "unknown"].append(path)
                 continue
-            gone = remove(path)
+            gone = remove(path, inode=inode) if inode else _remove_empty(path)
             found["removed" if gone else "failed"].append(path)
         if gone:
             with suppress(OSError):
@@ -287,19 +309,31 @@ def describe(error: OSError, path: Path) -> str:
     return what
 
 
-def remove(path: Path) -> bool:
+def _remove_empty(path: Path) -> bool:
+    """Remove a directory whose owner died before it could put anything there."""
+    with suppress(FileNotFoundError):
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return False
+    return True
+
+
+def remove(path: Path, *, inode: int | None = None) -> bool:
     """Remove *path*: at once, else again after a collection of garbage that may hold it open.
 
-    Never raises. Below a `RunDirectory` what is still in use goes when that is closed, or by a
-    later `reap`.
+    With *inode* only the directory that has it is removed. Never raises. Below a `RunDirectory`
+    what is still in use goes when that is closed, or by a later `reap`.
 
     Returns:
         Whether it is gone. What could not be removed is logged once, with its holders.
     """
-    if files.remove(path, patience=files.Patience(total_s=0)).complete:
+    if files.remove(path, patience=files.Patience(total_s=0), inode=inode).complete:
         return True
     gc.collect()
-    removal = files.remove(path, patience=_PATIENCE)
+    removal = files.remove(path, patience=_PATIENCE, inode=inode)
     if removal.complete:
         return True
     left = removal.left[0]
@@ -312,76 +346,13 @@ def remove(path: Path) -> bool:
     return False
 
 
-def _new_marker(marker: Path) -> int | None:
-    """A descriptor of the locked new *marker*, or None where a reaper has looked at it first."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(marker, flags, 0o600)
-    try:
-        if identity.lock(descriptor) is False:
-            _give_up(marker, descriptor)
-            return None
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, identity.own_identity().dump())
-    except OSError:
-        _give_up(marker, descriptor)
-        raise
-    return descriptor
-
-
-def _give_up(marker: Path, descriptor: int) -> None:
-    """Remove our own *marker* and close it; the lock is held until the name is gone."""
-    with suppress(OSError):
-        marker.unlink()
-    os.close(descriptor)
-    with suppress(OSError):  # Windows removes no file that is open
-        marker.unlink()
-
-
 def _markers(root: Path) -> list[Path]:
     try:
         with os.scandir(root) as entries:
             names = [e.name for e in entries if e.name.startswith(_PREFIX)]
     except OSError:
         return []
-    return [root / name for name in sorted(names) if name.endswith(_MARKER)]
-
-
-@contextmanager
-def _opened(marker: Path) -> Iterator[int | None]:
-    """A descriptor of *marker*, or None where it is gone, a link, or another user's."""
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(marker, flags)
-    except OSError:
-        yield None
-        return
-    try:
-        status = os.fstat(descriptor)
-        foreign = hasattr(os, "geteuid") and status.st_uid != os.geteuid()
-        yield None if foreign or not stat.S_ISREG(status.st_mode) else descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _judge(
-    descriptor: int, here: ProcessIdentity, *, local: bool, booted: float | None
-) -> Liveness:
-    """Whether the owner of an open marker lives; if it is DEAD, the marker is locked by us."""
-    taken = identity.lock(descriptor)
-    status = os.fstat(descriptor)
-    if status.st_nlink == 0:  # another reaper was here, between our open and our lock
-        return Liveness.ALIVE
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    owner = ProcessIdentity.read(os.read(descriptor, 4096))
-    evidence = Evidence(
-        held=None if taken is None else not taken,
-        started=None if owner is None else identity.start_of(owner.pid),
-        local=local,
-        written=status.st_mtime,
-        now=time.time(),
-        booted=booted,
-    )
-    return identity.verdict(owner, here, evidence)
+    return [root / name for name in sorted(names) if name.endswith(markers.SUFFIX)]
 
 
 _warned: set[str] = set()

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import threading
 import weakref
 from pathlib import Path
 
@@ -211,3 +212,46 @@ def test_where_no_place_at_all_is_left_that_is_said(tmp_path, monkeypatch):
     for path in (None, tmp_path / "file"):
         with pytest.raises(TempDirError, match="No usable temporary directory"):
             tempdirs.root(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+def test_a_root_that_is_made_is_for_this_user_only_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        tempdirs.check_root(tmp_path / "a" / "b")
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "a", tmp_path / "a" / "b"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+@pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o1777, False), (0o755, False)])
+def test_a_root_where_everybody_may_rename_is_warned_of(tmp_path, caplog, mode, warned):
+    tmp_path.chmod(mode)
+    assert tempdirs.root(tmp_path) == tmp_path
+    assert ("set its sticky bit" in caplog.text) is warned
+
+
+def test_threads_that_come_first_together_get_the_same_directory(tmp_path, monkeypatch):
+    """Reaping and closing run finalizers, so no lock is held meanwhile."""
+    both = threading.Barrier(2)
+    real = tempdirs.reap
+
+    def reap(*args, **kwargs):
+        both.wait(20)
+        assert not tempdirs._lock.locked()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(tempdirs, "reap", reap)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(tempdirs.for_process("run", tmp_path)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1]
+    assert sorted(tmp_path.iterdir()) == [found[0].path, found[0].marker]

@@ -1,6 +1,8 @@
 """The reaper: only dead processes lose their directories, and who is dead is told with care."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,14 +100,71 @@ def test_an_owner_of_another_boot_on_this_disk_is_unknown_until_we_booted_later(
     assert tempdirs.reap(tmp_path).removed == (directory.path,)
 
 
-def test_a_marker_that_is_a_link_is_not_followed(tmp_path):
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "mlops-ext-x-1-ab").symlink_to(precious)
-    (tmp_path / "root" / "mlops-ext-x-1-ab.owner").symlink_to(tmp_path / "elsewhere")
-    assert tempdirs.reap(tmp_path / "root") == tempdirs.Reaped()
-    assert precious.is_dir()
+def test_a_marker_that_is_a_link_is_not_followed(left_behind, tmp_path):
+    """A link to the marker of a dead process, beside a directory that was never its own."""
+    root = tmp_path / "root"
+    (root / "mlops-ext-x-1-ab").mkdir(parents=True)
+    text = left_behind.marker.read_text().replace(left_behind.path.name, "mlops-ext-x-1-ab")
+    inode = (root / "mlops-ext-x-1-ab").stat().st_ino
+    (tmp_path / "dead").write_text(re.sub('"inode": "[0-9]+"', f'"inode": "{inode:020}"', text))
+    marker = root / "mlops-ext-x-1-ab.owner"
+    marker.symlink_to(tmp_path / "dead")
+    assert tempdirs.reap(root) == tempdirs.Reaped()
+    marker.unlink()
+    shutil.copyfile(tmp_path / "dead", marker)
+    assert tempdirs.reap(root).removed, "as a file the same marker would have done"
+
+
+def test_a_dead_marker_in_the_place_of_a_live_one_proves_nothing(left_behind, owner, tmp_path):
+    """In a root without the sticky bit any user may rename it there."""
+    _, live = owner
+    left_behind.marker.rename(live.with_name(live.name + ".owner"))
+    assert tempdirs.reap(tmp_path) == tempdirs.Reaped(unknown=(live,))
+    assert next(live.iterdir()).is_dir()
+
+
+def test_a_live_directory_in_the_place_of_a_dead_one_is_kept(left_behind, owner, tmp_path):
+    _, live = owner
+    left_behind.path.rename(tmp_path / "aside")
+    live.rename(left_behind.path)
+    assert left_behind.path in tempdirs.reap(tmp_path).unknown
+    assert next(left_behind.path.iterdir()).is_dir()
+
+
+def test_what_died_before_its_directory_was_noted_is_removed_only_if_empty(left_behind, tmp_path):
+    text = left_behind.marker.read_text()
+    left_behind.marker.write_text(re.sub('"inode": "[0-9]+"', f'"inode": "{0:020}"', text))
+    (left_behind.path / "file").touch()
+    assert tempdirs.reap(tmp_path).failed == (left_behind.path,)
+    (left_behind.path / "file").unlink()
+    assert tempdirs.reap(tmp_path).removed == (left_behind.path,)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_marker_is_looked_at_before_it_is_opened(tmp_path, monkeypatch):
+    """Opening a FIFO, or a file that another user has a lease on, would stop this process."""
+    os.mkfifo(tmp_path / "mlops-ext-a.owner")
+    (tmp_path / "mlops-ext-b.owner").touch()
+    opened, real = [], os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *a, **k: opened.append(path) or real(path, *a, **k)
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: (tmp_path / "mlops-ext-b.owner").stat().st_uid + 1)
+    assert tempdirs.reap(tmp_path) == tempdirs.Reaped()
+    assert [path for path in opened if str(path).endswith(".owner")] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NONBLOCK"), reason="needs POSIX")
+def test_a_marker_is_opened_without_waiting(left_behind, tmp_path, monkeypatch):
+    flags, real = [], os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, f, *a, **k: flags.append((path, f)) or real(path, f, *a, **k)
+    )
+    tempdirs.reap(tmp_path)
+    (found,) = [f for path, f in flags if str(path) == str(left_behind.marker)]
+    assert found & os.O_NONBLOCK
+    assert found & os.O_NOFOLLOW
 
 
 @pytest.mark.needs_namespaces
@@ -182,7 +241,11 @@ def test_the_innermost_mount_says_whether_a_disk_is_local(monkeypatch):
         "1 0 8:1 / / rw - ext4 /dev/a rw\n"
         "2 1 0:9 / /shared rw - nfs4 server:/x rw\n"
         "3 2 8:2 / /shared/scratch rw - xfs /dev/b rw\n"
+        "4 1 0:9 / /with\\040space rw - nfs4 server:/y rw\n"
     )
     monkeypatch.setattr(identity, "_read", lambda _: mounts)
-    places = ("/elsewhere", "/shared/a", "/shared/scratch/b", "/sharedness")
-    assert [identity.on_local_disk(Path(place)) for place in places] == [True, False, True, True]
+    places = {
+        "/elsewhere": True, "/shared/a": False, "/shared/scratch/b": True, "/sharedness": True,
+        "/with space/a": False,
+    }  # fmt: skip
+    assert {place: identity.on_local_disk(Path(place)) for place in places} == places

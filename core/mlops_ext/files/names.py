@@ -9,7 +9,7 @@ import sys
 import threading
 from dataclasses import dataclass
 
-from mlops_ext.processes.identity import Liveness, is_alive, own_boot, own_host
+from mlops_ext.processes.identity import Liveness, boot_id, is_alive, own_boot, own_host
 
 TEMP_SUFFIX = ".tmp"
 """Every temporary name ends with it, so that house-keeping finds them with one test."""
@@ -51,7 +51,9 @@ class TempName:
         """
         if (self.host, self.boot) != (own_host(), own_boot()):
             return Liveness.UNKNOWN
-        return Liveness.ALIVE if is_alive(self.pid) else Liveness.DEAD
+        if is_alive(self.pid):
+            return Liveness.ALIVE
+        return Liveness.DEAD if boot_id() else Liveness.UNKNOWN  # another host of the same name
 
 
 @functools.lru_cache(maxsize=1)

@@ -41,7 +41,7 @@ class ProcessIdentity:
 
     Attributes:
         host: name of the machine or container.
-        boot: identity of this boot of the kernel, "" where the system gives none.
+        boot: see `boot_id`.
         namespaces: the pid and time namespaces, "" where the system has none.
         pid: process id in that namespace.
         started: start of the process as the system tells it, "" where it does not.
@@ -114,8 +114,9 @@ def verdict(owner: ProcessIdentity | None, here: ProcessIdentity, evidence: Evid
             Liveness.DEAD if old and evidence.local and evidence.held is False else Liveness.UNKNOWN
         )
     same_place = (owner.host, owner.namespaces) == (here.host, here.namespaces)
-    if not owner.boot and not here.boot:
-        return _by_process(owner, evidence) if same_place else Liveness.UNKNOWN
+    if not (owner.boot and here.boot):  # another machine may have this host's name too
+        lives = same_place and _by_process(owner, evidence) is Liveness.ALIVE
+        return Liveness.ALIVE if lives else Liveness.UNKNOWN
     if owner.boot != here.boot:
         # One kernel at a time uses a local file system, so an owner of an earlier boot is gone.
         # The date rules out a guest that shares its host's disk through virtiofs or 9p.
@@ -142,7 +143,7 @@ def own_identity() -> ProcessIdentity:
     pid = os.getpid()
     return ProcessIdentity(
         host=socket.gethostname(),
-        boot=_read("/proc/sys/kernel/random/boot_id"),
+        boot=boot_id(),
         namespaces=" ".join(filter(None, map(_link, ("pid", "time")))),
         pid=pid,
         started=start_of(pid) or "",
@@ -162,8 +163,32 @@ def own_boot() -> str:
         namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:  # not Linux
         namespace = ""
-    boot = _read("/proc/sys/kernel/random/boot_id")
+    boot = boot_id()
     return hashlib.sha256(f"{boot}\0{namespace}".encode()).hexdigest()[:8]
+
+
+def boot_id() -> str:
+    """What tells this boot of this machine from any other; "" if the system has no such thing.
+
+    Windows tells machines, not boots, apart; there start times tell an id that is used again.
+    """
+    if sys.platform == "win32":
+        import winreg
+
+        key = r"SOFTWARE\Microsoft\Cryptography"
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
+                return f"{winreg.QueryValueEx(opened, 'MachineGuid')[0]} {socket.gethostname()}"
+        except OSError:
+            return ""
+    if sys.platform == "darwin":
+        import ctypes
+
+        text, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)
+        name = b"kern.bootsessionuuid"
+        failed = ctypes.CDLL(None).sysctlbyname(name, text, ctypes.byref(size), None, 0)
+        return "" if failed else text.value.decode()
+    return _read("/proc/sys/kernel/random/boot_id")
 
 
 @in_forked_child

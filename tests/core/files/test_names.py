@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mlops_ext.files import TempName, parse_temp_name, temp_name
+from mlops_ext.files import TempName, names, parse_temp_name, temp_name
 from mlops_ext.processes.identity import Liveness, is_alive, own_boot, own_host
 
 
@@ -85,3 +85,18 @@ def test_impossible_pids_are_not_alive(pid):
 def test_the_process_itself_and_init_are_alive():
     assert is_alive(os.getpid())
     assert is_alive(1)
+
+
+def test_without_a_boot_id_an_absent_process_of_this_host_may_be_another_hosts(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
+        child.wait()
+    gone = TempName(
+        stem="", host=own_host(), boot=own_boot(), pid=child.pid, thread=1, random="0" * 16
+    )
+    assert gone.liveness() is Liveness.DEAD
+    monkeypatch.setattr(names, "boot_id", lambda: "")
+    assert gone.liveness() is Liveness.UNKNOWN
+    here = TempName(
+        stem="", host=own_host(), boot=own_boot(), pid=os.getpid(), thread=1, random="0" * 16
+    )
+    assert here.liveness() is Liveness.ALIVE
