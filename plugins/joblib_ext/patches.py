@@ -12,9 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlops_ext.extensions.finder import on_import
-
 from joblib_ext.arguments import bind, digest
+from mlops_ext.extensions.finder import on_import
 
 log = logging.getLogger(__name__)
 

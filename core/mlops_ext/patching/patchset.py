@@ -186,7 +186,9 @@ class PatchSet:
             return self._report(
                 patch, Outcome.APPLIED, f"applied, and wrapped since by {describe(found)}"
             )
-        return self._report(patch, Outcome.CONFLICT, f"applied, then replaced by {describe(found)}")
+        return self._report(
+            patch, Outcome.CONFLICT, f"applied, then wrapped or replaced by {describe(found)}"
+        )
 
     def _skip(self, patch: Patch) -> PatchReport | None:
         """Why the installed version gets no patch, or None where it gets one."""

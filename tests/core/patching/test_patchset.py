@@ -275,7 +275,7 @@ def test_a_patch_that_somebody_replaced_is_no_longer_active(framework):
     ours, framework.Server.run = framework.Server.run, lambda self: "theirs"
     (report,) = patches.status()
     assert report.outcome is Outcome.CONFLICT
-    assert "replaced by tests.core.patching.test_patchset" in report.detail
+    assert "wrapped or replaced by tests.core.patching.test_patchset" in report.detail
     framework.Server.run = ours
     patches.revert()
     assert [r.outcome for r in patches.status()] == [Outcome.NOT_APPLIED]
