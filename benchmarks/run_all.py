@@ -25,7 +25,14 @@ from rich.table import Table
 from _summary import rows
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("joblib_store", "kserve_shutdown", "clearml_check", "zenml_oom", "memory_policy")
+BENCHMARKS = (
+    "joblib_store",
+    "kserve_shutdown",
+    "clearml_check",
+    "zenml_oom",
+    "core_start",
+    "memory_policy",
+)
 DISTRIBUTIONS = ("mlops-ext", "zenml", "clearml", "kserve", "joblib", "diskcache", "kubernetes")
 
 

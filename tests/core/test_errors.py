@@ -2,10 +2,12 @@
 
 import multiprocessing
 import pickle
+from pathlib import Path
 
 import pytest
 
 from mlops_ext import errors
+from mlops_ext.files import RemovalError, RemovalReason
 
 EXAMPLES = [
     errors.MlopsExtError("as it is"),
@@ -74,3 +76,21 @@ def test_an_unknown_setting_does_not_show_its_value():
 
 def test_an_unknown_name_without_any_known_one_says_so():
     assert "there is no queue at all" in str(errors.UnknownNameError("queue", "gpu", []))
+
+
+class UnportableError(Exception):
+    """Another package's error, whose arguments are not those of its ``__init__``."""
+
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
+
+
+def test_an_error_whose_cause_cannot_be_pickled_keeps_the_rest():
+    error = errors.PluginError("x", "dist", UnportableError(1, "because"))
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert (again.plugin, again.distribution) == ("x", "dist")
+    assert str(again.cause) == "UnportableError: because"
+    removal = RemovalError(Path("/a"), RemovalReason.BUSY, OSError(16, "busy"))
+    assert pickle.loads(pickle.dumps(removal)).reason is RemovalReason.BUSY

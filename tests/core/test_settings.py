@@ -331,6 +331,18 @@ def test_a_misspelt_key_of_the_top_level_is_refused_beside_sections_of_others(pr
         settings.load(settings.CoreSettings, environ={}, directory=folder)
 
 
+def test_a_table_in_the_place_of_a_setting_is_no_section(project):
+    folder = project("[tool.mlops-ext.sample]\nworkers = 2\n[tool.mlops-ext.sample.mode]\nx = 1\n")
+    with pytest.raises(SettingsError, match="mode"):
+        settings.load(Sample, "sample", environ={}, directory=folder)
+    folder = project("[tool.mlops-ext.sample.deeper]\nworkers = 2\n")
+    with pytest.raises(SettingsError, match=r"sample\.deeper is not a setting"):
+        settings.load(Sample, "sample", environ={}, directory=folder)
+    folder = project("[tool.mlops-ext.temp_dir]\nworkers = 2\n")
+    with pytest.raises(SettingsError, match="temp_dir"):
+        settings.load(settings.CoreSettings, environ={}, directory=folder)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Either:
     size: int | bool | None = None

@@ -308,6 +308,14 @@ def test_an_extension_prepares_for_the_import_of_a_version_it_knows(
     assert sum(one is finder._finder for one in sys.meta_path) == 1
 
 
+def test_doctor_tells_of_memory_policies_that_cannot_be_had(load):
+    def broken():
+        raise RuntimeError("no policies today")
+
+    found = load(one={"mlops_ext_memory_policies": broken})
+    assert any("no policies today" in f.message for f in doctor.diagnose(found).findings)
+
+
 def test_to_ask_for_a_module_is_not_to_import_it(applied, tmp_path, monkeypatch):
     (tmp_path / "asked_for.py").touch()
     monkeypatch.syspath_prepend(tmp_path)

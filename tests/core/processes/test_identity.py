@@ -1,0 +1,64 @@
+"""Who a process is, and what can be said of its life."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mlops_ext.processes import identity
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes of other users are POSIX")
+def test_a_process_that_may_not_be_signalled_is_alive(monkeypatch):
+    """As root may signal every process, the refusal is made."""
+
+    def refuse(_pid, _number):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert identity.is_alive(os.getppid())
+
+
+def test_the_start_time_tells_two_processes_apart_and_is_the_same_each_time():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        first = identity.start_of(child.pid)
+        assert first == identity.start_of(child.pid)
+        assert first != identity.start_of(os.getpid())
+        child.communicate()
+    assert identity.start_of(child.pid) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_stopped_process_is_told_from_a_running_one():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert not identity.is_stopped(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        assert identity.is_stopped(child.pid)
+        assert identity.is_alive(child.pid)
+        child.send_signal(signal.SIGCONT)
+        child.communicate()
+    assert not identity.is_stopped(child.pid)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b'{"host": "a"}',
+        b'{"host": "a", "boot": "", "namespaces": "", "pid": "1", "started": ""}',
+        b'{"host": "a", "boot": "", "namespaces": "", "pid": 0, "started": ""}',
+        b'{"host": "a", "boot": "", "namespaces": "", "pid": 1, "started": "", "more": 1}',
+    ],
+)
+def test_an_incomplete_or_foreign_text_is_no_identity(text):
+    assert identity.ProcessIdentity.read(text) is None
+
+
+def test_an_identity_survives_its_text():
+    own = identity.own_identity()
+    assert identity.ProcessIdentity.read(own.dump()) == own
+    assert own.pid == os.getpid()
