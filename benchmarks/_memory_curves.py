@@ -31,7 +31,6 @@ from mlops_ext.memory import (
     Evidence,
     Features,
     InPlace,
-    MemorySettings,
     Quantity,
     Retry,
     TaskKey,
@@ -119,9 +118,8 @@ def run_in_place(run: Run, plan: InPlace, limit: Quantity) -> tuple[float, bool,
 class Simulation:
     """One way to run the tasks, with the history it has gathered."""
 
-    def __init__(self, *, in_place: bool, kill_price: float) -> None:
-        settings = MemorySettings(kill_price=kill_price)
-        self.policy = HistoryPolicy(records=InMemoryHistory(), settings=settings)
+    def __init__(self, *, in_place: bool) -> None:
+        self.policy = HistoryPolicy(records=InMemoryHistory())
         self.in_place = in_place
 
     def run(self, run: Run, area: Area) -> None:
@@ -155,11 +153,11 @@ def used_area(run: Run) -> float:
     return math.fsum(used * (when - before) for (before, _), (when, used) in pairs) / GB_HOUR
 
 
-def simulate(runs: Sequence[Run], kill_price: float) -> dict[tuple[str, str], Area]:
+def simulate(runs: Sequence[Run]) -> dict[tuple[str, str], Area]:
     """The area of each (task type, method)."""
     ways: dict[str, Callable[[], Simulation]] = {
-        "static ladder": functools.partial(Simulation, in_place=False, kill_price=kill_price),
-        "in place": functools.partial(Simulation, in_place=True, kill_price=kill_price),
+        "static ladder": functools.partial(Simulation, in_place=False),
+        "in place": functools.partial(Simulation, in_place=True),
     }
     areas: dict[tuple[str, str], Area] = {}
     for process in dict.fromkeys(run.process for run in runs):

@@ -17,8 +17,8 @@ Waste = memory-time of failed attempts (all of the allocation for --ttf of the r
 (allocation - rss) x run time of the successful one, in GB·h of 1e9 bytes. Attempts are limited
 to a node of 128 GB.
 
-"ours" is the history policy with --kill-price (1: batch work; the policy's default, 4, is shown
-beside it). It is told --ttf, as a user would set memory.time_to_failure.
+"ours" is the history policy as it ships; the rows below it are what else memory.prefer can say. It
+is told --ttf, as a user would set memory.time_to_failure, and of each kill as of each success.
 
 With --curves FILE instead of traces: growing in place against the static ladder and the static
 oracle; benchmarks/_memory_curves.py tells the format, and --make-curves FILE writes made-up ones.
@@ -41,6 +41,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from _memory_baselines import BASELINES
 from _memory_curves import load_curves, make_curves, simulate
@@ -60,7 +61,6 @@ from mlops_ext.memory.history import History, HistoryPolicy, InMemoryHistory
 
 FIRST_SEED = 1996
 """The paper's."""
-DEFAULT_KILL_PRICE = MemorySettings().kill_price
 
 
 class Ours:
@@ -69,8 +69,8 @@ class Ours:
     KEY = TaskKey(pipeline="trace", step="task")
     CAPS = Caps(node=Quantity(int(NODE)))
 
-    def __init__(self, kill_price: float, ttf: float) -> None:
-        settings = MemorySettings(kill_price=kill_price, time_to_failure=ttf)
+    def __init__(self, ttf: float, **settings: Any) -> None:
+        settings = MemorySettings(time_to_failure=ttf, **settings)
         self.policy = HistoryPolicy(records=InMemoryHistory(), settings=settings)
         self.plan = MemoryPlan(ladder=(), reason="")
 
@@ -80,8 +80,12 @@ class Ours:
         return float(self.plan.first_limit or request)
 
     def retry(self, allocated: float, kills: int, size: float, request: float) -> float:
-        del size, request
-        ended = Attempt(memory=Quantity(int(allocated)), oom_retries=kills - 1)
+        del request
+        limit = Quantity(int(allocated))
+        ended = Attempt(memory=limit, oom_retries=kills - 1)
+        self.policy.observe(
+            self.KEY, Features(input_bytes=size), limit, 0.0, censored=True, plan=self.plan
+        )
         decision = self.policy.on_failure(self.plan, ended, Evidence(oom_killed=True))
         # Out of retries the task has failed; going on until it fits keeps the methods comparable.
         memory = decision.memory if isinstance(decision, Retry) else None
@@ -89,7 +93,7 @@ class Ours:
 
     def add(self, size: float, peak: float, hours: float) -> None:
         features = Features(input_bytes=size)
-        self.policy.observe(self.KEY, features, Quantity(int(peak)), hours * 3600)
+        self.policy.observe(self.KEY, features, Quantity(int(peak)), hours * 3600, plan=self.plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,21 +105,20 @@ class Job:
     tasks: Sequence[Task]
     seed: int | None
     ttf: float
-    kill_price: float
 
 
-def methods(ttf: float, kill_price: float) -> dict[str, Callable[[], Method]]:
+def methods(ttf: float) -> dict[str, Callable[[], Method]]:
     """Every method, by its name in the tables."""
-    ours = {"ours": functools.partial(Ours, kill_price, ttf)}
-    if kill_price != DEFAULT_KILL_PRICE:
-        label = f"ours, kill price {DEFAULT_KILL_PRICE:g}"
-        ours[label] = functools.partial(Ours, DEFAULT_KILL_PRICE, ttf)
-    return {**BASELINES, **ours}
+    others = {
+        f"ours, {prefer}": functools.partial(Ours, ttf, prefer=prefer)
+        for prefer in ("fewer-kills", "less-waste")
+    }
+    return {**BASELINES, "ours": functools.partial(Ours, ttf), **others}
 
 
 def run(job: Job) -> tuple[str, str, Score]:
     """(workflow, method, score) of *job*."""
-    method = methods(job.ttf, job.kill_price)[job.method]()
+    method = methods(job.ttf)[job.method]()
     if job.seed is None:
         return job.workflow, job.method, run_arrival(method, job.tasks, job.ttf)
     return job.workflow, job.method, run_sizey(method, job.tasks, job.seed, job.ttf)
@@ -128,9 +131,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     if arguments.protocol == "sizey":
         seeds = [FIRST_SEED + k for k in range(arguments.seeds)]
     names = [
-        name
-        for name in methods(arguments.ttf, arguments.kill_price)
-        if not arguments.method or name in arguments.method
+        name for name in methods(arguments.ttf) if not arguments.method or name in arguments.method
     ]
     workflows = {path.stem: load(path, use_size=use_size) for path in arguments.traces}
     jobs = [
@@ -140,7 +141,6 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
             tasks=tasks,
             seed=seed,
             ttf=arguments.ttf,
-            kill_price=arguments.kill_price,
         )
         for workflow, types in workflows.items()
         for name in names
@@ -194,7 +194,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ttf", type=float, default=1.0, help="time to failure, 1.0 or 0.5")
     parser.add_argument("--feature", choices=["rchar", "none"], default="rchar")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
-    parser.add_argument("--kill-price", type=float, default=1.0, metavar="K")
     parser.add_argument("--method", action="append", metavar="NAME", help="only this; repeatable")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--curves", type=Path, metavar="FILE")
@@ -213,7 +212,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def measure_curves(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """Area waste, kills and resizes per task type and method."""
-    areas = simulate(load_curves(arguments.curves), arguments.kill_price)
+    areas = simulate(load_curves(arguments.curves))
     return [
         {
             "workflow": process,

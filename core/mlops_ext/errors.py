@@ -123,12 +123,12 @@ class HistoryError(MlopsExtError):
         path: the database.
     """
 
-    def __init__(self, path: object, detail: str) -> None:
+    def __init__(self, path: object, detail: str, hint: str = "") -> None:
         self.path = path
-        super().__init__(
-            f"the history in {path} cannot be used: {detail}; set memory.history to a file on a"
-            " disk that can be written and has working file locks"
+        hint = hint or (
+            "set memory.history to a file on a disk that can be written and has working file locks"
         )
+        super().__init__(f"the history in {path} cannot be used: {detail}; {hint}")
 
 
 class UnknownNameError(MlopsExtError, LookupError):

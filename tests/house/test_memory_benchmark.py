@@ -106,7 +106,7 @@ def test_every_method_runs_and_the_json_has_a_row_for_each(benchmark, tmp_path, 
         assert policy.main(command) == 0
         results = json.loads(capsys.readouterr().out)["results"]
         found = {result["method"]: result for result in results}
-        assert set(found) == set(policy.methods(1.0, 1.0))
+        assert set(found) == set(policy.methods(1.0))
         assert all(result["workflow"] == "flow" for result in results)
         assert all(math.isfinite(result["waste_gbh"]) for result in results)
         assert found["author"]["kills"] == 0
@@ -120,7 +120,7 @@ def test_ours_is_told_of_nothing_but_the_past(benchmark):
     traces, policy = benchmark["_memory_traces"], benchmark["memory_policy"]
     firsts = []
     for peak in (1e9, 50e9):
-        method = policy.Ours(1.0, 1.0)
+        method = policy.Ours(1.0)
         for k in range(20):
             method.add(1e6 + k, 1e9 + k, 1.0)
         task = traces.Task(size=2e6, peak=peak, hours=1.0, request=60e9, submit=0, complete=1)

@@ -19,9 +19,9 @@ from mlops_ext.memory import (
     TaskKey,
 )
 from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
-from mlops_ext.memory.history.allocations import Peaks, Prices, add_tail, best_ladder, cost_of
+from mlops_ext.memory.history.allocations import Peaks, Prices, add_tail, best_ladder, outcome_of
 from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
-from mlops_ext.memory.history.predictors import Runs, names, predict
+from mlops_ext.memory.history.predictors import Runs, predict
 from mlops_ext.memory.history.resize import Choice, replay
 
 KEY = TaskKey(pipeline="p", step="s")
@@ -74,7 +74,7 @@ def test_a_text_is_a_size_or_an_error_that_names_it(text):
 
 def expected_cost(ladder, peaks, prices):
     pairs = zip(peaks.values, peaks.weights, strict=True)
-    total = sum(weight * cost_of(ladder, value, prices, 2.0) for value, weight in pairs)
+    total = sum(weight * outcome_of(ladder, value, 2.0).cost(prices) for value, weight in pairs)
     return total / sum(peaks.weights)
 
 
@@ -119,14 +119,11 @@ def test_the_tail_adds_the_mass_of_one_more_run(peaks):
 
 @given(st.lists(st.tuples(inputs_, peaks_), min_size=1, max_size=40), inputs_)
 @settings(max_examples=60, deadline=None)
-def test_every_expert_predicts_positive_peaks_in_reach_of_what_was_seen(rows, size):
+def test_every_predictor_predicts_positive_peaks_in_reach_of_what_was_seen(rows, size):
     known = Features(input_bytes=size).known_input
     inputs = [Features(input_bytes=value).known_input or math.nan for value, _ in rows]
     runs = Runs(inputs=inputs, peaks=[float(peak) for _, peak in rows])
-    for name in names():
-        peaks = predict(name, runs, known)
-        if peaks is None:
-            continue
+    for peaks in predict(runs, known).values():
         assert list(peaks.values) == sorted(peaks.values)
         assert 0.49 * min(runs.peaks) <= peaks.values[0]
         assert peaks.values[-1] <= 1.31 * max(runs.peaks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from mlops_ext.memory.model import (
     Attempt,
@@ -24,6 +25,7 @@ from mlops_ext.memory.quantity import Quantity
 
 _SIGKILL = 137
 _MIB = 1024**2
+_KILL_PRICES = {"fewer-kills": 16.0, "balanced": 4.0, "less-waste": 1.0}
 _MIN_MEMORY = Quantity(16 * _MIB)
 
 
@@ -31,9 +33,12 @@ _MIN_MEMORY = Quantity(16 * _MIB)
 class MemorySettings:
     """Settings of the memory policies: ``[tool.mlops-ext.memory]``."""
 
-    kill_price: float = 4.0
-    """Price of a kill, in mean peak times mean run time. 4: a kill costs people more than the
-    memory-time it burns; 0 to 1 suits cheap batch work."""
+    prefer: Literal["fewer-kills", "balanced", "less-waste"] = "balanced"
+    """What to spend memory on. Balanced: a kill costs people more than the memory-time it burns;
+    less-waste suits cheap batch work, fewer-kills what somebody waits for."""
+    kill_price: float | None = None
+    """The number behind *prefer*, in its place: the price of a kill, in mean peak times mean run
+    time."""
     restart_s: float = 60.0
     """Start-up time of an attempt (scheduling, image, imports), during which its memory is held
     for nothing. It makes kills of short tasks dear; 60 s is usual on Kubernetes."""
@@ -61,7 +66,7 @@ class MemorySettings:
     def __post_init__(self) -> None:
         """Refuse values that would loop, or never retry by accident."""
         checks = (
-            ("kill_price", self.kill_price, self.kill_price >= 0, "0 or more"),
+            ("kill_price", self.price_of_kill, self.price_of_kill >= 0, "0 or more"),
             ("restart_s", self.restart_s, self.restart_s >= 0, "0 or more"),
             ("time_to_failure", self.time_to_failure, 0 < self.time_to_failure <= 1, "0 < … ≤ 1"),
             ("growth", self.growth, self.growth > 1, "more than 1"),
@@ -71,6 +76,11 @@ class MemorySettings:
         for name, value, is_good, expected in checks:
             if not is_good or not math.isfinite(value):
                 raise ValueError(f"memory.{name} = {value!r}: expected {expected}")
+
+    @property
+    def price_of_kill(self) -> float:
+        """The price of a kill, in mean peak times mean run time."""
+        return _KILL_PRICES[self.prefer] if self.kill_price is None else self.kill_price
 
     def with_budget(self, oom_retries: int, *, retry_memory_error: bool) -> MemorySettings:
         """These settings with a step's own number of retries; memory errors if either says so."""

@@ -7,6 +7,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _GRID = 48
 """Points kept of a distribution; more change the result by less than 1 %."""
@@ -185,16 +186,48 @@ def _solve(
     return ladder
 
 
-def cost_of(ladder: Sequence[float], peak: float, prices: Prices, growth: float) -> float:
-    """What a run with this *peak* costs on *ladder*, which grows by *growth* after its end."""
-    cost = 0.0
-    allocation = 0.0
+def outcome_of(ladder: Sequence[float], peak: float, growth: float) -> Outcome:
+    """What a run with this *peak* meets on *ladder*, which grows by *growth* after its end."""
+    kills, failed, allocation = 0, 0.0, 0.0
     for allocation in ladder:
         if allocation >= peak:
-            return cost + allocation - peak
-        cost += allocation * prices.failed + prices.kill
+            return Outcome(left=allocation - peak, failed=failed, kills=kills)
+        failed += allocation
+        kills += 1
     allocation *= growth
     while allocation < peak:
-        cost += allocation * prices.failed + prices.kill
+        failed += allocation
+        kills += 1
         allocation *= growth
-    return cost + allocation - peak
+    return Outcome(left=allocation - peak, failed=failed, kills=kills)
+
+
+class Outcome(NamedTuple):
+    """How a run ended on a ladder: facts, which everybody can weigh with prices of their own.
+
+    Attributes:
+        left: bytes of the last allocation that were not used.
+        failed: bytes allocated to the attempts that were killed, summed up.
+        kills: how many were.
+    """
+
+    left: float
+    failed: float
+    kills: float
+
+    def cost(self, prices: Prices) -> float:
+        """Bytes, over the task's run time."""
+        return self.left + self.failed * prices.failed + self.kills * prices.kill
+
+
+def mix(views: Sequence[tuple[float, Peaks]]) -> Peaks:
+    """One distribution of several, each with its weight; a single one stays as it is."""
+    if len(views) == 1:
+        return views[0][1]
+    points: list[tuple[float, float]] = []
+    for weight, peaks in views:
+        share = weight / sum(peaks.weights)
+        points += zip(peaks.values, [share * each for each in peaks.weights], strict=True)
+    points.sort()
+    values, weights = zip(*points, strict=True)
+    return Peaks(values=values, weights=weights, count=sum(w * p.count for w, p in views))

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.model import Curve, TaskKey
 
+BEGUN_ANEW = 2**40
+"""Numbers of two histories differ in what is left after division by this, those of one do not."""
 CURVE_POINTS = 32
 """Points kept of a curve: one for each 3 % of the peak."""
 
@@ -23,8 +26,9 @@ class Observation:
         input_bytes: input size known before the start, or None.
         censored: it was killed: the peak is *at least* `peak`.
         curve: running maximum of its memory, at most `CURVE_POINTS` points.
-        costs: what each expert's ladder would have cost this run, by the expert's name.
+        outcomes: what this run would have met on each predictor's ladder, by its name.
         first_limit: first allocation of the plan that was in force, or None.
+        resizes_s: seconds until each resize took effect; infinite for one that never did.
         ratio: the peak as a multiple of the median that was predicted for it, or None.
     """
 
@@ -34,9 +38,10 @@ class Observation:
     input_bytes: float | None = None
     censored: bool = False
     curve: Curve = ()
-    costs: Mapping[str, float] = field(default_factory=dict)
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     first_limit: int | None = None
     ratio: float | None = None
+    resizes_s: Sequence[float] = ()
 
 
 class Records(Protocol):
@@ -53,7 +58,8 @@ class Records(Protocol):
 
         Args:
             key: pipeline and step; the version is not looked at.
-            after: only those with a greater number.
+            after: only those with a greater number; all, where the history was begun anew since
+                (see `BEGUN_ANEW`).
             limit: at most that many.
         """
         ...

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 
-from mlops_ext.errors import HistoryError
-from mlops_ext.memory.history.observations import Observation, Records, compress_curve
-from mlops_ext.memory.history.predictors import DEFAULT
+from mlops_ext.memory.history.allocations import Outcome
+from mlops_ext.memory.history.observations import (
+    BEGUN_ANEW,
+    Observation,
+    Records,
+    compress_curve,
+)
 from mlops_ext.memory.history.series import WINDOW, Series
 from mlops_ext.memory.model import (
     Attempt,
@@ -34,6 +38,10 @@ logger = logging.getLogger(__name__)
 _MIB = 1024**2
 _OWN = 8
 """Runs of the very same version from which on the other versions are left out."""
+_TRUSTED = 5
+"""With fewer runs than this the user's request counts: it is the second allocation."""
+_MOSTLY = 0.5
+"""The reason names the input where those that look at it have more than this share."""
 _TASKS = 2000
 """Tasks kept in mind; a few kB each."""
 
@@ -41,10 +49,11 @@ _TASKS = 2000
 class HistoryPolicy:
     """The cheapest ladder for the peaks that earlier runs lead to expect.
 
-    The first run of a task gets the user's request, then doubling, as "double" does. From
-    the second on, several experts predict the peak from past peaks and, where it is known, the
-    input size; the one whose ladders would have cost least so far is followed. Dynamic
-    programming turns its prediction into the ladder with the least expected cost (`best_ladder`).
+    The first run of a task gets the user's request, then doubling, as "double" does. From the
+    second on, several predictors turn past peaks and, where it is known, the input size into
+    distributions of the next peak; they are mixed, those most whose ladders would have cost least
+    so far. Dynamic programming turns the mixture into the ladder with the least expected cost
+    (`best_ladder`). Until five runs are known, what follows the first attempt is the request.
 
     Runs of other versions of the same step count until there are enough of its own. The state is
     a cache of *records*, read again (only what is new) at each decision, so that any number of
@@ -75,28 +84,12 @@ class HistoryPolicy:
         self, key: TaskKey, features: Features, request: Quantity | None, caps: Caps
     ) -> MemoryPlan:
         """The plan for a task about to start."""
-        settings = self.settings
-        with self._cache.lock:
-            try:
-                series = self._task(key).series
-            except HistoryError as error:
-                logger.warning("memory history unusable, falling back to the request: %s", error)
-                return request_plan(
-                    request, caps, settings, growth=settings.growth, why="History unusable"
-                )
-            if not len(series):
-                return self._first_plan(series, request, caps)
-            forecast = series.forecast(features.known_input)
-            ladder = _allocations(forecast.ladder, caps.binding, settings.min_memory)
-            reason = _reason(series, forecast.expert, ladder, caps.binding)
-            return MemoryPlan(
-                ladder=ladder,
-                reason=reason,
-                in_place=self._in_place(series, ladder[0], caps.binding),
-                cap=caps.binding,
-                growth=settings.growth,
-                request=request or None,
-            )
+        try:
+            with self._task(key) as task:
+                return self._plan(task, key, features.known_input, request, caps)
+        except Exception as error:  # noqa: BLE001 - a history that fails must never fail a task
+            logger.warning("memory history unusable, falling back to the request: %s", error)
+            return self._request_plan(request, caps, "History unusable")
 
     def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
         """The next allocation after an out-of-memory kill; see `escalate`."""
@@ -114,77 +107,118 @@ class HistoryPolicy:
         plan: MemoryPlan | None = None,
         resizes_s: Sequence[float] = (),
     ) -> None:
-        """Add a run to the history; a peak that is not positive is left out."""
-        del resizes_s
+        """Add a run to the history; a peak that is not positive is left out.
+
+        The attempts of a run that were killed count as one: the largest limit of theirs, until
+        the run gets through.
+        """
         if peak <= 0:
             logger.debug("run of %s left out: no peak was measured", key)
             return
-        runtime_s = runtime_s if math.isfinite(runtime_s) and runtime_s > 0 else 0.0
         size = features.known_input
-        costs: dict[str, float] = {}
-        first, ratio = None, None
-        with self._cache.lock:
+        outcomes: Mapping[str, Outcome] = {}
+        first, ratio = plan.first_limit if plan else None, None
+        if not censored:
             try:
-                series = self._task(key).series
-                if not censored and len(series):
-                    costs = series.costs_of(size, peak)
-                    forecast = series.forecast(size)
-                    ratio = peak / forecast.peaks.median
-                    first = (plan.first_limit if plan else None) or Quantity.saturated(
-                        forecast.ladder[0]
-                    )
-                self.records.append(
-                    key,
-                    Observation(
-                        peak=peak,
-                        runtime_s=runtime_s,
-                        version=key.version,
-                        input_bytes=size,
-                        censored=censored,
-                        curve=compress_curve(curve),
-                        costs=costs,
-                        first_limit=first,
-                        ratio=ratio,
-                    ),
-                )
-            except HistoryError as error:
-                logger.warning("run not added to the memory history: %s", error)
+                with self._task(key) as task:
+                    if len(task.series):
+                        ratio, outcomes, first_now = task.series.assess(size, peak, self.settings)
+                        first = first or Quantity.saturated(first_now)
+            except Exception as error:  # noqa: BLE001 - a history that fails must never fail a task
+                logger.debug("run of %s is added without a look at earlier ones: %s", key, error)
+        run = Observation(
+            peak=peak,
+            runtime_s=runtime_s if math.isfinite(runtime_s) and runtime_s > 0 else 0.0,
+            version=key.version,
+            input_bytes=size,
+            censored=censored,
+            curve=compress_curve(curve),
+            outcomes=outcomes,
+            first_limit=first,
+            ratio=ratio,
+            resizes_s=tuple(resizes_s),
+        )
+        try:
+            self.records.append(key, run)
+        except Exception as error:  # noqa: BLE001 - as above
+            logger.warning("run not added to the memory history: %s", error)
 
-    def _task(self, key: TaskKey) -> _Task:
-        """The state of *key*, up to date with the records."""
-        task = self._cache.tasks.pop(key, None) or _Task.new(self.settings)
-        new = self.records.read(key, after=task.newest, limit=WINDOW)
-        for number, run in new:
-            task.newest = max(task.newest, number)
-            task.any.add(run)
-            if run.version == key.version:
-                task.own.add(run)
-        self._cache.tasks[key] = task
-        if len(self._cache.tasks) > _TASKS:
-            del self._cache.tasks[next(iter(self._cache.tasks))]
-        return task
+    @contextlib.contextmanager
+    def _task(self, key: TaskKey) -> Iterator[_Task]:
+        """The state of *key*, up to date with the records, for one thread at a time.
 
-    def _first_plan(self, series: Series, request: Quantity | None, caps: Caps) -> MemoryPlan:
-        """The request, or more where a run was killed at more and never got through."""
-        settings = self.settings
-        killed = series.largest_killed
-        wanted = Quantity.saturated(killed * settings.growth)
-        if not killed or wanted <= (request or 0):
-            return request_plan(request, caps, settings, growth=settings.growth, why="First run")
-        cap = caps.binding
-        given = wanted if cap is None else min(wanted, cap.memory)
-        limit = f"; the cap is {cap}" if cap is not None and given < wanted else ""
+        The records are read outside of the lock: a file that is busy keeps nobody else waiting.
+        """
+        known = self._cache.tasks.get(key)
+        new = self.records.read(key, after=known.newest if known else 0, limit=WINDOW)
+        with self._cache.lock:
+            task = self._cache.tasks.pop(key, None) or _Task()
+            if new and new[0][0] // BEGUN_ANEW != task.newest // BEGUN_ANEW:
+                task = _Task()
+            for number, run in new:
+                if number > task.newest:
+                    task.add(number, run, key.version)
+            self._cache.tasks[key] = task
+            if len(self._cache.tasks) > _TASKS:
+                del self._cache.tasks[next(iter(self._cache.tasks))]
+            yield task
+
+    def _plan(
+        self,
+        task: _Task,
+        key: TaskKey,
+        size: float | None,
+        request: Quantity | None,
+        caps: Caps,
+    ) -> MemoryPlan:
+        series, cap = task.series, caps.binding
+        if not len(series):
+            return self._first_plan(series, key, request, caps)
+        forecast = series.forecast(size, self.settings)
+        wanted = _with_request(forecast.ladder, request if len(series) < _TRUSTED else None)
+        ladder = _allocations(wanted, cap, self.settings.min_memory)
+        in_place = self._in_place(series, ladder[0], cap)
         return MemoryPlan(
-            ladder=(given,),
-            reason=f"Killed at {Quantity.saturated(killed).human} before, and never got through:"
-            f" {given.human}{limit}.",
+            ladder=ladder,
+            reason=_reason(series, forecast.by_input, ladder, cap, request, in_place),
+            in_place=in_place,
             cap=cap,
-            growth=settings.growth,
+            growth=self.settings.growth,
+            request=request or None,
+        )
+
+    def _request_plan(self, request: Quantity | None, caps: Caps, why: str) -> MemoryPlan:
+        return request_plan(request, caps, self.settings, growth=self.settings.growth, why=why)
+
+    def _first_plan(
+        self, series: Series, key: TaskKey, request: Quantity | None, caps: Caps
+    ) -> MemoryPlan:
+        """The request, and more where runs were killed at as much and never got through.
+
+        Code that was killed before starts with more; other code may be a repaired one, and starts
+        with the request.
+        """
+        killed = max((kill.bound for kill in series.kills), default=0.0)
+        own = max((k.bound for k in series.kills if k.version == key.version), default=0.0)
+        if killed < (request or 1):
+            return self._request_plan(request, caps, "First run")
+        more = killed * self.settings.growth
+        first = own * self.settings.growth if own >= (request or 1) else request or more
+        cap = caps.binding
+        wanted = {Quantity.saturated(size) for size in (first, more)}
+        ladder = tuple(sorted({min(size, cap.memory) for size in wanted} if cap else wanted))
+        limit = f"; the cap is {cap}" if cap is not None and cap.memory < more else ""
+        return MemoryPlan(
+            ladder=ladder,
+            reason=f"Killed at {Quantity.saturated(killed).human} before, and never got through:"
+            f" {_steps(ladder)}{limit}.",
+            cap=cap,
+            growth=self.settings.growth,
             request=request or None,
         )
 
     def _in_place(self, series: Series, first: Quantity, cap: Cap | None) -> InPlace | None:
-        choice = series.choice()
+        choice = series.choice(self.settings)
         if choice is None:
             return None
         start = _round_up(max(choice.start * first, self.settings.min_memory))
@@ -209,17 +243,19 @@ class _Cache:
         self.lock = threading.Lock()
 
 
-@dataclass(slots=True, kw_only=True)
 class _Task:
     """The runs of one step: of all versions, and of one."""
 
-    any: Series
-    own: Series
-    newest: int = field(default=0)
+    __slots__ = ("any", "newest", "own")
 
-    @classmethod
-    def new(cls, settings: MemorySettings) -> _Task:
-        return cls(any=Series(settings), own=Series(settings))
+    def __init__(self) -> None:
+        self.any, self.own, self.newest = Series(), Series(), 0
+
+    def add(self, number: int, run: Observation, version: str) -> None:
+        self.newest = number
+        self.any.add(run, version=version)
+        if run.version == version:
+            self.own.add(run, version=version)
 
     @property
     def series(self) -> Series:
@@ -229,6 +265,13 @@ class _Task:
 
 def _round_up(size: float) -> Quantity:
     return Quantity.saturated(math.ceil(size / _MIB) * _MIB)
+
+
+def _with_request(ladder: Sequence[float], request: Quantity | None) -> Sequence[float]:
+    """*ladder* with the request in second place, where it starts below the request."""
+    if not request or ladder[0] >= request:
+        return ladder
+    return [ladder[0], request, *(size for size in ladder if size > request)]
 
 
 def _allocations(
@@ -244,11 +287,34 @@ def _allocations(
     return tuple(allocations)
 
 
-def _reason(series: Series, expert: str, ladder: Sequence[Quantity], cap: Cap | None) -> str:
+def _steps(ladder: Sequence[Quantity]) -> str:
+    return ", then ".join(allocation.human for allocation in ladder)
+
+
+def _reason(
+    series: Series,
+    by_input: float,
+    ladder: Sequence[Quantity],
+    cap: Cap | None,
+    request: Quantity | None,
+    in_place: InPlace | None,
+) -> str:
+    """Why the plan is what it is, in a sentence that a user understands."""
     low, high = (Quantity.saturated(size).human for size in series.span)
     runs = "1 earlier run" if len(series) == 1 else f"{len(series)} earlier runs"
-    span = f"at {low}" if low == high else f"between {low} and {high}"
-    basis = "" if expert == DEFAULT else f" (judged by: {expert})"
-    steps = ", then ".join(allocation.human for allocation in ladder)
-    limit = f"; the cap is {cap}" if cap is not None and ladder[-1] >= cap.memory else ""
-    return f"{runs} peaked {span}{basis}: {steps}{limit}."
+    text = f"{runs} peaked {f'at {low}' if low == high else f'between {low} and {high}'}"
+    if by_input > _MOSTLY:
+        text += ", by the size of the input"
+    if series.kills:
+        bound = Quantity.saturated(max(kill.bound for kill in series.kills)).human
+        text += f", another was killed at {bound}"
+    text += f": {_steps(ladder)}"
+    if in_place:
+        text += f", of which it starts with {in_place.start.human} and grows as it needs more"
+    if cap is not None and ladder[-1] >= cap.memory:
+        text += f"; the cap is {cap}"
+    elif request and ladder[0] < request and len(series) < _TRUSTED:
+        text += f"; your request of {request.human} comes next while few runs are known"
+    elif request and request not in ladder:
+        text += f", in place of the {request.human} that were requested"
+    return f"{text}."

@@ -1,6 +1,6 @@
 """Predictive distributions of a task's peak: several views of the same history.
 
-Each expert turns earlier runs and the input size of the next one into a distribution of its
+Each predictor turns earlier runs and the input size of the next one into a distribution of its
 peak. Those that look at the input size need NumPy; without it the others stand alone.
 """
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-_Expert = Callable[[Any, Any, Any, float], tuple[Any, Any]]
+_Predictor = Callable[[Any, Any, Any, float], tuple[Any, Any]]
 
 DEFAULT = "all"
-"""The expert that needs nothing: all earlier peaks, whatever the input."""
+"""The predictor that needs nothing: all earlier peaks, whatever the input."""
+RECENT = "recent"
+"""The predictor for changed tasks: the last few peaks."""
 _RECENT = 4
-"""Runs that the expert for changed tasks looks at."""
+"""Runs that it looks at."""
 _FEWEST = 5
 """With fewer runs the input size is not looked at: a line through them proves nothing."""
 _CLAMP = (0.5, 1.3)
@@ -52,38 +54,30 @@ class Runs:
     peaks: Sequence[float]
 
 
-def names() -> tuple[str, ...]:
-    """Names of the experts that work here, the default first."""
-    return (DEFAULT, "recent", *_BY_INPUT) if _numpy() is not None else (DEFAULT, "recent")
+def predict(runs: Runs, size: float | None) -> dict[str, Peaks]:
+    """The peak that each predictor expects for input *size*, by its name, the default first.
 
-
-def predict(name: str, runs: Runs, size: float | None) -> Peaks | None:
-    """The peak that expert *name* expects for input *size*, or None where it has no view."""
-    if name == DEFAULT:
-        return _equal(runs.peaks)
-    if name == "recent":
-        return _equal(runs.peaks[-_RECENT:]) if len(runs.peaks) > _RECENT else None
+    One that has no view is left out.
+    """
+    views = {DEFAULT: _equal(runs.peaks)}
+    if len(runs.peaks) > _RECENT:
+        views[RECENT] = _equal(runs.peaks[-_RECENT:])
     np = _numpy()
-    expert = _BY_INPUT.get(name)
-    if np is None or expert is None or size is None:
-        return None
-    return _by_input(np, expert, runs, size)
-
-
-def _by_input(np: Any, expert: _Expert, runs: Runs, size: float) -> Peaks | None:
-    """What *expert* expects, kept in reach of what was seen; None without enough inputs."""
+    if np is None or size is None:
+        return views
     inputs = np.asarray(runs.inputs, dtype=float)
     peaks = np.asarray(runs.peaks, dtype=float)
     known = np.isfinite(inputs)
     if not known.all():
         inputs, peaks = inputs[known], peaks[known]
     if len(peaks) < _FEWEST or inputs.max() - inputs.min() <= _SAME * inputs.max():
-        return None
-    values, weights = expert(np, inputs, peaks, size)
-    if not np.isfinite(values).all():
-        return None
+        return views
     low, high = _CLAMP[0] * float(peaks.min()), _CLAMP[1] * float(peaks.max())
-    return _weighted(np, np.clip(values, low, high), weights)
+    for name, predictor in _BY_INPUT.items():
+        values, weights = predictor(np, inputs, peaks, size)
+        if np.isfinite(values).all():
+            views[name] = _weighted(np, np.clip(values, low, high), weights)
+    return views
 
 
 def _equal(peaks: Sequence[float]) -> Peaks:
@@ -162,10 +156,10 @@ def _neighbours(
 ) -> Callable[[Any, Floats, Floats, float], tuple[Floats, Floats]]:
     """The peaks of runs with about the same input, as they were."""
 
-    def expert(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Floats, Floats]:
+    def predictor(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Floats, Floats]:
         return peaks, _near(np, np.abs(np.log(inputs) - math.log(size)), per_root)
 
-    return expert
+    return predictor
 
 
 def _local_line(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Floats, Floats]:
@@ -185,7 +179,7 @@ def _local_line(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Fl
     return max(mean - slope * centre, lowest) + (peaks - fitted), weights
 
 
-_BY_INPUT: dict[str, _Expert] = {
+_BY_INPUT: dict[str, _Predictor] = {
     "line": _line,
     "power law": _power,
     "neighbours": _neighbours(3.0),

@@ -1,15 +1,23 @@
-"""What the history policy keeps in mind of one task: its runs, and how the experts did."""
+"""What the history policy keeps in mind of one task: its runs, and how the predictors did."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mlops_ext.memory.history.allocations import Peaks, Prices, add_tail, best_ladder, cost_of
+from mlops_ext.memory.history.allocations import (
+    Outcome,
+    Peaks,
+    Prices,
+    add_tail,
+    best_ladder,
+    mix,
+    outcome_of,
+)
 from mlops_ext.memory.history.observations import Observation
-from mlops_ext.memory.history.predictors import DEFAULT, Runs, names, predict
+from mlops_ext.memory.history.predictors import DEFAULT, Runs, predict
 from mlops_ext.memory.history.resize import Choice, best_choice
 from mlops_ext.memory.model import Curve, Features
 from mlops_ext.memory.policies import MemorySettings
@@ -17,7 +25,11 @@ from mlops_ext.memory.policies import MemorySettings
 WINDOW = 400
 """Runs looked at. More would win about 1 % where thousands alike have run."""
 _MEMORY = 0.99
-"""Weight of an expert's past cost, per run since: a task whose need changed is followed."""
+"""Weight of a predictor's past cost, per run since: a task whose need changed is followed."""
+ETA = 10.0
+PRIOR = 1.0
+_LEAST_SHARE = 0.01
+"""Predictors with a smaller share of the mixture are left out, for speed."""
 _CHANGED = 0.001
 """A task has changed where its last runs all lie above (or below) all the others, and chance
 would do that less often than this: two runs after 44, three after 17, four after 10."""
@@ -25,12 +37,14 @@ _APART = 1.05
 """They have to lie apart by this factor: a slow drift is no change."""
 _LONGEST = 6
 """At most that many runs are taken together for this."""
-_MARGIN = 0.9
-"""Another expert has to cost less than this much of the default one."""
-_PENDING = 8
-"""Killed runs without a known peak that are kept in mind."""
-_PENDING_RUNS = 50
-"""After this many successes a kill without a known peak is history."""
+_KILLS = 8
+"""Killed runs that never got through, of other inputs or versions, that are kept in mind."""
+_FOREIGN = 0.5
+"""Weight of a kill of another version: what leaked may have been repaired."""
+_DOUBT = 0.5
+"""Factor of a kill's weight for each success since that needed less: it was a leak, or chance."""
+_FORGOTTEN = 0.02
+"""A kill with less weight than this is forgotten: six successes after it."""
 _FEWEST_CURVES = 5
 """Curves needed before growing in place is planned."""
 _LONG_S = 300.0
@@ -42,34 +56,53 @@ _CLEARLY = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    """The chosen expert's view of the next run.
+class Kill:
+    """Runs that were killed and never got through, as one.
 
     Attributes:
-        expert: its name.
-        peaks: the distribution it predicts, without a tail.
-        ladder: the best ladder in bytes, not yet rounded.
+        bound: the largest limit that was too little.
+        size: input size; NaN where not known.
+        version: the code that ran.
+        weight: how many runs it counts for.
     """
 
-    expert: str
-    peaks: Peaks
+    bound: float
+    size: float
+    version: str
+    weight: float
+
+    def weight_at(self, size: float) -> float:
+        """Its weight for a run with input *size*: less for one smaller than the killed run's."""
+        return self.weight * (min(1.0, size / self.size) if size < self.size else 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What the next run is expected to need.
+
+    Attributes:
+        median: half of the runs are expected to peak below.
+        ladder: the allocations that cost least on average, in bytes, not yet rounded.
+        by_input: share of the predictors that look at the input's size.
+    """
+
+    median: float
     ladder: Sequence[float]
+    by_input: float
 
 
 class Series:
     """The runs of a task in order, at most about `WINDOW` of them. Not thread-safe."""
 
-    def __init__(self, settings: MemorySettings) -> None:
-        self._settings = settings
+    def __init__(self) -> None:
+        self.kills: list[Kill] = []
         self._peaks: list[float] = []
         self._inputs: list[float] = []
         self._runtimes: list[float] = []
-        self._costs: dict[str, float] = {}
-        self._pending: deque[tuple[float, float, int]] = deque(maxlen=_PENDING)
+        self._outcomes: dict[str, Outcome] = {}
         self._curves: deque[tuple[Curve, float, float, float]] = deque(maxlen=32)
         self._choice: Choice | None = None
         self._is_choice_current = True
-        self._added = 0
         self._ratios: list[float] = []
 
     def __len__(self) -> int:
@@ -83,22 +116,22 @@ class Series:
         return min(peaks), max(peaks)
 
     @property
-    def largest_killed(self) -> float:
-        """The largest limit at which a run was killed that never got through; 0 for none."""
-        return max((limit for _, limit, _ in self._pending), default=0.0)
+    def mean_peak(self) -> float:
+        """Mean peak of the window, in bytes."""
+        peaks = self._peaks[-WINDOW:]
+        return math.fsum(peaks) / len(peaks)
 
-    def add(self, run: Observation) -> None:
-        """Take *run* in, the next one in order."""
+    def add(self, run: Observation, *, version: str) -> None:
+        """Take *run* in, the next one in order; *version* is the task's own."""
         size = _known(run.input_bytes)
         if run.censored:
-            self._pending.append((size, float(run.peak), self._added))
+            self._add_kill(float(run.peak), size, run.version, is_own=run.version == version)
             return
         self._resolve(size, run.peak)
-        self._added += 1
         self._peaks.append(float(run.peak))
         self._inputs.append(size)
-        self._runtimes.append(run.runtime_s)
-        self._count_costs(run.costs, run.runtime_s)
+        self._runtimes.append(run.runtime_s if run.runtime_s > 0 else self._mean_runtime)
+        self._count(run.outcomes)
         self._notice_change(run.ratio)
         if run.curve and run.runtime_s > 0 and run.first_limit:
             self._curves.append((run.curve, run.runtime_s, float(run.first_limit), float(run.peak)))
@@ -106,6 +139,34 @@ class Series:
         if len(self._peaks) > 2 * WINDOW:
             for values in (self._peaks, self._inputs, self._runtimes, self._ratios):
                 del values[:-WINDOW]
+
+    def _add_kill(self, bound: float, size: float, version: str, *, is_own: bool) -> None:
+        """Count a kill. Attempts of one run are one kill, with the largest limit of theirs."""
+        same = [k for k in self.kills if k.version == version and _are_same(k.size, size)]
+        kill = Kill(
+            bound=max([bound, *(k.bound for k in same)]),
+            size=size,
+            version=version,
+            weight=1.0 if is_own else _FOREIGN,
+        )
+        self.kills = [*(k for k in self.kills if k not in same), kill][-_KILLS:]
+
+    def _resolve(self, size: float, peak: int) -> None:
+        """Forget the kills that this success explains; doubt those that it contradicts."""
+        left = []
+        for kill in self.kills:
+            comparable = math.isnan(kill.size) or math.isnan(size) or size >= kill.size
+            if kill.bound <= peak and comparable:
+                continue
+            doubted = replace(kill, weight=kill.weight * _DOUBT) if comparable else kill
+            if doubted.weight > _FORGOTTEN:
+                left.append(doubted)
+        self.kills = left
+
+    @property
+    def _mean_runtime(self) -> float:
+        known = [runtime for runtime in self._runtimes[-WINDOW:] if runtime > 0]
+        return math.fsum(known) / len(known) if known else 1.0
 
     def _notice_change(self, ratio: float | None) -> None:
         """Forget the runs before a change; *ratio* is the latest peak's to its prediction.
@@ -132,101 +193,136 @@ class Series:
         for values in (self._peaks, self._inputs, self._runtimes):
             del values[:-latest]
         self._ratios = [1.0] * latest  # they were taken against predictions that are gone
-        self._costs.clear()
+        self._outcomes.clear()
         self._curves.clear()
         self._is_choice_current = False
 
-    def _resolve(self, size: float, peak: int) -> None:
-        """Forget the kills that this success explains, and the old ones."""
-        still = [
-            (killed_size, limit, since)
-            for killed_size, limit, since in self._pending
-            if self._added - since < _PENDING_RUNS
-            and not (limit <= peak and (math.isnan(killed_size) or killed_size == size))
-        ]
-        self._pending = deque(still, maxlen=_PENDING)
+    def _count(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Add what each predictor's ladder met, weighted by run time, and let the past fade.
 
-    def _count_costs(self, costs: Mapping[str, float], runtime_s: float) -> None:
-        default = costs.get(DEFAULT)
+        A predictor without a view is charged what the default one met.
+        """
+        default = outcomes.get(DEFAULT)
         if default is None:
             return
-        for name in names():
-            cost = costs.get(name, default) * runtime_s
-            self._costs[name] = self._costs.get(name, 0.0) * _MEMORY + cost
+        runtime = self._runtimes[-1]
+        before = self._outcomes.get(DEFAULT, Outcome(0.0, 0.0, 0.0))
+        for name in {*outcomes, *self._outcomes}:
+            past = self._outcomes.get(name, before)
+            self._outcomes[name] = Outcome(
+                *(
+                    _MEMORY * old + runtime * new
+                    for old, new in zip(past, outcomes.get(name, default), strict=True)
+                )
+            )
+
+    def prices(self, settings: MemorySettings) -> Prices:
+        """What failures cost for this task."""
+        mean = max(self._mean_runtime, 1.0)
+        return Prices(
+            failed=settings.time_to_failure + settings.restart_s / mean,
+            kill=settings.price_of_kill * (self.mean_peak if self._peaks else 0.0),
+        )
+
+    def _ladder(self, peaks: Peaks, settings: MemorySettings) -> list[float]:
+        """Leaves one retry for growing beyond the ladder's end."""
+        length = max(settings.max_oom_retries, 1)
+        return best_ladder(peaks, self.prices(settings), max_length=length)
+
+    def _shares(self, views: Mapping[str, Peaks], settings: MemorySettings) -> dict[str, float]:
+        """How much each predictor counts: ``exp(-ETA * its cost's relative excess)``."""
+        prices = self.prices(settings)
+        costs = {name: outcome.cost(prices) for name, outcome in self._outcomes.items()}
+        if not costs:
+            return {DEFAULT: 1.0}
+        default = costs[DEFAULT]
+        costs = {name: costs.get(name, default) for name in views}
+        lowest = min(costs.values())
+        if lowest <= 0:
+            return {DEFAULT: 1.0}
+        shares = {
+            name: (1.0 if name == DEFAULT else PRIOR) * math.exp(-ETA * (cost / lowest - 1.0))
+            for name, cost in costs.items()
+        }
+        total = sum(shares.values())
+        return {n: s / total for n, s in shares.items() if s > _LEAST_SHARE * total}
+
+    def forecast(self, size: float | None, settings: MemorySettings) -> Forecast:
+        """What a run with input *size* needs; there must be a run whose peak is known."""
+        views = predict(self._window(), size)
+        return self._forecast(views, size, settings)
 
     def _window(self) -> Runs:
-        """The runs in the window; a kill without a known peak counts as a run above its limit.
+        return Runs(inputs=self._inputs[-WINDOW:], peaks=self._peaks[-WINDOW:])
+
+    def _forecast(
+        self, views: Mapping[str, Peaks], size: float | None, settings: MemorySettings
+    ) -> Forecast:
+        shares = self._shares(views, settings)
+        mixed = mix([(share, add_tail(views[name])) for name, share in shares.items()])
+        median = mixed.median
+        mixed = self._with_kills(mixed, _known(size), settings.growth)
+        by_input = sum(s for name, s in shares.items() if name not in {DEFAULT, "recent"})
+        return Forecast(
+            median=median,
+            ladder=self._ladder(mixed, settings),
+            by_input=by_input / sum(shares.values()),
+        )
+
+    def _with_kills(self, peaks: Peaks, size: float, growth: float) -> Peaks:
+        """*peaks* and the runs that were killed and never got through.
 
         Such a run stands at the mean of the peaks above its limit (Efron's redistribution to the
-        right), or at twice its limit where there is none.
+        right), or at its limit times *growth* where there is none.
         """
-        peaks, inputs = self._peaks[-WINDOW:], self._inputs[-WINDOW:]
-        for size, limit, _ in self._pending:
-            above = [peak for peak in self._peaks[-WINDOW:] if peak > limit]
-            peaks.append(sum(above) / len(above) if above else limit * self._settings.growth)
-            inputs.append(size)
-        return Runs(inputs=inputs, peaks=peaks)
+        if not self.kills:
+            return peaks
+        share = sum(peaks.weights) / len(self)
+        points = list(zip(peaks.values, peaks.weights, strict=True))
+        for kill in self.kills:
+            above = [peak for peak in self._peaks[-WINDOW:] if peak > kill.bound]
+            value = math.fsum(above) / len(above) if above else kill.bound * growth
+            points.append((value, share * kill.weight_at(size)))
+        values, weights = zip(*sorted(points), strict=True)
+        return Peaks(values=values, weights=weights, count=peaks.count)
 
-    def prices(self, mean_peak: float) -> Prices:
-        """What failures cost for a task of this run time and *mean_peak*."""
-        runtimes = self._runtimes[-WINDOW:]
-        mean = max(math.fsum(runtimes) / len(runtimes), 1.0) if runtimes else 1.0
-        return Prices(
-            failed=self._settings.time_to_failure + self._settings.restart_s / mean,
-            kill=self._settings.kill_price * mean_peak,
-        )
+    def assess(
+        self, size: float | None, peak: int, settings: MemorySettings
+    ) -> tuple[float, Mapping[str, Outcome], float]:
+        """A run with this *peak*, held against what would have been predicted for it.
 
-    def _ladder(self, peaks: Peaks) -> list[float]:
-        """Leaves one retry for growing beyond the ladder's end."""
-        length = max(self._settings.max_oom_retries, 1)
-        return best_ladder(add_tail(peaks), self.prices(peaks.mean), max_length=length)
+        Returns:
+            Its peak as a multiple of the predicted median; what it would have met on each
+            predictor's ladder; the first allocation it would have got, in bytes.
+        """
+        views = predict(self._window(), size)
+        forecast = self._forecast(views, size, settings)
+        outcomes: dict[str, Outcome] = {}
+        if len(self._peaks) > 1:  # one run says nothing of the spread
+            outcomes = {
+                name: outcome_of(self._ladder(add_tail(peaks), settings), peak, settings.growth)
+                for name, peaks in views.items()
+            }
+        return peak / forecast.median, outcomes, forecast.ladder[0]
 
-    def forecast(self, size: float | None) -> Forecast:
-        """The view of the expert that did best so far; there must be a run, or a kill."""
-        runs = self._window()
-        default = self._costs.get(DEFAULT, 0.0) * _MARGIN
-        ranked = sorted(
-            (cost, name) for name, cost in self._costs.items() if name != DEFAULT and cost < default
-        )
-        for name in [*(name for _, name in ranked), DEFAULT]:
-            peaks = predict(name, runs, size)
-            if peaks is not None:
-                return Forecast(expert=name, peaks=peaks, ladder=self._ladder(peaks))
-        raise ValueError("a forecast needs a run")
-
-    def costs_of(self, size: float | None, peak: int) -> dict[str, float]:
-        """What each expert's ladder would cost a run with this *peak*, in bytes."""
-        if len(self._peaks) < 2:  # noqa: PLR2004 - one run says nothing of the spread
-            return {}
-        runs = self._window()
-        found = {name: predict(name, runs, size) for name in names()}
-        prices = self.prices(math.fsum(runs.peaks) / len(runs.peaks))
-        return {
-            name: cost_of(self._ladder(peaks), peak, prices, self._settings.growth)
-            for name, peaks in found.items()
-            if peaks is not None
-        }
-
-    def choice(self) -> Choice | None:
+    def choice(self, settings: MemorySettings) -> Choice | None:
         """How to grow in place, or None where the static plan is about as good."""
         if not self._is_choice_current:
-            self._choice = self._best_choice()
+            self._choice = self._best_choice(settings)
             self._is_choice_current = True
         return self._choice
 
-    def _best_choice(self) -> Choice | None:
-        runtimes = self._runtimes[-WINDOW:]
-        if len(self._curves) < _FEWEST_CURVES or math.fsum(runtimes) < _LONG_S * len(runtimes):
+    def _best_choice(self, settings: MemorySettings) -> Choice | None:
+        if len(self._curves) < _FEWEST_CURVES or self._mean_runtime < _LONG_S:
             return None
-        mean_peak = math.fsum(self._peaks[-WINDOW:]) / len(runtimes)
-        prices = self.prices(mean_peak)
+        prices = self.prices(settings)
         best = best_choice(
-            [run[:3] for run in self._curves], prices.kill, _RESIZE_PRICE * mean_peak
+            [run[:3] for run in self._curves], prices.kill, _RESIZE_PRICE * self.mean_peak
         )
         if best is None:
             return None
         static = [
-            cost_of([first], peak, prices, self._settings.growth) + peak
+            outcome_of([first], peak, settings.growth).cost(prices) + peak
             for _, _, first, peak in self._curves
         ]
         choice, cost = best
@@ -234,6 +330,10 @@ class Series:
 
 
 def _known(size: float | None) -> float:
-    """An input size as the experts take it: NaN where it is not known."""
+    """An input size as the predictors take it: NaN where it is not known."""
     known = Features(input_bytes=size).known_input
     return math.nan if known is None else known
+
+
+def _are_same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))

@@ -6,6 +6,7 @@ import math
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from mlops_ext.memory.history import (
     Observation,
     default_path,
 )
+from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
 
 KEY = TaskKey(pipeline="train", step="fit", version="sha256:1")
@@ -52,9 +54,10 @@ def test_what_was_appended_is_read_in_order(records):
         input_bytes=1e9,
         censored=True,
         curve=((0.0, 1), (2.5, 2**40)),
-        costs={"all": 1.25},
+        outcomes={"all": Outcome(left=1.25, failed=2.0, kills=1.0)},
         first_limit=7,
         ratio=0.25,
+        resizes_s=(1.5, math.inf),
     )
     records.append(KEY, first)
     records.append(OTHER, first)
@@ -147,7 +150,7 @@ def test_a_newer_format_is_not_touched(tmp_path):
 def test_what_is_no_database_says_so(tmp_path):
     path = tmp_path / "h.sqlite"
     path.write_text("not a database, but long enough to look at" * 100)
-    with pytest.raises(HistoryError, match=r"set memory\.history") as caught:
+    with pytest.raises(HistoryError, match="moved aside") as caught:
         History(path).read(KEY)
     assert caught.value.path == path
     (tmp_path / "file").touch()
@@ -191,18 +194,137 @@ def test_a_curve_is_kept_as_its_running_maximum():
     assert max(steps) <= 10_000 / (CURVE_POINTS - 1) + 10
 
 
-def test_a_damaged_row_is_an_error_of_the_history_and_fails_no_task(tmp_path):
-    path = tmp_path / "history.sqlite"
-    key = TaskKey(pipeline="p", step="s")
-    records = History(path)
-    records.append(key, Observation(peak=2**30, runtime_s=1.0))
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("curve", "{"),
+        ("curve", "[[1, 2], [3]]"),
+        ("costs", "[]"),
+        ("peak", -5),
+        ("peak", "x"),
+        ("input_bytes", "x"),
+        ("resizes", "7"),
+    ],
+)
+def test_a_damaged_row_is_left_out_and_the_others_count(tmp_path, column, value):
+    records = History(tmp_path / "history.sqlite")
+    for _ in range(20):
+        records.append(KEY, Observation(peak=2**30, runtime_s=1.0, version=KEY.version))
+    damage(records.path, column, value)
+    assert len(records.read(KEY)) == 19
+    plan = HistoryPolicy(records=records).decide(KEY, Features(), Quantity(2**34), Caps())
+    assert plan.reason.startswith("19 earlier runs")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("ratio", 0.0), ("ratio", -1.0), ("runtime_s", -1.0), ("first", -1)]
+)
+def test_a_value_that_makes_no_sense_counts_as_not_known(tmp_path, column, value):
+    records = History(tmp_path / "history.sqlite")
+    for _ in range(20):
+        records.append(KEY, Observation(peak=2**30, runtime_s=1.0, version=KEY.version))
+    damage(records.path, column, value)
+    plan = HistoryPolicy(records=records).decide(KEY, Features(), Quantity(2**34), Caps())
+    assert plan.reason.startswith("20 earlier runs")
+
+
+def damage(path, column, value):
     with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE run SET curve = '{'")
-    with pytest.raises(HistoryError, match="a row is damaged"):
-        records.read(key)
-    plan = HistoryPolicy(records=records).decide(key, Features(), Quantity(2**30), Caps())
-    assert plan.first_limit == 2**30
-    assert "History unusable" in plan.reason
+        database.execute(f"UPDATE run SET {column} = ? WHERE id = 10", (value,))
+
+
+@pytest.mark.parametrize("kind", ["half", "header"])
+def test_a_damaged_file_is_moved_aside_and_begun_anew(tmp_path, kind, caplog):
+    history = History(tmp_path / "h.sqlite")
+    for number in range(60):
+        history.append(KEY, Observation(peak=2**30 + number, runtime_s=1.0))
+    whole = history.path.read_bytes()
+    damaged = {
+        "half": whole[: len(whole) // 2],
+        "header": b"not a database!!" + whole[16:],
+    }[kind]
+    history.path.write_bytes(damaged)
+    Path(f"{history.path}-journal").write_bytes(b"what was under way then")
+    policy = HistoryPolicy(records=history)
+    plan = policy.decide(KEY, Features(), Quantity(2**31), Caps())
+    assert plan.first_limit == 2**31
+    policy.observe(KEY, Features(), Quantity(2**30), 60.0)
+    (aside,) = (path for path in tmp_path.glob("*.damaged-*") if not path.name.endswith("-journal"))
+    assert aside.read_bytes() == damaged
+    assert str(aside) in caplog.text
+    assert policy.decide(KEY, Features(), Quantity(2**31), Caps()).reason.startswith(
+        "1 earlier run"
+    )
+
+
+def test_a_file_that_may_be_somebody_elses_is_not_moved(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but long enough to look at" * 100)
+    with pytest.raises(HistoryError, match=r"set memory\.history"):
+        History(path).append(KEY, Observation(peak=1, runtime_s=1.0))
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_names_that_are_no_text_are_kept_apart(tmp_path):
+    history = History(tmp_path / "h.sqlite")
+    for peak, name in enumerate(("a\udcff", "a\udcfe", "a\0b", ""), start=1):
+        history.append(
+            TaskKey(pipeline=name, step=name, version=name), Observation(peak=peak, runtime_s=1.0)
+        )
+    for peak, name in enumerate(("a\udcff", "a\udcfe", "a\0b", ""), start=1):
+        ((_, run),) = history.read(TaskKey(pipeline=name, step=name))
+        assert run.peak == peak
+
+
+def test_a_file_begun_anew_is_read_from_its_start(tmp_path):
+    history = History(tmp_path / "h.sqlite")
+    policy = HistoryPolicy(records=history)
+    for _ in range(20):
+        history.append(KEY, Observation(peak=2**30, runtime_s=60.0, version=KEY.version))
+    assert policy.decide(KEY, Features(), Quantity(1), Caps()).reason.startswith("20 earlier runs")
+    for length in (5, 25):
+        history.path.unlink()
+        for _ in range(length):
+            history.append(KEY, Observation(peak=9 * 2**30, runtime_s=60.0, version=KEY.version))
+        plan = policy.decide(KEY, Features(), Quantity(1), Caps())
+        assert plan.reason.startswith(f"{length} earlier runs peaked at 9Gi")
+
+
+def test_a_file_shrinks_after_runs_were_removed(tmp_path):
+    history = History(tmp_path / "h.sqlite", keep=5000, total=5000)
+    curve = [(float(k), 2**30 + k * 2**20) for k in range(32)]
+    for _ in range(640):
+        history.append(KEY, Observation(peak=2**30, runtime_s=1.0, curve=curve))
+    before = history.path.stat().st_size
+    smaller = History(history.path, keep=10, total=10)
+    for _ in range(64):
+        smaller.append(KEY, Observation(peak=1, runtime_s=1.0))
+    assert history.path.stat().st_size < before / 4
+
+
+def test_a_busy_file_makes_nobody_wait_for_somebody_elses_wait(tmp_path):
+    """Each decision waits for the file on its own, none for a lock that another holds meanwhile."""
+    inside, go_on = threading.Semaphore(0), threading.Event()
+
+    class Busy(InMemoryHistory):
+        def read(self, key, *, after=0, limit=400):
+            inside.release()
+            assert go_on.wait(60)
+            return super().read(key, after=after, limit=limit)
+
+    policy = HistoryPolicy(records=Busy())
+    keys = [TaskKey(pipeline="p", step=str(number // 2)) for number in range(6)]
+    threads = [
+        threading.Thread(target=policy.decide, args=(key, Features(), Quantity(1), Caps()))
+        for key in keys
+    ]
+    for thread in threads:
+        thread.start()
+    together = all(inside.acquire(timeout=30) for _ in keys)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert together
 
 
 def test_the_default_place_ignores_a_relative_data_directory(tmp_path, monkeypatch):
@@ -227,9 +349,14 @@ def test_without_a_home_directory_the_policies_are_there_all_the_same(monkeypatc
     assert "1 earlier run" in policies["history"].decide(key, Features(), None, Caps()).reason
 
 
-def test_a_cost_that_is_no_number_is_left_out(tmp_path):
+def test_an_outcome_that_is_no_number_is_left_out(tmp_path):
     history = History(tmp_path / "h.sqlite")
-    costs = {"all": 1.0, "line": math.nan, "recent": math.inf}
-    history.append(KEY, Observation(peak=5, runtime_s=1.0, costs=costs))
+    good = Outcome(left=1.0, failed=0.0, kills=0.0)
+    outcomes = {
+        "all": good,
+        "line": good._replace(left=math.nan),
+        "recent": good._replace(kills=math.inf),
+    }
+    history.append(KEY, Observation(peak=5, runtime_s=1.0, outcomes=outcomes))
     ((_, run),) = history.read(KEY)
-    assert run.costs == {"all": 1.0}
+    assert run.outcomes == {"all": good}
