@@ -38,6 +38,8 @@ from mlops_ext.memory import (
 from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
 
 GB_HOUR = 1e9 * 3600
+LATENCIES_S = (0, 15, 60)
+"""Seconds until a resize takes effect: at once, and the range that clusters show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,37 +103,49 @@ def run_static(run: Run, limit: float) -> tuple[float, bool]:
     return limit * run.runtime_s / GB_HOUR, False
 
 
-def run_in_place(run: Run, plan: InPlace, limit: Quantity) -> tuple[float, bool, Quantity, int]:
-    """(GB·h allocated, whether it was killed, last limit, resizes), from *limit* on."""
-    allocated, before, resizes = 0.0, 0.0, 0
+def run_in_place(
+    run: Run, plan: InPlace, limit: Quantity, latency_s: float
+) -> tuple[float, bool, Quantity, int]:
+    """(GB·h allocated, whether it was killed, last limit, resizes), from *limit* on.
+
+    A resize takes effect *latency_s* after the sample that called for it; until then the limit is
+    the old one. One that would come after the end counts as made all the same.
+    """
+    allocated, before, resizes, wanted = 0.0, 0.0, 0, limit
+    under_way: list[tuple[float, Quantity]] = []
     for when, used in run.curve:
+        while under_way and under_way[0][0] <= when:
+            effective, grown = under_way.pop(0)
+            allocated += limit * (effective - before) / GB_HOUR
+            before, limit = effective, grown
         allocated += limit * (when - before) / GB_HOUR
         before = when
         if used > limit:
             return allocated, True, limit, resizes
-        following = plan.next_limit(limit, used)
+        following = plan.next_limit(wanted, used)
         if following is not None:
-            limit, resizes = following, resizes + 1
-    return allocated, False, limit, resizes
+            wanted, resizes = following, resizes + 1
+            under_way.append((when + latency_s, following))
+    return allocated, False, wanted, resizes
 
 
 class Simulation:
     """One way to run the tasks, with the history it has gathered."""
 
-    def __init__(self, *, in_place: bool) -> None:
+    def __init__(self, *, latency_s: float | None = None) -> None:
         self.policy = HistoryPolicy(records=InMemoryHistory())
-        self.in_place = in_place
+        self.latency_s = latency_s
 
     def run(self, run: Run, area: Area) -> None:
         key, features = TaskKey(pipeline="curves", step=run.process), Features(input_bytes=run.size)
         plan = self.policy.decide(key, features, Quantity(run.request), Caps())
-        grows = plan.in_place if self.in_place else None
+        grows = plan.in_place if self.latency_s is not None else None
         limit = (grows.start if grows else plan.first_limit) or Quantity(run.request)
-        kills = 0
+        kills, resized = 0, 0
         while True:
-            if grows:
-                allocated, killed, limit, resizes = run_in_place(run, grows, limit)
-                area.resizes += resizes
+            if grows and self.latency_s is not None:
+                allocated, killed, limit, resizes = run_in_place(run, grows, limit, self.latency_s)
+                resized += resizes
             else:
                 allocated, killed = run_static(run, limit)
             area.waste += allocated
@@ -143,8 +157,17 @@ class Simulation:
             memory = decision.memory if isinstance(decision, Retry) else None
             limit = memory or Quantity(2 * limit)
         area.kills += kills
+        area.resizes += resized
         area.waste -= used_area(run)
-        self.policy.observe(key, features, Quantity(run.peak), run.runtime_s, curve=run.curve)
+        self.policy.observe(
+            key,
+            features,
+            Quantity(run.peak),
+            run.runtime_s,
+            curve=run.curve,
+            plan=plan,
+            resizes_s=[self.latency_s or 0.0] * resized,
+        )
 
 
 def used_area(run: Run) -> float:
@@ -156,8 +179,11 @@ def used_area(run: Run) -> float:
 def simulate(runs: Sequence[Run]) -> dict[tuple[str, str], Area]:
     """The area of each (task type, method)."""
     ways: dict[str, Callable[[], Simulation]] = {
-        "static ladder": functools.partial(Simulation, in_place=False),
-        "in place": functools.partial(Simulation, in_place=True),
+        "static ladder": Simulation,
+        **{
+            f"in place, {latency_s} s": functools.partial(Simulation, latency_s=latency_s)
+            for latency_s in LATENCIES_S
+        },
     }
     areas: dict[tuple[str, str], Area] = {}
     for process in dict.fromkeys(run.process for run in runs):

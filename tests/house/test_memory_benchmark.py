@@ -136,7 +136,7 @@ def test_growing_in_place_beats_the_static_oracle_on_ramps(benchmark, tmp_path, 
     assert policy.main(["--curves", str(path), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     waste = {(result["workflow"], result["method"]): result["waste_gbh"] for result in results}
-    assert waste["ramp", "in place"] < waste["ramp", "static oracle"]
+    assert waste["ramp", "in place, 0 s"] < waste["ramp", "static oracle"]
     assert waste["ramp", "static oracle"] <= waste["ramp", "static ladder"]
 
 
@@ -146,8 +146,32 @@ def test_a_kill_in_place_costs_all_that_was_allocated(benchmark):
         process="p", size=None, request=1, curve=((0.0, 0), (3600.0, 10**9), (7200.0, 4 * 10**9))
     )
     plan = curves.InPlace(start=curves.Quantity(2 * 10**9), threshold=0.9, growth=1.5)
-    allocated, killed, limit, resizes = curves.run_in_place(run, plan, plan.start)
+    allocated, killed, limit, resizes = curves.run_in_place(run, plan, plan.start, 0.0)
     assert (killed, resizes, limit) == (True, 0, plan.start)
     assert allocated == pytest.approx(4.0)
     assert curves.run_static(run, 4e9) == (pytest.approx(8.0), False)
     assert curves.used_area(run) == pytest.approx(5.0)
+
+
+def test_in_place_is_never_dearer_than_the_static_ladder_however_late_resizes_come(
+    benchmark, tmp_path, capsys
+):
+    path = tmp_path / "curves.jsonl"
+    policy = benchmark["memory_policy"]
+    assert policy.main(["--make-curves", str(path)]) == 0
+    assert policy.main(["--curves", str(path), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    waste = {(result["workflow"], result["method"]): result["waste_gbh"] for result in results}
+    for latency_s in benchmark["_memory_curves"].LATENCIES_S:
+        for process in ("ramp", "late", "flat"):
+            assert waste[process, f"in place, {latency_s} s"] <= waste[process, "static ladder"]
+
+
+def test_a_resize_in_the_simulation_takes_effect_late(benchmark):
+    curves = benchmark["_memory_curves"]
+    run = curves.Run(
+        process="p", size=None, request=1, curve=((0.0, 0), (10.0, 95), (20.0, 95), (60.0, 120))
+    )
+    plan = curves.InPlace(start=curves.Quantity(100), threshold=0.9, growth=1.5)
+    assert curves.run_in_place(run, plan, plan.start, 50.0)[1:] == (False, 151, 1)
+    assert curves.run_in_place(run, plan, plan.start, 51.0)[1:] == (True, 100, 1)

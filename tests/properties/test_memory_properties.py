@@ -22,7 +22,7 @@ from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
 from mlops_ext.memory.history.allocations import Peaks, Prices, add_tail, best_ladder, outcome_of
 from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
 from mlops_ext.memory.history.predictors import Runs, predict
-from mlops_ext.memory.history.resize import Choice, replay
+from mlops_ext.memory.history.resize import Choice, Curved, replay
 
 KEY = TaskKey(pipeline="p", step="s")
 bytes_ = st.integers(min_value=0, max_value=2**63 - 1)
@@ -190,11 +190,13 @@ def test_a_curve_keeps_its_peak_and_few_points(curve):
         threshold=st.floats(min_value=0.5, max_value=1.0),
         growth=st.floats(min_value=1.05, max_value=3.0),
     ),
+    st.one_of(st.just(0.0), st.floats(min_value=0, max_value=1e6)),
 )
-def test_a_replayed_run_ends_and_is_never_given_less_than_it_used(curve, start, choice):
+def test_a_replayed_run_ends_and_is_never_given_less_than_it_used(curve, start, choice, latency_s):
     kept = compress_curve(curve)
     runtime_s = kept[-1][0] + 1.0 if kept else 1.0
-    result = replay(kept, runtime_s, start, choice)
+    run = Curved(curve=kept, runtime_s=runtime_s, first=start, peak=0.0)
+    result = replay(run, choice, latency_s)
     used = sum(
         size * (following - when)
         for (when, size), (following, _) in itertools.pairwise([*kept, (runtime_s, 0)])

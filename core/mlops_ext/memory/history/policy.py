@@ -7,6 +7,7 @@ import copy
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 from mlops_ext.memory.history.allocations import Outcome
@@ -42,6 +43,13 @@ _TRUSTED = 5
 """With fewer runs than this the user's request counts: it is the second allocation."""
 _MOSTLY = 0.5
 """The reason names the input where those that look at it have more than this share."""
+_LATENCY_S = 60.0
+"""Seconds until a resize takes effect where none was seen: the kubelet looks at a pod at least this
+often."""
+_NEVER_S = 1e9
+"""Stands for a resize that never took effect: nothing pays then."""
+_RESIZES = 64
+"""Resizes looked at, of all tasks: how long they take is a matter of the cluster."""
 _TASKS = 2000
 """Tasks kept in mind; a few kB each."""
 
@@ -158,6 +166,7 @@ class HistoryPolicy:
             for number, run in new:
                 if number > task.newest:
                     task.add(number, run, key.version)
+                    self._cache.resizes_s.extend(run.resizes_s)
             self._cache.tasks[key] = task
             if len(self._cache.tasks) > _TASKS:
                 del self._cache.tasks[next(iter(self._cache.tasks))]
@@ -218,7 +227,7 @@ class HistoryPolicy:
         )
 
     def _in_place(self, series: Series, first: Quantity, cap: Cap | None) -> InPlace | None:
-        choice = series.choice(self.settings)
+        choice = series.choice(self.settings, self._cache.latency_s)
         if choice is None:
             return None
         start = _round_up(max(choice.start * first, self.settings.min_memory))
@@ -236,7 +245,16 @@ class _Cache:
     def __init__(self) -> None:
         self.tasks: dict[TaskKey, _Task] = {}
         self.lock = threading.Lock()
+        self.resizes_s: deque[float] = deque(maxlen=_RESIZES)
         follow_forks(self)
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds until a resize takes effect here: nine of ten were no slower; or the default."""
+        if not self.resizes_s:
+            return _LATENCY_S
+        ordered = sorted(self.resizes_s)
+        return math.ceil(min(ordered[len(ordered) * 9 // 10], _NEVER_S))
 
     def after_fork(self) -> None:
         """In a child: the lock may be held by a thread that is not here."""

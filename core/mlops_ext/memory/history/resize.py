@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,23 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Curved:
+    """An earlier run whose memory over time is known.
+
+    Attributes:
+        curve: the running maximum of its memory.
+        runtime_s: how long it ran, in seconds.
+        first: what its static plan gave it at first, in bytes.
+        peak: its peak in bytes.
+    """
+
+    curve: Curve
+    runtime_s: float
+    first: float
+    peak: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
     """What a replayed run would have cost.
 
@@ -44,78 +63,78 @@ class Replay:
     kills: int
     resizes: int
 
+    def cost(self, runtime_s: float, kill: float, resize: float) -> float:
+        """Bytes, over the run time, with these prices of a kill and of a resize in bytes."""
+        return self.allocated / runtime_s + kill * self.kills + resize * self.resizes
 
-def replay(curve: Curve, runtime_s: float, start: float, choice: Choice) -> Replay:
-    """A run with this running maximum, started with limit *start*.
+
+def replay(run: Curved, choice: Choice, latency_s: float) -> Replay:
+    """*run* as it would have gone with *choice*, where a resize takes *latency_s* to take effect.
 
     Between two points of the curve nothing is known, so nothing can be done: where memory goes
-    from below the threshold to beyond the limit in one step, the run is killed, and starts again
-    with *growth* times the limit, as often as it takes.
+    from below the threshold to beyond the limit in one step, the run is killed. It starts again
+    with the static plan's first allocation, and after that with twice as much each time.
     """
-    limit, allocated, resizes, kills = start, 0.0, 0, 0
+    limit, allocated, resizes, kills = choice.start * run.first, 0.0, 0, 0
     while True:
-        spent, limit, killed, grown = _attempt(curve, runtime_s, limit, choice)
+        spent, limit, killed, grown = _attempt(run, limit, choice, latency_s)
         allocated += spent
         resizes += grown
         if not killed:
             return Replay(allocated=allocated, kills=kills, resizes=resizes)
         kills += 1
-        limit *= max(choice.growth, 2.0)
+        limit = run.first if limit < run.first else 2.0 * limit
 
 
 def _attempt(
-    curve: Curve, runtime_s: float, limit: float, choice: Choice
+    run: Curved, limit: float, choice: Choice, latency_s: float
 ) -> tuple[float, float, bool, int]:
     """Byte-seconds, last limit, whether it was killed, and the number of resizes."""
     spent, before, resizes = 0.0, 0.0, 0
-    for when, usage in curve:
+    wanted = limit
+    under_way: deque[tuple[float, float]] = deque()
+    for when, usage in run.curve:
+        while under_way and under_way[0][0] <= when:
+            effective, grown = under_way.popleft()
+            spent += (effective - before) * limit
+            before, limit = effective, grown
         spent += (when - before) * limit
         before = when
         if usage > limit:
             return spent, limit, True, resizes
-        if usage >= choice.threshold * limit:
+        if usage >= choice.threshold * wanted:
             resizes += 1
-            while usage >= choice.threshold * limit:
-                limit *= choice.growth
-    return spent + max(runtime_s - before, 0.0) * limit, limit, False, resizes
+            while usage >= choice.threshold * wanted:
+                wanted *= choice.growth
+            under_way.append((when + latency_s, wanted))
+    for effective, grown in under_way:
+        if effective < run.runtime_s:
+            spent += (effective - before) * limit
+            before, limit = effective, grown
+    return spent + max(run.runtime_s - before, 0.0) * limit, limit, False, resizes
 
 
 def best_choice(
-    runs: Sequence[tuple[Curve, float, float]], kill: float, resize: float
+    runs: Sequence[Curved], kill: float, resize: float, latency_s: float
 ) -> tuple[Choice, float] | None:
-    """The cheapest choice over *runs* and its mean cost in bytes, or None without runs.
+    """The cheapest choice over the newest of *runs* and its mean cost in bytes, or None.
 
     Args:
-        runs: (running maximum, run time in seconds, first allocation of the static plan that was in
-            force) of earlier runs, oldest first.
+        runs: earlier runs, oldest first.
         kill: price of a kill in bytes, as for the static ladder, so that both can be compared.
         resize: price of a resize in bytes.
+        latency_s: seconds until a resize takes effect.
     """
-    runs = [run for run in runs if run[0] and run[1] > 0 and run[2] > 0][-_MOST_CURVES:]
+    runs = runs[-_MOST_CURVES:]
     best: tuple[Choice, float] | None = None
-    for start in _STARTS if runs else ():
-        for threshold in _THRESHOLDS:
-            for growth in _GROWTHS:
-                choice = Choice(start=start, threshold=threshold, growth=growth)
-                bound = best[1] if best else math.inf
-                cost = _mean_cost(runs, choice, (kill, resize), bound)
-                if cost < bound:
-                    best = (choice, cost)
+    for start, threshold, growth in itertools.product(_STARTS, _THRESHOLDS, _GROWTHS):
+        choice = Choice(start=start, threshold=threshold, growth=growth)
+        bound = best[1] * len(runs) if best else math.inf
+        cost = 0.0
+        for run in runs:
+            cost += replay(run, choice, latency_s).cost(run.runtime_s, kill, resize)
+            if cost >= bound:
+                break
+        else:
+            best = (choice, cost / len(runs))
     return best
-
-
-def _mean_cost(
-    runs: Sequence[tuple[Curve, float, float]],
-    choice: Choice,
-    prices: tuple[float, float],
-    bound: float,
-) -> float:
-    """Mean allocation per run time plus kills and resizes; stops where it exceeds *bound*."""
-    kill, resize = prices
-    cost = 0.0
-    for curve, runtime_s, first in runs:
-        result = replay(curve, runtime_s, choice.start * first, choice)
-        cost += result.allocated / runtime_s + kill * result.kills + resize * result.resizes
-        if cost > bound * len(runs):
-            break
-    return cost / len(runs)

@@ -17,9 +17,9 @@ from mlops_ext.memory.history.allocations import (
     outcome_of,
 )
 from mlops_ext.memory.history.observations import Observation
-from mlops_ext.memory.history.predictors import DEFAULT, Runs, predict
-from mlops_ext.memory.history.resize import Choice, best_choice
-from mlops_ext.memory.model import Curve, Features
+from mlops_ext.memory.history.predictors import DEFAULT, RECENT, Runs, predict
+from mlops_ext.memory.history.resize import Choice, Curved, best_choice, replay
+from mlops_ext.memory.model import Features
 from mlops_ext.memory.policies import MemorySettings
 
 WINDOW = 400
@@ -48,11 +48,13 @@ _FORGOTTEN = 0.02
 _FEWEST_CURVES = 5
 """Curves needed before growing in place is planned."""
 _LONG_S = 300.0
-"""Growing in place is for tasks longer than this: resizes take seconds to take effect."""
+"""Growing in place is for tasks longer than this: what it saves of shorter ones is little."""
 _RESIZE_PRICE = 0.01
 """Price of a resize, in mean peak times run time: a few API calls, and a chance to be refused."""
 _CLEARLY = 0.9
 """Growing in place has to cost less than this much of the static plan."""
+_RECORD_MEMORY = 0.8
+"""Weight of how growing in place did against the static plan, per run since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +102,11 @@ class Series:
         self._inputs: list[float] = []
         self._runtimes: list[float] = []
         self._outcomes: dict[str, Outcome] = {}
-        self._curves: deque[tuple[Curve, float, float, float]] = deque(maxlen=32)
+        self._curves: deque[Curved] = deque(maxlen=32)
         self._choice: Choice | None = None
-        self._is_choice_current = True
+        self._chosen_for: float | None = None
+        self._record = 0.0
+        self._prices = Prices(failed=1.0, kill=0.0)
         self._ratios: list[float] = []
 
     def __len__(self) -> int:
@@ -119,7 +123,7 @@ class Series:
     def mean_peak(self) -> float:
         """Mean peak of the window, in bytes."""
         peaks = self._peaks[-WINDOW:]
-        return math.fsum(peaks) / len(peaks)
+        return sum(peaks) / len(peaks)
 
     def add(self, run: Observation, *, version: str) -> None:
         """Take *run* in, the next one in order; *version* is the task's own."""
@@ -130,12 +134,18 @@ class Series:
         self._resolve(size, run.peak)
         self._peaks.append(float(run.peak))
         self._inputs.append(size)
-        self._runtimes.append(run.runtime_s if run.runtime_s > 0 else self._mean_runtime)
+        self._runtimes.append(run.runtime_s if run.runtime_s > 0 else self._mean_runtime())
         self._count(run.outcomes)
         self._notice_change(run.ratio)
         if run.curve and run.runtime_s > 0 and run.first_limit:
-            self._curves.append((run.curve, run.runtime_s, float(run.first_limit), float(run.peak)))
-            self._is_choice_current = False
+            self._add_curve(
+                Curved(
+                    curve=run.curve,
+                    runtime_s=run.runtime_s,
+                    first=float(run.first_limit),
+                    peak=float(run.peak),
+                )
+            )
         if len(self._peaks) > 2 * WINDOW:
             for values in (self._peaks, self._inputs, self._runtimes, self._ratios):
                 del values[:-WINDOW]
@@ -163,10 +173,10 @@ class Series:
                 left.append(doubted)
         self.kills = left
 
-    @property
     def _mean_runtime(self) -> float:
-        known = [runtime for runtime in self._runtimes[-WINDOW:] if runtime > 0]
-        return math.fsum(known) / len(known) if known else 1.0
+        """Mean run time of the window in seconds; runs without one count as the mean."""
+        runtimes = self._runtimes[-WINDOW:]
+        return sum(runtimes) / len(runtimes) if runtimes else 1.0
 
     def _notice_change(self, ratio: float | None) -> None:
         """Forget the runs before a change; *ratio* is the latest peak's to its prediction.
@@ -195,7 +205,7 @@ class Series:
         self._ratios = [1.0] * latest  # they were taken against predictions that are gone
         self._outcomes.clear()
         self._curves.clear()
-        self._is_choice_current = False
+        self._chosen_for, self._record = None, 0.0
 
     def _count(self, outcomes: Mapping[str, Outcome]) -> None:
         """Add what each predictor's ladder met, weighted by run time, and let the past fade.
@@ -218,20 +228,14 @@ class Series:
 
     def prices(self, settings: MemorySettings) -> Prices:
         """What failures cost for this task."""
-        mean = max(self._mean_runtime, 1.0)
+        mean = max(self._mean_runtime(), 1.0)
         return Prices(
             failed=settings.time_to_failure + settings.restart_s / mean,
             kill=settings.price_of_kill * (self.mean_peak if self._peaks else 0.0),
         )
 
-    def _ladder(self, peaks: Peaks, settings: MemorySettings) -> list[float]:
-        """Leaves one retry for growing beyond the ladder's end."""
-        length = max(settings.max_oom_retries, 1)
-        return best_ladder(peaks, self.prices(settings), max_length=length)
-
-    def _shares(self, views: Mapping[str, Peaks], settings: MemorySettings) -> dict[str, float]:
+    def _shares(self, views: Mapping[str, Peaks], prices: Prices) -> dict[str, float]:
         """How much each predictor counts: ``exp(-ETA * its cost's relative excess)``."""
-        prices = self.prices(settings)
         costs = {name: outcome.cost(prices) for name, outcome in self._outcomes.items()}
         if not costs:
             return {DEFAULT: 1.0}
@@ -245,28 +249,33 @@ class Series:
             for name, cost in costs.items()
         }
         total = sum(shares.values())
-        return {n: s / total for n, s in shares.items() if s > _LEAST_SHARE * total}
+        kept = {n: s for n, s in shares.items() if s > _LEAST_SHARE * total}
+        total = sum(kept.values())
+        return {name: share / total for name, share in kept.items()}
 
     def forecast(self, size: float | None, settings: MemorySettings) -> Forecast:
         """What a run with input *size* needs; there must be a run whose peak is known."""
-        views = predict(self._window(), size)
-        return self._forecast(views, size, settings)
+        views = {name: add_tail(peaks) for name, peaks in predict(self._window(), size).items()}
+        return self._forecast(views, size, settings, self.prices(settings))
 
     def _window(self) -> Runs:
         return Runs(inputs=self._inputs[-WINDOW:], peaks=self._peaks[-WINDOW:])
 
     def _forecast(
-        self, views: Mapping[str, Peaks], size: float | None, settings: MemorySettings
+        self,
+        views: Mapping[str, Peaks],
+        size: float | None,
+        settings: MemorySettings,
+        prices: Prices,
     ) -> Forecast:
-        shares = self._shares(views, settings)
-        mixed = mix([(share, add_tail(views[name])) for name, share in shares.items()])
-        median = mixed.median
-        mixed = self._with_kills(mixed, _known(size), settings.growth)
-        by_input = sum(s for name, s in shares.items() if name not in {DEFAULT, "recent"})
+        shares = self._shares(views, prices)
+        mixed = mix([(share, views[name]) for name, share in shares.items()])
+        expected = self._with_kills(mixed, _known(size), settings.growth)
         return Forecast(
-            median=median,
-            ladder=self._ladder(mixed, settings),
-            by_input=by_input / sum(shares.values()),
+            median=mixed.median,
+            # One retry is left for growing beyond the ladder's end.
+            ladder=best_ladder(expected, prices, max_length=max(settings.max_oom_retries, 1)),
+            by_input=1.0 - sum(shares.get(name, 0.0) for name in (DEFAULT, RECENT)),
         )
 
     def _with_kills(self, peaks: Peaks, size: float, growth: float) -> Peaks:
@@ -295,38 +304,60 @@ class Series:
             Its peak as a multiple of the predicted median; what it would have met on each
             predictor's ladder; the first allocation it would have got, in bytes.
         """
-        views = predict(self._window(), size)
-        forecast = self._forecast(views, size, settings)
+        prices = self.prices(settings)
+        views = {name: add_tail(peaks) for name, peaks in predict(self._window(), size).items()}
+        forecast = self._forecast(views, size, settings, prices)
         outcomes: dict[str, Outcome] = {}
         if len(self._peaks) > 1:  # one run says nothing of the spread
+            length = max(settings.max_oom_retries, 1)
             outcomes = {
-                name: outcome_of(self._ladder(add_tail(peaks), settings), peak, settings.growth)
+                name: outcome_of(
+                    best_ladder(peaks, prices, max_length=length), peak, settings.growth
+                )
                 for name, peaks in views.items()
             }
         return peak / forecast.median, outcomes, forecast.ladder[0]
 
-    def choice(self, settings: MemorySettings) -> Choice | None:
-        """How to grow in place, or None where the static plan is about as good."""
-        if not self._is_choice_current:
-            self._choice = self._best_choice(settings)
-            self._is_choice_current = True
-        return self._choice
+    def _add_curve(self, run: Curved) -> None:
+        """Take a curve in; the choice in force is judged by a run that it was not made from."""
+        if self._choice is not None and self._chosen_for is not None:
+            in_place = self._cost_in_place(run, self._choice, self._chosen_for)
+            self._record = _RECORD_MEMORY * self._record + in_place - self._cost_static(run)
+        self._curves.append(run)
+        self._chosen_for = None
 
-    def _best_choice(self, settings: MemorySettings) -> Choice | None:
-        if len(self._curves) < _FEWEST_CURVES or self._mean_runtime < _LONG_S:
+    def choice(self, settings: MemorySettings, latency_s: float) -> Choice | None:
+        """How to grow in place, or None where the static plan is about as good.
+
+        Args:
+            settings: what failures cost.
+            latency_s: seconds until a resize takes effect.
+        """
+        if self._chosen_for != latency_s:
+            self._prices = self.prices(settings)
+            self._choice = self._best_choice(latency_s)
+            self._chosen_for = latency_s
+        return self._choice if self._record <= 0 else None
+
+    def _cost_in_place(self, run: Curved, choice: Choice, latency_s: float) -> float:
+        resize = _RESIZE_PRICE * self.mean_peak
+        return replay(run, choice, latency_s).cost(run.runtime_s, self._kill_price, resize)
+
+    def _cost_static(self, run: Curved) -> float:
+        return outcome_of([run.first], run.peak, 2.0).cost(self._prices) + run.peak
+
+    @property
+    def _kill_price(self) -> float:
+        """A kill's price, with the memory that is held while the next attempt starts."""
+        return self._prices.kill + max(self._prices.failed - 1.0, 0.0) * self.mean_peak
+
+    def _best_choice(self, latency_s: float) -> Choice | None:
+        if len(self._curves) < _FEWEST_CURVES or self._mean_runtime() < _LONG_S:
             return None
-        prices = self.prices(settings)
-        best = best_choice(
-            [run[:3] for run in self._curves], prices.kill, _RESIZE_PRICE * self.mean_peak
-        )
-        if best is None:
-            return None
-        static = [
-            outcome_of([first], peak, settings.growth).cost(prices) + peak
-            for _, _, first, peak in self._curves
-        ]
-        choice, cost = best
-        return choice if cost < _CLEARLY * math.fsum(static) / len(static) else None
+        curves = list(self._curves)
+        best = best_choice(curves, self._kill_price, _RESIZE_PRICE * self.mean_peak, latency_s)
+        static = sum(map(self._cost_static, curves)) / len(curves)
+        return best[0] if best and best[1] < _CLEARLY * static else None
 
 
 def _known(size: float | None) -> float:

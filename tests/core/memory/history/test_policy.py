@@ -1,6 +1,7 @@
 """The policy that learns: what it gives, when it falls back, and how soon it follows."""
 
 import builtins
+import math
 import random
 import sqlite3
 
@@ -14,6 +15,7 @@ from mlops_ext.memory import (
     Fail,
     Features,
     InPlace,
+    MemoryPlan,
     MemorySettings,
     Quantity,
     TaskKey,
@@ -494,3 +496,59 @@ def test_records_that_raise_fail_no_task(caplog):
     assert decide(policy, request="3Gi").ladder == (q("3Gi"),)
     observe(policy, [GB])
     assert caplog.text.count("broken") == 2
+
+
+def steep(peak, at_s, length=3600.0):
+    """Memory that climbs from a tenth of *peak* to all of it within two minutes."""
+    return [
+        (0.0, int(peak / 10)),
+        *((at_s + 120.0 * k / 30, int(peak * (0.1 + 0.9 * k / 30))) for k in range(31)),
+        (length, int(peak)),
+    ]
+
+
+def test_what_is_grown_leaves_the_time_that_resizes_take(policy):
+    """A climb that resizes of a second keep up with, and those of two minutes cannot."""
+    quick, slow = policy, HistoryPolicy(records=InMemoryHistory())
+    for at, resizes_s in ((quick, (1.0, 1.0)), (slow, (120.0, 120.0))):
+        for _ in range(12):
+            curve = steep(8 * GB, 3000.0)
+            at.observe(KEY, Features(), Quantity(8 * GB), 3600.0, curve=curve, resizes_s=resizes_s)
+    in_place, later = decide(quick).in_place, decide(slow).in_place
+    assert in_place is not None
+    assert in_place.start < 5 * GB
+    assert later is None or later.start * later.growth >= 7 * GB
+
+
+def test_where_resizes_never_take_effect_nothing_is_grown(policy):
+    for k in range(12):
+        curve = grown(8 * GB + k * MI, 3600.0)
+        peak = Quantity(8 * GB + k * MI)
+        policy.observe(KEY, Features(), peak, 3600.0, curve=curve, resizes_s=(math.inf,))
+    assert decide(policy).in_place is None
+
+
+def test_how_long_resizes_take_is_learnt_from_all_tasks(policy):
+    other = TaskKey(pipeline="train", step="other")
+    for k in range(12):
+        peak = Quantity(8 * GB + k * MI)
+        policy.observe(KEY, Features(), peak, 3600.0, curve=grown(peak, 3600.0))
+    assert decide(policy).in_place is not None
+    policy.observe(other, Features(), Quantity(GB), 600.0, resizes_s=(math.inf,) * 3)
+    assert "1 earlier run" in decide(policy, key=other).reason
+    assert decide(policy).in_place is None
+
+
+def test_the_plan_that_was_in_force_is_what_a_start_is_a_fraction_of(policy):
+    plan = MemoryPlan(ladder=(q("20Gi"),), reason="")
+    policy.observe(KEY, Features(), Quantity(GB), 60.0, plan=plan)
+    ((_, run),) = policy.records.read(KEY)
+    assert run.first_limit == q("20Gi")
+
+
+def test_the_reason_says_that_it_grows(policy):
+    for k in range(12):
+        peak = Quantity(8 * GB + k * 10 * MI)
+        policy.observe(KEY, Features(), peak, 3600.0, curve=grown(peak, 3600.0))
+    plan = decide(policy)
+    assert f"it starts with {plan.in_place.start.human} and grows as it needs more" in plan.reason
