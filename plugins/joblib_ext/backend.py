@@ -1,7 +1,7 @@
 """The ``shared`` store backend of ``joblib.Memory``.
 
 How joblib's calls are used: only ``_cached_call`` asks for ``get_cached_func_info``, so that
-question arms the claim that ``contains_item`` then takes or waits for; what ``contains_item`` read
+question arms the lease that ``contains_item`` then takes or waits for; what ``contains_item`` read
 answers ``get_metadata`` and ``load_item``; ``dump_item`` serialises, and ``store_metadata``, which
 follows, publishes value and metadata as one file.
 """
@@ -28,10 +28,10 @@ from joblib_ext.entries.payload import total
 from joblib_ext.maintenance import eviction as _limits
 from joblib_ext.runtime import HasRuntime
 from joblib_ext.settings import SharedOptions, read_options
-from joblib_ext.single_flight import claim_or_wait
+from joblib_ext.single_flight import acquire_or_wait
 from joblib_ext.stores.files import scan as _scan
 from joblib_ext.stores.files import trash as _trash
-from joblib_ext.stores.files.store import Address, View
+from joblib_ext.stores.files.store import CodeVersion, View
 
 _DIRECT = "0" * 24
 """Namespace of items that are dumped by hand, without a function."""
@@ -92,62 +92,62 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
 
     def get_cached_func_code(self, call_id: Sequence[str]) -> str:
         """A text that equals the code at hand: each version has a namespace of its own."""
-        return self._run.functions.learning_code(call_id[0])
+        return self._runtime.functions.learning_code(call_id[0])
 
     def store_cached_func_code(self, call_id: Sequence[str], func_code: str | None = None) -> None:
         """Note the version of a function; its folder is made with its first entry."""
         if func_code is not None:
             header, _, code = func_code.partition("\n")
             code = code if header.startswith("# first line:") else func_code
-            self._run.functions.learn(call_id[0], code)
+            self._runtime.functions.learn(call_id[0], code)
 
     def get_cached_func_info(self, call_id: Sequence[str]) -> CallInfo:
-        """Where the function's entries are; arms the claim of the call that asks."""
+        """Where the function's entries are; arms the lease of the call that asks."""
         info = CallInfo(location=self.location)
         info.func_id = call_id[0]
-        self._run.local.under_way.armed = info
+        self._runtime.local.state.expected = info
         return info
 
     # -- one item -------------------------------------------------------------------------------
 
     def contains_item(self, call_id: Sequence[str]) -> bool:
-        """Whether a verified result is there; in a cached call, wait for it or claim it."""
-        run = self._run
-        under_way = run.local.under_way
-        info = under_way.armed
-        under_way.armed = under_way.found = None
+        """Whether a verified result is there; in a cached call, wait for it or lease it."""
+        runtime = self._runtime
+        state = runtime.local.state
+        info = state.expected
+        state.expected = state.read = None
         func_id, arguments = call_id
-        known = run.functions.known.get(id(func_id))
-        home: Address | None
+        known = runtime.functions.known.get(id(func_id))
+        home: CodeVersion | None
         if known is not None and known[0] is func_id:
             home = known[1]
         else:
-            home = run.functions.home_of_caller(func_id)
+            home = runtime.functions.home_of_caller(func_id)
             if home is None:
                 return self._search(call_id) is not None
         path, address = _place(home, arguments)
-        found: View = run.reader.look(path, address)
+        found: View = runtime.reader.look(path, address)
         if not isinstance(found, (Entry, LargeEntry)):
             if info is None or info.func_id is not func_id:
                 return False
-            found = self._claim(info, Call(run.writer, call_id, path, address, home), found)
+            found = self._lease(info, Call(runtime.writer, call_id, path, address, home), found)
             if found is None:
                 return False
-        under_way.found = call_id, found
+        state.read = call_id, found
         return True
 
-    def _claim(self, info: CallInfo, call: Call, view: View) -> Entry | LargeEntry | None:
+    def _lease(self, info: CallInfo, call: Call, view: View) -> Entry | LargeEntry | None:
         """The result that another process computed, or None: then *call* is to compute."""
-        run = self._run
-        if run.store.options.single_flight:
-            found = claim_or_wait(run.store, call.path, call.address, call.home, view)
+        runtime = self._runtime
+        if runtime.store.options.single_flight:
+            found = acquire_or_wait(runtime.store, call.path, call.address, call.home, view)
             if isinstance(found, (Entry, LargeEntry)):
                 return found
             if found is not None:
-                call.claim = found
+                call.lease = found
                 found.note_frame()
         info.call = call
-        run.calls.add(call)
+        runtime.calls.add(call)
         return None
 
     def get_metadata(self, call_id: Sequence[str]) -> dict[str, Any]:
@@ -174,21 +174,21 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         """
         if verbose > _TALKATIVE:
             self._tell(call_id, verbose, timestamp, metadata)
-        run = self._run
-        found = run.local.under_way.found
+        runtime = self._runtime
+        found = runtime.local.state.read
         if found is not None and found[0] is call_id and found[1].__class__ is Entry:
             return found[1].value()
-        call = run.calls.get(call_id)
+        call = runtime.calls.get(call_id)
         if call is not None:
-            run.writer.finish(call, call.metadata)
-            run.local.under_way.forced = None
+            runtime.writer.finish(call, call.metadata)
+            runtime.local.state.uncached = None
         entry = self._entry(call_id, metadata)
         if entry is not None:
             try:
                 return self._value(entry)
             except (CorruptEntryError, OSError) as error:
                 if isinstance(error, CorruptEntryError):
-                    self._set_aside(entry)
+                    self._quarantine(entry)
                 if call is None or call.item is None:
                     raise  # to joblib a miss; after a computation the caller would get it
         if call is not None and call.item is not None:
@@ -197,120 +197,120 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
 
     def dump_item(self, call_id: Sequence[str], item: Any, verbose: int = 1) -> None:
         """Take a result; within a cached call it is published by `store_metadata`."""
-        run = self._run
-        call = run.calls.get(call_id) or self._forced(call_id)
+        runtime = self._runtime
+        call = runtime.calls.get(call_id) or self._forced(call_id)
         if call is not None:
             if verbose > _VERY_TALKATIVE:
                 print(f"Persisting in {call.path}")  # noqa: T201  # as joblib's own
             call.item = (item,) if self.mmap_mode else None
-            call.pending = run.writer.serialise(item)
+            call.pending = runtime.writer.serialise(item)
             if call.pending is None:
                 call.release()
             return
-        body = run.writer.serialise(item)
+        body = runtime.writer.serialise(item)
         if body is not None and len(call_id) > 1 and not isinstance(call_id, str):
-            home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
-            run.writer.write(*_place(home, call_id[1]), home, body, {})
+            home = self._home(call_id[0]) or runtime.functions.at(call_id[0], _DIRECT)
+            runtime.writer.write(*_place(home, call_id[1]), home, body, {})
 
     def _forced(self, call_id: Sequence[str]) -> Call | None:
-        """A call that asked for nothing before, as ``call()`` and coroutines do; it has no claim.
+        """A call that asked for nothing before, as ``call()`` and coroutines do; it has no lease.
 
         joblib's function stores the metadata next, so that one writing is enough.
         """
-        run = self._run
-        run.local.under_way.forced = None  # one that failed in between is published here
-        home = run.functions.home_of_caller(call_id[0])
+        runtime = self._runtime
+        runtime.local.state.uncached = None  # one that failed in between is published here
+        home = runtime.functions.home_of_caller(call_id[0])
         if home is None:
             return None
-        call = Call(run.writer, call_id, *_place(home, call_id[1]), home)
-        run.local.under_way.forced = run.calls.add(call)
+        call = Call(runtime.writer, call_id, *_place(home, call_id[1]), home)
+        runtime.local.state.uncached = runtime.calls.add(call)
         return call
 
     def store_metadata(self, call_id: Sequence[str], metadata: dict[str, Any]) -> None:
         """Publish a computed result together with its metadata, as one file."""
-        run = self._run
-        call = run.calls.get(call_id)
+        runtime = self._runtime
+        call = runtime.calls.get(call_id)
         if call is not None:
             metadata[NAMESPACE] = call.home.namespace
             call.metadata = metadata
-            is_forced = call is run.local.under_way.forced
+            is_forced = call is runtime.local.state.uncached
             if call.pending is not None and (is_forced or total(call.pending[0]) < _LATE):
-                run.writer.finish(call, metadata)
+                runtime.writer.finish(call, metadata)
             if is_forced and not self.mmap_mode:  # with it, joblib loads the result next
-                run.local.under_way.forced = None
+                runtime.local.state.uncached = None
             return
-        home = self._home(call_id[0]) or run.functions.at(call_id[0], _DIRECT)
+        home = self._home(call_id[0]) or runtime.functions.at(call_id[0], _DIRECT)
         metadata[NAMESPACE] = home.namespace
-        run.writer.add_metadata(*_place(home, call_id[1]), home, metadata)
+        runtime.writer.add_metadata(*_place(home, call_id[1]), home, metadata)
 
     def clear_item(self, call_id: Sequence[str]) -> None:
         """Remove an item; one that somebody renewed since it was looked at stays."""
-        run = self._run
-        judged = run.local.under_way.found
-        run.local.under_way.found = None
+        runtime = self._runtime
+        judged = runtime.local.state.read
+        runtime.local.state.read = None
         for home in self._homes(call_id):
             path, _ = _place(home, call_id[1])
-            run.writer.forget(path)
+            runtime.writer.forget(path)
             if judged is not None and judged[0] is call_id:
-                token = run.store.token_at(path)
+                token = runtime.store.token_at(path)
                 if token is not None and token != judged[1].header.token:
                     continue
-            run.store.remove(path)
+            runtime.store.remove(path)
 
     # -- many items -----------------------------------------------------------------------------
 
     def contains_path(self, call_id: Sequence[str]) -> bool:
         """Whether any version of a function has a folder."""
-        return os.path.isdir(self._run.store.layout.function(call_id[0]))  # noqa: PTH112  # a text
+        return os.path.isdir(self._runtime.store.layout.function(call_id[0]))  # noqa: PTH112  # a text
 
     def clear_path(self, call_id: Sequence[str]) -> None:
         """Remove the results of the function's version at hand; other versions keep theirs."""
-        run = self._run
-        home = run.functions.home_of_caller(call_id[0]) or run.functions.home(call_id[0])
-        folder = home.base[:-1] if home else run.store.layout.function(call_id[0])
-        run.local.under_way.found = None
-        run.writer.forget(folder)
-        _trash.move_to_trash(run.store, folder)
+        runtime = self._runtime
+        home = runtime.functions.home_of_caller(call_id[0]) or runtime.functions.home(call_id[0])
+        folder = home.base[:-1] if home else runtime.store.layout.function(call_id[0])
+        runtime.local.state.read = None
+        runtime.writer.forget(folder)
+        _trash.move_to_trash(runtime.store, folder)
 
     def clear(self) -> None:
         """Remove everything of this store: one rename, the rest in the background."""
-        run = self._run
-        run.local.under_way.found = None
-        run.writer.forget("")
-        _trash.move_to_trash(run.store, run.store.layout.items)
+        runtime = self._runtime
+        runtime.local.state.read = None
+        runtime.writer.forget("")
+        _trash.move_to_trash(runtime.store, runtime.store.layout.items)
 
     def clear_location(self, location: str) -> None:
         """Remove an item or a folder, by its path."""
         if location == self.location:
             self.clear()
         else:
-            self._run.store.remove(location)
+            self._runtime.store.remove(location)
 
     def get_items(self) -> Any:
         """All entries: path, size and last access."""
-        return _scan.items(self._run.store.layout, CacheItemInfo)
+        return _scan.items(self._runtime.store.layout, CacheItemInfo)
 
     def enforce_store_limits(
         self, bytes_limit: Any, items_limit: int | None = None, age_limit: Any = None
     ) -> None:
         """Remove the entries that were not used for longest; see `_limits`."""
-        _limits.enforce(self._run.store, bytes_limit, items_limit, age_limit)
+        _limits.enforce(self._runtime.store, bytes_limit, items_limit, age_limit)
 
-    def _home(self, func_id: str) -> Address | None:
-        functions = self._run.functions
+    def _home(self, func_id: str) -> CodeVersion | None:
+        functions = self._runtime.functions
         return functions.home_of_caller(func_id) or functions.home(func_id)
 
-    def _homes(self, call_id: Sequence[str]) -> list[Address]:
+    def _homes(self, call_id: Sequence[str]) -> list[CodeVersion]:
         """The version that is meant; where it cannot be known, all that have such an item."""
         home = self._home(call_id[0])
         return [home] if home is not None else self._holders(call_id)
 
-    def _holders(self, call_id: Sequence[str]) -> list[Address]:
-        run = self._run
-        folder = run.store.layout.function(call_id[0])
+    def _holders(self, call_id: Sequence[str]) -> list[CodeVersion]:
+        runtime = self._runtime
+        folder = runtime.store.layout.function(call_id[0])
         with contextlib.suppress(OSError):
-            homes = [run.functions.at(call_id[0], name) for name in os.listdir(folder)]  # noqa: PTH208  # names
-            return [home for home in homes if run.store.token_at(_place(home, call_id[1])[0])]
+            homes = [runtime.functions.at(call_id[0], name) for name in os.listdir(folder)]  # noqa: PTH208  # names
+            return [home for home in homes if runtime.store.token_at(_place(home, call_id[1])[0])]
         return []
 
     def _search(self, call_id: Sequence[str]) -> Entry | LargeEntry | None:
@@ -320,26 +320,26 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
             return None
         return self._read(holders[0], call_id)
 
-    def _read(self, home: Address, call_id: Sequence[str]) -> Entry | LargeEntry | None:
-        run = self._run
+    def _read(self, home: CodeVersion, call_id: Sequence[str]) -> Entry | LargeEntry | None:
+        runtime = self._runtime
         path, address = _place(home, call_id[1])
-        found = run.reader.look(path, address)
+        found = runtime.reader.look(path, address)
         if isinstance(found, (Entry, LargeEntry)):
             return found
-        return run.writer.recall(path)
+        return runtime.writer.recall(path)
 
     def _entry(
         self, call_id: Sequence[str], metadata: Mapping[str, Any] | None
     ) -> Entry | LargeEntry | None:
         """What `contains_item` found for this very call, or what stands there now."""
-        run = self._run
-        found = run.local.under_way.found
+        runtime = self._runtime
+        found = runtime.local.state.read
         if found is not None and found[0] is call_id:
             return found[1]
         namespace = metadata.get(NAMESPACE) if metadata else None
         if isinstance(namespace, str):
-            return self._read(run.functions.at(call_id[0], namespace), call_id)
-        home = run.functions.home(call_id[0])
+            return self._read(runtime.functions.at(call_id[0], namespace), call_id)
+        home = runtime.functions.home(call_id[0])
         return self._read(home, call_id) if home else self._search(call_id)
 
     def _value(self, entry: Entry | LargeEntry) -> Any:
@@ -347,18 +347,18 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
             return entry.value()
         if self.mmap_mode is None:
             return entry.value()
-        run = self._run
-        verify = run.store.options.verify
-        if verify == "always" or (verify == "first" and entry.header.token not in run.verified):
+        runtime = self._runtime
+        verify = runtime.store.options.verify
+        if verify == "always" or (verify == "first" and entry.header.token not in runtime.verified):
             entry.verify()
-            run.verified.add(entry.header.token)
+            runtime.verified.add(entry.header.token)
         return entry.map(self.mmap_mode)
 
-    def _set_aside(self, entry: Entry | LargeEntry) -> None:
-        run = self._run
-        run.local.under_way.found = None
+    def _quarantine(self, entry: Entry | LargeEntry) -> None:
+        runtime = self._runtime
+        runtime.local.state.read = None
         if isinstance(entry, LargeEntry):
-            run.store.set_aside(entry.path, entry.address)
+            runtime.store.quarantine(entry.path, entry.address)
 
     # -- what joblib's abstract base asks of any folder ------------------------------------------
 
@@ -392,7 +392,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         print(f"[Memory]{age}: Loading {signature}{more}")  # noqa: T201  # as joblib's own
 
 
-def _place(home: Address, arguments: str) -> tuple[str, bytes]:
+def _place(home: CodeVersion, arguments: str) -> tuple[str, bytes]:
     """Path and address of an item."""
     if "/" in arguments:
         arguments = quote(arguments, safe="")

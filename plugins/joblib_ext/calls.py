@@ -1,7 +1,7 @@
 """A call on its way: what `_cached_call` of joblib holds on to until it ends, one way or another.
 
 joblib keeps the answer of ``get_cached_func_info`` in a local variable of the call. When the call
-ends, by returning or by the user's exception, that answer goes, and with it the claim.
+ends, by returning or by the user's exception, that answer goes, and with it the lease.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from joblib_ext.entries.entry import Entry, parse_header
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.entries.metadata import NAMESPACE
 from joblib_ext.entries.payload import Buffer, dump_body, total
-from joblib_ext.stores.files.lease import Claim, release
-from joblib_ext.stores.files.store import Address, Store
+from joblib_ext.stores.files.lease import Lease, release
+from joblib_ext.stores.files.store import CodeVersion, Store
 
 _REMEMBERED = 128
 _REMEMBERED_BYTES = 1 << 16
@@ -45,7 +45,7 @@ class CallInfo(dict[str, str]):
 
 
 class Call:
-    """A call that missed, with the claim under which it computes.
+    """A call that missed, with the lease under which it computes.
 
     Attributes:
         call_id: joblib's pair of function and arguments; the very tuple identifies the call.
@@ -63,9 +63,9 @@ class Call:
         "address",
         "call_id",
         "calls",
-        "claim",
         "home",
         "item",
+        "lease",
         "metadata",
         "path",
         "pending",
@@ -73,21 +73,21 @@ class Call:
     )
 
     def __init__(
-        self, writer: Writer, call_id: Any, path: str, address: bytes, home: Address
+        self, writer: Writer, call_id: Any, path: str, address: bytes, home: CodeVersion
     ) -> None:
         self.writer, self.call_id, self.path = writer, call_id, path
         self.address, self.home = address, home
-        self.claim: Claim | None = None
+        self.lease: Lease | None = None
         self.pending: tuple[Sequence[Buffer], int] | None = None
         self.metadata: Mapping[str, Any] = {}
         self.item: tuple[Any] | None = None
         self.calls: Calls | None = None
 
     def release(self) -> None:
-        """Give up the claim."""
-        claim, self.claim = self.claim, None
-        if claim is not None and claim.held:
-            release(claim)
+        """Give up the lease."""
+        lease, self.lease = self.lease, None
+        if lease is not None and lease.held:
+            release(lease)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # an interpreter that ends takes modules away
@@ -155,25 +155,25 @@ class Writer:
         return None
 
     def finish(self, call: Call, metadata: Mapping[str, Any]) -> None:
-        """Publish the pending result of *call* in place of its claim."""
+        """Publish the pending result of *call* in place of its lease."""
         pending, call.pending = call.pending, None
         if pending is None:
             return
-        if call.claim is not None and call.claim.is_lost():
+        if call.lease is not None and call.lease.is_lost():
             self.store.events.note("conflict", call.path)  # computed twice; both values are right
         done = self.write(call.path, call.address, call.home, pending, metadata)
         if not done:
             call.release()
-        elif call.claim is not None:
-            # Not before the entry stands: another thread would take the claim there for its own.
-            call.claim.stop()
-            call.claim = None
+        elif call.lease is not None:
+            # Not before the entry stands: another thread would take the lease there for its own.
+            call.lease.stop()
+            call.lease = None
 
     def write(
         self,
         path: str,
         address: bytes,
-        home: Address,
+        home: CodeVersion,
         body: tuple[Any, int],
         metadata: Mapping[str, Any],
     ) -> bool:
@@ -195,7 +195,7 @@ class Writer:
         return True
 
     def add_metadata(
-        self, path: str, address: bytes, home: Address, metadata: Mapping[str, Any]
+        self, path: str, address: bytes, home: CodeVersion, metadata: Mapping[str, Any]
     ) -> None:
         """Write an entry anew with other metadata: entries do not change."""
         found = self.store.look(path, address)

@@ -65,9 +65,9 @@ def verify(path: Path, *, no_repair: bool, sign_key: str | None) -> None:
 @joblib.command()
 @click.argument("path", type=_PATH)
 @click.option("--min-age", default=60.0, show_default=True, help="Seconds an orphan is unchanged.")
-@click.option("--lease", default=5.0, show_default=True, help="Seconds a silent claim is watched.")
+@click.option("--lease", default=5.0, show_default=True, help="Seconds a silent lease is watched.")
 def gc(path: Path, min_age: float, lease: float) -> None:
-    """Remove what killed processes left, claims of dead owners, and what was moved aside."""
+    """Remove what killed processes left, leases of dead owners, and what was moved aside."""
     from joblib_ext.maintenance.garbage import collect_garbage
     from joblib_ext.maintenance.stats import find_store
 
@@ -75,7 +75,7 @@ def gc(path: Path, min_age: float, lease: float) -> None:
     with _progress("Collecting") as progress:
         done = collect_garbage(store, min_age_s=min_age, progress=progress)
     click.echo(
-        f"removed {done.orphans} orphans, {done.claims} dead claims, {done.corrupt} damaged files,"
+        f"removed {done.orphans} orphans, {done.leases} dead leases, {done.corrupt} damaged files,"
         f" {done.trash} cleared files and folders, {done.folders} empty versions"
     )
 
@@ -130,7 +130,7 @@ def _print_json(found: Stats) -> None:
     document = {
         "entries": found.entries,
         "bytes": found.size,
-        "claims": found.claims,
+        "leases": found.leases,
         "orphans": found.orphans,
         "corrupt": found.corrupt,
         "trash": found.trash,
@@ -165,13 +165,13 @@ def _print_table(found: Stats, plot: Path | None) -> None:
     console.print(table)
     console.print(f"{found.entries} entries, {decimal(found.size)}")
     console.print(
-        f"now: {found.claims} claims, {found.orphans} temporary files,"
+        f"now: {found.leases} leases, {found.orphans} temporary files,"
         f" {found.corrupt} damaged files moved aside, {found.trash} trees in the trash"
     )
     events = found.events
     console.print(
         f"so far: {events['corrupt']} corrupt entries, {events['conflict']} conflicts,"
-        f" {events['lost-reply']} lost replies recovered, {events['takeover']} claims taken over"
+        f" {events['lost-reply']} lost replies recovered, {events['takeover']} leases taken over"
     )
     if plot is not None:
         console.print(f"drawn to {plot}")

@@ -22,7 +22,7 @@ from typing import Any
 from typing_extensions import Self
 
 from joblib_ext.stores.files.layout import Layout, namespace_of
-from joblib_ext.stores.files.store import Address
+from joblib_ext.stores.files.store import CodeVersion
 
 _MOST = 4096
 """Identities kept: `Memory.eval` makes one for each call. A forgotten one is learned again."""
@@ -60,7 +60,7 @@ class Functions:
 
     def __init__(self, layout: Layout, key: bytes | None) -> None:
         self._layout, self._key = layout, key
-        self.known: dict[int, tuple[str, Address]] = {}
+        self.known: dict[int, tuple[str, CodeVersion]] = {}
         self._codes: OrderedDict[int, tuple[str, _LearningCode]] = OrderedDict()
         self._names: dict[str, str] = {}
 
@@ -76,22 +76,22 @@ class Functions:
             self.known.pop(old, None)
         return code
 
-    def learn(self, func_id: str, code: str) -> Address:
+    def learn(self, func_id: str, code: str) -> CodeVersion:
         """Note that the very text *func_id* stands for a function with this source code."""
         namespace = namespace_of(code, self._key)
         self._warn_of_namesake(func_id, namespace)
-        home = Address(self._layout, func_id, namespace, code)
+        home = CodeVersion(self._layout, func_id, namespace, code)
         self.known[id(func_id)] = func_id, home
         if len(self.known) > _MOST:
             del self.known[next(iter(self.known))]
         return home
 
-    def home(self, func_id: str) -> Address | None:
+    def home(self, func_id: str) -> CodeVersion | None:
         """The version that the very text *func_id* was last seen to stand for."""
         found = self.known.get(id(func_id))
         return found[1] if found is not None and found[0] is func_id else None
 
-    def home_of_caller(self, func_id: str) -> Address | None:
+    def home_of_caller(self, func_id: str) -> CodeVersion | None:
         """The version of the ``MemorizedFunc`` that is calling, from the frames above."""
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # joblib does not say who calls
         for _ in range(_FRAMES_UP):
@@ -103,9 +103,9 @@ class Functions:
             frame = frame.f_back
         return None
 
-    def at(self, func_id: str, namespace: str) -> Address:
+    def at(self, func_id: str, namespace: str) -> CodeVersion:
         """The version of *func_id* in a namespace that is known by name."""
-        return Address(self._layout, func_id, namespace)
+        return CodeVersion(self._layout, func_id, namespace)
 
     def _warn_of_namesake(self, func_id: str, namespace: str) -> None:
         """Warn, as joblib does, that one name stands for two functions; they are kept apart."""

@@ -12,26 +12,26 @@ from joblib_ext.functions import Functions
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.files.layout import warn_of_writers
 from joblib_ext.stores.files.store import Store
-from joblib_ext.stores.local_cache import LocalTier
+from joblib_ext.stores.local_cache import LocalCache
 from mlops_ext.processes.forks import in_forked_child
 
 
-class UnderWay:
-    """What one thread has under way: the armed call, a forced one, and what it read last."""
+class ThreadState:
+    """What one thread is doing: the expected call, one that asked for nothing, the last read."""
 
-    __slots__ = ("armed", "forced", "found")
+    __slots__ = ("expected", "read", "uncached")
 
     def __init__(self) -> None:
-        self.armed: CallInfo | None = None
-        self.forced: Call | None = None
-        self.found: tuple[Any, Entry | LargeEntry] | None = None
+        self.expected: CallInfo | None = None
+        self.uncached: Call | None = None
+        self.read: tuple[Any, Entry | LargeEntry] | None = None
 
 
 class _PerThread(threading.local):
     """Each thread's own; a look into a thread's storage costs more than one into an object."""
 
     def __init__(self) -> None:
-        self.under_way = UnderWay()
+        self.state = ThreadState()
 
 
 class Runtime:
@@ -46,15 +46,15 @@ class Runtime:
         self.writer = Writer(self.store)
         self.local = _PerThread()
         self.calls = Calls()
-        self.reader: Store | LocalTier = self.store
+        self.reader: Store | LocalCache = self.store
         if options.local_tier is not None:
-            self.reader = LocalTier(options.local_tier, options.local_tier_bytes, self.store)
+            self.reader = LocalCache(options.local_tier, options.local_tier_bytes, self.store)
         self.verified: set[bytes] = set()
 
 
 _building = threading.Lock()
 """Threads that use a backend first at the same time must share one state: a call that is armed in
-one and looked up in another would compute without a claim."""
+one and looked up in another would compute without a lease."""
 
 
 @in_forked_child
@@ -76,13 +76,13 @@ class _Made:
             return made[_NAME]
 
 
-_NAME = "_run"
+_NAME = "_runtime"
 
 
 class HasRuntime:
     """Holds what a backend needs at run time and does not take along when it is pickled."""
 
-    _run: Runtime = cast("Runtime", _Made())
+    _runtime: Runtime = cast("Runtime", _Made())
     location: str
     options: SharedOptions | None
 

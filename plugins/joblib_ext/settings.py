@@ -42,7 +42,7 @@ class SharedOptions:
     single_flight: bool = True
     """One process computes a key, the others wait: a stampede is the costlier default."""
     lease_s: float = 5.0
-    """A claim without a heartbeat for so long is dead. Long enough for a starved heartbeat thread
+    """A lease without a heartbeat for so long is dead. Long enough for a starved heartbeat thread
     on a loaded machine, short enough to wait for after a crash."""
     wait_s: float = 600.0
     """Longest wait for a living owner. Then this process computes too: waiting for ever would let

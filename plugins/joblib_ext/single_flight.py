@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
-from joblib_ext.entries.lease_record import ClaimRecord, Owner
-from joblib_ext.stores.files import lease as _claims
-from joblib_ext.stores.files.lease import Claim, Taken
-from joblib_ext.stores.files.store import Address, Store, Unusable, View
+from joblib_ext.entries.lease_record import LeaseRecord
+from joblib_ext.stores.files import lease as leases
+from joblib_ext.stores.files.lease import Lease, Taken
+from joblib_ext.stores.files.store import CodeVersion, Store, Unusable, View
 from joblib_ext.stores.files.takeover import take_over
+from mlops_ext.processes.identity import Liveness
 
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.2
@@ -28,7 +29,7 @@ _waiting: dict[int, str] = {}
 
 @dataclass(slots=True, kw_only=True)
 class _Watch:
-    """Watches the heartbeats of claims by this process's own monotonic clock.
+    """Watches the heartbeats of leases by this process's own monotonic clock.
 
     Attributes:
         lease_s: how long an owner may be silent.
@@ -40,37 +41,37 @@ class _Watch:
     clock: Callable[[], float]
     seen: dict[bytes, tuple[int, float]] = field(default_factory=dict)
 
-    def is_dead(self, record: ClaimRecord) -> bool:
+    def is_dead(self, record: LeaseRecord) -> bool:
         """Whether the owner is gone, or has been silent for a lease."""
         owner = record.owner()
         now = self.clock()
-        if owner is Owner.DEAD:
+        if owner is Liveness.DEAD:
             return True
         beat, since = self.seen.get(record.token, (None, now))
-        if owner is Owner.RUNNING or beat != record.beat:
-            self.seen[record.token] = record.beat, now
+        if owner is Liveness.ALIVE or beat != record.renewals:
+            self.seen[record.token] = record.renewals, now
             return False
         return now - since > self.lease_s
 
 
-def claim_or_wait(
+def acquire_or_wait(
     store: Store,
     path: str,
     address: bytes,
-    home: Address,
+    home: CodeVersion,
     view: View,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Entry | LargeEntry | Claim | None:
-    """The entry another process computed, a claim to compute under, or None: compute without.
+) -> Entry | LargeEntry | Lease | None:
+    """The entry another process computed, a lease to compute under, or None: compute without.
 
     Args:
         store: the store.
         path: where the entry will stand.
         address: what its checksum binds it to.
         home: the function's version.
-        view: what was just found there: a claim, or nothing.
+        view: what was just found there: a lease, or nothing.
         clock: a monotonic clock; no clock is ever compared with another host's.
         sleep: waits.
     """
@@ -94,7 +95,7 @@ def claim_or_wait(
 
 
 class _Next(enum.Enum):
-    """What to do when there is neither an entry nor a claim to be had."""
+    """What to do when there is neither an entry nor a lease to be had."""
 
     WAIT = "wait"
     COMPUTE = "compute"
@@ -104,48 +105,48 @@ _WAIT, _COMPUTE = _Next.WAIT, _Next.COMPUTE
 
 
 def _step(
-    store: Store, path: str, home: Address, view: View, watch: _Watch
-) -> Entry | LargeEntry | Claim | _Next:
+    store: Store, path: str, home: CodeVersion, view: View, watch: _Watch
+) -> Entry | LargeEntry | Lease | _Next:
     """What one look at the path leads to."""
     if isinstance(view, (Entry, LargeEntry)):
         return view
     if isinstance(view, Unusable):
         return _COMPUTE
-    if isinstance(view, ClaimRecord):
-        own = _claims.adopt(store, path, view)
+    if isinstance(view, LeaseRecord):
+        own = leases.adopt(store, path, view)
         if own is not None or _would_deadlock(path):
             return own or _COMPUTE
         if _is_ours(path, view) or not watch.is_dead(view):
             return _WAIT
         taken = take_over(store, path, view, home, watch.is_dead)
     else:
-        taken = _claims.take(store, path, home)
-    if isinstance(taken, Claim):
+        taken = leases.take(store, path, home)
+    if isinstance(taken, Lease):
         return taken
     return _WAIT if taken is Taken.BY_OTHERS else _COMPUTE
 
 
-def _is_ours(path: str, record: ClaimRecord) -> bool:
+def _is_ours(path: str, record: LeaseRecord) -> bool:
     """Whether another thread of this process computes under *record*: no lease is needed then."""
-    claim = _claims.held_by_this_process(path)
-    return claim is not None and claim.record.token == record.token
+    lease = leases.held_by_this_process(path)
+    return lease is not None and lease.record.token == record.token
 
 
 def _would_deadlock(path: str) -> bool:
-    """Whether the claim's owner is this thread, an ancestor, or waits for this thread."""
-    if _claims.inherited(path):
+    """Whether the lease's owner is this thread, an ancestor, or waits for this thread."""
+    if leases.inherited(path):
         return True
     me = threading.get_ident()
     seen: set[str] = set()
     wanted: str | None = path
     while wanted is not None and wanted not in seen:
         seen.add(wanted)
-        claim = _claims.held_by_this_process(wanted)
-        if claim is None:
+        lease = leases.held_by_this_process(wanted)
+        if lease is None:
             return False
-        if claim.thread == me:
+        if lease.thread == me:
             return True
-        wanted = _waiting.get(claim.thread)
+        wanted = _waiting.get(lease.thread)
     return False
 
 

@@ -11,8 +11,8 @@ import joblib_ext  # noqa: F401  # registers the backend
 pytestmark = [pytest.mark.needs_fuse]
 
 
-def claims(folder):
-    """Claims that stand in a store: smaller than any entry."""
+def leases(folder):
+    """Leases that stand in a store: smaller than any entry."""
     found = [path for path in folder.rglob("items/*/*/*/*") if path.suffix != ".tmp"]
     return [path for path in found if path.stat().st_size < 64]
 
@@ -24,7 +24,7 @@ def test_what_another_machine_cleared_is_made_anew_although_a_cache_shows_it(tmp
 
     def function(x):
         calls.append(x)
-        claimed.append(len(claims(backing)))
+        claimed.append(len(leases(backing)))
         return x
 
     backing = tmp_path / "backing"
@@ -43,4 +43,4 @@ def test_what_another_machine_cleared_is_made_anew_although_a_cache_shows_it(tmp
         for _ in range(2):
             assert [cached(x) for x in range(1, 6)] == [1, 2, 3, 4, 5]
     assert calls == [0, 1, 2, 3, 4, 5]
-    assert claimed == [1] * 6, "each was computed under a claim"
+    assert claimed == [1] * 6, "each was computed under a lease"

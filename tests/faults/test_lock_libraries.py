@@ -52,7 +52,7 @@ def test_filelocks_soft_lock_waits_for_itself_when_the_reply_to_its_creation_is_
 
 @pytest.fixture
 def strict():
-    """The kind of lock of filelock that leaves claims of its owners."""
+    """The kind of lock of filelock that leaves leases of its owners."""
     filelock = pytest.importorskip("filelock")
     if not hasattr(filelock, "StrictSoftFileLock"):
         pytest.skip("this filelock has no strict lock")

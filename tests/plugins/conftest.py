@@ -15,14 +15,14 @@ def memory(tmp_path):
 
 
 @pytest.fixture
-def no_claims_left():
-    """Fails the test that leaves a claim of the shared cache behind."""
+def no_leases_left():
+    """Fails the test that leaves a lease of the shared cache behind."""
     from tests.faults.nodes import wait_for
 
-    from joblib_ext.stores.files import lease as _claims
+    from joblib_ext.stores.files import lease as leases
 
     yield
-    wait_for(lambda: not _claims._held)  # a file that has gone is forgotten a moment later
+    wait_for(lambda: not leases._held)  # a file that has gone is forgotten a moment later
 
 
 @pytest.fixture

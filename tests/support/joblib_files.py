@@ -6,5 +6,5 @@ __all__ = ["stored"]
 
 
 def stored(location, pattern="items/*/*/*/*"):
-    """The files of entries and claims below a cache's *location*."""
+    """The files of entries and leases below a cache's *location*."""
     return [path for path in Path(location).rglob(pattern) if path.is_file()]

@@ -16,7 +16,7 @@ import random
 import statistics
 from collections.abc import Sequence
 
-from joblib_ext.stores.files.layout import CLAIM_MAX
+from joblib_ext.stores.files.layout import LEASE_MAX
 from joblib_ext.stores.files.scan import entry_names, shards, without_collector
 from joblib_ext.stores.files.store import Store
 from joblib_ext.stores.files.trash import empty_later
@@ -91,7 +91,7 @@ def _stat(names: dict[str, list[str]]) -> list[_Row]:
                         info = stat(name, dir_fd=descriptor)
                     except OSError:
                         continue
-                    if info.st_size >= CLAIM_MAX:
+                    if info.st_size >= LEASE_MAX:
                         add((info.st_atime, info.st_size, folder, name))
             finally:
                 os.close(descriptor)

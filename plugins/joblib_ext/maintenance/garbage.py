@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from joblib_ext.entries.lease_record import ClaimRecord, Owner
+from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.maintenance.stats import Progress, find_store, no_progress
-from joblib_ext.stores.files.layout import CLAIM_MAX, CODE_FILE
+from joblib_ext.stores.files.layout import CODE_FILE, LEASE_MAX
 from joblib_ext.stores.files.lease import ask_record, read_record
 from joblib_ext.stores.files.scan import namespaces, shards, subfolders
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.files.store import Store
-from joblib_ext.stores.files.takeover import is_ticket, remove_dead, tickets_of
+from joblib_ext.stores.files.takeover import is_takeover_lock, remove_dead, takeover_locks_of
 from joblib_ext.stores.files.trash import empty
 from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name
 from mlops_ext.processes.identity import Liveness
@@ -29,14 +29,14 @@ class Collected:
 
     Attributes:
         orphans: temporary files whose writers are gone.
-        claims: claims of dead owners.
+        leases: leases of dead owners.
         trash: files and folders of cleared trees.
         corrupt: files that had been moved aside.
         folders: folders of functions without entries.
     """
 
     orphans: int = 0
-    claims: int = 0
+    leases: int = 0
     trash: int = 0
     corrupt: int = 0
     folders: int = 0
@@ -55,9 +55,9 @@ def collect_garbage(
 
     Args:
         location: a store, or its location.
-        min_age_s: an orphan or a silent claim has not changed for so long. A file whose writer is
+        min_age_s: an orphan or a silent lease has not changed for so long. A file whose writer is
             known to be dead goes at once.
-        sleep: waits a lease, once, where claims stand: to see whether they beat.
+        sleep: waits a lease, once, where leases stand: to see whether they beat.
         progress: told how far it is.
     """
     store = location if isinstance(location, Store) else find_store(location)
@@ -65,23 +65,23 @@ def collect_garbage(
     done = Collected()
     done.trash = empty(store.layout.trash)
     done.corrupt = empty(store.layout.corrupt)
-    claims: list[tuple[str, ClaimRecord]] = []
-    tickets: list[tuple[str, str]] = []
+    leases: list[tuple[str, LeaseRecord]] = []
+    takeover_locks: list[tuple[str, str]] = []
     versions = [space.path for space in namespaces(store.layout)]
-    folders = [store.layout.root, store.layout.claims, *versions, *shards(store.layout)]
+    folders = [store.layout.root, store.layout.leases, *versions, *shards(store.layout)]
     for number, folder in enumerate(folders):
         for name, path in list(_entries(folder)):
-            if is_ticket(name):
-                tickets.append((name, path))
+            if is_takeover_lock(name):
+                takeover_locks.append((name, path))
             elif name.endswith(TEMP_SUFFIX):
                 done.orphans += _reap(name, path, now, min_age_s)
-            elif (record := _claim_at(path)) is not None:
-                claims.append((path, record))
+            elif (record := _lease_at(path)) is not None:
+                leases.append((path, record))
         progress(number + 1, len(folders))
-    done.claims = _reap_claims(store, claims, sleep)
-    needed = {ticket for claim in claims for ticket in _needed(*claim)}
+    done.leases = _reap_leases(store, leases, sleep)
+    needed = {takeover_lock for lease in leases for takeover_lock in _needed(*lease)}
     done.orphans += sum(
-        _reap(name, path, now, min_age_s) for name, path in tickets if path not in needed
+        _reap(name, path, now, min_age_s) for name, path in takeover_locks if path not in needed
     )
     done.folders = _prune(store)
     return done
@@ -121,44 +121,44 @@ def _reap(name: str, path: str, now: float, min_age_s: float) -> int:
     return remove(path).removed
 
 
-def _claim_at(path: str) -> ClaimRecord | None:
+def _lease_at(path: str) -> LeaseRecord | None:
     with contextlib.suppress(OSError):
         found = os.stat(path)  # noqa: PTH116  # a text
-        if found.st_size < CLAIM_MAX and stat.S_ISREG(found.st_mode):
+        if found.st_size < LEASE_MAX and stat.S_ISREG(found.st_mode):
             return read_record(path)
     return None
 
 
-def _reap_claims(
-    store: Store, claims: list[tuple[str, ClaimRecord]], sleep: Callable[[float], None]
+def _reap_leases(
+    store: Store, leases: list[tuple[str, LeaseRecord]], sleep: Callable[[float], None]
 ) -> int:
-    """Remove claims of owners that are dead, or silent for a lease."""
-    states = [(path, record, record.owner()) for path, record in claims]
+    """Remove leases of owners that are dead, or silent for a lease."""
+    states = [(path, record, record.owner()) for path, record in leases]
     silent = {
-        ticket.token: ticket.beat
+        takeover_lock.token: takeover_lock.renewals
         for path, record, owner in states
-        if owner is not Owner.RUNNING
-        for _, ticket in tickets_of(path, record)
-        if ticket is not None and ticket.owner() is Owner.UNKNOWN
+        if owner is not Liveness.ALIVE
+        for _, takeover_lock in takeover_locks_of(path, record)
+        if takeover_lock is not None and takeover_lock.owner() is Liveness.UNKNOWN
     }
-    if silent or any(owner is Owner.UNKNOWN for _, _, owner in states):
+    if silent or any(owner is Liveness.UNKNOWN for _, _, owner in states):
         sleep(store.options.lease_s)
 
-    def is_dead(taker: ClaimRecord) -> bool:
+    def is_dead(taker: LeaseRecord) -> bool:
         owner = taker.owner()
-        return owner is Owner.DEAD or (
-            owner is Owner.UNKNOWN and silent.get(taker.token) == taker.beat
+        return owner is Liveness.DEAD or (
+            owner is Liveness.UNKNOWN and silent.get(taker.token) == taker.renewals
         )
 
     return sum(
-        owner is not Owner.RUNNING and remove_dead(store, path, record, is_dead)
+        owner is not Liveness.ALIVE and remove_dead(store, path, record, is_dead)
         for path, record, owner in states
     )
 
 
-def _needed(path: str, record: ClaimRecord) -> list[str]:
-    """The tickets that must stay, since the claim they are about still stands."""
-    found: ClaimRecord | None = record
+def _needed(path: str, record: LeaseRecord) -> list[str]:
+    """The takeover locks that must stay, since the lease they are about still stands."""
+    found: LeaseRecord | None = record
     try:
         found = ask_record(path)
     except FileNotFoundError:
@@ -167,7 +167,7 @@ def _needed(path: str, record: ClaimRecord) -> list[str]:
         pass  # no answer: it may well stand
     if found is None or found.token != record.token:
         return []
-    return [ticket for ticket, _ in tickets_of(path, record)]
+    return [takeover_lock for takeover_lock, _ in takeover_locks_of(path, record)]
 
 
 def _prune(store: Store) -> int:

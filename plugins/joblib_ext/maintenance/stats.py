@@ -13,12 +13,12 @@ from pathlib import Path
 
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
-from joblib_ext.entries.lease_record import ClaimRecord
+from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import read_events
-from joblib_ext.stores.files.layout import CLAIM_MAX, CODE_FILE, ROOT, function_of
+from joblib_ext.stores.files.layout import CODE_FILE, LEASE_MAX, ROOT, function_of
 from joblib_ext.stores.files.scan import Namespace, is_item, namespaces, subfolders
-from joblib_ext.stores.files.store import Address, Store
+from joblib_ext.stores.files.store import CodeVersion, Store
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.files import TEMP_SUFFIX
 
@@ -86,7 +86,7 @@ class Stats:
 
     Attributes:
         versions: by function and version, largest first.
-        claims: claims that stand now.
+        leases: leases that stand now.
         orphans: temporary files.
         corrupt: files that were moved aside.
         trash: trees on their way out.
@@ -94,7 +94,7 @@ class Stats:
     """
 
     versions: list[VersionStats]
-    claims: int
+    leases: int
     orphans: int
     corrupt: int
     trash: int
@@ -116,7 +116,7 @@ def statistics(store: Store, progress: Progress = no_progress) -> Stats:
     layout = store.layout
     stats = Stats(
         versions=[],
-        claims=0,
+        leases=0,
         orphans=0,
         corrupt=_count(layout.corrupt),
         trash=_count(layout.trash),
@@ -142,8 +142,8 @@ def _add_shard(shard: str, stats: Stats, version: VersionStats, now: float) -> N
                 info = entry.stat(follow_symlinks=False)
                 if entry.name.endswith(TEMP_SUFFIX):
                     stats.orphans += 1
-                elif info.st_size < CLAIM_MAX:
-                    stats.claims += 1
+                elif info.st_size < LEASE_MAX:
+                    stats.leases += 1
                 elif is_item(entry.name):
                     version.entries += 1
                     version.size += info.st_size
@@ -193,20 +193,20 @@ def _shards(space: Namespace) -> list[str]:
     return [f"{space.path}/{name}" for name in subfolders(space.path)]
 
 
-def _home_of(store: Store, space: Namespace) -> Address:
+def _home_of(store: Store, space: Namespace) -> CodeVersion:
     """The version that a folder is: its exact name is noted in it."""
     function = function_of(space.folder)
     with contextlib.suppress(OSError, ValueError, KeyError):
         note = json.loads(Path(space.path, CODE_FILE).read_text(encoding="utf-8"))
         function = str(note["function"])
-    return Address(store.layout, function, space.name)
+    return CodeVersion(store.layout, function, space.name)
 
 
-def _verify(store: Store, home: Address, path: str, found: Verified, *, repair: bool) -> None:
+def _verify(store: Store, home: CodeVersion, path: str, found: Verified, *, repair: bool) -> None:
     address = home.prefix + Path(path).name.encode()
     try:
         entry = store.peek(path, address)
-        if isinstance(entry, ClaimRecord):
+        if isinstance(entry, LeaseRecord):
             return
         if isinstance(entry, LargeEntry):
             entry.verify()
@@ -218,5 +218,5 @@ def _verify(store: Store, home: Address, path: str, found: Verified, *, repair: 
     except (OSError, CorruptEntryError):
         pass
     found.corrupt.append(path)
-    if repair and store.set_aside(path, address):
+    if repair and store.quarantine(path, address):
         found.repaired += 1

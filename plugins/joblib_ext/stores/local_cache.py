@@ -25,7 +25,7 @@ _LARGEST_PART = 1 / 4
 """A larger entry would push out too much else."""
 
 
-class LocalTier:
+class LocalCache:
     """Looks entries up in *folder* first, and keeps copies there within a limit of bytes."""
 
     def __init__(self, folder: Path, limit: int, store: Store) -> None:

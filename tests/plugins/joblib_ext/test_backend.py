@@ -151,7 +151,7 @@ def test_a_reference_can_be_read_although_its_entry_was_evicted(memory):
         references[0].get()
 
 
-class TestLocalTier:
+class TestLocalCache:
     @pytest.fixture
     def tiered(self, tmp_path):
         options = {"local_tier": str(tmp_path / "local"), "local_tier_bytes": 200_000}
@@ -222,7 +222,7 @@ class TestCommandLine:
         found = json.loads(self.run("stats", tmp_path / "cache", "--json"))
         assert found["entries"] == 5
         assert found["versions"][0]["entries"] == 5
-        assert found["orphans"] == found["corrupt"] == found["claims"] == 0
+        assert found["orphans"] == found["corrupt"] == found["leases"] == 0
         assert "function" in self.run("stats", tmp_path / "cache")
 
     def test_stats_draw_a_picture(self, memory, tmp_path):
@@ -281,7 +281,7 @@ def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
 
 
 @pytest.mark.skipif(not shutil.which("stat"), reason="needs coreutils")
-def test_room_is_reserved_where_replacing_a_claim_would_write_at_once(tmp_path, monkeypatch):
+def test_room_is_reserved_where_replacing_a_lease_would_write_at_once(tmp_path, monkeypatch):
     kind = subprocess.run(
         ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -19,9 +19,9 @@ from tests.support.joblib_files import stored
 
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext.stores.events import read_events
-from joblib_ext.stores.files import lease as _claims
+from joblib_ext.stores.files import lease as leases
 
-pytestmark = pytest.mark.usefixtures("no_claims_left")
+pytestmark = pytest.mark.usefixtures("no_leases_left")
 
 PATIENCE_S = 60
 """The longest wait for another thread: a hang fails long before the test's own time is up."""
@@ -46,7 +46,7 @@ class TestSingleFlight:
             assert list(pool.map(run, range(8))) == [1] * 8
         assert calls == [1]
 
-    def test_an_exception_of_the_user_releases_the_claim(self, memory, tmp_path):
+    def test_an_exception_of_the_user_releases_the_lease(self, memory, tmp_path):
         kept = []
 
         def function(x):
@@ -120,11 +120,11 @@ class TestSingleFlight:
         assert asyncio.run(main()) == [1, 1, 1, 1, 2]
         assert len(calls) == count
 
-    def test_looking_and_forcing_take_no_claim(self, memory, tmp_path):
+    def test_looking_and_forcing_take_no_lease(self, memory, tmp_path):
         seen = []
 
         def function(x):
-            seen.extend(_claims._held)
+            seen.extend(leases._held)
             return x
 
         cached = memory.cache(function)
@@ -140,7 +140,7 @@ class TestSingleFlight:
         seen = []
 
         def function(x):
-            seen.extend(_claims._held)
+            seen.extend(leases._held)
             return x
 
         assert memory.cache(function)(1) == 1
@@ -209,7 +209,7 @@ class TestSingleFlight:
 
     @pytest.mark.parametrize("is_coroutine", [False, True])
     def test_a_forced_call_and_a_coroutine_write_once(self, memory, monkeypatch, is_coroutine):
-        store = memory.store_backend._run.store
+        store = memory.store_backend._runtime.store
         publish, published = type(store).publish, []
 
         def count(self, path, *arguments):
@@ -246,7 +246,7 @@ class TestSingleFlight:
         found = cached.call(3)
         assert (found[0] if isinstance(found, tuple) else found)[-1] == 3
         assert cached.check_call_in_cache(3)
-        assert memory.store_backend._run.local.under_way.forced is None
+        assert memory.store_backend._runtime.local.state.uncached is None
 
 
 def test_the_heartbeat_keeps_no_frame_of_a_call(tmp_path):
@@ -262,7 +262,7 @@ def test_the_heartbeat_keeps_no_frame_of_a_call(tmp_path):
 
 def large_with_a_beat(x):
     """A large result, which is published when the call's frame goes; a beat looks at it before."""
-    beat = threading.Thread(target=_claims._release_abandoned, args=(list(_claims._held.values()),))
+    beat = threading.Thread(target=leases._release_abandoned, args=(list(leases._held.values()),))
     beat.start()
     beat.join()
     return x[2].repeat(2_000_000)

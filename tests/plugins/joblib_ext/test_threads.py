@@ -11,11 +11,12 @@ import pytest
 
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext import runtime as _runtime
-from joblib_ext.entries.lease_record import ClaimRecord, Owner
-from joblib_ext.stores.files import lease as _claims
-from joblib_ext.stores.files.lease_source import ClaimSource
+from joblib_ext.entries.lease_record import LeaseRecord
+from joblib_ext.stores.files import lease as leases
+from joblib_ext.stores.files.lease_source import LeaseSource
+from mlops_ext.processes.identity import Liveness
 
-pytestmark = pytest.mark.usefixtures("no_claims_left")
+pytestmark = pytest.mark.usefixtures("no_leases_left")
 
 PATIENCE_S = 60
 """The longest wait for another thread: a hang fails long before the test's own time is up."""
@@ -38,7 +39,7 @@ class TestThreadsOfOneProcess:
 
         monkeypatch.setattr(_runtime, "Runtime", Slow)
         with ThreadPoolExecutor(2) as pool:
-            states = list(pool.map(lambda _: memory.store_backend._run, range(2)))
+            states = list(pool.map(lambda _: memory.store_backend._runtime, range(2)))
         assert states[0] is states[1]
         assert len(made) == 1
 
@@ -88,12 +89,12 @@ class TestThreadsOfOneProcess:
         second.join(PATIENCE_S)
         assert calls == [1]
 
-    def test_a_silent_heart_takes_no_claim_from_a_thread_that_computes(self, memory, monkeypatch):
-        monkeypatch.setattr(ClaimSource, "beat", lambda _: None)
-        monkeypatch.setattr(ClaimRecord, "owner", lambda _: Owner.UNKNOWN)
+    def test_a_silent_heart_takes_no_lease_from_a_thread_that_computes(self, memory, monkeypatch):
+        monkeypatch.setattr(LeaseSource, "renew", lambda _: None)
+        monkeypatch.setattr(LeaseRecord, "owner", lambda _: Liveness.UNKNOWN)
         started, waited = threading.Event(), threading.Event()
         calls, looks = [], []
-        store = memory.store_backend._run.store
+        store = memory.store_backend._runtime.store
         look = type(store).look
 
         def count(self, path, address):
@@ -118,11 +119,11 @@ class TestThreadsOfOneProcess:
         assert calls == [1]
         assert not store.events.counts["takeover"]
 
-    def test_a_waiter_does_not_adopt_the_claim_of_a_thread_that_publishes(
+    def test_a_waiter_does_not_adopt_the_lease_of_a_thread_that_publishes(
         self, memory, monkeypatch
     ):
-        """The entry is about to stand; the waiter still sees the claim, which is its process's."""
-        store = memory.store_backend._run.store
+        """The entry is about to stand; the waiter still sees the lease, which is its process's."""
+        store = memory.store_backend._runtime.store
         publish, look = type(store).publish, type(store).look
         publishing, looked = threading.Event(), threading.Event()
         calls, seen = [], []
@@ -136,7 +137,7 @@ class TestThreadsOfOneProcess:
             found = look(self, path, address)
             if publishing.is_set():
                 seen.append(found)
-                if len(seen) > 1:  # once to find the claim, once after having judged it
+                if len(seen) > 1:  # once to find the lease, once after having judged it
                     looked.set()
             return found
 
@@ -175,7 +176,7 @@ class TestThreadsOfOneProcess:
             caller.start()
             assert running.wait(PATIENCE_S)
             ((thread, frame),) = known
-            lost = [1 for _ in range(20_000) if frame not in _claims._running_frames({thread})]
+            lost = [1 for _ in range(20_000) if frame not in leases._running_frames({thread})]
         finally:
             stop.set()
             sys.setswitchinterval(interval)

@@ -1,11 +1,11 @@
 """Where things stand in a store, and what its names mean.
 
     <location>/mlops-shared-1/
-        items/<function>/<namespace>/<two hex digits>/<arguments>   entries, and claims
+        items/<function>/<namespace>/<two hex digits>/<arguments>   entries, and leases
         items/<function>/<namespace>/code.json                      what the namespace is
         trash/   cleared trees on their way out
         corrupt/ what did not verify, for a look; `gc` empties it
-        claims/  one small file for each process that computes
+        leases/  one small file for each process that computes
         events/  one small file a process: conflicts, lost replies, takeovers
 
 joblib's own backend writes ``<location>/<module>/<function>/<arguments>/output.pkl`` and is left
@@ -24,8 +24,8 @@ from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
 
 ROOT = "mlops-shared-1"
-CLAIM_MAX = 64
-"""A file below the size of an entry's header is a claim, or nothing at all."""
+LEASE_MAX = 64
+"""A file below the size of an entry's header is a lease, or nothing at all."""
 CODE_FILE = "code.json"
 _NAMESPACE_DIGITS = 24
 _MAX_NAME = 200
@@ -71,7 +71,7 @@ class Layout:
 
     @property
     def items(self) -> str:
-        """Entries and claims, by function, namespace and shard."""
+        """Entries and leases, by function, namespace and shard."""
         return self._below("items")
 
     @property
@@ -85,9 +85,9 @@ class Layout:
         return self._below("corrupt")
 
     @property
-    def claims(self) -> str:
-        """One file for each process that computes; its claims are links to it."""
-        return self._below("claims")
+    def leases(self) -> str:
+        """One file for each process that computes; its leases are links to it."""
+        return self._below("leases")
 
     @property
     def events(self) -> str:

@@ -1,7 +1,7 @@
 """One small file a process and store that beats while the process computes.
 
-A claim is a hard link to it under the name of the entry to come. So a claim costs one link, no new
-file, and one heartbeat serves all claims of the process.
+A lease is a hard link to it under the name of the entry to come. So a lease costs one link, no new
+file, and one heartbeat serves all leases of the process.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import os
 import threading
 from pathlib import Path
 
-from joblib_ext.entries.lease_record import BEAT_AT, ClaimRecord, own_record
+from joblib_ext.entries.lease_record import RENEWALS_AT, LeaseRecord, own_record
 from joblib_ext.stores.files.layout import Layout
 from mlops_ext.files import temp_name
 
 _TRIES = 10
-"""With three replies of ten lost, half as many would leave one process of 400 without a claim."""
+"""With three replies of ten lost, half as many would leave one process of 400 without a lease."""
 _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 
-class ClaimSource:
-    """The file that this process's claims on one store are links to.
+class LeaseSource:
+    """The file that this process's leases on one store are links to.
 
     Attributes:
         path: the file, or "" where there is none yet.
@@ -35,9 +35,9 @@ class ClaimSource:
         self._folder = folder
         self._lock = threading.Lock()
         self._descriptor = -1
-        self._beats = 0
+        self._renewals = 0
         self.path = ""
-        self.record: ClaimRecord = own_record()
+        self.record: LeaseRecord = own_record()
         self.former: set[bytes] = set()
 
     def ready(self, stale: str = "") -> str:
@@ -75,9 +75,9 @@ class ClaimSource:
         except OSError:
             os.close(descriptor)
             raise
-        self.path, self._descriptor, self._beats = path, descriptor, 0
+        self.path, self._descriptor, self._renewals = path, descriptor, 0
 
-    def beat(self) -> None:
+    def renew(self) -> None:
         """Say that the process lives.
 
         The counter is rewritten in the open file, never by name. The data is synced, or an NFS
@@ -85,8 +85,8 @@ class ClaimSource:
         """
         with self._lock, contextlib.suppress(OSError):
             if self._descriptor >= 0:
-                self._beats += 1
-                os.pwrite(self._descriptor, self._beats.to_bytes(8, "little"), BEAT_AT)
+                self._renewals += 1
+                os.pwrite(self._descriptor, self._renewals.to_bytes(8, "little"), RENEWALS_AT)
                 os.fsync(self._descriptor)
 
     def _close(self) -> None:
@@ -112,16 +112,16 @@ class ClaimSource:
                 self.path = ""
 
 
-_sources: dict[str, ClaimSource] = {}
+_sources: dict[str, LeaseSource] = {}
 
 
-def source_of(layout: Layout) -> ClaimSource:
+def source_of(layout: Layout) -> LeaseSource:
     """The source of this process for one store."""
-    folder = layout.claims
+    folder = layout.leases
     found = _sources.get(folder)
-    return found if found is not None else _sources.setdefault(folder, ClaimSource(folder))
+    return found if found is not None else _sources.setdefault(folder, LeaseSource(folder))
 
 
-def all_sources() -> list[ClaimSource]:
+def all_sources() -> list[LeaseSource]:
     """The sources that this process has."""
     return list(_sources.values())

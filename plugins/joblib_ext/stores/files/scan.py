@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from joblib_ext.stores.files.layout import CLAIM_MAX, Layout
+from joblib_ext.stores.files.layout import LEASE_MAX, Layout
 from mlops_ext.files import TEMP_SUFFIX
 
 _SHARD_DIGITS = 2
@@ -102,7 +102,7 @@ def _items_in(shard: str, descriptor: int, kind: type[Any]) -> list[Any]:
         return [
             make(kind, (base + name, found.st_size, when(found.st_atime)))
             for name in some
-            if (found := stat(name, dir_fd=descriptor)).st_size >= CLAIM_MAX
+            if (found := stat(name, dir_fd=descriptor)).st_size >= LEASE_MAX
         ]
 
     try:

@@ -20,7 +20,7 @@ from joblib_ext.entries.entry import (
     parse_header,
 )
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
-from joblib_ext.entries.lease_record import ClaimRecord
+from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.entries.payload import Buffer, total
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
@@ -49,11 +49,11 @@ class Unusable:
 
 
 UNUSABLE = Unusable()
-View = Entry | LargeEntry | ClaimRecord | Unusable | None
+View = Entry | LargeEntry | LeaseRecord | Unusable | None
 """What stands at a path; None is nothing."""
 
 
-class Address:
+class CodeVersion:
     """One version of a function: where its entries stand, and what their checksums bind them to."""
 
     __slots__ = ("base", "code", "func_id", "namespace", "prefix")
@@ -76,7 +76,7 @@ class Store:
         self._reserves: bool | None = None
 
     def look(self, path: str, address: bytes) -> View:
-        """What stands at *path*: a verified entry, an open large one, a claim, or None.
+        """What stands at *path*: a verified entry, an open large one, a lease, or None.
 
         One open and one read for what is small. What does not verify is looked at again past
         the client's caches, and then moved aside.
@@ -120,8 +120,8 @@ class Store:
         return LargeEntry(descriptor, path, header, address, self.key)
 
     def _judge(self, path: str, address: bytes, data: bytes) -> View:
-        """A small file that is no entry: a claim, or something to look at closely."""
-        return ClaimRecord.parse(data) or self._look_closely(path, address, None)
+        """A small file that is no entry: a lease, or something to look at closely."""
+        return LeaseRecord.parse(data) or self._look_closely(path, address, None)
 
     def _look_closely(self, path: str, address: bytes, error: OSError | None) -> View:
         """Look again, with attributes from the server; what is still wrong is moved aside."""
@@ -148,22 +148,22 @@ class Store:
             return UNUSABLE
         if is_foreign(data):
             return UNUSABLE
-        return None if self.set_aside(path, address) else UNUSABLE
+        return None if self.quarantine(path, address) else UNUSABLE
 
     def _read_again(
         self, path: str, address: bytes
-    ) -> tuple[Entry | LargeEntry | ClaimRecord | None, bytes]:
+    ) -> tuple[Entry | LargeEntry | LeaseRecord | None, bytes]:
         """What is valid at *path*, and its first bytes."""
         descriptor = os.open(path, _LOOK)
         try:
             data = os.read(descriptor, _SMALL)
             if len(data) < _SMALL:
-                return open_small(data, address, self.key) or ClaimRecord.parse(data), data
+                return open_small(data, address, self.key) or LeaseRecord.parse(data), data
             return self.open_large(os.dup(descriptor), path, address, data), data
         finally:
             _close(descriptor)
 
-    def set_aside(self, path: str, address: bytes) -> bool:
+    def quarantine(self, path: str, address: bytes) -> bool:
         """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
         aside = f"{self.layout.corrupt}/{temp_name(os.path.basename(path))[:-4]}"  # noqa: PTH119
         try:
@@ -187,7 +187,7 @@ class Store:
         )
         return True
 
-    def peek(self, path: str, address: bytes) -> Entry | LargeEntry | ClaimRecord | None:
+    def peek(self, path: str, address: bytes) -> Entry | LargeEntry | LeaseRecord | None:
         """What is in the file at *path*, or None for nothing valid; a large entry is not verified.
 
         Raises:
@@ -220,7 +220,7 @@ class Store:
         )
         return _join(whole), token
 
-    def publish(self, path: str, pieces: Sequence[Buffer], token: bytes, home: Address) -> None:
+    def publish(self, path: str, pieces: Sequence[Buffer], token: bytes, home: CodeVersion) -> None:
         """Put an entry at *path*, all or nothing, in place of whatever stands there.
 
         Leans on: O_EXCL creation, an atomic rename within a directory. A rename whose reply was
@@ -275,7 +275,7 @@ class Store:
             return None
         return data[40:48] if data[:8] == MAGIC else None
 
-    def make_folder(self, folder: str, home: Address) -> OSError | None:
+    def make_folder(self, folder: str, home: CodeVersion) -> OSError | None:
         """Make a shard, its namespace and the note of what the namespace is.
 
         What stood in the way is returned: it can be a lost reply. The next try to use the folder

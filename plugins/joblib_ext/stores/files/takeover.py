@@ -1,13 +1,13 @@
-"""Taking a dead owner's claim away, so that one process does, however many judge it dead.
+"""Taking a dead owner's lease away, so that one process does, however many judge it dead.
 
-A rename moves whatever stands at a path. Of two that both saw the dead claim, the slower would
-move the fresh claim of the faster, and a third would find the path empty for a moment. So the
-right to remove comes first: a ticket, a link under a name that follows from the claim's path and
-token. Only one link to a name succeeds. Whoever has the ticket looks at the path again; as long
-as the dead claim stands there, nobody else may move it.
+A rename moves whatever stands at a path. Of two that both saw the dead lease, the slower would
+move the fresh lease of the faster, and a third would find the path empty for a moment. So the
+right to remove comes first: a takeover lock, a link under a name that follows from the lease's
+path and token. Only one link to a name succeeds. Whoever has the takeover lock looks at the path
+again; as long as the dead lease stands there, nobody else may move it.
 
-A ticket is a claim in its turn: that of an owner who died before it removed anything is passed
-over by a ticket on the ticket.
+A takeover lock is a lease in its turn: that of an owner who died before it removed anything is
+passed over by a takeover lock on the takeover lock.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-from joblib_ext.entries.lease_record import ClaimRecord, Owner
-from joblib_ext.stores.files.lease import Claim, Taken, is_gone, read_record, release, remove, take
+from joblib_ext.entries.lease_record import LeaseRecord
+from joblib_ext.stores.files.lease import Lease, Taken, is_gone, read_record, release, remove, take
 from joblib_ext.stores.files.lease_source import source_of
-from joblib_ext.stores.files.store import AMBIGUOUS, Address, Store
+from joblib_ext.stores.files.store import AMBIGUOUS, CodeVersion, Store
 from mlops_ext.files import TEMP_SUFFIX
 from mlops_ext.processes.forks import in_forked_child
+from mlops_ext.processes.identity import Liveness
 
 _STEM = "takeover."
 
@@ -43,55 +44,55 @@ in_forked_child(_removing.clear)  # those threads are the parent's
 def take_over(
     store: Store,
     path: str,
-    record: ClaimRecord,
-    home: Address,
-    is_dead: Callable[[ClaimRecord], bool],
-) -> Claim | Taken:
-    """A claim in place of that of a dead owner, which is *record*.
+    record: LeaseRecord,
+    home: CodeVersion,
+    is_dead: Callable[[LeaseRecord], bool],
+) -> Lease | Taken:
+    """A lease in place of that of a dead owner, which is *record*.
 
     Args:
         store: the store.
-        path: where the claim stands.
-        record: the claim.
+        path: where the lease stands.
+        record: the lease.
         home: the function's version.
-        is_dead: judges the owners of tickets.
+        is_dead: judges the owners of takeover locks.
     """
     with _alone_at(path) as alone:
-        ticket = _ticket(store, path, record, is_dead) if alone else Taken.BY_OTHERS
-        if isinstance(ticket, Taken):
-            return ticket
-        taken: Claim | Taken = Taken.NOT_POSSIBLE
+        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Taken.BY_OTHERS
+        if isinstance(takeover_lock, Taken):
+            return takeover_lock
+        taken: Lease | Taken = Taken.NOT_POSSIBLE
         try:
             try:
                 taken = _remove(store, path, record) or take(store, path, home)
             finally:
-                _drop(ticket)
+                _drop(takeover_lock)
         except BaseException:
-            if isinstance(taken, Claim):
+            if isinstance(taken, Lease):
                 release(taken)  # interrupted: nobody will compute under it
             raise
         return taken
 
 
-def _is_known_dead(record: ClaimRecord) -> bool:
-    return record.owner() is Owner.DEAD
+def _is_known_dead(record: LeaseRecord) -> bool:
+    return record.owner() is Liveness.DEAD
 
 
 def remove_dead(
     store: Store,
     path: str,
-    record: ClaimRecord,
-    is_dead: Callable[[ClaimRecord], bool] = _is_known_dead,
+    record: LeaseRecord,
+    is_dead: Callable[[LeaseRecord], bool] = _is_known_dead,
 ) -> bool:
-    """Take a dead owner's claim away; False where somebody else is at it, or it could not be."""
+    """Take a dead owner's lease away; False where somebody else is at it, or it could not be."""
     with _alone_at(path) as alone:
-        ticket = _ticket(store, path, record, is_dead) if alone else Taken.BY_OTHERS
-        if isinstance(ticket, Taken):
+        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Taken.BY_OTHERS
+        if isinstance(takeover_lock, Taken):
             return False
         try:
             return _remove(store, path, record) is None
         finally:
-            _drop(ticket)
+            _drop(takeover_lock)
 
 
 @contextlib.contextmanager
@@ -105,49 +106,49 @@ def _alone_at(path: str) -> Iterator[bool]:
             _removing.pop(path, None)
 
 
-def is_ticket(name: str) -> bool:
-    """Whether a file name is that of a ticket."""
+def is_takeover_lock(name: str) -> bool:
+    """Whether a file name is that of a takeover lock."""
     return name.startswith(_STEM) and name.endswith(TEMP_SUFFIX)
 
 
-def tickets_of(path: str, record: ClaimRecord) -> Iterator[tuple[str, ClaimRecord | None]]:
+def takeover_locks_of(path: str, record: LeaseRecord) -> Iterator[tuple[str, LeaseRecord | None]]:
     """The paths where a right to remove *record* can stand, and what stands there.
 
-    While the claim stands none of them may go: two could then have the right. That of a dead owner
+    While the lease stands none of them may go: two could then have the right. That of a dead owner
     may not either: somebody can have passed it over and be at work.
     """
-    found: ClaimRecord | None = record
+    found: LeaseRecord | None = record
     for _ in range(_DEEPEST):
         if found is None:
             return
-        ticket = _name(path, found.token)
-        found = read_record(ticket)
-        yield ticket, found
+        takeover_lock = _name(path, found.token)
+        found = read_record(takeover_lock)
+        yield takeover_lock, found
 
 
-def _ticket(
-    store: Store, path: str, record: ClaimRecord, is_dead: Callable[[ClaimRecord], bool]
+def _takeover_lock(
+    store: Store, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
 ) -> str | Taken:
-    """The path of the ticket that gives the right to remove *record*, or why there is none."""
+    """The path of the takeover lock that lets us remove *record*, or why there is none."""
     try:
-        return _win_ticket(store, path, record, is_dead)
+        return _win_lock(store, path, record, is_dead)
     except OSError:
         return Taken.NOT_POSSIBLE
 
 
-def _win_ticket(
-    store: Store, path: str, record: ClaimRecord, is_dead: Callable[[ClaimRecord], bool]
+def _win_lock(
+    store: Store, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
 ) -> str | Taken:
     source = source_of(store.layout)
     token, stale = record.token, ""
     for _ in range(_DEEPEST):
-        ticket, origin = _name(path, token), source.ready(stale=stale)
+        takeover_lock, origin = _name(path, token), source.ready(stale=stale)
         try:
-            _link(origin, ticket, source.record.token)
+            _link(origin, takeover_lock, source.record.token)
         except OSError as error:
             if error.errno not in AMBIGUOUS:
                 raise
-            found = read_record(ticket)
+            found = read_record(takeover_lock)
             if found is None:
                 if is_gone(origin):
                     stale = origin
@@ -159,20 +160,20 @@ def _win_ticket(
                     return Taken.BY_OTHERS
                 token = found.token
                 continue
-            store.events.note("lost-reply", ticket)
-        return ticket
+            store.events.note("lost-reply", takeover_lock)
+        return takeover_lock
     return Taken.NOT_POSSIBLE
 
 
-def _link(origin: str, ticket: str, token: bytes) -> None:
+def _link(origin: str, takeover_lock: str, token: bytes) -> None:
     """Link; where that is interrupted, what it may have made goes: its owner lives on."""
     try:
-        os.link(origin, ticket)
+        os.link(origin, takeover_lock)
     except BaseException as error:
         if not isinstance(error, OSError):
-            found = read_record(ticket)
+            found = read_record(takeover_lock)
             if found is not None and found.token == token:
-                _drop(ticket)
+                _drop(takeover_lock)
         raise
 
 
@@ -182,10 +183,10 @@ def _name(path: str, token: bytes) -> str:
     return f"{path[: path.rindex('/') + 1]}{_STEM}{digest}{TEMP_SUFFIX}"
 
 
-def _remove(store: Store, path: str, record: ClaimRecord) -> Taken | None:
-    """Remove the dead claim; None where that was done, else why not."""
+def _remove(store: Store, path: str, record: LeaseRecord) -> Taken | None:
+    """Remove the dead lease; None where that was done, else why not."""
     found = read_record(path)
-    if found is None or (found.token, found.beat) != (record.token, record.beat):
+    if found is None or (found.token, found.renewals) != (record.token, record.renewals):
         return Taken.BY_OTHERS
     removed = remove(path, record)
     if not removed:
@@ -194,6 +195,6 @@ def _remove(store: Store, path: str, record: ClaimRecord) -> Taken | None:
     return None
 
 
-def _drop(ticket: str) -> None:
+def _drop(takeover_lock: str) -> None:
     with contextlib.suppress(OSError):
-        os.unlink(ticket)  # noqa: PTH108  # texts throughout
+        os.unlink(takeover_lock)  # noqa: PTH108  # texts throughout

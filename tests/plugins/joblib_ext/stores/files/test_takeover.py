@@ -1,4 +1,4 @@
-"""Dead claims: one process takes over, however many judge the owner dead, and whoever dies at it."""
+"""Dead leases: one process takes over, however many judge the owner dead, and whoever dies at it."""
 
 import dataclasses
 import errno
@@ -16,7 +16,7 @@ from joblib import Memory
 from tests.faults.nodes import need_fuse, shares
 
 import joblib_ext  # noqa: F401  # registers the backend
-from joblib_ext.entries.lease_record import ClaimRecord, own_record
+from joblib_ext.entries.lease_record import LeaseRecord, own_record
 from joblib_ext.maintenance import garbage
 from joblib_ext.maintenance.garbage import collect_garbage
 from joblib_ext.stores.files import takeover as _takeover
@@ -26,11 +26,11 @@ PATIENCE_S = 60
 
 
 def dead_record():
-    """The claim of a process of this machine that has ended."""
+    """The lease of a process of this machine that has ended."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     record = own_record()
-    return ClaimRecord(record.token, 3, record.place, process.pid, 1)
+    return LeaseRecord(record.token, 3, record.host_token, process.pid, 1)
 
 
 class Processes:
@@ -48,8 +48,8 @@ class Processes:
         memory = Memory(str(where), backend="shared", verbose=0, backend_options=options)
         return memory.cache(self.function)
 
-    def leave_dead_claim(self):
-        """A dead owner's claim where the entry of the one call so far was; its path and record."""
+    def leave_dead_lease(self):
+        """A dead owner's lease where the entry of the one call so far was; its path and record."""
         (path,) = [p for p in self.place.rglob("items/*/*/*/*") if p.is_file()]
         path.unlink()
         record = dead_record()
@@ -58,7 +58,7 @@ class Processes:
 
 
 class Slow:
-    """Stops the thread "slow" with its rename of the claim, and starts "third" in the gap."""
+    """Stops the thread "slow" with its rename of the lease, and starts "third" in the gap."""
 
     STEPS = (
         "slow moves",
@@ -126,7 +126,7 @@ def test_of_two_that_judge_one_owner_dead_one_computes(tmp_path, monkeypatch):
     processes = Processes(tmp_path, function)
     cached = {name: processes.cached(name) for name in ("fast", "slow", "third")}
     cached["fast"](1)
-    processes.leave_dead_claim()
+    processes.leave_dead_lease()
     slow.calls.clear()
     threads = {n: threading.Thread(target=c, args=(1,), name=n) for n, c in cached.items()}
     threads["slow"].start()
@@ -145,7 +145,7 @@ def test_of_two_that_judge_one_owner_dead_one_computes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def store(tmp_path):
-    """A store with a dead claim on the one call that was made, and its computations."""
+    """A store with a dead lease on the one call that was made, and its computations."""
     calls = []
 
     def function(x):
@@ -163,12 +163,12 @@ def store(tmp_path):
 @pytest.mark.parametrize("deep", [1, 3])
 def test_whoever_dies_while_taking_over_is_taken_over(store, tmp_path, deep):
     processes, cached, calls = store
-    path, record = processes.leave_dead_claim()
+    path, record = processes.leave_dead_lease()
     path = str(tmp_path / "one" / path.relative_to(processes.place))
     for _ in range(deep):
-        ticket = Path(_takeover._name(path, record.token))
+        takeover_lock = Path(_takeover._name(path, record.token))
         record = dead_record()
-        ticket.write_bytes(record.pack())
+        takeover_lock.write_bytes(record.pack())
     assert cached(1) == 1
     assert calls == [1]
     assert list(processes.place.rglob("takeover*"))
@@ -178,64 +178,64 @@ def test_whoever_dies_while_taking_over_is_taken_over(store, tmp_path, deep):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("beats", [True, False])
-def test_a_collector_leaves_an_old_ticket_while_its_claim_stands(store, tmp_path, beats):
+def test_a_collector_leaves_an_old_takeover_lock_while_its_lease_stands(store, tmp_path, beats):
     """Its file can be older than it: it is a link to one that its owner made long ago."""
     processes, _, _ = store
-    path, record = processes.leave_dead_claim()
+    path, record = processes.leave_dead_lease()
     path = tmp_path / "one" / path.relative_to(processes.place)
-    ticket = Path(_takeover._name(str(path), record.token))
-    taker = dataclasses.replace(own_record(), place=b"another.")
-    ticket.write_bytes(taker.pack())
-    os.utime(ticket, (0, 0))
+    takeover_lock = Path(_takeover._name(str(path), record.token))
+    taker = dataclasses.replace(own_record(), host_token=b"another.")
+    takeover_lock.write_bytes(taker.pack())
+    os.utime(takeover_lock, (0, 0))
 
     def sleep(_lease_s):
         if beats:
-            ticket.write_bytes(dataclasses.replace(taker, beat=1).pack())
-            os.utime(ticket, (0, 0))
+            takeover_lock.write_bytes(dataclasses.replace(taker, renewals=1).pack())
+            os.utime(takeover_lock, (0, 0))
 
     done = collect_garbage(tmp_path / "one", sleep=sleep)
-    assert path.exists() == ticket.exists() == beats
-    assert done.claims == (not beats)
+    assert path.exists() == takeover_lock.exists() == beats
+    assert done.leases == (not beats)
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("error", "stays"), [(errno.ESTALE, True), (errno.ENOENT, False)])
-def test_a_collector_keeps_a_ticket_whose_claim_it_cannot_read(
+def test_a_collector_keeps_a_takeover_lock_whose_lease_it_cannot_read(
     store, tmp_path, monkeypatch, error, stays
 ):
     processes, _, _ = store
-    path, record = processes.leave_dead_claim()
+    path, record = processes.leave_dead_lease()
     path = tmp_path / "one" / path.relative_to(processes.place)
-    ticket = Path(_takeover._name(str(path), record.token))
-    ticket.write_bytes(own_record().pack())  # of a living process, so that the claim stays
-    os.utime(ticket, (0, 0))
+    takeover_lock = Path(_takeover._name(str(path), record.token))
+    takeover_lock.write_bytes(own_record().pack())  # of a living process, so that the lease stays
+    os.utime(takeover_lock, (0, 0))
 
     def no_answer(_path):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(garbage, "ask_record", no_answer)
     collect_garbage(tmp_path / "one", sleep=lambda _: None)
-    assert (path.exists(), ticket.exists()) == (True, stays)
+    assert (path.exists(), takeover_lock.exists()) == (True, stays)
 
 
 @pytest.mark.timeout(60)
-def test_a_ticket_of_a_living_process_is_waited_for(store, tmp_path):
+def test_a_takeover_lock_of_a_living_process_is_waited_for(store, tmp_path):
     processes, cached, calls = store
-    path, record = processes.leave_dead_claim()
+    path, record = processes.leave_dead_lease()
     path = str(tmp_path / "one" / path.relative_to(processes.place))
-    ticket = Path(_takeover._name(path, record.token))
+    takeover_lock = Path(_takeover._name(path, record.token))
     living = own_record()
-    ticket.write_bytes(living.pack())
-    assert not _takeover.remove_dead(cached.store_backend._run.store, path, record)
-    assert ClaimRecord.parse(Path(path).read_bytes()) == record
-    ticket.unlink()
+    takeover_lock.write_bytes(living.pack())
+    assert not _takeover.remove_dead(cached.store_backend._runtime.store, path, record)
+    assert LeaseRecord.parse(Path(path).read_bytes()) == record
+    takeover_lock.unlink()
     assert cached(1) == 1
     assert calls == [1]
 
 
-def test_threads_take_a_dead_claim_over_once(store):
+def test_threads_take_a_dead_lease_over_once(store):
     processes, cached, calls = store
-    processes.leave_dead_claim()
+    processes.leave_dead_lease()
     start = threading.Barrier(8)
 
     def run(_):
@@ -251,7 +251,7 @@ def test_threads_take_a_dead_claim_over_once(store):
 @pytest.mark.timeout(60)
 def test_a_forked_child_takes_over_where_a_thread_of_its_parent_was_at_it(store):
     processes, cached, _ = store
-    path, _ = processes.leave_dead_claim()
+    path, _ = processes.leave_dead_lease()
     path = str(Path(cached.store_backend.location, path.relative_to(processes.place / "joblib")))
     with _takeover._alone_at(path) as alone:
         assert alone
@@ -264,7 +264,7 @@ def test_a_forked_child_takes_over_where_a_thread_of_its_parent_was_at_it(store)
 
 @pytest.mark.needs_fuse
 @pytest.mark.timeout(60)
-def test_a_dead_claim_on_a_read_only_mount_is_not_waited_for(tmp_path):
+def test_a_dead_lease_on_a_read_only_mount_is_not_waited_for(tmp_path):
     need_fuse()
     calls = []
 
@@ -287,12 +287,12 @@ def test_a_dead_claim_on_a_read_only_mount_is_not_waited_for(tmp_path):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("function", ["open", "link"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
-def test_a_dead_claim_where_nothing_can_be_made_is_not_waited_for(
+def test_a_dead_lease_where_nothing_can_be_made_is_not_waited_for(
     store, tmp_path, monkeypatch, function, code
 ):
-    """A store whose disk or server fails is used without claims, as where there is none."""
+    """A store whose disk or server fails is used without leases, as where there is none."""
     processes, _, _ = store
-    processes.leave_dead_claim()
+    processes.leave_dead_lease()
     other = processes.cached("other")
     real = getattr(os, function)
 
@@ -308,18 +308,18 @@ def test_a_dead_claim_where_nothing_can_be_made_is_not_waited_for(
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("at", ["ticket", "claim", "drop"])
+@pytest.mark.parametrize("at", ["lock", "lease", "drop"])
 def test_an_interrupt_while_taking_over_leaves_nothing_that_others_wait_for(store, monkeypatch, at):
     """Ctrl-C is heard when a system call returns: what that has made has to go again."""
     processes, cached, calls = store
-    processes.leave_dead_claim()
+    processes.leave_dead_lease()
     name = "unlink" if at == "drop" else "link"
     real = getattr(os, name)
 
     def interrupted(*args, **more):
         real(*args, **more)
-        is_ticket = Path(args[-1]).name.startswith("takeover.")
-        if is_ticket == (at != "claim"):
+        is_takeover_lock = Path(args[-1]).name.startswith("takeover.")
+        if is_takeover_lock == (at != "lease"):
             monkeypatch.setattr(os, name, real)
             raise KeyboardInterrupt
 
