@@ -1,6 +1,7 @@
 """What holds for the whole tree: sizes, ranges in one place, tests that patches name."""
 
 import ast
+import graphlib
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*ROOT.glob("core/**/*.py"), *ROOT.glob("plugins/**/*.py")])
 LONGEST_MODULE = 400
+MODULES_A_FOLDER = 13
+PACKAGES = ("mlops_ext", "zenml_ext", "clearml_ext", "kserve_ext", "joblib_ext")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -28,6 +31,22 @@ def test_a_module_is_short_documented_and_says_what_it_exports(path):
     assert text.count("\n") <= LONGEST_MODULE
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a module starts with what its reader gets"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in SOURCES}), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_a_folder_can_be_taken_in_at_a_glance(folder):
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MODULES_A_FOLDER
+    assert [name for name in modules if name.startswith("_") and name != "__main__.py"] == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    grimp = pytest.importorskip("grimp")  # comes with import-linter
+    graph = grimp.build_graph(*PACKAGES)
+    order = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    graphlib.TopologicalSorter(order).prepare()  # raises CycleError, which names the circle
 
 
 def test_every_patch_names_a_test_that_exists():
