@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from joblib._store_backends import CacheItemInfo, StoreBackendBase, StoreBackendMixin
 from joblib.disk import mkdirp
@@ -25,13 +24,11 @@ from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.entries.metadata import NAMESPACE, LazyMetadata
 from joblib_ext.entries.payload import total
-from joblib_ext.maintenance import eviction as _limits
+from joblib_ext.maintenance import eviction
 from joblib_ext.runtime import HasRuntime
 from joblib_ext.settings import SharedOptions, read_options
 from joblib_ext.single_flight import acquire_or_wait
-from joblib_ext.stores.files import scan as _scan
-from joblib_ext.stores.files import trash as _trash
-from joblib_ext.stores.files.store import CodeVersion, View
+from joblib_ext.stores.store import CodeVersion, Slot, View
 
 _DIRECT = "0" * 24
 """Namespace of items that are dumped by hand, without a function."""
@@ -118,19 +115,19 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         state.expected = state.read = None
         func_id, arguments = call_id
         known = runtime.functions.known.get(id(func_id))
-        home: CodeVersion | None
+        version: CodeVersion | None
         if known is not None and known[0] is func_id:
-            home = known[1]
+            version = known[1]
         else:
-            home = runtime.functions.home_of_caller(func_id)
-            if home is None:
+            version = runtime.functions.version_of_caller(func_id)
+            if version is None:
                 return self._search(call_id) is not None
-        path, address = _place(home, arguments)
-        found: View = runtime.reader.look(path, address)
+        slot = Slot(version, arguments)
+        found: View = runtime.reader.look(slot)
         if not isinstance(found, (Entry, LargeEntry)):
             if info is None or info.func_id is not func_id:
                 return False
-            found = self._lease(info, Call(runtime.writer, call_id, path, address, home), found)
+            found = self._lease(info, Call(runtime.writer, call_id, slot), found)
             if found is None:
                 return False
         state.read = call_id, found
@@ -140,7 +137,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         """The result that another process computed, or None: then *call* is to compute."""
         runtime = self._runtime
         if runtime.store.options.single_flight:
-            found = acquire_or_wait(runtime.store, call.path, call.address, call.home, view)
+            found = acquire_or_wait(runtime.store, call.slot, view)
             if isinstance(found, (Entry, LargeEntry)):
                 return found
             if found is not None:
@@ -201,7 +198,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         call = runtime.calls.get(call_id) or self._forced(call_id)
         if call is not None:
             if verbose > _VERY_TALKATIVE:
-                print(f"Persisting in {call.path}")  # noqa: T201  # as joblib's own
+                print(f"Persisting in {call.slot.path}")  # noqa: T201  # as joblib's own
             call.item = (item,) if self.mmap_mode else None
             call.pending = runtime.writer.serialise(item)
             if call.pending is None:
@@ -209,8 +206,8 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
             return
         body = runtime.writer.serialise(item)
         if body is not None and len(call_id) > 1 and not isinstance(call_id, str):
-            home = self._home(call_id[0]) or runtime.functions.at(call_id[0], _DIRECT)
-            runtime.writer.write(*_place(home, call_id[1]), home, body, {})
+            version = self._version(call_id[0]) or runtime.functions.at(call_id[0], _DIRECT)
+            runtime.writer.write(Slot(version, call_id[1]), body, {})
 
     def _forced(self, call_id: Sequence[str]) -> Call | None:
         """A call that asked for nothing before, as ``call()`` and coroutines do; it has no lease.
@@ -219,10 +216,10 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         """
         runtime = self._runtime
         runtime.local.state.uncached = None  # one that failed in between is published here
-        home = runtime.functions.home_of_caller(call_id[0])
-        if home is None:
+        version = runtime.functions.version_of_caller(call_id[0])
+        if version is None:
             return None
-        call = Call(runtime.writer, call_id, *_place(home, call_id[1]), home)
+        call = Call(runtime.writer, call_id, Slot(version, call_id[1]))
         runtime.local.state.uncached = runtime.calls.add(call)
         return call
 
@@ -231,7 +228,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         runtime = self._runtime
         call = runtime.calls.get(call_id)
         if call is not None:
-            metadata[NAMESPACE] = call.home.namespace
+            metadata[NAMESPACE] = call.slot.version.namespace
             call.metadata = metadata
             is_forced = call is runtime.local.state.uncached
             if call.pending is not None and (is_forced or total(call.pending[0]) < _LATE):
@@ -239,17 +236,17 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
             if is_forced and not self.mmap_mode:  # with it, joblib loads the result next
                 runtime.local.state.uncached = None
             return
-        home = self._home(call_id[0]) or runtime.functions.at(call_id[0], _DIRECT)
-        metadata[NAMESPACE] = home.namespace
-        runtime.writer.add_metadata(*_place(home, call_id[1]), home, metadata)
+        version = self._version(call_id[0]) or runtime.functions.at(call_id[0], _DIRECT)
+        metadata[NAMESPACE] = version.namespace
+        runtime.writer.add_metadata(Slot(version, call_id[1]), metadata)
 
     def clear_item(self, call_id: Sequence[str]) -> None:
         """Remove an item; one that somebody renewed since it was looked at stays."""
         runtime = self._runtime
         judged = runtime.local.state.read
         runtime.local.state.read = None
-        for home in self._homes(call_id):
-            path, _ = _place(home, call_id[1])
+        for version in self._versions(call_id):
+            path = Slot(version, call_id[1]).path
             runtime.writer.forget(path)
             if judged is not None and judged[0] is call_id:
                 token = runtime.store.token_at(path)
@@ -261,23 +258,25 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
 
     def contains_path(self, call_id: Sequence[str]) -> bool:
         """Whether any version of a function has a folder."""
-        return os.path.isdir(self._runtime.store.layout.function(call_id[0]))  # noqa: PTH112  # a text
+        return self._runtime.store.has_function(call_id[0])
 
     def clear_path(self, call_id: Sequence[str]) -> None:
         """Remove the results of the function's version at hand; other versions keep theirs."""
         runtime = self._runtime
-        home = runtime.functions.home_of_caller(call_id[0]) or runtime.functions.home(call_id[0])
-        folder = home.base[:-1] if home else runtime.store.layout.function(call_id[0])
+        version = runtime.functions.version_of_caller(call_id[0]) or runtime.functions.version(
+            call_id[0]
+        )
         runtime.local.state.read = None
-        runtime.writer.forget(folder)
-        _trash.move_to_trash(runtime.store, folder)
+        for old in [version] if version else runtime.store.versions(call_id[0]):
+            runtime.writer.forget(old.folder)
+        runtime.store.clear(version, call_id[0])
 
     def clear(self) -> None:
         """Remove everything of this store: one rename, the rest in the background."""
         runtime = self._runtime
         runtime.local.state.read = None
         runtime.writer.forget("")
-        _trash.move_to_trash(runtime.store, runtime.store.layout.items)
+        runtime.store.clear()
 
     def clear_location(self, location: str) -> None:
         """Remove an item or a folder, by its path."""
@@ -288,30 +287,27 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
 
     def get_items(self) -> Any:
         """All entries: path, size and last access."""
-        return _scan.items(self._runtime.store.layout, CacheItemInfo)
+        return self._runtime.store.list(CacheItemInfo)
 
     def enforce_store_limits(
         self, bytes_limit: Any, items_limit: int | None = None, age_limit: Any = None
     ) -> None:
-        """Remove the entries that were not used for longest; see `_limits`."""
-        _limits.enforce(self._runtime.store, bytes_limit, items_limit, age_limit)
+        """Remove the entries that were not used for longest; see `eviction`."""
+        eviction.enforce(self._runtime.store, bytes_limit, items_limit, age_limit)
 
-    def _home(self, func_id: str) -> CodeVersion | None:
+    def _version(self, func_id: str) -> CodeVersion | None:
         functions = self._runtime.functions
-        return functions.home_of_caller(func_id) or functions.home(func_id)
+        return functions.version_of_caller(func_id) or functions.version(func_id)
 
-    def _homes(self, call_id: Sequence[str]) -> list[CodeVersion]:
+    def _versions(self, call_id: Sequence[str]) -> list[CodeVersion]:
         """The version that is meant; where it cannot be known, all that have such an item."""
-        home = self._home(call_id[0])
-        return [home] if home is not None else self._holders(call_id)
+        version = self._version(call_id[0])
+        return [version] if version is not None else self._holders(call_id)
 
     def _holders(self, call_id: Sequence[str]) -> list[CodeVersion]:
         runtime = self._runtime
-        folder = runtime.store.layout.function(call_id[0])
-        with contextlib.suppress(OSError):
-            homes = [runtime.functions.at(call_id[0], name) for name in os.listdir(folder)]  # noqa: PTH208  # names
-            return [home for home in homes if runtime.store.token_at(_place(home, call_id[1])[0])]
-        return []
+        versions = runtime.store.versions(call_id[0])
+        return [v for v in versions if runtime.store.token_at(Slot(v, call_id[1]).path)]
 
     def _search(self, call_id: Sequence[str]) -> Entry | LargeEntry | None:
         """An item whose version is not known: found if exactly one version has it."""
@@ -320,13 +316,13 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
             return None
         return self._read(holders[0], call_id)
 
-    def _read(self, home: CodeVersion, call_id: Sequence[str]) -> Entry | LargeEntry | None:
+    def _read(self, version: CodeVersion, call_id: Sequence[str]) -> Entry | LargeEntry | None:
         runtime = self._runtime
-        path, address = _place(home, call_id[1])
-        found = runtime.reader.look(path, address)
+        slot = Slot(version, call_id[1])
+        found = runtime.reader.look(slot)
         if isinstance(found, (Entry, LargeEntry)):
             return found
-        return runtime.writer.recall(path)
+        return runtime.writer.recall(slot.path)
 
     def _entry(
         self, call_id: Sequence[str], metadata: Mapping[str, Any] | None
@@ -339,8 +335,8 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         namespace = metadata.get(NAMESPACE) if metadata else None
         if isinstance(namespace, str):
             return self._read(runtime.functions.at(call_id[0], namespace), call_id)
-        home = runtime.functions.home(call_id[0])
-        return self._read(home, call_id) if home else self._search(call_id)
+        version = runtime.functions.version(call_id[0])
+        return self._read(version, call_id) if version else self._search(call_id)
 
     def _value(self, entry: Entry | LargeEntry) -> Any:
         if isinstance(entry, Entry):
@@ -358,7 +354,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         runtime = self._runtime
         runtime.local.state.read = None
         if isinstance(entry, LargeEntry):
-            runtime.store.quarantine(entry.path, entry.address)
+            runtime.store.quarantine(entry)
 
     # -- what joblib's abstract base asks of any folder ------------------------------------------
 
@@ -390,10 +386,3 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
             signature += f"({arguments})"
         more = "..." if verbose < _VERY_TALKATIVE else f" from {self.location}"
         print(f"[Memory]{age}: Loading {signature}{more}")  # noqa: T201  # as joblib's own
-
-
-def _place(home: CodeVersion, arguments: str) -> tuple[str, bytes]:
-    """Path and address of an item."""
-    if "/" in arguments:
-        arguments = quote(arguments, safe="")
-    return f"{home.base}{arguments[:2]}/{arguments}", home.prefix + arguments.encode()

@@ -21,8 +21,8 @@ from joblib_ext.entries.entry import Entry, parse_header
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.entries.metadata import NAMESPACE
 from joblib_ext.entries.payload import Buffer, dump_body, total
-from joblib_ext.stores.files.lease import Lease, release
-from joblib_ext.stores.files.store import CodeVersion, Store
+from joblib_ext.stores.leases import Lease
+from joblib_ext.stores.store import Slot, Store
 
 _REMEMBERED = 128
 _REMEMBERED_BYTES = 1 << 16
@@ -49,9 +49,7 @@ class Call:
 
     Attributes:
         call_id: joblib's pair of function and arguments; the very tuple identifies the call.
-        path: where the entry goes, as decided when the call began.
-        address: what its checksum binds it to.
-        home: the version of the function that is computing.
+        slot: where the entry goes, as decided when the call began.
         calls: where it can be looked up until it ends.
         pending: the result as bytes, between ``dump_item`` and ``store_metadata``.
         metadata: what joblib noted, for a large result, which is published when the call ends.
@@ -60,23 +58,18 @@ class Call:
 
     __slots__ = (
         "__weakref__",
-        "address",
         "call_id",
         "calls",
-        "home",
         "item",
         "lease",
         "metadata",
-        "path",
         "pending",
+        "slot",
         "writer",
     )
 
-    def __init__(
-        self, writer: Writer, call_id: Any, path: str, address: bytes, home: CodeVersion
-    ) -> None:
-        self.writer, self.call_id, self.path = writer, call_id, path
-        self.address, self.home = address, home
+    def __init__(self, writer: Writer, call_id: Any, slot: Slot) -> None:
+        self.writer, self.call_id, self.slot = writer, call_id, slot
         self.lease: Lease | None = None
         self.pending: tuple[Sequence[Buffer], int] | None = None
         self.metadata: Mapping[str, Any] = {}
@@ -87,7 +80,7 @@ class Call:
         """Give up the lease."""
         lease, self.lease = self.lease, None
         if lease is not None and lease.held:
-            release(lease)
+            lease.release()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # an interpreter that ends takes modules away
@@ -160,8 +153,9 @@ class Writer:
         if pending is None:
             return
         if call.lease is not None and call.lease.is_lost():
-            self.store.events.note("conflict", call.path)  # computed twice; both values are right
-        done = self.write(call.path, call.address, call.home, pending, metadata)
+            # It was computed twice; both values are right.
+            self.store.events.note("conflict", call.slot.path)
+        done = self.write(call.slot, pending, metadata)
         if not done:
             call.release()
         elif call.lease is not None:
@@ -169,22 +163,15 @@ class Writer:
             call.lease.stop()
             call.lease = None
 
-    def write(
-        self,
-        path: str,
-        address: bytes,
-        home: CodeVersion,
-        body: tuple[Any, int],
-        metadata: Mapping[str, Any],
-    ) -> bool:
+    def write(self, slot: Slot, body: tuple[Any, int], metadata: Mapping[str, Any]) -> bool:
         """Write one entry; False, with one warning a process, where that is not possible."""
         notes = {"duration": 0.0, "input_args": {}, "time": time.time(), **metadata}
-        notes[NAMESPACE] = home.namespace
+        notes[NAMESPACE] = slot.version.namespace
         try:
-            pieces, token = self.store.build(*body, notes, address)
+            pieces, token = self.store.build(*body, notes, slot.binding)
             if len(pieces) == 1 and total(pieces) < _REMEMBERED_BYTES:
-                self.recent.append((path, bytes(pieces[0])))
-            self.store.publish(path, pieces, token, home)
+                self.recent.append((slot.path, bytes(pieces[0])))
+            self.store.publish(slot, pieces, token)
         except OSError as error:
             self.store.events.warn_once(
                 f"write {error.errno}",
@@ -194,15 +181,13 @@ class Writer:
             return False
         return True
 
-    def add_metadata(
-        self, path: str, address: bytes, home: CodeVersion, metadata: Mapping[str, Any]
-    ) -> None:
+    def add_metadata(self, slot: Slot, metadata: Mapping[str, Any]) -> None:
         """Write an entry anew with other metadata: entries do not change."""
-        found = self.store.look(path, address)
+        found = self.store.look(slot)
         if isinstance(found, (Entry, LargeEntry)):
             body = self.serialise(found.value())
             if body is not None:
-                self.write(path, address, home, body, metadata)
+                self.write(slot, body, metadata)
 
     def recall(self, path: str) -> Entry | None:
         """A result that was written or read here lately, although its file is gone."""

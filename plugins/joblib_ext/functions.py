@@ -21,8 +21,8 @@ from typing import Any
 
 from typing_extensions import Self
 
-from joblib_ext.stores.files.layout import Layout, namespace_of
-from joblib_ext.stores.files.store import CodeVersion
+from joblib_ext.stores.files.layout import namespace_of
+from joblib_ext.stores.store import CodeVersion, Store
 
 _MOST = 4096
 """Identities kept: `Memory.eval` makes one for each call. A forgotten one is learned again."""
@@ -56,10 +56,10 @@ class _LearningCode(str):
 class Functions:
     """The versions of functions that this process uses with one store."""
 
-    __slots__ = ("_codes", "_key", "_layout", "_names", "known")
+    __slots__ = ("_codes", "_names", "_store", "known")
 
-    def __init__(self, layout: Layout, key: bytes | None) -> None:
-        self._layout, self._key = layout, key
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self.known: dict[int, tuple[str, CodeVersion]] = {}
         self._codes: OrderedDict[int, tuple[str, _LearningCode]] = OrderedDict()
         self._names: dict[str, str] = {}
@@ -78,20 +78,20 @@ class Functions:
 
     def learn(self, func_id: str, code: str) -> CodeVersion:
         """Note that the very text *func_id* stands for a function with this source code."""
-        namespace = namespace_of(code, self._key)
+        namespace = namespace_of(code, self._store.key)
         self._warn_of_namesake(func_id, namespace)
-        home = CodeVersion(self._layout, func_id, namespace, code)
-        self.known[id(func_id)] = func_id, home
+        version = self._store.version(func_id, namespace, code)
+        self.known[id(func_id)] = func_id, version
         if len(self.known) > _MOST:
             del self.known[next(iter(self.known))]
-        return home
+        return version
 
-    def home(self, func_id: str) -> CodeVersion | None:
+    def version(self, func_id: str) -> CodeVersion | None:
         """The version that the very text *func_id* was last seen to stand for."""
         found = self.known.get(id(func_id))
         return found[1] if found is not None and found[0] is func_id else None
 
-    def home_of_caller(self, func_id: str) -> CodeVersion | None:
+    def version_of_caller(self, func_id: str) -> CodeVersion | None:
         """The version of the ``MemorizedFunc`` that is calling, from the frames above."""
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # joblib does not say who calls
         for _ in range(_FRAMES_UP):
@@ -105,7 +105,7 @@ class Functions:
 
     def at(self, func_id: str, namespace: str) -> CodeVersion:
         """The version of *func_id* in a namespace that is known by name."""
-        return CodeVersion(self._layout, func_id, namespace)
+        return self._store.version(func_id, namespace)
 
     def _warn_of_namesake(self, func_id: str, namespace: str) -> None:
         """Warn, as joblib does, that one name stands for two functions; they are kept apart."""

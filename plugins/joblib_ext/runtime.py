@@ -11,8 +11,9 @@ from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.functions import Functions
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.files.layout import warn_of_writers
-from joblib_ext.stores.files.store import Store
+from joblib_ext.stores.files.store import FileStore
 from joblib_ext.stores.local_cache import LocalCache
+from joblib_ext.stores.store import Reader
 from mlops_ext.processes.forks import in_forked_child
 
 
@@ -40,15 +41,17 @@ class Runtime:
     __slots__ = ("calls", "functions", "local", "reader", "store", "verified", "writer")
 
     def __init__(self, location: str, options: SharedOptions) -> None:
-        self.store = Store(location, options)
+        self.store = FileStore(location, options)
         warn_of_writers(self.store.layout, options, self.store.events)
-        self.functions = Functions(self.store.layout, options.sign_key)
+        self.functions = Functions(self.store)
         self.writer = Writer(self.store)
         self.local = _PerThread()
         self.calls = Calls()
-        self.reader: Store | LocalCache = self.store
+        self.reader: Reader = self.store
         if options.local_tier is not None:
-            self.reader = LocalCache(options.local_tier, options.local_tier_bytes, self.store)
+            self.reader = LocalCache(
+                options.local_tier, options.local_tier_bytes, self.store, location
+            )
         self.verified: set[bytes] = set()
 
 

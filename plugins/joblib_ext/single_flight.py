@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.stores.files import lease as leases
-from joblib_ext.stores.files.lease import Lease, Taken
-from joblib_ext.stores.files.store import CodeVersion, Store, Unusable, View
-from joblib_ext.stores.files.takeover import take_over
+from joblib_ext.stores import leases
+from joblib_ext.stores.leases import Lease
+from joblib_ext.stores.store import Refusal, Slot, Store, Unusable, View
 from mlops_ext.processes.identity import Liveness
 
 _FIRST_PAUSE_S = 0.002
@@ -34,7 +33,7 @@ class _Watch:
     Attributes:
         lease_s: how long an owner may be silent.
         clock: the clock.
-        seen: the last beat of each owner, by its token, and when it was first seen.
+        seen: the last renewal of each owner, by its token, and when it was first seen.
     """
 
     lease_s: float
@@ -47,8 +46,8 @@ class _Watch:
         now = self.clock()
         if owner is Liveness.DEAD:
             return True
-        beat, since = self.seen.get(record.token, (None, now))
-        if owner is Liveness.ALIVE or beat != record.renewals:
+        renewals, since = self.seen.get(record.token, (None, now))
+        if owner is Liveness.ALIVE or renewals != record.renewals:
             self.seen[record.token] = record.renewals, now
             return False
         return now - since > self.lease_s
@@ -56,9 +55,7 @@ class _Watch:
 
 def acquire_or_wait(
     store: Store,
-    path: str,
-    address: bytes,
-    home: CodeVersion,
+    slot: Slot,
     view: View,
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -68,9 +65,7 @@ def acquire_or_wait(
 
     Args:
         store: the store.
-        path: where the entry will stand.
-        address: what its checksum binds it to.
-        home: the function's version.
+        slot: where the entry will stand.
         view: what was just found there: a lease, or nothing.
         clock: a monotonic clock; no clock is ever compared with another host's.
         sleep: waits.
@@ -81,15 +76,15 @@ def acquire_or_wait(
     pause = _FIRST_PAUSE_S
     try:
         while True:
-            outcome = _step(store, path, home, view, watch)
+            outcome = _step(store, slot, view, watch)
             if outcome is not _WAIT:
                 return None if isinstance(outcome, enum.Enum) else outcome
-            if not may_wait or clock() >= deadline or _would_deadlock(path):
+            if not may_wait or clock() >= deadline or _would_deadlock(slot.path):
                 return None
-            _waiting[threading.get_ident()] = path
+            _waiting[threading.get_ident()] = slot.path
             sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  # spreads the waiters
             pause = min(pause * _GROWTH, _LONGEST_PAUSE_S)
-            view = store.look(path, address)
+            view = store.look(slot)
     finally:
         _waiting.pop(threading.get_ident(), None)
 
@@ -105,25 +100,25 @@ _WAIT, _COMPUTE = _Next.WAIT, _Next.COMPUTE
 
 
 def _step(
-    store: Store, path: str, home: CodeVersion, view: View, watch: _Watch
+    store: Store, slot: Slot, view: View, watch: _Watch
 ) -> Entry | LargeEntry | Lease | _Next:
-    """What one look at the path leads to."""
+    """What one look at the slot leads to."""
     if isinstance(view, (Entry, LargeEntry)):
         return view
     if isinstance(view, Unusable):
         return _COMPUTE
     if isinstance(view, LeaseRecord):
-        own = leases.adopt(store, path, view)
-        if own is not None or _would_deadlock(path):
+        own = store.resume(slot, view)
+        if own is not None or _would_deadlock(slot.path):
             return own or _COMPUTE
-        if _is_ours(path, view) or not watch.is_dead(view):
+        if _is_ours(slot.path, view) or not watch.is_dead(view):
             return _WAIT
-        taken = take_over(store, path, view, home, watch.is_dead)
+        taken = store.take_over(slot, view, watch.is_dead)
     else:
-        taken = leases.take(store, path, home)
+        taken = store.acquire(slot)
     if isinstance(taken, Lease):
         return taken
-    return _WAIT if taken is Taken.BY_OTHERS else _COMPUTE
+    return _WAIT if taken is Refusal.BY_OTHERS else _COMPUTE
 
 
 def _is_ours(path: str, record: LeaseRecord) -> bool:

@@ -19,7 +19,7 @@ def no_leases_left():
     """Fails the test that leaves a lease of the shared cache behind."""
     from tests.faults.nodes import wait_for
 
-    from joblib_ext.stores.files import lease as leases
+    from joblib_ext.stores import leases
 
     yield
     wait_for(lambda: not leases._held)  # a file that has gone is forgotten a moment later

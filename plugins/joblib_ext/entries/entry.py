@@ -12,12 +12,12 @@
         36      4  number of out-of-band buffers in the body
         40      8  token: random, another one in each writing
         48      8  reserved, zero
-        56      8  checksum of the address, bytes 0 to 55, the body and the metadata
+        56      8  checksum of the binding, bytes 0 to 55, the body and the metadata
         64         body, see `_payload`
                    metadata: JSON in UTF-8
-                   32 bytes HMAC-SHA256 of the address and all the above, where signed
+                   32 bytes HMAC-SHA256 of the binding and all the above, where signed
 
-Numbers are little-endian. The address (function, namespace, arguments) is not stored; it is part
+Numbers are little-endian. The binding (function, namespace, arguments) is not stored; it is part
 of what is checked, so that an entry under another name does not verify.
 """
 
@@ -179,7 +179,7 @@ def read_metadata(data: Buffer) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def open_small(data: bytes, address: bytes, key: bytes | None) -> Entry | None:
+def open_small(data: bytes, binding: bytes, key: bytes | None) -> Entry | None:
     """The entry that the bytes of a whole file are, verified, or None where they are none."""
     header = parse_header(data)
     if header is None:
@@ -188,14 +188,14 @@ def open_small(data: bytes, address: bytes, key: bytes | None) -> Entry | None:
     signature = SIGNATURE if header.flags else 0
     if len(data) != end + signature or (key is None) is not (not signature):
         return None
-    checked = address + data[:_UNCHECKED] + data[_SIZE:end]
+    checked = binding + data[:_UNCHECKED] + data[_SIZE:end]
     if header.algorithm == _XXH3:
         if xxhash.xxh3_64_intdigest(checked) != header.checksum:
             return None
     elif zlib.crc32(checked) != header.checksum:
         return None
     if key is not None and not hmac.compare_digest(
-        hmac.digest(key, address + data[:end], hashlib.sha256), data[end:]
+        hmac.digest(key, binding + data[:end], hashlib.sha256), data[end:]
     ):
         return None
     return Entry(data, header)
@@ -205,7 +205,7 @@ def build(
     pieces: Sequence[Buffer],
     buffers: int,
     metadata: Mapping[str, Any],
-    address: bytes,
+    binding: bytes,
     *,
     codec: str = "",
     level: int = 3,
@@ -220,11 +220,11 @@ def build(
     flags = _SIGNED if key is not None else 0
     fields = (CODECS.index(codec), flags, total(body), raw, len(notes), buffers, token, b"")
     unchecked = HEADER.pack(MAGIC, VERSION, algorithm, *fields, 0)[:_UNCHECKED]
-    checksum = _checksum(algorithm, (address, unchecked, *body, notes))
+    checksum = _checksum(algorithm, (binding, unchecked, *body, notes))
     head = unchecked + checksum.to_bytes(8, "little")
     out: list[Buffer] = [head, *body, notes]
     if key is not None:
-        out.append(sign(key, (address, *out)))
+        out.append(sign(key, (binding, *out)))
     return out, token
 
 

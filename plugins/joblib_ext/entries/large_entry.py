@@ -31,17 +31,17 @@ class LargeEntry:
     Attributes:
         path: its name, for memory maps.
         header: its header.
-        address: what its checksum binds it to.
+        binding: what its checksum binds it to.
         key: the signing key, or None.
     """
 
-    __slots__ = ("_descriptor", "address", "header", "key", "path")
+    __slots__ = ("_descriptor", "binding", "header", "key", "path")
 
     def __init__(
-        self, descriptor: int, path: str, header: Header, address: bytes, key: bytes | None
+        self, descriptor: int, path: str, header: Header, binding: bytes, key: bytes | None
     ) -> None:
         self._descriptor, self.path, self.header = descriptor, path, header
-        self.address, self.key = address, key
+        self.binding, self.key = binding, key
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):  # some file systems report an earlier write here
@@ -132,12 +132,12 @@ class _Check:
         self._updates: list[Callable[[Any], object]] = []
         self._hasher = Hasher(entry.header.algorithm)
         self._updates.append(self._hasher.update)
-        key, address = entry.key, entry.address
+        key, binding = entry.key, entry.binding
         self._mac = hmac.new(key, digestmod=hashlib.sha256) if key is not None else None
-        self._hasher.update(address)
+        self._hasher.update(binding)
         self._hasher.update(head[:56])
         if self._mac is not None:
-            self._mac.update(address)
+            self._mac.update(binding)
             self._mac.update(head)
             self._updates.append(self._mac.update)
 

@@ -16,9 +16,9 @@ import random
 import statistics
 from collections.abc import Sequence
 
+from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.layout import LEASE_MAX
 from joblib_ext.stores.files.scan import entry_names, shards, without_collector
-from joblib_ext.stores.files.store import Store
 from joblib_ext.stores.files.trash import empty_later
 
 EXACT_UP_TO = 20_000
@@ -34,7 +34,7 @@ _Row = tuple[float, int, str, str]
 
 
 def enforce(
-    store: Store,
+    store: EntryFiles,
     bytes_limit: int | str | None,
     items_limit: int | None,
     age_limit: dt.timedelta | None,

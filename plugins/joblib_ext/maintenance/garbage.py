@@ -16,7 +16,7 @@ from joblib_ext.stores.files.layout import CODE_FILE, LEASE_MAX
 from joblib_ext.stores.files.lease import ask_record, read_record
 from joblib_ext.stores.files.scan import namespaces, shards, subfolders
 from joblib_ext.stores.files.statx import fresh_path
-from joblib_ext.stores.files.store import Store
+from joblib_ext.stores.files.store import FileStore
 from joblib_ext.stores.files.takeover import is_takeover_lock, remove_dead, takeover_locks_of
 from joblib_ext.stores.files.trash import empty
 from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name
@@ -43,7 +43,7 @@ class Collected:
 
 
 def collect_garbage(
-    location: Path | Store,
+    location: Path | FileStore,
     *,
     min_age_s: float = 60.0,
     sleep: Callable[[float], None] = time.sleep,
@@ -57,10 +57,10 @@ def collect_garbage(
         location: a store, or its location.
         min_age_s: an orphan or a silent lease has not changed for so long. A file whose writer is
             known to be dead goes at once.
-        sleep: waits a lease, once, where leases stand: to see whether they beat.
+        sleep: waits for *lease_s*, once, where leases stand: to see whether they are renewed.
         progress: told how far it is.
     """
-    store = location if isinstance(location, Store) else find_store(location)
+    store = location if isinstance(location, FileStore) else find_store(location)
     now = _server_time(store)
     done = Collected()
     done.trash = empty(store.layout.trash)
@@ -93,7 +93,7 @@ def _entries(folder: str) -> Iterator[tuple[str, str]]:
             yield entry.name, entry.path
 
 
-def _server_time(store: Store) -> float:
+def _server_time(store: FileStore) -> float:
     """Now, by the clock that gives files their times."""
     probe = Path(store.layout.root, temp_name("clock"))
     try:
@@ -130,9 +130,9 @@ def _lease_at(path: str) -> LeaseRecord | None:
 
 
 def _reap_leases(
-    store: Store, leases: list[tuple[str, LeaseRecord]], sleep: Callable[[float], None]
+    store: FileStore, leases: list[tuple[str, LeaseRecord]], sleep: Callable[[float], None]
 ) -> int:
-    """Remove leases of owners that are dead, or silent for a lease."""
+    """Remove leases of owners that are dead, or silent for *lease_s*."""
     states = [(path, record, record.owner()) for path, record in leases]
     silent = {
         takeover_lock.token: takeover_lock.renewals
@@ -170,7 +170,7 @@ def _needed(path: str, record: LeaseRecord) -> list[str]:
     return [takeover_lock for takeover_lock, _ in takeover_locks_of(path, record)]
 
 
-def _prune(store: Store) -> int:
+def _prune(store: FileStore) -> int:
     """Remove folders of versions that hold nothing but their note."""
     pruned = 0
     for space in list(namespaces(store.layout)):

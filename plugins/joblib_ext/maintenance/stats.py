@@ -18,7 +18,8 @@ from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import read_events
 from joblib_ext.stores.files.layout import CODE_FILE, LEASE_MAX, ROOT, function_of
 from joblib_ext.stores.files.scan import Namespace, is_item, namespaces, subfolders
-from joblib_ext.stores.files.store import CodeVersion, Store
+from joblib_ext.stores.files.store import FileStore
+from joblib_ext.stores.store import CodeVersion, Slot
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.files import TEMP_SUFFIX
 
@@ -45,7 +46,7 @@ class NotAStoreError(MlopsExtError):
         )
 
 
-def find_store(path: Path, *, sign_key: bytes | None = None, lease_s: float = 5.0) -> Store:
+def find_store(path: Path, *, sign_key: bytes | None = None, lease_s: float = 5.0) -> FileStore:
     """The store at *path*: the location given to ``Memory``, or the ``joblib`` folder in it.
 
     Raises:
@@ -53,7 +54,7 @@ def find_store(path: Path, *, sign_key: bytes | None = None, lease_s: float = 5.
     """
     for location in (path, path / "joblib", path.parent if path.name == ROOT else path):
         if (location / ROOT).is_dir():
-            return Store(str(location), SharedOptions(sign_key=sign_key, lease_s=lease_s))
+            return FileStore(str(location), SharedOptions(sign_key=sign_key, lease_s=lease_s))
     raise NotAStoreError(path)
 
 
@@ -111,7 +112,7 @@ class Stats:
         return sum(version.size for version in self.versions)
 
 
-def statistics(store: Store, progress: Progress = no_progress) -> Stats:
+def statistics(store: FileStore, progress: Progress = no_progress) -> Stats:
     """What is in *store*; one ``stat`` an entry, nothing is opened or changed."""
     layout = store.layout
     stats = Stats(
@@ -174,17 +175,17 @@ class Verified:
 
 
 def verify_entries(
-    store: Store, *, repair: bool = True, progress: Progress = no_progress
+    store: FileStore, *, repair: bool = True, progress: Progress = no_progress
 ) -> Verified:
     """Check every byte of every entry; what does not verify is moved aside where *repair* says."""
     found = Verified()
     todo = [(space, shard) for space in namespaces(store.layout) for shard in _shards(space)]
     for number, (space, shard) in enumerate(todo):
-        home = _home_of(store, space)
+        version = _version_of(store, space)
         with contextlib.suppress(OSError):
             for name in os.listdir(shard):  # noqa: PTH208  # names are all that is needed
                 if is_item(name):
-                    _verify(store, home, f"{shard}/{name}", found, repair=repair)
+                    _verify(store, Slot(version, name).at(f"{shard}/{name}"), found, repair=repair)
         progress(number + 1, len(todo))
     return found
 
@@ -193,19 +194,18 @@ def _shards(space: Namespace) -> list[str]:
     return [f"{space.path}/{name}" for name in subfolders(space.path)]
 
 
-def _home_of(store: Store, space: Namespace) -> CodeVersion:
+def _version_of(store: FileStore, space: Namespace) -> CodeVersion:
     """The version that a folder is: its exact name is noted in it."""
     function = function_of(space.folder)
     with contextlib.suppress(OSError, ValueError, KeyError):
         note = json.loads(Path(space.path, CODE_FILE).read_text(encoding="utf-8"))
         function = str(note["function"])
-    return CodeVersion(store.layout, function, space.name)
+    return store.version(function, space.name)
 
 
-def _verify(store: Store, home: CodeVersion, path: str, found: Verified, *, repair: bool) -> None:
-    address = home.prefix + Path(path).name.encode()
+def _verify(store: FileStore, slot: Slot, found: Verified, *, repair: bool) -> None:
     try:
-        entry = store.peek(path, address)
+        entry = store.peek(slot.path, slot.binding)
         if isinstance(entry, LeaseRecord):
             return
         if isinstance(entry, LargeEntry):
@@ -217,6 +217,6 @@ def _verify(store: Store, home: CodeVersion, path: str, found: Verified, *, repa
         return
     except (OSError, CorruptEntryError):
         pass
-    found.corrupt.append(path)
-    if repair and store.quarantine(path, address):
+    found.corrupt.append(slot.path)
+    if repair and store.quarantine(slot):
         found.repaired += 1

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from joblib_ext.entries.entry import Entry, open_small
 from joblib_ext.entries.large_entry import LargeEntry
-from joblib_ext.stores.files.store import READ, Store, View
+from joblib_ext.stores.reader import READ, SMALL, close, open_large
+from joblib_ext.stores.store import Slot, Store, View
 from mlops_ext.files import publish
 
 _SHRINK_TO = 0.8
@@ -28,21 +29,22 @@ _LARGEST_PART = 1 / 4
 class LocalCache:
     """Looks entries up in *folder* first, and keeps copies there within a limit of bytes."""
 
-    def __init__(self, folder: Path, limit: int, store: Store) -> None:
-        location = os.path.abspath(store.layout.location).encode()  # noqa: PTH100  # a text
-        self._folder = folder / hashlib.sha256(location).hexdigest()[:16]
+    def __init__(self, folder: Path, limit: int, store: Store, location: str) -> None:
+        name = os.path.abspath(location).encode()  # noqa: PTH100  # a text
+        self._folder = folder / hashlib.sha256(name).hexdigest()[:16]
         self._limit, self._store = limit, store
         self._written = limit
 
-    def look(self, path: str, address: bytes) -> View:
-        """As `Store.look`; an entry may come from the local copy of what stands at *path*."""
+    def look(self, slot: Slot) -> View:
+        """Like `Store.look`, but an entry may come from the local copy of what stands there."""
+        path = slot.path
         copy = self._copy_of(path)
-        local = self._open_copy(copy, address)
+        local = self._open_copy(slot.at(copy))
         if local is not None:
             token = self._store.token_at(path)
             if token == local.header.token:
                 return local
-        found = self._store.look(path, address)
+        found = self._store.look(slot)
         if isinstance(found, (Entry, LargeEntry)):
             self._keep(copy, path, found)
         elif local is not None:
@@ -53,21 +55,21 @@ class LocalCache:
         name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self._folder}/{name[:2]}/{name}"
 
-    def _open_copy(self, copy: str, address: bytes) -> Entry | LargeEntry | None:
+    def _open_copy(self, copy: Slot) -> Entry | LargeEntry | None:
         """A verified local copy; a damaged one is dropped, not reported: the original is there."""
         try:
-            descriptor = os.open(copy, READ)
+            descriptor = os.open(copy.path, READ)
         except OSError:
             return None
         try:
-            data = os.read(descriptor, 1 << 16)
-            if len(data) < 1 << 16:
-                return open_small(data, address, self._store.key)
-            return self._store.open_large(os.dup(descriptor), copy, address, data)
+            data = os.read(descriptor, SMALL)
+            if len(data) < SMALL:
+                return open_small(data, copy.binding, self._store.key)
+            return open_large(os.dup(descriptor), copy.path, copy.binding, data, self._store.key)
         except OSError:
             return None
         finally:
-            os.close(descriptor)
+            close(descriptor)
 
     def _keep(self, copy: str, path: str, found: Entry | LargeEntry) -> None:
         size = found.header.size

@@ -18,8 +18,8 @@ from tests.faults.nodes import wait_for
 from tests.support.joblib_files import stored
 
 import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext.stores import leases
 from joblib_ext.stores.events import read_events
-from joblib_ext.stores.files import lease as leases
 
 pytestmark = pytest.mark.usefixtures("no_leases_left")
 
@@ -212,9 +212,9 @@ class TestSingleFlight:
         store = memory.store_backend._runtime.store
         publish, published = type(store).publish, []
 
-        def count(self, path, *arguments):
-            published.append(path)
-            publish(self, path, *arguments)
+        def count(self, slot, *arguments):
+            published.append(slot.path)
+            publish(self, slot, *arguments)
 
         async def coroutine(x):
             return x

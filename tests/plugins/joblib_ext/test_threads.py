@@ -12,7 +12,7 @@ import pytest
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext import runtime as _runtime
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.stores.files import lease as leases
+from joblib_ext.stores import leases
 from joblib_ext.stores.files.lease_source import LeaseSource
 from mlops_ext.processes.identity import Liveness
 
@@ -97,11 +97,11 @@ class TestThreadsOfOneProcess:
         store = memory.store_backend._runtime.store
         look = type(store).look
 
-        def count(self, path, address):
+        def count(self, slot):
             looks.append(time.monotonic())
             if looks[-1] - looks[0] > 4 * store.options.lease_s:
                 waited.set()
-            return look(self, path, address)
+            return look(self, slot)
 
         def function(x):
             calls.append(x)
@@ -119,7 +119,7 @@ class TestThreadsOfOneProcess:
         assert calls == [1]
         assert not store.events.counts["takeover"]
 
-    def test_a_waiter_does_not_adopt_the_lease_of_a_thread_that_publishes(
+    def test_a_waiter_does_not_resume_the_lease_of_a_thread_that_publishes(
         self, memory, monkeypatch
     ):
         """The entry is about to stand; the waiter still sees the lease, which is its process's."""
@@ -133,8 +133,8 @@ class TestThreadsOfOneProcess:
             assert looked.wait(PATIENCE_S)
             publish(self, *arguments)
 
-        def look_again(self, path, address):
-            found = look(self, path, address)
+        def look_again(self, slot):
+            found = look(self, slot)
             if publishing.is_set():
                 seen.append(found)
                 if len(seen) > 1:  # once to find the lease, once after having judged it

@@ -1,4 +1,4 @@
-"""One small file a process and store that beats while the process computes.
+"""One small file a process and store that is renewed while the process computes.
 
 A lease is a hard link to it under the name of the entry to come. So a lease costs one link, no new
 file, and one heartbeat serves all leases of the process.
@@ -11,8 +11,10 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import cast
 
 from joblib_ext.entries.lease_record import RENEWALS_AT, LeaseRecord, own_record
+from joblib_ext.stores import leases
 from joblib_ext.stores.files.layout import Layout
 from mlops_ext.files import temp_name
 
@@ -28,7 +30,7 @@ class LeaseSource:
     Attributes:
         path: the file, or "" where there is none yet.
         record: what it says.
-        former: tokens of earlier files of this process, which beat no more.
+        former: tokens of earlier files of this process, which are renewed no more.
     """
 
     def __init__(self, folder: str) -> None:
@@ -112,16 +114,9 @@ class LeaseSource:
                 self.path = ""
 
 
-_sources: dict[str, LeaseSource] = {}
-
-
 def source_of(layout: Layout) -> LeaseSource:
     """The source of this process for one store."""
-    folder = layout.leases
-    found = _sources.get(folder)
-    return found if found is not None else _sources.setdefault(folder, LeaseSource(folder))
-
-
-def all_sources() -> list[LeaseSource]:
-    """The sources that this process has."""
-    return list(_sources.values())
+    found = leases.sources.get(layout.leases)
+    if not isinstance(found, LeaseSource):
+        found = leases.sources.setdefault(layout.leases, LeaseSource(layout.leases))
+    return cast("LeaseSource", found)

@@ -1,345 +1,61 @@
-"""Reading, publishing and setting aside entries of one store."""
+"""A store in a folder that machines share: entries, leases and house-keeping, all as files."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from joblib_ext.entries.entry import (
-    HEADER,
-    MAGIC,
-    Entry,
-    build,
-    is_foreign,
-    open_small,
-    parse_header,
-)
-from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.entries.payload import Buffer, total
-from joblib_ext.settings import SharedOptions
-from joblib_ext.stores.events import Events
-from joblib_ext.stores.files.closing import Closer
-from joblib_ext.stores.files.layout import CODE_FILE, Layout
-from joblib_ext.stores.files.statx import fresh_path, replacing_flushes
-from mlops_ext.files import Patience, remove, sync_directory, temp_name, write_new
-from mlops_ext.files import publish as publish_file
-
-AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
-"""After these the destination decides: the reply can be lost though the operation took place."""
-_SMALL = 1 << 16
-"""One read brings an entry up to this size; most are far below."""
-_JOIN = 1 << 20
-"""Pieces are joined to writes of about this size: a write is a round trip."""
-_TRIES = 5
-READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_LOOK = READ | getattr(os, "O_NONBLOCK", 0)
-"""Where nobody has looked before: to open a FIFO that somebody put there would wait for ever."""
-_REREAD_PAUSES_S = (0.0, 0.02, 0.1)
-"""A view that a cache made old gets these chances to become what the server has."""
+from joblib_ext.stores.files import lease, scan, takeover, trash
+from joblib_ext.stores.files.entry_files import EntryFiles
+from joblib_ext.stores.leases import Lease
+from joblib_ext.stores.store import CodeVersion, Refusal, Slot
 
 
-class Unusable:
-    """Something stands there that can neither be used nor moved aside."""
+class FileStore(EntryFiles):
+    """Implements `joblib_ext.stores.store.Store`; what each function promises stands there."""
 
+    def version(self, func_id: str, namespace: str, code: str = "") -> CodeVersion:
+        """The version of *func_id* that has this namespace."""
+        folder = self.layout.namespace(func_id, namespace) + "/"
+        return CodeVersion(func_id, namespace, folder, code)
 
-UNUSABLE = Unusable()
-View = Entry | LargeEntry | LeaseRecord | Unusable | None
-"""What stands at a path; None is nothing."""
+    def versions(self, func_id: str) -> list[CodeVersion]:
+        """All versions of *func_id* that have a folder."""
+        with contextlib.suppress(OSError):
+            names = os.listdir(self.layout.function(func_id))  # noqa: PTH208  # names
+            return [self.version(func_id, name) for name in names]
+        return []
 
+    def has_function(self, func_id: str) -> bool:
+        """Whether any version of *func_id* has a folder."""
+        return os.path.isdir(self.layout.function(func_id))  # noqa: PTH112  # a text
 
-class CodeVersion:
-    """One version of a function: where its entries stand, and what their checksums bind them to."""
+    def acquire(self, slot: Slot) -> Lease | Refusal:
+        """A lease on *slot*, by a link that fails where the name is taken."""
+        return lease.acquire(self, slot)
 
-    __slots__ = ("base", "code", "func_id", "namespace", "prefix")
+    def resume(self, slot: Slot, record: LeaseRecord) -> Lease | None:
+        """This process's own lease whose acquisition it was not told of."""
+        return lease.resume(self, slot, record)
 
-    def __init__(self, layout: Layout, func_id: str, namespace: str, code: str = "") -> None:
-        self.func_id, self.namespace, self.code = func_id, namespace, code
-        self.base = layout.namespace(func_id, namespace) + "/"
-        self.prefix = f"{func_id}\0{namespace}\0".encode("utf-8", "surrogatepass")
+    def take_over(
+        self, slot: Slot, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
+    ) -> Lease | Refusal:
+        """A lease in place of a dead owner's, under a takeover lock."""
+        return takeover.take_over(self, slot, record, is_dead)
 
+    def list(self, kind: type[Any]) -> list[Any]:
+        """All entries, by one ``stat`` each."""
+        return scan.items(self.layout, kind)
 
-class Store:
-    """The entries below one location. Errors of the file system end here as misses."""
-
-    def __init__(self, location: str, options: SharedOptions) -> None:
-        self.layout = Layout(location)
-        self.options = options
-        self.events = Events(self.layout.events)
-        self.key = options.sign_key
-        self.closer = Closer()
-        self._reserves: bool | None = None
-
-    def look(self, path: str, address: bytes) -> View:
-        """What stands at *path*: a verified entry, an open large one, a lease, or None.
-
-        One open and one read for what is small. What does not verify is looked at again past
-        the client's caches, and then moved aside.
-        """
-        try:
-            descriptor = os.open(path, _LOOK)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            return self._look_closely(path, address, error)
-        try:
-            data = os.read(descriptor, _SMALL)
-        except OSError as error:
-            _close(descriptor)
-            return self._look_closely(path, address, error)
-        if len(data) < _SMALL:
-            entry = open_small(data, address, self.key)
-            if entry is not None and self.options.mmap_mode and entry.header.buffers:
-                return LargeEntry(descriptor, path, entry.header, address, self.key)
-            self.closer.close(descriptor)
-            return entry or self._judge(path, address, data)
-        large = self.open_large(descriptor, path, address, data)
-        return large or self._look_closely(path, address, None)
-
-    def open_large(
-        self, descriptor: int, path: str, address: bytes, data: bytes
-    ) -> LargeEntry | None:
-        """The large entry that *descriptor* is open on; otherwise the descriptor is closed."""
-        header = parse_header(data)
-        try:
-            good = (
-                header is not None
-                and os.fstat(descriptor).st_size == header.size
-                and header.signed == (self.key is not None)
+    def clear(self, version: CodeVersion | None = None, func_id: str = "") -> None:
+        """Remove entries by one rename; their files go in the background."""
+        if version is not None:
+            trash.move_to_trash(self, version.folder[:-1])
+        else:
+            trash.move_to_trash(
+                self, self.layout.function(func_id) if func_id else self.layout.items
             )
-        except OSError:
-            good = False
-        if header is None or not good:
-            _close(descriptor)
-            return None
-        return LargeEntry(descriptor, path, header, address, self.key)
-
-    def _judge(self, path: str, address: bytes, data: bytes) -> View:
-        """A small file that is no entry: a lease, or something to look at closely."""
-        return LeaseRecord.parse(data) or self._look_closely(path, address, None)
-
-    def _look_closely(self, path: str, address: bytes, error: OSError | None) -> View:
-        """Look again, with attributes from the server; what is still wrong is moved aside."""
-        data = b""
-        for pause_s in _REREAD_PAUSES_S:
-            time.sleep(pause_s)
-            try:
-                size = fresh_path(path).size
-                found, data = self._read_again(path, address)
-            except FileNotFoundError:
-                return None
-            except OSError as caught:
-                error = caught
-                continue
-            error = None
-            if found is not None:
-                return found
-            header = parse_header(data)
-            is_large = len(data) == _SMALL
-            if size == len(data) or (is_large and (header is None or size != header.size)):
-                break  # that is all the server has, and it is wrong
-        if error is not None:
-            self.events.warn_once("read", f"a cached result could not be read: {error}", error)
-            return UNUSABLE
-        if is_foreign(data):
-            return UNUSABLE
-        return None if self.quarantine(path, address) else UNUSABLE
-
-    def _read_again(
-        self, path: str, address: bytes
-    ) -> tuple[Entry | LargeEntry | LeaseRecord | None, bytes]:
-        """What is valid at *path*, and its first bytes."""
-        descriptor = os.open(path, _LOOK)
-        try:
-            data = os.read(descriptor, _SMALL)
-            if len(data) < _SMALL:
-                return open_small(data, address, self.key) or LeaseRecord.parse(data), data
-            return self.open_large(os.dup(descriptor), path, address, data), data
-        finally:
-            _close(descriptor)
-
-    def quarantine(self, path: str, address: bytes) -> bool:
-        """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
-        aside = f"{self.layout.corrupt}/{temp_name(os.path.basename(path))[:-4]}"  # noqa: PTH119
-        try:
-            os.makedirs(self.layout.corrupt, exist_ok=True)  # noqa: PTH103  # texts throughout
-            os.rename(path, aside)  # noqa: PTH104  # as above
-        except OSError as error:
-            if error.errno not in AMBIGUOUS or not os.path.lexists(aside):
-                self.events.warn_once("aside", f"a corrupt entry stays at {path}: {error}", error)
-                return False
-            self.events.note("lost-reply", path)
-        if self._verifies(aside, address):  # somebody put a good one there meanwhile
-            with contextlib.suppress(OSError):
-                os.link(aside, path)
-            with contextlib.suppress(OSError):
-                os.unlink(aside)  # noqa: PTH108
-            return False
-        self.events.note("corrupt", path)
-        self.events.warn_once(
-            f"corrupt {path}",
-            f"a cached result did not verify; it is computed again. The damaged file: {aside}",
-        )
-        return True
-
-    def peek(self, path: str, address: bytes) -> Entry | LargeEntry | LeaseRecord | None:
-        """What is in the file at *path*, or None for nothing valid; a large entry is not verified.
-
-        Raises:
-            OSError: it could not be read.
-        """
-        return self._read_again(path, address)[0]
-
-    def _verifies(self, path: str, address: bytes) -> bool:
-        try:
-            found = self.peek(path, address)
-            if isinstance(found, LargeEntry):
-                found.verify()
-        except (OSError, CorruptEntryError):
-            return False
-        return found is not None
-
-    def build(
-        self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], address: bytes
-    ) -> tuple[list[Buffer], bytes]:
-        """An entry in pieces, joined to few writes, and its token."""
-        options = self.options
-        whole, token = build(
-            pieces,
-            buffers,
-            metadata,
-            address,
-            codec=options.codec,
-            level=options.level,
-            key=self.key,
-        )
-        return _join(whole), token
-
-    def publish(self, path: str, pieces: Sequence[Buffer], token: bytes, home: CodeVersion) -> None:
-        """Put an entry at *path*, all or nothing, in place of whatever stands there.
-
-        Leans on: O_EXCL creation, an atomic rename within a directory. A rename whose reply was
-        lost is recognised by the token at the destination.
-
-        Raises:
-            OSError: the file system refused; nothing is left behind.
-        """
-        folder = path[: path.rindex("/") + 1]
-        if self._reserves is None and os.path.isdir(folder):  # noqa: PTH112  # a text
-            self._reserves = replacing_flushes(folder)
-        reserve = total(pieces) if self._reserves else 0
-        for attempt in range(1, _TRIES + 1):
-            temp = folder + temp_name("entry")
-            try:
-                write_new(temp, pieces, durability=self.options.sync, reserve=reserve)
-                os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
-            except OSError as error:
-                _discard(temp)
-                if error.errno not in AMBIGUOUS:
-                    raise
-                if self.token_at(path) == token:
-                    self.events.note("lost-reply", path)
-                    break
-                trouble = self.make_folder(folder, home)
-                if trouble is not None and trouble.errno not in AMBIGUOUS:
-                    raise trouble from error
-                if attempt == _TRIES:
-                    raise
-            else:
-                break
-        if self.options.durability == "fsync":
-            sync_directory(folder)
-
-    def remove(self, path: str) -> None:
-        """Remove an entry or a folder; where that is not possible, say so once."""
-        removal = remove(path, patience=Patience(total_s=0.2))
-        if removal.left:
-            left = removal.left[0]
-            self.events.warn_once("remove", str(left), left.error)
-
-    @staticmethod
-    def token_at(path: str) -> bytes | None:
-        """The token of the entry at *path*, from its first bytes, or None."""
-        try:
-            descriptor = os.open(path, READ)
-            try:
-                data = os.read(descriptor, HEADER.size)
-            finally:
-                os.close(descriptor)
-        except OSError:
-            return None
-        return data[40:48] if data[:8] == MAGIC else None
-
-    def make_folder(self, folder: str, home: CodeVersion) -> OSError | None:
-        """Make a shard, its namespace and the note of what the namespace is.
-
-        What stood in the way is returned: it can be a lost reply. The next try to use the folder
-        tells.
-        """
-        trouble = _make(folder)
-        if isinstance(trouble, FileNotFoundError):
-            self._look_past_cache(folder)
-            trouble = _make(folder)
-        note = home.base + CODE_FILE
-        if not os.path.lexists(note):
-            content = {"function": home.func_id, "code": home.code}
-            with contextlib.suppress(OSError):
-                publish_file(note, json.dumps(content).encode(), replace=False)
-        return trouble
-
-    def _look_past_cache(self, folder: str) -> None:
-        """Make the client ask the server for *folder* and those above it, up to the root.
-
-        Clearing on another machine moves them all away at once, while a client may show them for
-        seconds. A removal is sent to the server whatever the cache says, and drops the name where
-        there is nothing. A folder with something in it stays; an empty one is made anew.
-        """
-        folder = folder.rstrip("/")
-        while len(folder) > len(self.layout.root):
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)  # noqa: PTH106  # texts throughout
-            folder = folder.rpartition("/")[0]
-
-
-def _make(folder: str) -> OSError | None:
-    """Make a folder and those above it; what stood in the way."""
-    try:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # texts throughout
-    except OSError as error:
-        return error
-    return None
-
-
-def _close(descriptor: int) -> None:
-    """Close after reading: some file systems report there what an earlier write met."""
-    with contextlib.suppress(OSError):
-        os.close(descriptor)
-
-
-def _discard(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)  # noqa: PTH108
-
-
-def _join(pieces: Sequence[Buffer]) -> list[Buffer]:
-    """The same bytes in fewer pieces; large ones are not copied."""
-    out: list[Buffer] = []
-    run: list[Buffer] = []
-    size = 0
-    for piece in pieces:
-        if len(piece) >= _JOIN:
-            out += [b"".join(run)] if run else []
-            out.append(piece)
-            run, size = [], 0
-            continue
-        run.append(piece)
-        size += len(piece)
-        if size >= _JOIN:
-            out.append(b"".join(run))
-            run, size = [], 0
-    return [*out, b"".join(run)] if run else out

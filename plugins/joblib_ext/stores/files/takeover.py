@@ -20,9 +20,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.stores.files.lease import Lease, Taken, is_gone, read_record, release, remove, take
+from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
+from joblib_ext.stores.files.lease import acquire, is_gone, read_record, remove
 from joblib_ext.stores.files.lease_source import source_of
-from joblib_ext.stores.files.store import AMBIGUOUS, CodeVersion, Store
+from joblib_ext.stores.leases import Lease
+from joblib_ext.stores.store import Refusal, Slot
 from mlops_ext.files import TEMP_SUFFIX
 from mlops_ext.processes.forks import in_forked_child
 from mlops_ext.processes.identity import Liveness
@@ -42,34 +44,33 @@ in_forked_child(_removing.clear)  # those threads are the parent's
 
 
 def take_over(
-    store: Store,
-    path: str,
+    store: EntryFiles,
+    slot: Slot,
     record: LeaseRecord,
-    home: CodeVersion,
     is_dead: Callable[[LeaseRecord], bool],
-) -> Lease | Taken:
+) -> Lease | Refusal:
     """A lease in place of that of a dead owner, which is *record*.
 
     Args:
         store: the store.
-        path: where the lease stands.
+        slot: where the lease stands.
         record: the lease.
-        home: the function's version.
         is_dead: judges the owners of takeover locks.
     """
+    path = slot.path
     with _alone_at(path) as alone:
-        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Taken.BY_OTHERS
-        if isinstance(takeover_lock, Taken):
+        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Refusal.BY_OTHERS
+        if isinstance(takeover_lock, Refusal):
             return takeover_lock
-        taken: Lease | Taken = Taken.NOT_POSSIBLE
+        taken: Lease | Refusal = Refusal.NOT_POSSIBLE
         try:
             try:
-                taken = _remove(store, path, record) or take(store, path, home)
+                taken = _remove(store, path, record) or acquire(store, slot)
             finally:
                 _drop(takeover_lock)
         except BaseException:
             if isinstance(taken, Lease):
-                release(taken)  # interrupted: nobody will compute under it
+                taken.release()  # interrupted: nobody will compute under it
             raise
         return taken
 
@@ -79,15 +80,15 @@ def _is_known_dead(record: LeaseRecord) -> bool:
 
 
 def remove_dead(
-    store: Store,
+    store: EntryFiles,
     path: str,
     record: LeaseRecord,
     is_dead: Callable[[LeaseRecord], bool] = _is_known_dead,
 ) -> bool:
     """Take a dead owner's lease away; False where somebody else is at it, or it could not be."""
     with _alone_at(path) as alone:
-        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Taken.BY_OTHERS
-        if isinstance(takeover_lock, Taken):
+        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Refusal.BY_OTHERS
+        if isinstance(takeover_lock, Refusal):
             return False
         try:
             return _remove(store, path, record) is None
@@ -127,18 +128,18 @@ def takeover_locks_of(path: str, record: LeaseRecord) -> Iterator[tuple[str, Lea
 
 
 def _takeover_lock(
-    store: Store, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
-) -> str | Taken:
+    store: EntryFiles, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
+) -> str | Refusal:
     """The path of the takeover lock that lets us remove *record*, or why there is none."""
     try:
         return _win_lock(store, path, record, is_dead)
     except OSError:
-        return Taken.NOT_POSSIBLE
+        return Refusal.NOT_POSSIBLE
 
 
 def _win_lock(
-    store: Store, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
-) -> str | Taken:
+    store: EntryFiles, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
+) -> str | Refusal:
     source = source_of(store.layout)
     token, stale = record.token, ""
     for _ in range(_DEEPEST):
@@ -153,16 +154,16 @@ def _win_lock(
                 if is_gone(origin):
                     stale = origin
                 elif error.errno not in _NO_ANSWER:
-                    return Taken.BY_OTHERS  # it is done, or about to be; the next look tells
+                    return Refusal.BY_OTHERS  # it is done, or about to be; the next look tells
                 continue
             if found.token != source.record.token:
                 if not is_dead(found):
-                    return Taken.BY_OTHERS
+                    return Refusal.BY_OTHERS
                 token = found.token
                 continue
             store.events.note("lost-reply", takeover_lock)
         return takeover_lock
-    return Taken.NOT_POSSIBLE
+    return Refusal.NOT_POSSIBLE
 
 
 def _link(origin: str, takeover_lock: str, token: bytes) -> None:
@@ -183,14 +184,14 @@ def _name(path: str, token: bytes) -> str:
     return f"{path[: path.rindex('/') + 1]}{_STEM}{digest}{TEMP_SUFFIX}"
 
 
-def _remove(store: Store, path: str, record: LeaseRecord) -> Taken | None:
+def _remove(store: EntryFiles, path: str, record: LeaseRecord) -> Refusal | None:
     """Remove the dead lease; None where that was done, else why not."""
     found = read_record(path)
     if found is None or (found.token, found.renewals) != (record.token, record.renewals):
-        return Taken.BY_OTHERS
+        return Refusal.BY_OTHERS
     removed = remove(path, record)
     if not removed:
-        return Taken.NOT_POSSIBLE if removed is None else Taken.BY_OTHERS
+        return Refusal.NOT_POSSIBLE if removed is None else Refusal.BY_OTHERS
     store.events.note("takeover", path)
     return None
 

@@ -6,11 +6,11 @@ import contextlib
 import os
 import threading
 
-from joblib_ext.stores.files.store import AMBIGUOUS, Store
+from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
 from mlops_ext.files import Patience, remove, temp_name
 
 
-def move_to_trash(store: Store, folder: str, *, background: bool = True) -> None:
+def move_to_trash(store: EntryFiles, folder: str, *, background: bool = True) -> None:
     """Make *folder* disappear at once for every process, and remove its files later.
 
     Leans on: an atomic rename of a directory. Writers that meet the gap make the folder anew.
@@ -33,13 +33,13 @@ def move_to_trash(store: Store, folder: str, *, background: bool = True) -> None
         empty_later(store)
 
 
-def clear_now(store: Store) -> int:
+def clear_now(store: EntryFiles) -> int:
     """Clear the store and wait until its files are gone; the number of files and folders."""
     move_to_trash(store, store.layout.items, background=False)
     return empty(store.layout.trash)
 
 
-def empty_later(store: Store) -> None:
+def empty_later(store: EntryFiles) -> None:
     """Empty the trash in a thread that does not keep the process alive.
 
     What a process leaves behind when it ends, the next clearing or ``gc`` removes.

@@ -20,7 +20,7 @@ from joblib_ext.entries.lease_record import LeaseRecord, own_record
 from joblib_ext.maintenance import garbage
 from joblib_ext.maintenance.garbage import collect_garbage
 from joblib_ext.stores.files import takeover as _takeover
-from joblib_ext.stores.files.store import Store
+from joblib_ext.stores.files.store import FileStore
 
 PATIENCE_S = 60
 
@@ -74,7 +74,7 @@ class Slow:
         self.calls = []
         self.events = {name: threading.Event() for name in self.STEPS}
         self.looks = Counter()
-        rename, link, look = os.rename, os.link, Store.look
+        rename, link, look = os.rename, os.link, FileStore.look
 
         def slow_rename(source, target, **more):
             if self.me == "slow" and "released" in Path(target).name:
@@ -88,8 +88,8 @@ class Slow:
                 self.wait("third settled")
             return link(source, target, **more)
 
-        def watched_look(store, path, address):
-            found = look(store, path, address)
+        def watched_look(store, slot):
+            found = look(store, slot)
             self.looks[self.me] += 1
             if self.looks[self.me] > 3 and self.me in ("fast", "slow", "third"):
                 self.settle()  # it waits
@@ -97,7 +97,7 @@ class Slow:
 
         monkeypatch.setattr(os, "rename", slow_rename)
         monkeypatch.setattr(os, "link", slow_link)
-        monkeypatch.setattr(Store, "look", watched_look)
+        monkeypatch.setattr(FileStore, "look", watched_look)
 
     @property
     def me(self):

@@ -1,0 +1,302 @@
+"""Entries as files: reading, publishing, moving damaged ones aside, removing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from joblib_ext.entries.entry import (
+    HEADER,
+    MAGIC,
+    Entry,
+    build,
+    is_foreign,
+    open_small,
+    parse_header,
+)
+from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
+from joblib_ext.entries.lease_record import LeaseRecord
+from joblib_ext.entries.payload import Buffer, total
+from joblib_ext.settings import SharedOptions
+from joblib_ext.stores.events import Events
+from joblib_ext.stores.files.closing import Closer
+from joblib_ext.stores.files.layout import CODE_FILE, Layout
+from joblib_ext.stores.files.statx import fresh_path, replacing_flushes
+from joblib_ext.stores.reader import READ, SMALL, close, open_large
+from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
+from mlops_ext.files import Patience, remove, sync_directory, temp_name, write_new
+from mlops_ext.files import publish as publish_file
+
+AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
+"""After these the destination decides: the reply can be lost though the operation took place."""
+_JOIN = 1 << 20
+"""Pieces are joined to writes of about this size: a write is a round trip."""
+_TRIES = 5
+_LOOK = READ | getattr(os, "O_NONBLOCK", 0)
+"""Where nobody has looked before: to open a FIFO that somebody put there would wait for ever."""
+_REREAD_PAUSES_S = (0.0, 0.02, 0.1)
+"""A view that a cache made old gets these chances to become what the server has."""
+
+
+class EntryFiles:
+    """The files of entries below one location. Errors of the file system end here as misses."""
+
+    def __init__(self, location: str, options: SharedOptions) -> None:
+        self.layout = Layout(location)
+        self.options = options
+        self.events = Events(self.layout.events)
+        self.key = options.sign_key
+        self.closer = Closer()
+        self._reserves: bool | None = None
+
+    def look(self, slot: Slot) -> View:
+        """What stands at *slot*: a verified entry, an open large one, a lease, or None.
+
+        One open and one read for what is small. What does not verify is looked at again past
+        the client's caches, and then moved aside.
+        """
+        try:
+            descriptor = os.open(slot.path, _LOOK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return self._look_closely(slot, error)
+        try:
+            data = os.read(descriptor, SMALL)
+        except OSError as error:
+            close(descriptor)
+            return self._look_closely(slot, error)
+        if len(data) < SMALL:
+            entry = open_small(data, slot.binding, self.key)
+            if entry is not None and self.options.mmap_mode and entry.header.buffers:
+                return LargeEntry(descriptor, slot.path, entry.header, slot.binding, self.key)
+            self.closer.close(descriptor)
+            return entry or self._judge(slot, data)
+        large = open_large(descriptor, slot.path, slot.binding, data, self.key)
+        return large or self._look_closely(slot, None)
+
+    def _judge(self, slot: Slot, data: bytes) -> View:
+        """A small file that is no entry: a lease, or something to look at closely."""
+        return LeaseRecord.parse(data) or self._look_closely(slot, None)
+
+    def _look_closely(self, slot: Slot, error: OSError | None) -> View:
+        """Look again, with attributes from the server; what is still wrong is moved aside."""
+        data = b""
+        for pause_s in _REREAD_PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                size = fresh_path(slot.path).size
+                found, data = self._read_again(slot.path, slot.binding)
+            except FileNotFoundError:
+                return None
+            except OSError as caught:
+                error = caught
+                continue
+            error = None
+            if found is not None:
+                return found
+            header = parse_header(data)
+            is_large = len(data) == SMALL
+            if size == len(data) or (is_large and (header is None or size != header.size)):
+                break  # that is all the server has, and it is wrong
+        if error is not None:
+            self.events.warn_once("read", f"a cached result could not be read: {error}", error)
+            return UNUSABLE
+        if is_foreign(data):
+            return UNUSABLE
+        return None if self.quarantine(slot) else UNUSABLE
+
+    def _read_again(
+        self, path: str, binding: bytes
+    ) -> tuple[Entry | LargeEntry | LeaseRecord | None, bytes]:
+        """What is valid at *path*, and its first bytes."""
+        descriptor = os.open(path, _LOOK)
+        try:
+            data = os.read(descriptor, SMALL)
+            if len(data) < SMALL:
+                return open_small(data, binding, self.key) or LeaseRecord.parse(data), data
+            return open_large(os.dup(descriptor), path, binding, data, self.key), data
+        finally:
+            close(descriptor)
+
+    def quarantine(self, slot: Slot | LargeEntry) -> bool:
+        """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
+        path = slot.path
+        aside = f"{self.layout.corrupt}/{temp_name(os.path.basename(path))[:-4]}"  # noqa: PTH119
+        try:
+            os.makedirs(self.layout.corrupt, exist_ok=True)  # noqa: PTH103  # texts throughout
+            os.rename(path, aside)  # noqa: PTH104  # as above
+        except OSError as error:
+            if error.errno not in AMBIGUOUS or not os.path.lexists(aside):
+                self.events.warn_once("aside", f"a corrupt entry stays at {path}: {error}", error)
+                return False
+            self.events.note("lost-reply", path)
+        if self._verifies(aside, slot.binding):  # somebody put a good one there meanwhile
+            with contextlib.suppress(OSError):
+                os.link(aside, path)
+            with contextlib.suppress(OSError):
+                os.unlink(aside)  # noqa: PTH108
+            return False
+        self.events.note("corrupt", path)
+        self.events.warn_once(
+            f"corrupt {path}",
+            f"a cached result did not verify; it is computed again. The damaged file: {aside}",
+        )
+        return True
+
+    def peek(self, path: str, binding: bytes) -> Entry | LargeEntry | LeaseRecord | None:
+        """What is in the file at *path*, or None for nothing valid; a large entry is not verified.
+
+        Raises:
+            OSError: it could not be read.
+        """
+        return self._read_again(path, binding)[0]
+
+    def _verifies(self, path: str, binding: bytes) -> bool:
+        try:
+            found = self.peek(path, binding)
+            if isinstance(found, LargeEntry):
+                found.verify()
+        except (OSError, CorruptEntryError):
+            return False
+        return found is not None
+
+    def build(
+        self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], binding: bytes
+    ) -> tuple[list[Buffer], bytes]:
+        """An entry in pieces, joined to few writes, and its token."""
+        options = self.options
+        whole, token = build(
+            pieces,
+            buffers,
+            metadata,
+            binding,
+            codec=options.codec,
+            level=options.level,
+            key=self.key,
+        )
+        return _join(whole), token
+
+    def publish(self, slot: Slot, pieces: Sequence[Buffer], token: bytes) -> None:
+        """Put an entry at *slot*, all or nothing, in place of whatever stands there.
+
+        Leans on: O_EXCL creation, an atomic rename within a directory. A rename whose reply was
+        lost is recognised by the token at the destination.
+
+        Raises:
+            OSError: the file system refused; nothing is left behind.
+        """
+        path = slot.path
+        folder = path[: path.rindex("/") + 1]
+        if self._reserves is None and os.path.isdir(folder):  # noqa: PTH112  # a text
+            self._reserves = replacing_flushes(folder)
+        reserve = total(pieces) if self._reserves else 0
+        for attempt in range(1, _TRIES + 1):
+            temp = folder + temp_name("entry")
+            try:
+                write_new(temp, pieces, durability=self.options.sync, reserve=reserve)
+                os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
+            except OSError as error:
+                _discard(temp)
+                if error.errno not in AMBIGUOUS:
+                    raise
+                if self.token_at(path) == token:
+                    self.events.note("lost-reply", path)
+                    break
+                trouble = self.make_folder(folder, slot.version)
+                if trouble is not None and trouble.errno not in AMBIGUOUS:
+                    raise trouble from error
+                if attempt == _TRIES:
+                    raise
+            else:
+                break
+        if self.options.durability == "fsync":
+            sync_directory(folder)
+
+    def remove(self, path: str) -> None:
+        """Remove an entry or a folder; where that is not possible, say so once."""
+        removal = remove(path, patience=Patience(total_s=0.2))
+        if removal.left:
+            left = removal.left[0]
+            self.events.warn_once("remove", str(left), left.error)
+
+    @staticmethod
+    def token_at(path: str) -> bytes | None:
+        """The token of the entry at *path*, from its first bytes, or None."""
+        try:
+            descriptor = os.open(path, READ)
+            try:
+                data = os.read(descriptor, HEADER.size)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return None
+        return data[40:48] if data[:8] == MAGIC else None
+
+    def make_folder(self, folder: str, version: CodeVersion) -> OSError | None:
+        """Make a shard, its namespace and the note of what the namespace is.
+
+        What stood in the way is returned: it can be a lost reply. The next try to use the folder
+        tells.
+        """
+        trouble = _make(folder)
+        if isinstance(trouble, FileNotFoundError):
+            self._look_past_cache(folder)
+            trouble = _make(folder)
+        note = version.folder + CODE_FILE
+        if not os.path.lexists(note):
+            content = {"function": version.func_id, "code": version.code}
+            with contextlib.suppress(OSError):
+                publish_file(note, json.dumps(content).encode(), replace=False)
+        return trouble
+
+    def _look_past_cache(self, folder: str) -> None:
+        """Make the client ask the server for *folder* and those above it, up to the root.
+
+        Clearing on another machine moves them all away at once, while a client may show them for
+        seconds. A removal is sent to the server whatever the cache says, and drops the name where
+        there is nothing. A folder with something in it stays; an empty one is made anew.
+        """
+        folder = folder.rstrip("/")
+        while len(folder) > len(self.layout.root):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # noqa: PTH106  # texts throughout
+            folder = folder.rpartition("/")[0]
+
+
+def _make(folder: str) -> OSError | None:
+    """Make a folder and those above it; what stood in the way."""
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # texts throughout
+    except OSError as error:
+        return error
+    return None
+
+
+def _discard(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def _join(pieces: Sequence[Buffer]) -> list[Buffer]:
+    """The same bytes in fewer pieces; large ones are not copied."""
+    out: list[Buffer] = []
+    run: list[Buffer] = []
+    size = 0
+    for piece in pieces:
+        if len(piece) >= _JOIN:
+            out += [b"".join(run)] if run else []
+            out.append(piece)
+            run, size = [], 0
+            continue
+        run.append(piece)
+        size += len(piece)
+        if size >= _JOIN:
+            out.append(b"".join(run))
+            run, size = [], 0
+    return [*out, b"".join(run)] if run else out
