@@ -208,12 +208,16 @@ class Outcome(NamedTuple):
     Attributes:
         left: bytes of the last allocation that were not used.
         failed: bytes allocated to the attempts that were killed, summed up.
-        kills: how many were.
+        kills: how many were, each as many as its price is times that of the task's mean run.
     """
 
     left: float
     failed: float
     kills: float
+
+    def counting(self, unit: float) -> Outcome:
+        """The same, with each kill counting for *unit*."""
+        return self._replace(kills=self.kills * unit)
 
     def cost(self, prices: Prices) -> float:
         """Bytes, over the task's run time."""

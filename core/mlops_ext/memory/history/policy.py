@@ -189,7 +189,9 @@ class HistoryPolicy:
         in_place = self._in_place(series, ladder[0], cap)
         return MemoryPlan(
             ladder=ladder,
-            reason=_reason(series, forecast.by_input, ladder, cap, request, in_place),
+            reason=_reason(
+                series, forecast.by_input, ladder, cap, request, in_place, self.settings.growth
+            ),
             in_place=in_place,
             cap=cap,
             growth=self.settings.growth,
@@ -219,7 +221,8 @@ class HistoryPolicy:
         limit = f"; the cap is {cap}" if cap is not None and cap.memory < more else ""
         return MemoryPlan(
             ladder=ladder,
-            reason=f"Killed at {Quantity.saturated(killed).human} before, and never got through:"
+            reason=f"{'Killed' if own else 'Other code was killed'} at"
+            f" {Quantity.saturated(killed).human} before, and never got through:"
             f" {_steps(ladder)}{limit}.",
             cap=cap,
             growth=self.settings.growth,
@@ -316,23 +319,26 @@ def _reason(
     cap: Cap | None,
     request: Quantity | None,
     in_place: InPlace | None,
+    growth: float,
 ) -> str:
     """Why the plan is what it is, in a sentence that a user understands."""
     low, high = (Quantity.saturated(size).human for size in series.span)
     runs = "1 earlier run" if len(series) == 1 else f"{len(series)} earlier runs"
     text = f"{runs} peaked {f'at {low}' if low == high else f'between {low} and {high}'}"
     if by_input > _MOSTLY:
-        text += ", by the size of the input"
+        text += ", and the size of the input tells which"
     if series.kills:
         bound = Quantity.saturated(max(kill.bound for kill in series.kills)).human
         text += f", another was killed at {bound}"
     text += f": {_steps(ladder)}"
+    if cap is None or ladder[-1] < cap.memory:
+        text += f", then {growth:g} times as much each time"
     if in_place:
-        text += f", of which it starts with {in_place.start.human} and grows as it needs more"
+        text += f". It starts with {in_place.start.human} and grows as it needs more"
     if cap is not None and ladder[-1] >= cap.memory:
         text += f"; the cap is {cap}"
     elif request and ladder[0] < request and len(series) < _TRUSTED:
-        text += f"; your request of {request.human} comes next while few runs are known"
+        text += f". Your request of {request.human} comes second while few runs are known"
     elif request and request not in ladder:
-        text += f", in place of the {request.human} that were requested"
+        text += f". You requested {request.human}"
     return f"{text}."

@@ -26,8 +26,8 @@ WINDOW = 400
 """Runs looked at. More would win about 1 % where thousands alike have run."""
 _MEMORY = 0.99
 """Weight of a predictor's past cost, per run since: a task whose need changed is followed."""
-ETA = 10.0
-PRIOR = 1.0
+_ETA = 30.0
+"""How fast a predictor's weight falls with its cost's excess: see the table of constants."""
 _LEAST_SHARE = 0.01
 """Predictors with a smaller share of the mixture are left out, for speed."""
 _CHANGED = 0.001
@@ -226,28 +226,30 @@ class Series:
                 )
             )
 
-    def prices(self, settings: MemorySettings) -> Prices:
-        """What failures cost for this task."""
+    def prices(self, settings: MemorySettings, mean_peak: float) -> Prices:
+        """What failures cost a run that is expected to need *mean_peak* on average.
+
+        A kill's price lies between that of the task's mean run and that of this very run: people
+        mind both a kill as such and how large the run is (their geometric mean did best).
+        """
         mean = max(self._mean_runtime(), 1.0)
         return Prices(
             failed=settings.time_to_failure + settings.restart_s / mean,
-            kill=settings.price_of_kill * (self.mean_peak if self._peaks else 0.0),
+            kill=settings.price_of_kill * math.sqrt(mean_peak * self.mean_peak),
         )
 
-    def _shares(self, views: Mapping[str, Peaks], prices: Prices) -> dict[str, float]:
-        """How much each predictor counts: ``exp(-ETA * its cost's relative excess)``."""
-        costs = {name: outcome.cost(prices) for name, outcome in self._outcomes.items()}
-        if not costs:
+    def _shares(self, views: Mapping[str, Peaks], settings: MemorySettings) -> dict[str, float]:
+        """How much each predictor counts: ``exp(-_ETA * its cost's relative excess)``."""
+        if not self._outcomes:
             return {DEFAULT: 1.0}
+        prices = self.prices(settings, self.mean_peak)
+        costs = {name: outcome.cost(prices) for name, outcome in self._outcomes.items()}
         default = costs[DEFAULT]
         costs = {name: costs.get(name, default) for name in views}
         lowest = min(costs.values())
         if lowest <= 0:
             return {DEFAULT: 1.0}
-        shares = {
-            name: (1.0 if name == DEFAULT else PRIOR) * math.exp(-ETA * (cost / lowest - 1.0))
-            for name, cost in costs.items()
-        }
+        shares = {name: math.exp(-_ETA * (cost / lowest - 1.0)) for name, cost in costs.items()}
         total = sum(shares.values())
         kept = {n: s for n, s in shares.items() if s > _LEAST_SHARE * total}
         total = sum(kept.values())
@@ -256,7 +258,7 @@ class Series:
     def forecast(self, size: float | None, settings: MemorySettings) -> Forecast:
         """What a run with input *size* needs; there must be a run whose peak is known."""
         views = {name: add_tail(peaks) for name, peaks in predict(self._window(), size).items()}
-        return self._forecast(views, size, settings, self.prices(settings))
+        return self._forecast(views, size, settings)[0]
 
     def _window(self) -> Runs:
         return Runs(inputs=self._inputs[-WINDOW:], peaks=self._peaks[-WINDOW:])
@@ -266,17 +268,19 @@ class Series:
         views: Mapping[str, Peaks],
         size: float | None,
         settings: MemorySettings,
-        prices: Prices,
-    ) -> Forecast:
-        shares = self._shares(views, prices)
+    ) -> tuple[Forecast, Prices]:
+        """The mixture of *views*, and the prices that go with it."""
+        shares = self._shares(views, settings)
         mixed = mix([(share, views[name]) for name, share in shares.items()])
+        prices = self.prices(settings, mixed.mean)
         expected = self._with_kills(mixed, _known(size), settings.growth)
-        return Forecast(
+        forecast = Forecast(
             median=mixed.median,
             # One retry is left for growing beyond the ladder's end.
             ladder=best_ladder(expected, prices, max_length=max(settings.max_oom_retries, 1)),
             by_input=1.0 - sum(shares.get(name, 0.0) for name in (DEFAULT, RECENT)),
         )
+        return forecast, prices
 
     def _with_kills(self, peaks: Peaks, size: float, growth: float) -> Peaks:
         """*peaks* and the runs that were killed and never got through.
@@ -304,16 +308,16 @@ class Series:
             Its peak as a multiple of the predicted median; what it would have met on each
             predictor's ladder; the first allocation it would have got, in bytes.
         """
-        prices = self.prices(settings)
         views = {name: add_tail(peaks) for name, peaks in predict(self._window(), size).items()}
-        forecast = self._forecast(views, size, settings, prices)
+        forecast, prices = self._forecast(views, size, settings)
+        unit = prices.kill / settings.price_of_kill / self.mean_peak if prices.kill else 1.0
         outcomes: dict[str, Outcome] = {}
         if len(self._peaks) > 1:  # one run says nothing of the spread
             length = max(settings.max_oom_retries, 1)
             outcomes = {
                 name: outcome_of(
                     best_ladder(peaks, prices, max_length=length), peak, settings.growth
-                )
+                ).counting(unit)
                 for name, peaks in views.items()
             }
         return peak / forecast.median, outcomes, forecast.ladder[0]
@@ -334,7 +338,7 @@ class Series:
             latency_s: seconds until a resize takes effect.
         """
         if self._chosen_for != latency_s:
-            self._prices = self.prices(settings)
+            self._prices = self.prices(settings, self.mean_peak)
             self._choice = self._best_choice(latency_s)
             self._chosen_for = latency_s
         return self._choice if self._record <= 0 else None
