@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,8 +43,6 @@ def describe_api_error(error: BaseException) -> str:
     if isinstance(error, ApiException):
         body = error.body if isinstance(error.body, str) else ""
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            import json
-
             body = str(json.loads(body)["message"])
         return redact(f"{error.status} {error.reason}: {body}".rstrip(": "))
     return redacted(error)
@@ -126,10 +125,15 @@ class KubeApi:
             config.load_incluster_config(client_configuration=self.batch.api_client.configuration)
 
     def job(self, name: str) -> Manifest:
-        """A Job."""
-        found: Manifest = self.plain(
-            self.batch.read_namespaced_job(name=name, namespace=self.namespace, **self._options)
+        """A Job as the API server has it.
+
+        The client's own objects lack the fields that are newer than it, such as the restart
+        policy of an init container.
+        """
+        answer = self.batch.read_namespaced_job(
+            name=name, namespace=self.namespace, _preload_content=False, **self._options
         )
+        found: Manifest = json.loads(answer.data)
         return found
 
     def jobs(self, selector: str) -> list[Manifest]:

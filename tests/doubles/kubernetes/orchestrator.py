@@ -34,6 +34,7 @@ class FakeStepRuns:
         self.step_run_ = StepRun(identifier=uuid4(), status=ExecutionStatus.RUNNING)
         self.records: list[tuple[str, list]] = []
         self.heartbeats = 0
+        self.stopped: list[StepRun] = []
         self.stopping = [False]
         self.limit: Quantity | None = Quantity.parse("200Mi")
 
@@ -45,6 +46,9 @@ class FakeStepRuns:
 
     def is_stopping(self, run_id: object) -> bool:
         return self.stopping.pop(0) if len(self.stopping) > 1 else self.stopping[0]
+
+    def publish_stopped(self, step_run: StepRun) -> None:
+        self.stopped.append(step_run)
 
     def heartbeat(self, step_run: StepRun) -> bool:
         self.heartbeats += 1

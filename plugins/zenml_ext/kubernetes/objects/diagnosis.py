@@ -24,10 +24,18 @@ Manifest = Mapping[str, Any]
 _OOM_KILLED = "OOMKilled"
 _DISRUPTED = "DisruptionTarget"
 _DISK_WORDS = re.compile(
-    r"ephemeral[- ]storage|EmptyDir volume|local ephemeral|DiskPressure|inodes|nodefs|imagefs",
+    r"ephemeral[- ](local )?storage|EmptyDir volume|local ephemeral|DiskPressure|inodes|nodefs"
+    r"|imagefs",
     re.IGNORECASE,
 )
+_TAKEN_DOWN = frozenset({SIGKILLED, 143})
+"""Exit codes of a container that somebody else has ended: 128 and SIGKILL or SIGTERM."""
+_REFUSALS = re.compile(r"OutOf\w+|NodeAffinity|NodeShutdown|UnexpectedAdmissionError|Topology\w*")
+"""A pod's reason if the kubelet refused it: what the scheduler counted on was gone already."""
+_TAKEN = frozenset({"Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated"})
 _REPORT_KEY = "mlops-ext"
+_FAR_FROM_LIMIT = 0.6
+"""Killed with no more than this of its own limit in use: the node may have run out."""
 _SLACK_S = 60.0
 """Clocks of nodes differ, and events are written late."""
 _RULE_WORDS = re.compile(
@@ -35,6 +43,26 @@ _RULE_WORDS = re.compile(
     r"|Container (?P<container>\S+) for pod \S+ failed with exit code (?P<code>\d+) matching"
 )
 """How Kubernetes says which rule of a failure policy has ended a Job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Victim:
+    """A container beside the step's own that was killed for memory.
+
+    Attributes:
+        name: its name.
+        limit: its memory limit; None: none.
+        is_init: it is an init container, and the step has not begun.
+    """
+
+    name: str
+    limit: Quantity | None
+    is_init: bool
+
+    def __str__(self) -> str:
+        kind = "init container" if self.is_init else "container"
+        limit = f" at its own limit of {self.limit.human}" if self.limit else ""
+        return f"{kind} {self.name} was killed for memory{limit}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +74,9 @@ class Termination:
         memory: the limit it had when it ended, in-place growth counted in; None: no limit.
         reason: the Job's own reason ("BackoffLimitExceeded", "DeadlineExceeded"), or "".
         message: what to tell the user, in one sentence.
-        pod: name of the pod; "" where none was left to read.
+        victim: another container that was killed for memory; None if there is none.
+        node_ran_out: the node's own events say that it ran out of memory meanwhile.
+        pod: name of the pod; "" if none was left to read.
         runtime_s: how long its main container ran.
         failed: how many pods of the Job count as failed.
     """
@@ -55,6 +85,8 @@ class Termination:
     memory: Quantity | None
     reason: str
     message: str
+    victim: Victim | None = None
+    node_ran_out: bool = False
     pod: str = ""
     runtime_s: float = 0.0
     failed: int = 0
@@ -87,20 +119,68 @@ def diagnose(job: Manifest, pods: Sequence[Manifest]) -> Termination:
             failed=failed,
         )
     pod = max(pods, key=lambda one: one["metadata"].get("creationTimestamp") or "")
-    evidence = _evidence_of(pod, succeeded=succeeded)
-    main = next(
-        (one for one in pod["spec"]["containers"] if one["name"] == evidence.container),
-        pod["spec"]["containers"][0],
-    )
+    victim = _victim_of(pod)
+    evidence = _evidence_of(pod, victim, succeeded=succeeded)
     return Termination(
         evidence=evidence,
-        memory=memory_of(main)[0],
+        memory=_limit_of(pod),
         reason=reason,
-        message=_message(evidence, pod, words),
+        message=_message(evidence, pod, words, victim),
+        victim=victim,
         pod=pod["metadata"]["name"],
         runtime_s=_runtime_s(pod),
         failed=failed,
     )
+
+
+def _statuses(pod: Manifest, field: str = "containerStatuses") -> dict[str, Manifest]:
+    """The containers' statuses by name."""
+    return {one["name"]: one for one in pod["status"].get(field) or ()}
+
+
+def _end_of(status: Manifest) -> Manifest:
+    """How a container ended; empty if it has not."""
+    found: Manifest = (status.get("state") or {}).get("terminated") or {}
+    return found
+
+
+def _main_status(pod: Manifest) -> Manifest:
+    """The status of the container that runs the step; empty if it has none."""
+    statuses = _statuses(pod)
+    return statuses.get(MAIN) or next(iter(statuses.values()), {})
+
+
+def _limit_of(pod: Manifest) -> Quantity | None:
+    """The memory limit that the step's container really had when it ended.
+
+    What the spec says is only a wish while a resize is deferred or infeasible. The kubelet's
+    status (1.33 and later) tells what was given, else the report that the monitor left.
+    """
+    containers = pod["spec"]["containers"]
+    main = next((one for one in containers if one["name"] == MAIN), containers[0])
+    limit, _ = memory_of(main)
+    status = _main_status(pod)
+    given, _ = memory_of(status)
+    if given is not None:
+        return given
+    reported = _report(_end_of(status).get("message") or "").get("limit")
+    return Quantity(int(reported)) if limit is not None and reported else limit
+
+
+def _victim_of(pod: Manifest) -> Victim | None:
+    """Another container than the step's that was killed for memory and took the pod along."""
+    for field in ("initContainerStatuses", "containerStatuses"):
+        for name, status in _statuses(pod, field).items():
+            is_main = field == "containerStatuses" and status is _main_status(pod)
+            if not is_main and _end_of(status).get("reason") == _OOM_KILLED:
+                section = "initContainers" if field.startswith("init") else "containers"
+                spec: Manifest = next(
+                    (c for c in pod["spec"].get(section) or () if c["name"] == name), {}
+                )
+                stays = spec.get("restartPolicy") == "Always"  # a native sidecar
+                is_init = section == "initContainers" and not stays
+                return Victim(name=name, limit=memory_of(spec)[0], is_init=is_init)
+    return None
 
 
 def _evidence_in(words: str, *, succeeded: bool) -> Evidence:
@@ -120,31 +200,26 @@ def _evidence_in(words: str, *, succeeded: bool) -> Evidence:
     )
 
 
-def _evidence_of(pod: Manifest, *, succeeded: bool) -> Evidence:
-    status = pod["status"]
-    terminated = {
-        one["name"]: (one.get("state") or {}).get("terminated") or {}
-        for one in status.get("containerStatuses") or ()
-    }
-    killed = [name for name, end in terminated.items() if end.get("reason") == _OOM_KILLED]
-    name = next(iter(killed), MAIN)
-    if MAIN in killed:
-        name = MAIN
-    end = terminated.get(name) or next(iter(terminated.values()), {})
+def _evidence_of(pod: Manifest, victim: Victim | None, *, succeeded: bool) -> Evidence:
+    status, main = pod["status"], _main_status(pod)
+    end = _end_of(main)
     report = _report(end.get("message") or "")
+    is_killed = end.get("reason") == _OOM_KILLED or bool(report.get("oom_kills"))
+    # A container that ended by itself was not brought down by the kill of another one.
+    is_brought_down = victim is not None and end.get("exitCode") in {None, *_TAKEN_DOWN}
     has_failed = status.get("phase") == "Failed"
     words = status.get("message") or ""
-    is_evicted = status.get("reason") == "Evicted"
-    is_disk = is_evicted and bool(_DISK_WORDS.search(words))
+    is_disk = status.get("reason") == "Evicted" and bool(_DISK_WORDS.search(words))
+    name = victim.name if victim and is_brought_down and not is_killed else main.get("name")
     return Evidence(
         exit_code=end.get("exitCode"),
-        oom_killed=(bool(killed) or bool(report.get("oom_kills"))) and has_failed and not is_disk,
+        oom_killed=(is_killed or is_brought_down) and has_failed and not is_disk,
         memory_error=bool(report.get("memory_error")),
         disruption="" if is_disk else _disruption(status),
         storage_evicted=is_disk,
-        succeeded=succeeded or status.get("phase") == "Succeeded",
+        succeeded=succeeded or status.get("phase") == "Succeeded" or end.get("exitCode") == 0,
         peak=Quantity(int(report["peak"])) if report.get("peak") else None,
-        container=name if terminated else None,
+        container=name,
         node=pod["spec"].get("nodeName"),
     )
 
@@ -155,7 +230,8 @@ def _disruption(status: Manifest) -> str:
         if condition["type"] == _DISRUPTED and condition["status"] == "True":
             words = condition.get("message") or status.get("message") or ""
             return f"{condition.get('reason') or _DISRUPTED}: {words}".rstrip(": ")
-    if status.get("reason") in {"Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated"}:
+    reason = status.get("reason") or ""
+    if reason in _TAKEN or _REFUSALS.fullmatch(reason):
         return f"{status['reason']}: {status.get('message') or ''}".rstrip(": ")
     return ""
 
@@ -169,9 +245,13 @@ def _report(text: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) and _REPORT_KEY in found else {}
 
 
-def _message(evidence: Evidence, pod: Manifest, words: str) -> str:
+def _message(  # noqa: PLR0911 - a cause each
+    evidence: Evidence, pod: Manifest, words: str, victim: Victim | None
+) -> str:
     status = pod["status"]
     where = f" on node {evidence.node}" if evidence.node else ""
+    if victim is not None and (victim.is_init or evidence.container == victim.name):
+        return f"{victim}{where}"
     if evidence.oom_killed:
         return f"container {evidence.container} was killed for memory{where}"
     if evidence.storage_evicted:
@@ -179,13 +259,17 @@ def _message(evidence: Evidence, pod: Manifest, words: str) -> str:
             f"the pod was evicted{where} for its use of disk, not of memory:"
             f" {str(status.get('message') or '').strip()}"
         )
+    if _REFUSALS.fullmatch(status.get("reason") or ""):
+        return f"the kubelet refused the pod{where}: {evidence.disruption}"
     if evidence.disruption:
         return f"the pod was taken from its node{where}: {evidence.disruption}"
     for one in status.get("containerStatuses") or ():
         if waiting := (one.get("state") or {}).get("waiting"):
             return f"{waiting.get('reason')}: {waiting.get('message') or ''}".rstrip(": ")
     if evidence.exit_code:
-        return f"container {evidence.container} ended with exit code {evidence.exit_code}{where}"
+        beside = f"; {victim} meanwhile" if victim else ""
+        ended = f"container {evidence.container} ended with exit code {evidence.exit_code}"
+        return f"{ended}{where}{beside}"
     return words
 
 
@@ -202,20 +286,25 @@ def _seconds(stamp: str | None) -> float | None:
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else None
 
 
-def is_unexplained_kill(termination: Termination) -> bool:
-    """True for a signal 9 that Kubernetes gives no reason for; the node's events may."""
-    evidence = termination.evidence
-    is_explained = evidence.oom_killed or evidence.disruption or evidence.storage_evicted
-    return evidence.exit_code == SIGKILLED and not is_explained
+def may_be_the_nodes(termination: Termination) -> bool:
+    """Whether the node's events may explain a kill: it has no reason, or was far from its limit."""
+    evidence, limit = termination.evidence, termination.memory
+    if evidence.disruption or evidence.storage_evicted or termination.victim:
+        return False
+    if not evidence.oom_killed:
+        return evidence.exit_code == SIGKILLED
+    return (
+        limit is not None and evidence.peak is not None and evidence.peak < _FAR_FROM_LIMIT * limit
+    )
 
 
-def killed_with_node(
+def with_node_events(
     termination: Termination, events: Sequence[Manifest], now: float
 ) -> Termination:
-    """*termination*, as a kill for memory if the node ran out of it while the step ran.
+    """*termination*, as a kill for want of the node's memory if the node says so.
 
     Args:
-        termination: an unexplained kill.
+        termination: a kill that may be the node's.
         events: the node's SystemOOM events.
         now: seconds since the epoch.
     """
@@ -226,7 +315,7 @@ def killed_with_node(
         if at is not None and at >= since:
             message = f"node {node} ran out of memory: {event.get('message')}"
             evidence = replace(termination.evidence, oom_killed=True)
-            return replace(termination, evidence=evidence, message=message)
+            return replace(termination, evidence=evidence, message=message, node_ran_out=True)
     return termination
 
 

@@ -8,6 +8,7 @@ a process.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -164,14 +165,17 @@ class JobChange:
 def next_job_name(state: AttemptState) -> str:
     """Name of the Job with this *state*: the same, whoever computes it and how often."""
     suffix = f"-m{state.number}"
+    if len(state.base) + len(suffix) > _NAME_LENGTH:  # what is cut off may be all that differs
+        suffix = f"-{hashlib.sha256(state.base.encode()).hexdigest()[:8]}{suffix}"
     return f"{state.base[: _NAME_LENGTH - len(suffix)].rstrip('-.')}{suffix}"
 
 
 def next_job(job: Mapping[str, Any], change: JobChange) -> Manifest:
-    """The Job that succeeds *job*, ready to be created.
+    """The Job that succeeds *job*, ready to be created: the same but for what *change* says.
 
-    Its name follows from the state alone, so that two orchestrator pods, or one that died
-    between creating it and saying so, can only ever create one.
+    *job* is as the API server has it: fields that nobody here knows are kept. The name follows
+    from the state alone, so that two orchestrator pods, or one that died between creating it and
+    saying so, can only ever create one.
     """
     spec = copy.deepcopy(dict(job["spec"]))
     meta = job["metadata"]

@@ -36,8 +36,8 @@ _NO_CAPS = Caps()
 _HEADROOM = 1.2
 """A peak that a sibling reached, and this much more: two runs of the same code on other data
 differ; a limit below the need costs a kill."""
-_FAR_FROM_LIMIT = 0.6
-"""Killed with no more than this of its own limit in use: it was the node that ran out."""
+_LOW_ON_MEMORY = "low on resource: memory"
+"""How the kubelet says that it evicted a pod for the node's memory."""
 _MAX_DISRUPTIONS = 20
 """A step that is taken from its node this often will not finish without a look at the cluster."""
 _DEFAULT_REQUEST = Quantity.parse("400Mi")
@@ -116,17 +116,20 @@ class GiveUp:
 
 
 def is_node_exhaustion(failed: FailedJob) -> bool:
-    """Whether the node ran out of memory, and not the step of its own limit."""
+    """Whether the node ran out of memory, and not the step of its own limit.
+
+    A container that is OOMKilled has used up its own limit, whatever was sampled before, unless
+    the node's own events say that the node ran out; and a second time it gets more all the same.
+    """
     evidence, limit = failed.termination.evidence, failed.termination.memory
-    if not evidence.oom_killed:
+    victim = failed.termination.victim
+    if not evidence.oom_killed or (victim and evidence.container == victim.name):
         return False
     if limit is None:
         return True
-    return (
-        failed.beside_unlimited
-        and evidence.peak is not None
-        and evidence.peak < _FAR_FROM_LIMIT * limit
-    )
+    earlier = failed.state.attempts[-1:]
+    is_again = any(one.get("memory_bytes") == limit and one["outcome"] == KILLED for one in earlier)
+    return failed.termination.node_ran_out and failed.beside_unlimited and not is_again
 
 
 def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) -> Relaunch | GiveUp:
@@ -139,6 +142,9 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
     state, termination = failed.state, failed.termination
     empty = MemoryPlan(ladder=(), reason="Nobody asked for memory.")
     plan = (state.plan or empty).capped(failed.caps)
+    if termination.victim and termination.victim.is_init and not termination.evidence.succeeded:
+        reason = f"{termination.victim}, before the step began: raise the memory of that container."
+        return GiveUp(reason=reason, attempt=_record(failed, reason), cause=Cause.OUT_OF_MEMORY)
     attempt = Attempt(memory=termination.memory, oom_retries=state.oom_retries, container=MAIN)
     decision = policy.on_failure(plan, attempt, termination.evidence)
     change = _same_again(failed, plan, in_place=in_place)
@@ -151,7 +157,7 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
         moved = replace(change.state, disruptions=state.disruptions + 1)
         change = replace(change, state=moved, avoid_node=termination.evidence.node or "")
         reason = decision.reason
-        if termination.memory is None and "memory" in termination.evidence.disruption:
+        if termination.memory is None and _LOW_ON_MEMORY in termination.evidence.disruption:
             change, reason = _sized(failed, plan, change)
         return _relaunch(failed, change, reason)
     return _users_retry(failed, decision, change)
@@ -242,11 +248,18 @@ def _request_of(failed: FailedJob) -> int:
 
 def _record(failed: FailedJob, reason: str) -> AttemptRecord:
     termination = failed.termination
+    outcome, peak, limit = (
+        _outcome(termination.evidence),
+        termination.evidence.peak,
+        termination.memory,
+    )
+    if outcome == KILLED and limit and not is_node_exhaustion(failed) and not termination.victim:
+        peak = max(peak or limit, limit)  # the last reading is older than the spike that killed it
     return AttemptRecord(
         number=failed.state.number,
-        memory=termination.memory,
-        peak=termination.evidence.peak,
-        outcome=_outcome(termination.evidence),
+        memory=limit,
+        peak=peak,
+        outcome=outcome,
         reason=reason
         if reason.startswith(termination.message)
         else f"{termination.message}. {reason}",

@@ -85,6 +85,7 @@ class StepState:
 
     Attributes:
         job_name: the Job that counts now.
+        last_job: a Job of the step, as it was seen last; None before the first poll.
         awaiting_sizing: its Job has failed, and what follows waits for another step.
         to_relabel: superseded Jobs that still carry ZenML's labels, with their successors' names.
         heartbeat: its heartbeat.
@@ -92,6 +93,7 @@ class StepState:
     """
 
     job_name: str
+    last_job: Manifest | None = None
     awaiting_sizing: FailedJob | None = None
     to_relabel: list[tuple[Manifest, str]] = field(default_factory=list)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)

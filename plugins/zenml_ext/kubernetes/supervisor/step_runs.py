@@ -14,6 +14,7 @@ from uuid import UUID
 
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
+from zenml.orchestrators import publish_utils
 
 from mlops_ext.memory import Caps, MemoryPlan, MemoryPolicy, Quantity
 from mlops_ext.redaction import redacted
@@ -162,6 +163,10 @@ class StepRuns:
         """Whether the run is being stopped, or has been."""
         run = Client().get_pipeline_run(UUID(run_id), hydrate=False)
         return is_stopping(run.status)
+
+    def publish_stopped(self, step_run: StepRun) -> None:
+        """Mark a step run as stopped: the pod that would have done so never started."""
+        publish_utils.publish_stopped_step_run(step_run.identifier)
 
     def heartbeat(self, step_run: StepRun) -> bool:
         """Keep the step run alive while no pod does; False if it needs no heartbeat."""

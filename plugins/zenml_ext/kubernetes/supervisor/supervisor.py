@@ -31,8 +31,8 @@ from zenml_ext.kubernetes.objects.capacity import CapsReader
 from zenml_ext.kubernetes.objects.diagnosis import (
     Termination,
     diagnose,
-    is_unexplained_kill,
-    killed_with_node,
+    may_be_the_nodes,
+    with_node_events,
 )
 from zenml_ext.kubernetes.objects.job import (
     latest_jobs,
@@ -40,6 +40,7 @@ from zenml_ext.kubernetes.objects.job import (
     memory_of,
     next_job,
     prepare_step_job,
+    run_id_of,
     step_name_of,
     successor_of,
     superseding_patch,
@@ -147,7 +148,7 @@ class Supervisor:
             return self._poll(api, step, options)
         except (ApiException, HTTPError, OSError) as error:
             if isinstance(error, ApiException) and error.status == _GONE:
-                return JobStatus.FAILED, f"Job {step.job_name} is gone: somebody deleted it"
+                return self._gone(step)
             if not is_transient(error):
                 return JobStatus.RUNNING, f"Kubernetes refuses: {describe_api_error(error)}"
             if isinstance(error, ApiException):
@@ -171,6 +172,7 @@ class Supervisor:
         state = state_of(job)
         if state is None:
             return status, message
+        step.last_job = job
         if successor := successor_of(job):
             step.job_name = successor
             return JobStatus.RUNNING, None
@@ -214,9 +216,9 @@ class Supervisor:
     def _diagnose(api: KubeApi, job: Manifest, pods: list[dict[str, Any]]) -> Termination:
         termination = diagnose(job, pods)
         node = termination.evidence.node
-        if not node or not is_unexplained_kill(termination):
+        if not node or not may_be_the_nodes(termination):
             return termination
-        return killed_with_node(termination, api.node_oom_events(node), time.time())
+        return with_node_events(termination, api.node_oom_events(node), time.time())
 
     # -- a step's Job has failed ----------------------------------------------------------------
 
@@ -235,6 +237,9 @@ class Supervisor:
         )
         decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
         if isinstance(decision, GiveUp):
+            if decision.cause is Cause.NONE:  # the step ended well, whatever became of its pod
+                log.warning("Step %s completed: %s", failed.step_name, decision.reason)
+                return JobStatus.SUCCEEDED, None
             self._give_up(failed, decision)
             return JobStatus.FAILED, decision.reason
         if decision.change.state.isolated and self._awaits_sizing(step, failed):
@@ -258,7 +263,7 @@ class Supervisor:
         try:
             step_run = step_run_of(self._step_runs, failed.job)
             if self._step_runs.is_stopping(failed.run_id):
-                return _STOPPING
+                return self._stopped(failed.job)
         except Exception as error:  # noqa: BLE001 - any store may raise anything; asked at the next poll
             log.warning(
                 "ZenML does not answer now (%s); step %s waits.", redacted(error), failed.step_name
@@ -272,7 +277,8 @@ class Supervisor:
         can_resume = decision.resume and step_run is not None and step_run.can_be_resumed
         resumed = step_run if can_resume else None
         step_run_id = str(resumed.identifier) if resumed else None
-        job = next_job(failed.job, replace(decision.change, step_run_id=step_run_id))
+        served = api.job(str(failed.job["metadata"]["name"]))
+        job = next_job(served, replace(decision.change, step_run_id=step_run_id))
         name = str(job["metadata"]["name"])
         try:
             api.create_job(job)
@@ -285,10 +291,27 @@ class Supervisor:
         step.to_relabel.append((failed.job, name))
         self._relabel(api, step)
         self._announce(api, step, failed, decision, resumed)
-        if self._was_stopped_meanwhile(failed.run_id):
+        if self._is_stopping(failed.run_id):  # a stop that listed the Jobs before has missed it
             api.delete_job(name)
-            return _STOPPING
+            return self._stopped(failed.job)
         return JobStatus.RUNNING, None
+
+    def _stopped(self, job: Manifest) -> Answer:
+        """Say on ZenML's server that a step is stopped of which no process is left to say so."""
+        try:
+            step_run = step_run_of(self._step_runs, job)
+            if step_run is not None and step_run.can_be_resumed:
+                self._step_runs.publish_stopped(step_run)
+        except Exception as error:  # noqa: BLE001 - any store may raise anything; asked at the next poll
+            return JobStatus.RUNNING, f"waits for ZenML's server: {redacted(error)}"
+        return _STOPPING
+
+    def _gone(self, step: StepState) -> Answer:
+        """What to answer about a Job that somebody deleted; a stop of the run deletes Jobs."""
+        job = step.last_job
+        if job is None or not self._is_stopping(run_id_of(job)):
+            return JobStatus.FAILED, f"Job {step.job_name} is gone: somebody deleted it"
+        return self._stopped(job)
 
     def _announce(
         self,
@@ -306,8 +329,8 @@ class Supervisor:
         event = "MemoryRetry" if decision.attempt.outcome == KILLED else "StepRetry"
         api.create_event(failed.job, event, f"{reason} Superseded by Job {step.job_name}.")
 
-    def _was_stopped_meanwhile(self, run_id: str) -> bool:
-        """A stop that listed the run's Jobs before the new one was there has missed it."""
+    def _is_stopping(self, run_id: str) -> bool:
+        """Whether the run is being stopped; False if ZenML cannot say."""
         try:
             return self._step_runs.is_stopping(run_id)
         except Exception as error:  # noqa: BLE001 - asked again at the next poll
@@ -317,7 +340,7 @@ class Supervisor:
     def _give_up(self, failed: FailedJob, decision: GiveUp) -> None:
         """Record the attempts of a step that failed for memory, or was run again before."""
         attempts = failed.state.attempts
-        if (not failed.is_memory and not attempts) or decision.cause is Cause.NONE:
+        if not failed.is_memory and not attempts:
             return
         try:
             step_run = step_run_of(self._step_runs, failed.job)

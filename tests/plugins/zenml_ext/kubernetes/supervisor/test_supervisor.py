@@ -18,9 +18,11 @@ from tests.doubles.kubernetes.orchestrator import (
     FakeStepRuns,
     JobStatus,
     Orchestrator,
+    facts,
     failed_job,
     limits,
     names,
+    step_job,
 )
 from zenml.integrations.kubernetes import kube_utils
 
@@ -218,6 +220,7 @@ def test_a_run_that_is_being_stopped_gets_no_successor(cluster):
     ours = Orchestrator(cluster, step_runs)
     assert ours.until_over(ours.start("137 OOMKilled 0"))[0] is JobStatus.FAILED
     assert len(cluster.list("jobs")) == 1
+    assert step_runs.stopped == [step_runs.step_run_]  # no pod is left to say so
 
 
 def test_a_stop_that_missed_the_successor_still_ends_it(cluster):
@@ -226,6 +229,38 @@ def test_a_stop_that_missed_the_successor_still_ends_it(cluster):
     ours = Orchestrator(cluster, step_runs)
     assert ours.until_over(ours.start("137 OOMKilled 0;0 Completed 60"))[0] is JobStatus.FAILED
     assert names(cluster, "mlops-ext.io/attempt=2") == []
+    assert step_runs.stopped == [step_runs.step_run_]
+
+
+def test_a_stop_that_deletes_the_job_before_its_pod_begins_ends_the_step_too(cluster):
+    step_runs = FakeStepRuns()
+    ours = Orchestrator(cluster, step_runs)
+    name = ours.start("0 Completed 60")
+    assert ours.check(name)[0] is JobStatus.RUNNING
+    step_runs.stopping = [True]
+    ours.api.delete_job(name)
+    assert ours.check(name)[0] is JobStatus.FAILED
+    assert step_runs.stopped == [step_runs.step_run_]
+
+
+def test_a_relaunched_job_keeps_fields_that_no_client_knows(cluster):
+    """ZenML pins a client that drops what came after it: sidecars' restart policies among it."""
+    ours = Orchestrator(cluster, FakeStepRuns())
+    manifest = step_job("a-step", "step", "137 OOMKilled 0;0 Completed 0")
+    pod = manifest["spec"]["template"]["spec"]
+    pod["initContainers"] = [{"name": "side", "image": "i", "restartPolicy": "Always"}]
+    pod["fieldOfTomorrow"] = {"kept": [True]}
+    pod["containers"][0]["fieldOfTomorrow"] = 1
+    ours.supervisor.create(ours.api, ours.supervisor.prepare(manifest, facts("step"), RUN))
+    assert ours.until_over("a-step") == (JobStatus.SUCCEEDED, None)
+    old, new = (
+        job["spec"]["template"]["spec"]
+        for job in sorted(cluster.list("jobs"), key=lambda job: len(job["metadata"]["name"]))
+    )
+    assert new["initContainers"] == old["initContainers"]
+    assert new["initContainers"][0]["restartPolicy"] == "Always"
+    assert new["fieldOfTomorrow"] == {"kept": [True]}
+    assert new["containers"][0]["fieldOfTomorrow"] == 1
 
 
 def test_a_deleted_job_is_a_failed_step_that_zenml_may_find_completed(cluster):
