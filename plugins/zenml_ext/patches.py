@@ -114,6 +114,17 @@ def make_publish_failed_step_run(upstream: Callable[..., Any]) -> Callable[..., 
     return publish_failed_step_run
 
 
+def make_rest_request(upstream: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement of ``RestZenStore._request`` in pods."""
+    from zenml_ext.server import when_there
+
+    def _request(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's, tried again while ZenML's server is away."""
+        return when_there(lambda: upstream(self, method, *args, **kwargs), method)
+
+    return _request
+
+
 def make_call_entrypoint(upstream: Callable[..., Any]) -> Callable[..., Any]:
     """The replacement of ``BaseStep.call_entrypoint`` in a step's process under local_oom."""
     from zenml_ext.local.entrypoint import leave_if_memory_is_the_cause

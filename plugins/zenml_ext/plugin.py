@@ -97,6 +97,19 @@ def _memory_patches() -> Iterator[Patch]:
             _LOCAL_TEST,
         ),
     )
+    for process, suffix in ((ORCHESTRATOR_POD, ""), (STEP_POD, "-of-a-step")):
+        yield Patch(
+            id=f"zenml.server-away{suffix}",
+            framework="zenml",
+            distribution="zenml",
+            versions=_SUPPORTED,
+            target="zenml.zen_stores.rest_zen_store:RestZenStore._request",
+            replacement="zenml_ext.patches:make_rest_request",
+            process=process,
+            reason="a step that runs fails when ZenML's server is away for 45 s",
+            upstream="https://github.com/zenml-io/zenml/issues/3946",
+            verified_by=f"{_TESTS}/test_server.py::test_a_server_that_comes_back_is_waited_for",
+        )
     for name, target, process, test in seams:
         yield Patch(
             id=f"zenml.{name}",

@@ -219,7 +219,7 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         """The parent's metadata, and this step's attempts with their memory."""
         from zenml_ext.kubernetes.step.entrypoint import step_metadata
 
-        return {**super().get_step_run_metadata(info), **step_metadata()}
+        return {**super().get_step_run_metadata(info), **step_metadata(info.step_run_id)}
 
     # -- shared -------------------------------------------------------------------------------
 

@@ -30,6 +30,12 @@ ORCHESTRATOR = "orchestrator_memory"
 def record(step_run_id: UUID, attempts: Sequence[AttemptRecord]) -> None:
     """Write *attempts*, all of the step so far, to its step run: one call of the API."""
     from zenml.enums import MetadataResourceTypes
+
+    _write(metadata_of(attempts), step_run_id, MetadataResourceTypes.STEP_RUN)
+
+
+def metadata_of(attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
+    """*attempts*, all of a step so far, as metadata of its step run."""
     from zenml.metadata.metadata_types import StorageSize
 
     last = attempts[-1]
@@ -38,7 +44,7 @@ def record(step_run_id: UUID, attempts: Sequence[AttemptRecord]) -> None:
         values[PEAK] = StorageSize(last.peak)
     if last.memory is not None:
         values[LIMIT] = StorageSize(last.memory)
-    _write(values, step_run_id, MetadataResourceTypes.STEP_RUN)
+    return values
 
 
 def record_on_run(run_id: UUID, step_name: str, attempts: Sequence[AttemptRecord]) -> None:

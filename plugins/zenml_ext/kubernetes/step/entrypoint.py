@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import UUID
 
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.memory import Quantity
@@ -30,7 +31,7 @@ from zenml_ext.kubernetes.step.resize import PodResizer
 from zenml_ext.memory.attempts import AttemptRecord
 from zenml_ext.memory.cgroup import MemoryCgroup
 from zenml_ext.memory.exits import RETRY_MEMORY_ERROR, SIGKILLED, leave
-from zenml_ext.memory.records import ATTEMPTS, LIMIT, PEAK
+from zenml_ext.memory.records import metadata_of, record
 from zenml_ext.processes import STEP_POD, patch_own_process
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ _STOPPED = frozenset({"RunStoppedException", "StepHeartBeatTerminationException"
 
 _monitor: MemoryMonitor | None = None
 _growth: Growth | None = None
+_step_run_id: UUID | None = None
 
 
 class KubernetesStepEntrypointConfiguration(ResumingEntrypointConfiguration):
@@ -51,7 +53,7 @@ class KubernetesStepEntrypointConfiguration(ResumingEntrypointConfiguration):
         """Run the step."""
         check_temp_dir()
         patch_own_process(STEP_POD)
-        with monitoring():
+        with monitoring(), recording():
             super().run()
 
 
@@ -130,12 +132,32 @@ def _leave(**report: bool) -> NoReturn:
     leave(SIGKILLED)
 
 
-def step_metadata() -> dict[str, Any]:
-    """This attempt and those before it, as metadata of the step run; empty in other processes."""
-    if _monitor is None:
-        return {}
-    from zenml.metadata.metadata_types import StorageSize
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Record the whole attempt at the end: memory often peaks while outputs are saved.
 
+    ZenML asks for metadata before that; what it got then stands only for a pod that is killed.
+    """
+    try:
+        yield
+    finally:
+        attempts = _attempts()
+        if attempts and _step_run_id is not None:
+            record(_step_run_id, attempts)
+
+
+def step_metadata(step_run_id: UUID | None = None) -> dict[str, Any]:
+    """This attempt and those before it, as metadata of the step run; empty in other processes."""
+    global _step_run_id
+    _step_run_id = step_run_id
+    attempts = _attempts()
+    return metadata_of(attempts) if attempts else {}
+
+
+def _attempts() -> list[AttemptRecord]:
+    """The attempts at this step, with the present one as it stands; none in other processes."""
+    if _monitor is None:
+        return []
     _monitor.poll()
     earlier = json.loads(environment().get(ATTEMPTS_VARIABLE) or "[]")
     limit = Quantity(_monitor.limit) if _monitor.limit else None
@@ -153,10 +175,7 @@ def step_metadata() -> dict[str, Any]:
         runtime_s=_monitor.runtime_s,
         lost_s=0.0 if outcome == "completed" else _monitor.runtime_s,
     )
-    values: dict[str, Any] = {ATTEMPTS: [*earlier, own.dump()], PEAK: StorageSize(_monitor.peak)}
-    if limit is not None:
-        values[LIMIT] = StorageSize(limit)
-    return values
+    return [*(AttemptRecord.load(attempt) for attempt in earlier), own]
 
 
 def _outcome(error: BaseException | None) -> str:

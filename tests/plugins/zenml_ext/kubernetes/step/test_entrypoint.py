@@ -1,5 +1,6 @@
 """What a step's pod does about an error that a kill has caused."""
 
+from contextlib import nullcontext
 from uuid import uuid4
 
 import pytest
@@ -56,3 +57,34 @@ def test_a_failure_that_a_kill_caused_is_not_published(
             else:
                 step_runner.publish_failed_step_run(uuid4())
     assert len(updates) == published
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_peak_while_outputs_are_saved_and_how_that_ended_are_recorded(
+    tmp_path, monkeypatch, fails
+):
+    """ZenML asks for a step's metadata before it saves the outputs."""
+    used, written = [221 << 20], []
+
+    class Cgroup:
+        def read(self):
+            return MemoryReading(limit=1500 << 20, used=used[0], resident=used[0], oom_kills=0)
+
+    report = TerminationReport(path=tmp_path / "report")
+    monkeypatch.setattr(entrypoint, "_monitor", MemoryMonitor(Cgroup(), report))
+    monkeypatch.setattr(entrypoint, "_step_run_id", None)
+    monkeypatch.setattr(entrypoint, "record", lambda *call: written.append(call))
+    step_run_id = uuid4()
+
+    def run():
+        assert entrypoint.step_metadata(step_run_id)["memory_peak"] == 221 << 20
+        used[0] = 881 << 20
+        if fails:
+            raise OSError("the store is full")
+
+    with pytest.raises(OSError, match="full") if fails else nullcontext(), entrypoint.recording():
+        run()
+    ((recorded_for, (attempt,)),) = written
+    assert recorded_for == step_run_id
+    assert attempt.peak == 881 << 20
+    assert attempt.outcome == ("failed" if fails else "completed")
