@@ -227,6 +227,8 @@ class StepJob:
             node=socket.gethostname(),
             runtime_s=termination.runtime_s,
             lost_s=0.0 if done else termination.runtime_s,
+            input_bytes=self.features.known_input if self.features else None,
+            version=self.key.version if self.key else "",
         )
         self.attempts.append(attempt)
         log.log(

@@ -28,6 +28,8 @@ class AttemptRecord:
         node: where it ran.
         runtime_s: how long it ran.
         lost_s: seconds of its work that were lost; 0 for one that completed.
+        input_bytes: size of the step's input, as it was known before the start, or None.
+        version: the step's code, as its history tells versions apart.
     """
 
     number: int
@@ -38,6 +40,8 @@ class AttemptRecord:
     node: str = ""
     runtime_s: float = 0.0
     lost_s: float = 0.0
+    input_bytes: float | None = None
+    version: str = ""
 
     @property
     def completed(self) -> bool:
@@ -57,6 +61,8 @@ class AttemptRecord:
             "runtime_s": round(self.runtime_s, 3),
             "lost_s": round(self.lost_s, 3),
             **{f"{key}_bytes": int(size) for key, size in sizes.items() if size is not None},
+            **({"input_bytes": self.input_bytes} if self.input_bytes is not None else {}),
+            **({"version": self.version} if self.version else {}),
         }
 
     @classmethod
@@ -76,6 +82,8 @@ class AttemptRecord:
                 node=str(found.get("node", "")),
                 runtime_s=float(found.get("runtime_s", 0)),
                 lost_s=float(found.get("lost_s", 0)),
+                input_bytes=float(found["input_bytes"]) if "input_bytes" in found else None,
+                version=str(found.get("version", "")),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{found!r} is no recorded attempt") from error

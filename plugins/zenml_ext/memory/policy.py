@@ -49,9 +49,18 @@ def policy_for(settings: OomSettings) -> MemoryPolicy:
 
 
 def task_key(pipeline: str, step: Step) -> TaskKey:
-    """What counts as the same step: pipeline, name in the pipeline, and its source code."""
+    """What counts as the same step: pipeline, function, and its source code.
+
+    Invocations of one function (``train``, ``train_2``, ``map:train:0``) share one history.
+    """
     version = step.config.caching_parameters.get(_CODE_HASH, "")
-    return TaskKey(pipeline=pipeline, step=step.spec.invocation_id, version=str(version))
+    return TaskKey(pipeline=pipeline, step=function_of(step), version=str(version))
+
+
+def function_of(step: Any, default: str = "") -> str:
+    """Name of the function behind a step or a step run; its invocation's if it has none."""
+    name = getattr(step.config, "name", "") if getattr(step, "config", None) else ""
+    return str(name or default or step.spec.invocation_id)
 
 
 def request_of(settings: OomSettings, step: Step) -> Quantity | None:

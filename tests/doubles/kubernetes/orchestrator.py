@@ -15,7 +15,7 @@ from zenml.enums import ExecutionStatus
 from zenml.integrations.kubernetes import kube_utils
 
 from kubernetes import client
-from mlops_ext.memory import MemoryPlan, MemorySettings, Quantity, RequestPolicy
+from mlops_ext.memory import Features, MemoryPlan, MemorySettings, Quantity, RequestPolicy
 from zenml_ext.kubernetes.client import KubeApi
 from zenml_ext.kubernetes.supervisor.step_runs import StepRun
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
@@ -38,7 +38,10 @@ class FakeStepRuns:
         self.stopping = [False]
         self.limit: Quantity | None = Quantity.parse("200Mi")
 
-    def plan(self, facts: object, run_id: object) -> MemoryPlan:
+    def features(self, facts: object, run_id: object) -> Features:
+        return Features()
+
+    def plan(self, facts: object, features: object) -> MemoryPlan:
         return MemoryPlan(ladder=(self.limit,) if self.limit else (), reason="test")
 
     def newest(self, run_id: object, step_name: str) -> StepRun:
@@ -62,7 +65,7 @@ def facts(name: str) -> SimpleNamespace:
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     policy = RequestPolicy(settings=MemorySettings())
     return SimpleNamespace(
-        name=name, code_key="f", policy=policy, max_memory=None, settings=settings
+        name=name, code_key="f", version="", policy=policy, max_memory=None, settings=settings
     )
 
 

@@ -15,7 +15,7 @@ from zenml.enums import ExecutionStatus
 from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext import redaction
-from mlops_ext.memory import MemoryPlan, MemorySettings, Quantity, RequestPolicy
+from mlops_ext.memory import Features, MemoryPlan, MemorySettings, Quantity, RequestPolicy
 from zenml_ext.kubernetes.client import KubeApi, describe_api_error
 from zenml_ext.kubernetes.supervisor import step_runs
 from zenml_ext.kubernetes.supervisor.step_runs import StepRun
@@ -85,6 +85,9 @@ class Leaking:
             self.left -= 1
             raise RuntimeError(" ".join(TEXTS))
 
+    def features(self, *_):
+        return Features()
+
     def plan(self, *_):
         self._fail()
         return MemoryPlan(ladder=(Quantity.parse("200Mi"),), reason="test")
@@ -108,7 +111,7 @@ def facts(name):
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     policy = RequestPolicy(settings=MemorySettings())
     return SimpleNamespace(
-        name=name, code_key="f", policy=policy, max_memory=None, settings=settings
+        name=name, code_key="f", version="", policy=policy, max_memory=None, settings=settings
     )
 
 

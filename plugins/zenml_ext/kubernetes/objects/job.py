@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any
 
 from mlops_ext.codec import encode
-from mlops_ext.memory import InPlace, MemoryPlan, Quantity
+from mlops_ext.memory import Features, InPlace, MemoryPlan, Quantity
 from zenml_ext.kubernetes.objects.placement import SIZED_LABEL, place, tolerate_pressure
 from zenml_ext.kubernetes.objects.state import PREFIX, STATE_ANNOTATION, AttemptState, state_of
 from zenml_ext.memory.exits import SIGKILLED
@@ -28,6 +28,7 @@ ATTEMPT_LABEL = f"{PREFIX}/attempt"
 SUPERSEDED_LABELS = {"run_id": f"{PREFIX}/superseded-run-id", "step_run_id": f"{PREFIX}/superseded"}
 ATTEMPTS_VARIABLE = "MLOPS_EXT_MEMORY_ATTEMPTS"
 IN_PLACE_VARIABLE = "MLOPS_EXT_IN_PLACE"
+TASK_VARIABLE = "MLOPS_EXT_TASK"
 POD_VARIABLE = "MLOPS_EXT_POD"
 NODE_VARIABLE = "MLOPS_EXT_NODE"
 STEP_NAME_ANNOTATION = "zenml.io/step-name"
@@ -41,6 +42,7 @@ KNOWN_ENTRYPOINTS = frozenset(
     }
 )
 MAIN = "main"
+_UNKNOWN = Features()
 _SOURCE_OPTION = "--entrypoint_config_source"
 _STEP_RUN_OPTION = "--step_run_id"
 _JOB_KEYS = ("job-name", "controller-uid")
@@ -113,6 +115,8 @@ def prepare_step_job(
     plan: MemoryPlan | None,
     code_key: str,
     in_place: bool,
+    features: Features = _UNKNOWN,
+    version: str = "",
 ) -> Manifest:
     """The step's first Job: labelled, ended at once by a kill, run by our entrypoint.
 
@@ -132,10 +136,14 @@ def prepare_step_job(
     _label(job, labels)
     if plan is not None and plan.first_limit is not None:
         tolerate_pressure(job)
-    state = AttemptState(base=meta["name"], plan=plan, code_key=code_key)
+    state = AttemptState(
+        base=meta["name"], features=features, version=version, plan=plan, code_key=code_key
+    )
     meta["annotations"] = {**(meta.get("annotations") or {}), STATE_ANNOTATION: state.dump()}
     _use_own_entrypoint(container, step_run_id=None)
-    _set_variables(container, {IN_PLACE_VARIABLE: _growth_of(plan, limit) if in_place else None})
+    task = {"input_bytes": features.known_input, "version": version}
+    growth = _growth_of(plan, limit) if in_place else None
+    _set_variables(container, {IN_PLACE_VARIABLE: growth, TASK_VARIABLE: json.dumps(task)})
     return job
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops_ext.codec import decode, encode
-from mlops_ext.memory import MemoryPlan
+from mlops_ext.memory import Features, MemoryPlan
 
 PREFIX = "mlops-ext.io"
 """Of our labels and annotations."""
@@ -24,6 +24,8 @@ class AttemptState:
         number: 1 for the first Job, one more for each that succeeded it.
         oom_retries: how many of them followed a kill for memory.
         disruptions: how many followed an eviction, a preemption or a drain.
+        features: what was known of the step before its start.
+        version: the step's code, as its history tells versions apart.
         plan: the memory plan; None until the first kill where nobody asked for memory.
         code_key: the step's code; steps of the same code need about the same memory.
         isolated: it runs on a node without other steps of the run, to learn what it needs.
@@ -34,6 +36,8 @@ class AttemptState:
     number: int = 1
     oom_retries: int = 0
     disruptions: int = 0
+    features: Features = Features()  # noqa: RUF009 - frozen
+    version: str = ""
     plan: MemoryPlan | None = None
     code_key: str = ""
     isolated: bool = False

@@ -26,6 +26,7 @@ from zenml_ext.kubernetes.objects.job import (
     MAIN,
     NODE_VARIABLE,
     POD_VARIABLE,
+    TASK_VARIABLE,
 )
 from zenml_ext.kubernetes.step.resize import PodResizer
 from zenml_ext.memory.attempts import AttemptRecord
@@ -174,6 +175,7 @@ def _attempts() -> list[AttemptRecord]:
         node=environment().get(NODE_VARIABLE, ""),
         runtime_s=_monitor.runtime_s,
         lost_s=0.0 if outcome == "completed" else _monitor.runtime_s,
+        **json.loads(environment().get(TASK_VARIABLE) or "{}"),
     )
     return [*(AttemptRecord.load(attempt) for attempt in earlier), own]
 

@@ -266,6 +266,8 @@ def _record(failed: FailedJob, reason: str) -> AttemptRecord:
         node=termination.evidence.node or "",
         runtime_s=termination.runtime_s,
         lost_s=termination.runtime_s,
+        input_bytes=failed.state.features.known_input,
+        version=failed.state.version,
     )
 
 

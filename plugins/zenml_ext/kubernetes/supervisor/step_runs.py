@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -16,13 +16,20 @@ from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.orchestrators import publish_utils
 
-from mlops_ext.memory import Caps, MemoryPlan, MemoryPolicy, Quantity
+from mlops_ext.memory import Caps, Features, MemoryPlan, MemoryPolicy, Quantity
 from mlops_ext.redaction import redacted
 from zenml_ext.entrypoint import STARTED, is_stopping
 from zenml_ext.kubernetes.objects.job import run_id_of, step_name_of
 from zenml_ext.memory import records
 from zenml_ext.memory.attempts import KILLED, AttemptRecord
-from zenml_ext.memory.policy import features_of, policy_for, request_of, task_key, without_limit
+from zenml_ext.memory.policy import (
+    features_of,
+    function_of,
+    policy_for,
+    request_of,
+    task_key,
+    without_limit,
+)
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
@@ -58,6 +65,11 @@ class StepFacts:
         key = task_key(self.pipeline, self.step)
         source = getattr(self.step.spec.source, "import_path", self.name)
         return f"{source}:{key.version}"[:200]
+
+    @property
+    def version(self) -> str:
+        """The step's code, as its history tells versions apart."""
+        return task_key(self.pipeline, self.step).version
 
     @property
     def policy(self) -> MemoryPolicy:
@@ -98,20 +110,32 @@ class StepRun:
 class StepRuns:
     """Reads and writes ZenML's records for the supervisor."""
 
-    def plan(self, facts: StepFacts, run_id: UUID | None) -> MemoryPlan | None:
-        """The memory plan of a step about to start; None where it is left as it is."""
+    def features(self, facts: StepFacts, run_id: UUID | None) -> Features:
+        """What is known of a step about to start."""
+        return features_of(run_id, facts.step)
+
+    def plan(self, facts: StepFacts, features: Features) -> MemoryPlan | None:
+        """The memory plan of a step about to start; None if it is left as it is.
+
+        ZenML's server keeps what earlier runs needed, so the history of the policy that learns is
+        made from it each time: a file in a pod is lost, and one on a shared volume would be told
+        the same runs again by every orchestrator.
+        """
         request = request_of(facts.settings, facts.step) or _limit_in(facts.settings)
         left_alone = without_limit(facts.settings, request)
         if left_alone is not None:
             return left_alone
-        policy = facts.policy
+        policy = _with_records_of_its_own(facts.policy)
         key = task_key(facts.pipeline, facts.step)
-        features = features_of(run_id, facts.step)
         for attempt in self.history(facts):
             size = attempt.peak if attempt.completed else attempt.memory or attempt.peak
             if size is not None:
                 policy.observe(
-                    key, features, size, attempt.runtime_s, censored=not attempt.completed
+                    replace(key, version=attempt.version),
+                    Features(input_bytes=attempt.input_bytes),
+                    size,
+                    attempt.runtime_s,
+                    censored=not attempt.completed,
                 )
         return policy.decide(key, features, request, Caps(max_memory=facts.max_memory))
 
@@ -125,7 +149,7 @@ class StepRuns:
             return ()
         try:
             page = Client().list_run_steps(
-                name=facts.name,
+                name=f"contains:{function_of(facts.step)}",
                 sort_by="desc:created",
                 size=_HISTORY,
                 hydrate=True,
@@ -135,6 +159,7 @@ class StepRuns:
                 step_run
                 for step_run in page.items
                 if _pipeline_of(step_run) in {None, facts.pipeline}
+                and function_of(step_run, step_run.name) == function_of(facts.step)
             ]
         except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
             log.debug("no history of %s: %s", facts.name, redacted(error))
@@ -200,6 +225,19 @@ def step_run_of(step_runs: StepRuns, job: Mapping[str, Any]) -> StepRun | None:
     if step_run_id:
         return step_runs.by_id(step_run_id)
     return step_runs.newest(run_id_of(job), step_name_of(job))
+
+
+def _with_records_of_its_own(policy: MemoryPolicy) -> MemoryPolicy:
+    """*policy*; the one that learns with an empty history, to be filled from ZenML's server."""
+    if not policy.learns:
+        return policy
+    try:
+        from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
+    except ImportError:  # without NumPy
+        return policy
+    if not isinstance(policy, HistoryPolicy):
+        return policy
+    return HistoryPolicy(records=InMemoryHistory(), settings=policy.settings)
 
 
 def _limit_in(settings: KubernetesOomSettings) -> Quantity | None:

@@ -18,7 +18,7 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 from zenml.integrations.kubernetes import kube_utils
 
-from mlops_ext.memory import Caps, Cause, Quantity
+from mlops_ext.memory import Caps, Cause, Features, Quantity
 from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import (
     KubeApi,
@@ -94,13 +94,19 @@ class Supervisor:
 
     def prepare(self, manifest: Manifest, facts: StepFacts, run_id: str | None) -> dict[str, Any]:
         """The step's first Job, as `prepare_step_job` makes it, with the plan of its policy."""
-        plan = None
+        plan, features = None, Features()
         try:
-            plan = self._step_runs.plan(facts, UUID(run_id) if run_id else None)
+            features = self._step_runs.features(facts, UUID(run_id) if run_id else None)
+            plan = self._step_runs.plan(facts, features)
         except Exception as error:  # noqa: BLE001 - without a plan it runs as ZenML would run it
             log.warning("no memory plan for step %s: %s", facts.name, redacted(error))
         return prepare_step_job(
-            manifest, plan=plan, code_key=facts.code_key, in_place=facts.settings.in_place
+            manifest,
+            plan=plan,
+            code_key=facts.code_key,
+            in_place=facts.settings.in_place,
+            features=features,
+            version=facts.version,
         )
 
     def create(self, api: KubeApi, manifest: Manifest) -> Manifest:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ext.memory import MemoryPlan, Quantity
+from mlops_ext.memory import Features, MemoryPlan, Quantity
 from zenml_ext.memory import policy
 from zenml_ext.memory.attempts import AttemptRecord
 from zenml_ext.memory.report import StepMemory, settings_to_paste, waste
@@ -128,8 +128,69 @@ def test_on_kubernetes_a_step_that_was_killed_before_starts_above_its_last_limit
     )
     step_runs = step_runs_module.StepRuns()
     monkeypatch.setattr(type(step_runs), "history", lambda self, facts: [])
-    assert step_runs.plan(facts, None).first_limit == Quantity.parse("500Mi")
+    assert step_runs.plan(facts, Features()).first_limit == Quantity.parse("500Mi")
     monkeypatch.setattr(type(step_runs), "history", lambda self, facts: [killed])
-    plan = step_runs.plan(facts, None)
+    plan = step_runs.plan(facts, Features())
     assert plan.first_limit == 2 * GB
     assert "Killed at" in plan.reason
+
+
+def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_version(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("numpy")
+    module = pytest.importorskip("zenml_ext.kubernetes.supervisor.step_runs")
+    shared = tmp_path / "h.sqlite"
+    monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(shared))
+    settings = OomSettings(memory="2Gi", memory_policy="history")
+    config = SimpleNamespace(
+        name="train",
+        caching_parameters={"code_hash": "v1"},
+        resource_settings=SimpleNamespace(memory=None),
+    )
+    step = SimpleNamespace(spec=SimpleNamespace(invocation_id="train_2", inputs={}), config=config)
+    facts = module.StepFacts(
+        name="train_2",
+        pipeline="p",
+        step=step,
+        settings=SimpleNamespace(**settings.model_dump(), pod_settings=None),
+    )
+
+    def row(number):
+        """A run whose peak is half its input, and a third of a GB."""
+        size = (1, 2, 4, 8)[number % 4]
+        peak = Quantity(int(size * 0.5 * GB + GB / 3 + number * 1000))
+        attempt = AttemptRecord(
+            number=1,
+            memory=Quantity(8 * GB),
+            peak=peak,
+            outcome="completed",
+            runtime_s=600,
+            input_bytes=size * GB,
+            version="v1",
+        )
+        return SimpleNamespace(
+            name="train",
+            config=config,
+            pipeline=SimpleNamespace(name="p"),
+            run_metadata={"memory_attempts": [attempt.dump()]},
+        )
+
+    asked = []
+
+    class Client:
+        def list_run_steps(self, **filters):
+            asked.append(filters["name"])
+            return SimpleNamespace(items=[row(number) for number in range(30)])
+
+    monkeypatch.setattr(module, "Client", Client)
+    step_runs = module.StepRuns()
+    small, large = (
+        step_runs.plan(facts, Features(input_bytes=size * GB)).first_limit for size in (1, 8)
+    )
+    again = step_runs.plan(facts, Features(input_bytes=1 * GB)).first_limit
+    assert small == again  # nothing was told twice
+    assert 0.8 * GB < small < 1.3 * GB
+    assert 4.3 * GB < large < 6 * GB
+    assert not shared.exists()
+    assert set(asked) == {"contains:train"}  # invocations of a function share a history
