@@ -40,7 +40,7 @@ from zenml_ext.local.dag import State
 from zenml_ext.local.entrypoint import LocalEntrypoint
 from zenml_ext.local.process import Termination
 from zenml_ext.local.settings import LocalOomSettings
-from zenml_ext.memory.attempts import KILLED, AttemptRecord
+from zenml_ext.memory.attempts import KILLED, AttemptRecord, in_our_words
 from zenml_ext.memory.exits import MEMORY_ERROR
 from zenml_ext.memory.records import record, record_on_run
 
@@ -114,7 +114,7 @@ class StepJob:
                 return self._close(State.STOPPED)
             evidence = self._evidence(termination)
             tried = Attempt(memory=memory, oom_retries=self.oom_retries)
-            decision = self.policy.on_failure(self.plan, tried, evidence)
+            decision = in_our_words(self.policy.on_failure(self.plan, tried, evidence))
             self._learn(memory, termination, decision.cause)
             outcome = _OUTCOMES.get(decision.cause, "failed")
             self._note(memory, decision.reason, termination, outcome, step_run)

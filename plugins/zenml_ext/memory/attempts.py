@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mlops_ext.memory import Quantity
+from mlops_ext.memory import Decision, Quantity
 
 COMPLETED = "completed"
+_SETTINGS = {
+    "memory.max_oom_retries": "oom_retries",
+    "memory.retry_memory_error": "retry_memory_error",
+}
 KILLED = "killed for memory"
 """The outcome of an attempt that ran out of memory."""
 
@@ -91,3 +95,11 @@ class AttemptRecord:
 
 def _size(number: object) -> Quantity | None:
     return Quantity(int(str(number))) if number is not None else None
+
+
+def in_our_words(decision: Decision) -> Decision:
+    """*decision* with core's names of settings as they are called here."""
+    reason = decision.reason
+    for theirs, ours in _SETTINGS.items():
+        reason = reason.replace(theirs, ours)
+    return replace(decision, reason=reason)

@@ -14,6 +14,7 @@ from typing import Any
 
 from mlops_ext.errors import QuantityError
 from mlops_ext.memory import Caps, Quantity
+from zenml_ext.kubernetes.objects.nodes import may_run_on, pod_memory
 
 Manifest = Mapping[str, Any]
 
@@ -25,7 +26,6 @@ _LIMIT_RANGE = re.compile(
     r"maximum memory usage per (?P<kind>\w+) is (?P<most>\S+?), but (?:limit|request) is"
     r" (?P<asked>\S+?)[.,]?(?:$|\s)"
 )
-_BLOCKING = frozenset({"NoSchedule", "NoExecute"})
 _MEMORY_KEYS = ("limits.memory", "requests.memory", "memory")
 _NOTHING = Quantity(0)
 _KEEP_S = 30.0
@@ -53,20 +53,21 @@ class NodeRoom:
 
 
 def rooms_of(
-    nodes: Iterable[Manifest], pods: Iterable[Manifest], template: Manifest
+    nodes: Iterable[Manifest], pods: Iterable[Manifest], template: Manifest, run_id: str = ""
 ) -> list[NodeRoom]:
-    """The nodes that a pod of *template* may run on, largest room first.
+    """The nodes that a pod of *template* may ever run on, largest room first.
 
     Args:
         nodes: Node objects.
-        pods: the pods there that stay (see `stays`).
-        template: the spec of the pod: its node selector and tolerations count.
+        pods: the pods there.
+        template: the spec of the pod.
+        run_id: its pipeline run, whose orchestrator stays as long as the step.
     """
     taken: dict[str, int] = {}
     for pod in pods:
         where = pod["spec"].get("nodeName")
-        if where and stays(pod):
-            taken[where] = taken.get(where, 0) + _request_of(pod)
+        if where and stays(pod, run_id):
+            taken[where] = taken.get(where, 0) + pod_memory(pod["spec"])
     rooms = [
         NodeRoom(
             name=node["metadata"]["name"],
@@ -74,51 +75,25 @@ def rooms_of(
             taken=Quantity(taken.get(node["metadata"]["name"], 0)),
         )
         for node in nodes
-        if _may_run_on(node, template)
+        if may_run_on(node, template)
     ]
     return sorted(rooms, key=lambda room: room.room, reverse=True)
 
 
-def stays(pod: Manifest) -> bool:
-    """Whether a pod is there for good, as far as a step is concerned."""
+def is_orchestrator_of(pod: Manifest, run_id: str) -> bool:
+    """Whether *pod* orchestrates the run, and so is there until all its steps have ended."""
+    labels = pod["metadata"].get("labels") or {}
+    is_over = (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
+    is_own = bool(run_id) and labels.get("run_id") == run_id
+    return is_own and "step_name" not in labels and not is_over
+
+
+def stays(pod: Manifest, run_id: str = "") -> bool:
+    """Whether a pod is there for good, as far as a step of the run is concerned."""
     if (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
         return False
     owners = {owner["kind"] for owner in pod["metadata"].get("ownerReferences") or ()}
-    labels = pod["metadata"].get("labels") or {}
-    is_orchestrator = "run_id" in labels and "step_name" not in labels
-    return is_orchestrator or bool(owners & {"DaemonSet", "Node"})
-
-
-def _request_of(pod: Manifest) -> int:
-    total = 0
-    for container in pod["spec"]["containers"]:
-        text = ((container.get("resources") or {}).get("requests") or {}).get("memory")
-        total += Quantity.parse(text) if text else 0
-    return total
-
-
-def _may_run_on(node: Manifest, template: Manifest) -> bool:
-    spec, labels = node.get("spec") or {}, node["metadata"].get("labels") or {}
-    if spec.get("unschedulable"):
-        return False
-    selector = template.get("nodeSelector") or {}
-    if any(labels.get(key) != value for key, value in selector.items()):
-        return False
-    return all(
-        taint["effect"] not in _BLOCKING or _tolerated(taint, template.get("tolerations") or ())
-        for taint in spec.get("taints") or ()
-    )
-
-
-def _tolerated(taint: Manifest, tolerations: Sequence[Manifest]) -> bool:
-    return any(
-        toleration.get("key") in {None, "", taint["key"]}
-        and toleration.get("effect") in {None, "", taint["effect"]}
-        and (
-            toleration.get("operator") == "Exists" or toleration.get("value") == taint.get("value")
-        )
-        for toleration in tolerations
-    )
+    return is_orchestrator_of(pod, run_id) or bool(owners & {"DaemonSet", "Node"})
 
 
 def caps_of(
@@ -126,8 +101,20 @@ def caps_of(
     limit_ranges: Iterable[Manifest],
     quotas: Iterable[Manifest],
     max_memory: Quantity | None,
+    *,
+    beside: int = 0,
+    orchestrators: Sequence[Manifest] = (),
 ) -> Caps:
-    """The caps that follow from what was read."""
+    """The caps of a step's container that follow from what was read.
+
+    Args:
+        rooms: the nodes, largest room first.
+        limit_ranges: LimitRange objects.
+        quotas: ResourceQuota objects.
+        max_memory: the user's cap.
+        beside: what the other containers of the pod ask for.
+        orchestrators: the run's own orchestrator pods: their share of a quota stays taken.
+    """
     most = [
         Quantity.parse(item["max"]["memory"])
         for one in limit_ranges
@@ -135,18 +122,24 @@ def caps_of(
         if item.get("type") in {"Container", "Pod", None} and "memory" in (item.get("max") or {})
     ]
     hard = [
-        Quantity.parse(one["spec"]["hard"][key])
+        max(1, Quantity.parse(one["spec"]["hard"][key]) - beside - share_of(orchestrators, key))
         for one in quotas
         for key in _MEMORY_KEYS
         if key in (one["spec"].get("hard") or {})
     ]
     return Caps(
-        node=rooms[0].room if rooms else None,
+        node=Quantity(max(1, rooms[0].room - beside)) if rooms else None,
         node_name=rooms[0].name if rooms else "",
         limit_range=min(most, default=None),
-        quota=min(hard, default=None),
+        quota=Quantity(min(hard)) if hard else None,
         max_memory=max_memory,
     )
+
+
+def share_of(pods: Sequence[Manifest], key: str) -> int:
+    """What *pods* take of a quota's entry *key*."""
+    section = "limits" if key.startswith("limits") else "requests"
+    return sum(pod_memory(pod["spec"], section) for pod in pods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +155,13 @@ class Refused:
     for_good: bool
 
 
-def read_refusal(text: str) -> Refused | None:
-    """A FailedCreate event's message in the user's words, or None where it is no such refusal."""
+def read_refusal(text: str, orchestrators: Sequence[Manifest] = ()) -> Refused | None:
+    """A FailedCreate event's message in the user's words, or None if it is no such refusal.
+
+    Args:
+        text: the message.
+        orchestrators: the run's own orchestrator pods: they do not make room for a step.
+    """
     if found := _LIMIT_RANGE.search(text):
         return Refused(
             message=f"the namespace's LimitRange allows {found['most']} per"
@@ -173,11 +171,17 @@ def read_refusal(text: str) -> Refused | None:
         )
     if found := _QUOTA.search(text):
         asked, hard = (_sizes(found[key]) for key in ("asked", "hard"))
-        never = [key for key in asked if key in hard and asked[key] > hard[key]]
+        own = {key: share_of(orchestrators, key) for key in asked if key in _MEMORY_KEYS}
+        never = [key for key in asked if key in hard and asked[key] + own.get(key, 0) > hard[key]]
         words = (
             f"the quota {found['name']} allows {found['hard'].strip()}; used: {found['used']};"
             f" this step asks for {found['asked']}"
         )
+        beside = max((own.get(key, 0) for key in never), default=0)
+        if beside:
+            words += (
+                f", beside {Quantity(beside).human} of this run's own orchestrator, which stays"
+            )
         advice = "it can never run; lower its memory or raise the quota"
         return Refused(
             message=f"{words}: {advice if never else 'it starts when others have finished'}",
@@ -216,15 +220,34 @@ class CapsReader:
         self._fetch, self._clock = fetch, clock
         self._kept: dict[str, tuple[float, Sequence[Manifest]]] = {}
 
-    def rooms(self, template: Manifest) -> list[NodeRoom]:
-        """The nodes a pod may run on; none where nodes may not be read."""
+    def rooms(self, template: Manifest, run_id: str = "") -> list[NodeRoom]:
+        """The nodes a pod may ever run on; none if nodes may not be read."""
         nodes = self._get("nodes")
-        return rooms_of(nodes, self._get("pods") if nodes else (), template)
+        return rooms_of(nodes, self._get("pods") if nodes else (), template, run_id)
 
-    def caps(self, template: Manifest, max_memory: Quantity | None) -> Caps:
-        """Everything that limits a pod of *template*."""
+    def orchestrators(self, run_id: str) -> list[Manifest]:
+        """The pods that orchestrate the run."""
+        return [pod for pod in self._get("pods") if is_orchestrator_of(pod, run_id)]
+
+    def caps(
+        self, template: Manifest, max_memory: Quantity | None, run_id: str, main: Quantity | None
+    ) -> Caps:
+        """Everything that limits the step's container in a pod of *template*.
+
+        Args:
+            template: the spec of the pod.
+            max_memory: the user's cap.
+            run_id: the pipeline run.
+            main: what the step's container asks for in it.
+        """
+        quotas = self._get("resourcequotas")
         return caps_of(
-            self.rooms(template), self._get("limitranges"), self._get("resourcequotas"), max_memory
+            self.rooms(template, run_id),
+            self._get("limitranges"),
+            quotas,
+            max_memory,
+            beside=max(0, pod_memory(template) - (main or 0)),
+            orchestrators=self.orchestrators(run_id) if quotas else (),
         )
 
     def _get(self, kind: str) -> Sequence[Manifest]:

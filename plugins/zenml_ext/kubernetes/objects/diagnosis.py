@@ -17,6 +17,7 @@ from typing import Any
 from mlops_ext.errors import QuantityError
 from mlops_ext.memory import Evidence, Quantity
 from zenml_ext.kubernetes.objects.job import MAIN, memory_of
+from zenml_ext.kubernetes.objects.nodes import pod_memory
 from zenml_ext.memory.exits import SIGKILLED
 
 Manifest = Mapping[str, Any]
@@ -347,7 +348,7 @@ def unschedulable(pod: Manifest) -> Unschedulable | None:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             message = condition.get("message") or ""
             try:
-                request = memory_of(pod["spec"]["containers"][0])[1]
+                request = pod_memory(pod["spec"]) or None
             except QuantityError:
                 request = None
             return Unschedulable(

@@ -30,7 +30,7 @@ from zenml_ext.kubernetes.objects.job import (
     step_name_of,
 )
 from zenml_ext.kubernetes.objects.state import AttemptState
-from zenml_ext.memory.attempts import KILLED, AttemptRecord
+from zenml_ext.memory.attempts import KILLED, AttemptRecord, in_our_words
 
 _NO_CAPS = Caps()
 _HEADROOM = 1.2
@@ -146,7 +146,7 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
         reason = f"{termination.victim}, before the step began: raise the memory of that container."
         return GiveUp(reason=reason, attempt=_record(failed, reason), cause=Cause.OUT_OF_MEMORY)
     attempt = Attempt(memory=termination.memory, oom_retries=state.oom_retries, container=MAIN)
-    decision = policy.on_failure(plan, attempt, termination.evidence)
+    decision = in_our_words(policy.on_failure(plan, attempt, termination.evidence))
     change = _same_again(failed, plan, in_place=in_place)
     if isinstance(decision, Retry):
         return _more_memory(failed, plan, decision, change)

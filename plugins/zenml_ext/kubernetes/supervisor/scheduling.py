@@ -14,7 +14,7 @@ from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import KubeApi
 from zenml_ext.kubernetes.objects.capacity import CapsReader, Refused, read_refusal, stays
 from zenml_ext.kubernetes.objects.diagnosis import Unschedulable, unschedulable
-from zenml_ext.kubernetes.objects.job import step_name_of
+from zenml_ext.kubernetes.objects.job import run_id_of, step_name_of
 from zenml_ext.kubernetes.objects.state import AttemptState
 from zenml_ext.kubernetes.supervisor.decisions import FailedJob
 from zenml_ext.kubernetes.supervisor.step_runs import StepRun, StepRuns, step_run_of
@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 Manifest = Mapping[str, Any]
 
 _NODES_NAMED = 5
+_SCALING_S = 60.0
+"""An autoscaler looks every 10 s or so, and thinks for about this long."""
+_OF_NO_USE = frozenset({"FailedScheduling", "NotTriggerScaleUp"})
+"""Reasons of events which say that nobody makes room for a pod."""
 _PODLESS_S = 2.0
 """Kubernetes makes a Job's pod within a second; asking earlier would be a call for nothing."""
 
@@ -76,7 +80,7 @@ class PendingPod:
     unfit_since: float | None = None
     scaling_given_up: bool = False
     refusal_timer: Every = field(default_factory=lambda: Every(period_s=10.0))
-    scaling_timer: Every = field(default_factory=lambda: Every(period_s=60.0))
+    scaling_timer: Every = field(default_factory=lambda: Every(period_s=_SCALING_S))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,7 +142,7 @@ class PendingPods:
             self.send_heartbeat(step, job)
         refused = self._lacks_memory(api, caps, pods, step.pending, patience_s)
         if is_without_pod(status):
-            refused = self._refused(api, step)
+            refused = self._refused(api, step, job, caps)
         else:
             step.pending.podless_since = None
         if refused and not refused.for_good and refused.message != step.pending.last_message:
@@ -158,7 +162,9 @@ class PendingPods:
         except Exception as error:  # noqa: BLE001 - the next one is due in seconds
             log.debug("no heartbeat for step %s: %s", step_name_of(job), redacted(error))
 
-    def _refused(self, api: KubeApi, step: StepState) -> Refused | None:
+    def _refused(
+        self, api: KubeApi, step: StepState, job: Manifest, caps: CapsReader
+    ) -> Refused | None:
         """Why a Job has no pod; not asked in the moment before it has one."""
         pending, now = step.pending, self._clock()
         if pending.podless_since is None:
@@ -166,11 +172,12 @@ class PendingPods:
         if now - pending.podless_since < _PODLESS_S:
             return None
         if pending.refusal_timer.due(now):
-            return why_no_pod(api, step.job_name)
+            run_id = run_id_of(job)
+            return why_no_pod(api, step.job_name, caps.orchestrators(run_id))
         message = pending.last_message
         return Refused(message=message, for_good=False) if message else None
 
-    def _lacks_memory(  # noqa: PLR0911 - a question each
+    def _lacks_memory(
         self,
         api: KubeApi,
         caps: CapsReader,
@@ -188,16 +195,15 @@ class PendingPods:
         if pod is None or why is None:
             pending.unfit_since = None
             return None
-        if reason := never_fits(api, caps, pod):
-            return Refused(message=reason, for_good=True)
+        now = self._clock()
+        since = pending.unfit_since = now if pending.unfit_since is None else pending.unfit_since
         waiting = Refused(
             message=f"{why.asks}, which no node has free now; it starts when there is room",
             for_good=False,
         )
-        if caps.rooms(pod["spec"]):  # nodes may be read: only what never fits is given up
-            return waiting
-        now = self._clock()
-        since = pending.unfit_since = now if pending.unfit_since is None else pending.unfit_since
+        if caps.rooms(pod["spec"], _run_id(pod)):  # only what never fits is given up
+            reason = never_fits(api, caps, pod, waited_s=now - since)
+            return Refused(message=reason, for_good=True) if reason else waiting
         if pending.scaling_timer.due(now):
             pending.scaling_given_up = _gave_up_scaling(api, pod)
         if pending.scaling_given_up:
@@ -216,16 +222,20 @@ class PendingPods:
         )
 
 
-def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest) -> str | None:
+def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest, *, waited_s: float) -> str | None:
     """Why no node will ever take *pod*, or None if one may.
 
-    Nodes that an autoscaler is about to add count: its event on the pod says so.
+    A node that an autoscaler may add counts. It is given time to look at the pod, and an event
+    of anybody but the scheduler means that somebody is at work on it.
     """
     why = unschedulable(pod)
     if why is None or not why.lacks_memory or why.request is None:
         return None
-    rooms = caps.rooms(pod["spec"])
-    if not rooms or why.request <= rooms[0].room or "TriggeredScaleUp" in _reasons(api, pod):
+    rooms = caps.rooms(pod["spec"], _run_id(pod))
+    if not rooms or why.request <= rooms[0].room:
+        return None
+    reasons = _reasons(api, pod)
+    if reasons - _OF_NO_USE or ("NotTriggerScaleUp" not in reasons and waited_s < _SCALING_S):
         return None
     nodes = "; ".join(
         f"{room.name} has {room.room.human}"
@@ -247,6 +257,10 @@ def _given_up(why: Unschedulable, words: str) -> Refused:
     )
 
 
+def _run_id(pod: Manifest) -> str:
+    return str((pod["metadata"].get("labels") or {}).get("run_id") or "")
+
+
 def _reasons(api: KubeApi, pod: Manifest) -> set[str]:
     return {str(event.get("reason")) for event in api.events_of(pod["metadata"]["name"])}
 
@@ -262,7 +276,7 @@ def _others_run(api: KubeApi, pod: Manifest) -> bool:
     return any(
         other["status"].get("phase") == "Running"
         and other["metadata"]["name"] != pod["metadata"]["name"]
-        and not stays(other)
+        and not stays(other, _run_id(other))
         for other in api.pods()
     )
 
@@ -276,9 +290,9 @@ def is_without_pod(status: Manifest) -> bool:
     )
 
 
-def why_no_pod(api: KubeApi, job: str) -> Refused | None:
+def why_no_pod(api: KubeApi, job: str, orchestrators: Sequence[Manifest]) -> Refused | None:
     """Why a Job has no pod: a LimitRange or a quota, in the user's words."""
     for event in reversed(api.events_of(job)):
         if event.get("reason") == "FailedCreate":
-            return read_refusal(event.get("message") or "")
+            return read_refusal(event.get("message") or "", orchestrators)
     return None

@@ -232,7 +232,10 @@ class Supervisor:
         facts = self._facts(failed.step_name)
         if failed.is_memory:
             template = failed.job["spec"]["template"]["spec"]
-            caps = self._caps_reader(api).caps(template, facts.max_memory)
+            limit, request = memory_of(main_container(failed.job))
+            caps = self._caps_reader(api).caps(
+                template, facts.max_memory, failed.run_id, request or limit
+            )
         else:
             caps = Caps()
         failed = replace(

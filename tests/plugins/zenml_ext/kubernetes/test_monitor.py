@@ -262,9 +262,20 @@ def test_the_room_on_a_node_is_what_daemons_and_the_orchestrator_leave():
 
     pods = [pod("DaemonSet"), pod("Job", run_id="r"), pod("Job", run_id="r", step_name="s")]
     tainted = node("b", "64Gi", taints=[{"key": "gpu", "effect": "NoSchedule"}])
-    closed = node("c", "64Gi", unschedulable=True)
-    (room,) = rooms_of([node("a", "8Gi"), tainted, closed], pods, {})
+    (room,) = rooms_of([node("a", "8Gi"), tainted], pods, {}, run_id="r")
     assert (room.name, room.room) == ("a", Quantity.parse("6Gi"))
+    (others,) = rooms_of([node("a", "8Gi")], pods, {}, run_id="another run")
+    assert others.room == Quantity.parse("7Gi")  # a run of somebody else ends some day
+    for momentary in (
+        node("c", "64Gi", unschedulable=True),
+        node("c", "64Gi", taints=[{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]),
+        node(
+            "c",
+            "64Gi",
+            taints=[{"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}],
+        ),
+    ):
+        assert rooms_of([node("a", "8Gi"), momentary], pods, {})[0].name == "c"
     tolerant = {"tolerations": [{"key": "gpu", "operator": "Exists"}]}
     assert [room.name for room in rooms_of([tainted], (), tolerant)] == ["b"]
     assert rooms_of([node("a", "8Gi")], (), {"nodeSelector": {"pool": "z"}}) == []

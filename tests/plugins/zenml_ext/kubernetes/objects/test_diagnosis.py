@@ -173,3 +173,10 @@ def test_long_names_that_differ_at_their_end_stay_different():
     found = {next_job_name(AttemptState(base=base, number=2)) for base in bases}
     assert len(found) == 2
     assert all(len(name) <= 63 for name in found)
+
+
+def test_a_setting_is_named_as_the_user_knows_it():
+    next_ = after(spike(), state={"oom_retries": 4})
+    assert isinstance(next_, GiveUp)
+    assert "raise oom_retries" in next_.reason
+    assert "memory.max" not in next_.reason

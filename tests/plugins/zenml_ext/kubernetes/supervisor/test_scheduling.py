@@ -17,10 +17,16 @@ from mlops_ext.memory import Quantity
 from zenml_ext.kubernetes.objects.job import latest_jobs
 
 
-def test_what_no_node_can_ever_run_fails_at_once_and_names_the_node(cluster):
-    ours = Orchestrator(cluster, FakeStepRuns())
+def test_what_no_node_can_ever_run_fails_after_an_autoscalers_look_and_names_the_node(cluster):
+    clock = [1000.0]
+    ours = Orchestrator(cluster, FakeStepRuns(), lambda: clock[0])
     ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
+    unschedulable(cluster)
+    for _ in range(3):
+        status, message = ours.check(name)
+        assert (status, "which no node has free now" in message) == (JobStatus.RUNNING, True)
+        clock[0] += 20
     status, message = ours.until_over(name)
     assert status is JobStatus.FAILED
     assert "asks for 64Gi" in message
@@ -28,17 +34,46 @@ def test_what_no_node_can_ever_run_fails_at_once_and_names_the_node(cluster):
     assert cluster.wait_for(lambda: not cluster.list("pods", "step_name=step"))
 
 
-def test_a_node_that_an_autoscaler_is_about_to_add_is_waited_for(cluster):
+def unschedulable(cluster):
+    return cluster.wait_for(
+        lambda: [
+            condition
+            for pod in cluster.list("pods", "step_name=step")
+            for condition in pod["status"].get("conditions") or ()
+            if condition.get("reason") == "Unschedulable"
+        ]
+    )
+
+
+def test_an_autoscaler_that_would_add_no_node_is_believed_at_once(cluster):
     ours = Orchestrator(cluster, FakeStepRuns())
+    ours.step_runs.limit = Quantity.parse("64Gi")
+    name = ours.start("0 Completed 0", limit="64Gi")
+    unschedulable(cluster)
+    (pod,) = cluster.list("pods", "step_name=step")
+    involved = {"kind": "Pod", "name": pod["metadata"]["name"]}
+    event = {"kind": "Event", "metadata": {"name": "e1"}, "involvedObject": involved}
+    cluster.store.create("events", "zenml", {**event, "reason": "NotTriggerScaleUp"})
+    status, message = ours.check(name)
+    assert status is JobStatus.FAILED
+    assert "no node can ever run it" in message
+
+
+@pytest.mark.parametrize("reason", ["TriggeredScaleUp", "Nominated", "WordsOfTomorrow"])
+def test_a_node_that_somebody_is_about_to_add_is_waited_for(cluster, reason):
+    clock = [1000.0]
+    ours = Orchestrator(cluster, FakeStepRuns(), lambda: clock[0])
     ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
     pod = cluster.wait_for(lambda: cluster.list("pods", "step_name=step"))[0]
     meta = {"name": "e1"}
     involved = {"kind": "Pod", "name": pod["metadata"]["name"]}
     event = {"kind": "Event", "metadata": meta, "involvedObject": involved}
-    cluster.store.create("events", "zenml", {**event, "reason": "TriggeredScaleUp"})
+    cluster.store.create("events", "zenml", {**event, "reason": reason})
+    unschedulable(cluster)
     for _ in range(3):
         assert ours.check(name)[0] is JobStatus.RUNNING
+        clock[0] += 1000
 
 
 def without_nodes(cluster):
