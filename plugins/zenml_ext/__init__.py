@@ -11,8 +11,17 @@ if TYPE_CHECKING:
     from zenml_ext.kubernetes.settings import KubernetesOomSettings
     from zenml_ext.local.flavor import LocalOomFlavor
     from zenml_ext.local.settings import LocalOomSettings
+    from zenml_ext.settings import TempDir
+    from zenml_ext.temp_dir import set_temp_dir
 
-__all__ = ["KubernetesOomFlavor", "KubernetesOomSettings", "LocalOomFlavor", "LocalOomSettings"]
+__all__ = [
+    "KubernetesOomFlavor",
+    "KubernetesOomSettings",
+    "LocalOomFlavor",
+    "LocalOomSettings",
+    "TempDir",
+    "set_temp_dir",
+]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -21,5 +30,7 @@ __getattr__ = lazy_exports(
         "KubernetesOomSettings": "zenml_ext.kubernetes.settings",
         "LocalOomFlavor": "zenml_ext.local.flavor",
         "LocalOomSettings": "zenml_ext.local.settings",
+        "TempDir": "zenml_ext.settings",
+        "set_temp_dir": "zenml_ext.temp_dir",
     },
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-_TRIGGER = "zenml.materializers.base_materializer"
+TRIGGER = "zenml.materializers.base_materializer"
 """Importing it means that the targets of the patches exist; ``zenml`` itself is half imported."""
 
 
@@ -40,5 +40,5 @@ def _arm() -> None:
 
         tempdirs.root()
     if core.temp_dir is not None or len(others) < len(core.autopatch):
-        activation.apply_on_import("zenml", _TRIGGER)
+        activation.apply_on_import("zenml", TRIGGER)
     activation.autopatch(others)

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ext import tempdirs
+from mlops_ext import apply, tempdirs
 from mlops_ext.errors import TempDirError
-from mlops_ext.extensions.discovery import extensions
-from mlops_ext.patching import PatchSet
 
 MATERIALIZER = """
 import sys
@@ -51,7 +49,7 @@ def patched(request):
     if request.param == "bare":
         yield False
         return
-    with PatchSet(extensions().patches("zenml")) as patches:
+    with apply("zenml") as patches:
         assert all(report.outcome.value == "applied" for report in patches.status())
         yield True
 
@@ -59,7 +57,7 @@ def patched(request):
 @pytest.fixture
 def ours():
     pytest.importorskip("zenml")
-    with PatchSet(extensions().patches("zenml")):
+    with apply("zenml"):
         yield
 
 
@@ -271,3 +269,43 @@ def test_nothing_is_patched_unless_somebody_asks(zenml_home):
         by[name] = done.stdout.split("BY ")[1].partition(".")[0]
     expected = dict.fromkeys(by, "zenml") | dict.fromkeys(["autopatch", "temp_dir"], "zenml_ext")
     assert by == expected
+
+
+def test_the_public_face_imports_zenml_only_when_it_is_used(tmp_path):
+    code = """
+import sys, tempfile
+import zenml_ext
+assert "zenml" not in sys.modules and "pydantic" not in sys.modules
+before = tempfile.gettempdir()
+place = zenml_ext.set_temp_dir(sys.argv[1])
+assert str(place) == sys.argv[1] == tempfile.gettempdir(), tempfile.gettempdir()
+assert "zenml" not in sys.modules
+"""
+    code += (
+        MATERIALIZER
+        + """
+with scratch.get_temporary_directory(delete_at_exit=True) as directory:
+    assert directory.startswith(sys.argv[1]), directory
+try:
+    zenml_ext.set_temp_dir("/proc/no/such/place")
+except Exception as error:
+    assert type(error).__name__ == "TempDirError", error
+assert tempfile.gettempdir() == sys.argv[1]
+assert zenml_ext.set_temp_dir(None) is None
+assert tempfile.gettempdir() == before
+with scratch.get_temporary_directory(delete_at_exit=True) as directory:
+    assert not directory.startswith(sys.argv[1]), directory
+assert zenml_ext.TempDir(path="/scratch").path == "/scratch"
+for name in zenml_ext.__all__:
+    assert getattr(zenml_ext, name).__name__ == name
+"""
+    )
+    place = tmp_path / "chosen"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(place)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -21,8 +21,9 @@ from zenml_ext.kubernetes.monitor import Refusal, ResizeAnswer
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT_S = 5.0
 """A request that takes longer than the step takes to use up the rest helps nobody."""
-_FORBIDDEN, _BUSY, _SERVER = 403, (409, 429), 500
-_NO_WAY = (400, 401, 404, 405, 415, 422)
+_FORBIDDEN, _BUSY, _SERVER = 403, (401, 409, 429), 500
+"""401: the token has expired; the kubelet renews it, and each request reads it again."""
+_NO_WAY = (400, 404, 405, 415, 422)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

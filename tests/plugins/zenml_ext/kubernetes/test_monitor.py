@@ -88,6 +88,7 @@ def test_it_never_asks_beyond_the_ceiling():
         (403, "exceeded quota: team", Refusal.TOO_MUCH),
         (404, "the server could not find the requested resource", Refusal.FOR_GOOD),
         (422, "Pod QoS is immutable", Refusal.FOR_GOOD),
+        (401, "Unauthorized", Refusal.FOR_NOW),
         (409, "the object has been modified", Refusal.FOR_NOW),
         (429, "too many requests", Refusal.FOR_NOW),
         (500, "etcd", Refusal.FOR_NOW),
