@@ -11,16 +11,17 @@ from mlops_ext.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from clearml_ext.check.results import UnsafePipelineError
-    from clearml_ext.launcher import PipelineLauncher, guarded_pipeline
+    from clearml_ext.launcher import PipelineLauncher, guarded_pipeline, waits_for
     from mlops_ext.patching import PatchSet
 
-__all__ = ["PipelineLauncher", "UnsafePipelineError", "guarded_pipeline", "install"]
+__all__ = ["PipelineLauncher", "UnsafePipelineError", "guarded_pipeline", "install", "waits_for"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "PipelineLauncher": "clearml_ext.launcher",
         "guarded_pipeline": "clearml_ext.launcher",
+        "waits_for": "clearml_ext.launcher",
         "UnsafePipelineError": "clearml_ext.check.results",
     },
 )

@@ -45,8 +45,8 @@ def check(
     """Check whether pipelines can deadlock; nothing is enqueued.
 
     A FILE that ends in .yaml, .yml or .json describes workers and pipelines, and needs no server.
-    A SCRIPT (.py) is run up to the point where it would enqueue its pipeline. A TASK is the id of
-    a pipeline's controller.
+    A SCRIPT (.py) is run without its pipelines: what it writes does not reach the server, and no
+    step runs. A TASK is the id of a pipeline's controller.
 
     Exit status: 0 safe, 1 unsafe, 2 not known.
     """
@@ -126,7 +126,7 @@ def explain(task: str) -> None:
 def watch(task: str, *, move: bool, pending: float | None, interval: float | None) -> None:
     """Show the progress of the pipeline whose controller is TASK, and explain what waits.
 
-    Ends with the pipeline; the steps of one that was aborted are stopped.
+    Ends with the pipeline. Without --move nothing is changed.
     Exit status: 0 completed, 1 not completed, 2 the server cannot be asked.
     """
     from clearml_ext.watchdog.live import watch_pipeline
@@ -162,6 +162,8 @@ def _show(results: Iterable[Result]) -> None:
         console.print(Text.assemble(f"{result.target}: ", (answer, styles[answer])))
         for reason in result.reasons:
             console.print(Text(f"  {reason}"))
+        for note in result.notes:
+            console.print(Text(f"  note: {note}", "dim"))
         for number, text in enumerate(result.remedies):
             lead = "  mend it: " if number == 0 else "  or:      "
             console.print(Text.assemble((lead, "bold"), text))

@@ -30,3 +30,14 @@ class PlanError(MlopsExtError):
     def __init__(self, pipeline: str, problem: str) -> None:
         self.pipeline, self.problem = pipeline, problem
         super().__init__(f"pipeline {pipeline!r} cannot be checked: {problem}")
+
+
+class UndeclaredError(PlanError):
+    """A task starts other tasks and holds its agent meanwhile; which ones it does not say."""
+
+    def __init__(self, pipeline: str) -> None:
+        super().__init__(
+            pipeline,
+            "it starts other tasks, and which ones is known only when it runs; declare their queue"
+            " with clearml_ext.waits_for(QUEUE), or with a tag waits-for:QUEUE",
+        )

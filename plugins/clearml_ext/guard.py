@@ -12,24 +12,40 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from clearml_ext import sdk
+from clearml_ext.check.dry_run import PretendedServer
 from clearml_ext.check.fixes import Fix, FixKind
-from clearml_ext.check.plans import Node, Plan, plan_of_controller, plan_of_task
+from clearml_ext.check.plans import (
+    Node,
+    Plan,
+    plan_of_controller,
+    plan_of_task,
+    plan_of_waiting_task,
+)
 from clearml_ext.check.preflight import check_live, check_plan
-from clearml_ext.check.results import Answer, Result, UnsafePipelineError
+from clearml_ext.check.results import Answer, Result, UnsafePipelineError, dump_result
 from clearml_ext.decision import AT_ENQUEUE, AT_FIRST_STEP, AT_LAUNCH, Refuse, Reroute, decide
+from clearml_ext.errors import UndeclaredError
 from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
-from clearml_ext.server.tasks import fail_task, is_pipeline
+from clearml_ext.server.tasks import (
+    WAITING_TYPES,
+    fail_task,
+    is_pipeline,
+    may_wait,
+    reason_to_keep,
+)
 from clearml_ext.settings import ClearmlSettings
 from mlops_ext.errors import MlopsExtError
-from mlops_ext.files import publish
 from mlops_ext.processes.exits import exit_now
 
 log = logging.getLogger(__name__)
+
+pretended = PretendedServer()
+"""What a script that is only checked has written so far."""
 
 _launch = threading.local()
 _checked: set[str] = set()
@@ -57,7 +73,7 @@ def is_already_checked() -> bool:
 
 
 def judge(
-    result: Result, settings: ClearmlSettings, applicable: tuple[FixKind, ...], task: Any = None
+    result: Result, settings: ClearmlSettings, applicable: tuple[FixKind, ...], pipeline: Any = None
 ) -> Fix | None:
     """The fix to apply to a checked pipeline, or None if it is safe as it is.
 
@@ -65,15 +81,16 @@ def judge(
         result: what the check found out.
         settings: whether to reroute.
         applicable: the kinds of fixes that the caller can apply.
-        task: the controller's task; if it was made for this launch, a refusal deletes it.
+        pipeline: if its task was created for this launch, a refusal deletes the task.
 
     Raises:
         UnsafePipelineError: the pipeline must not be launched.
     """
-    exit_if_check_only(result, settings, task)
+    if settings.check_only:
+        exit_after_check(result, settings)
     decision = decide(result, settings, applicable)
     if isinstance(decision, Refuse):
-        discard_task(task, settings)
+        discard_task(pipeline, settings)
         _show_refusals_without_traceback()
         _report(result, settings)
         raise UnsafePipelineError(result)
@@ -83,18 +100,17 @@ def judge(
     return decision.fix
 
 
-def exit_if_check_only(result: Result, settings: ClearmlSettings, task: Any) -> None:
-    """In a check, write the result, remove the task, and end before anything is enqueued."""
-    if settings.check_only:
-        _report(result, settings)
-        discard_task(task, settings)
-        exit_now(0)
+def exit_after_check(result: Result, settings: ClearmlSettings) -> NoReturn:
+    """Report *result* of a check, and end the process where a launch would begin."""
+    _report(result, settings)
+    exit_now(0)
 
 
 def _report(result: Result, settings: ClearmlSettings) -> None:
     """Tell the command line, if it started this process, what came out."""
     if settings.report is not None:
-        publish(settings.report, [result.to_json().encode()])
+        with settings.report.open("a", encoding="utf-8") as file:
+            file.write(f"{dump_result(result)}\n")
 
 
 def _show_refusals_without_traceback() -> None:
@@ -110,16 +126,29 @@ def _show_refusals_without_traceback() -> None:
     sys.excepthook = show
 
 
-def discard_task(task: Any, settings: ClearmlSettings) -> None:
-    """Delete *task* if it was made for a launch that does not take place."""
-    if task is None or not (_is_decorated(str(task.id)) or str(task.status) == "in_progress"):
+def discard_task(pipeline: Any, settings: ClearmlSettings) -> None:
+    """Delete the task of *pipeline* if it was created for the launch that does not take place.
+
+    Any other task is left as it is, and named: a pipeline may have been built in the task of an
+    experiment, which must not be lost with it.
+    """
+    task = sdk.task_of(pipeline)
+    if task is None:
         return
+    number = str(task.id)
     try:
-        task.close()
+        if not sdk.is_own_task(pipeline):
+            log.warning("task %s is left as it is: the pipeline was built in it", number)
+            return
         client = Client.from_configuration(settings.timeout_s)
-        client.call("tasks.delete", {"task": str(task.id), "force": True})
+        kept = reason_to_keep(client, number, sdk.process_age_s())
+        if kept:
+            log.warning("task %s is left as it is: %s", number, kept)
+            return
+        task.close()
+        client.call("tasks.delete", {"task": number, "force": True})
     except Exception as error:  # noqa: BLE001  # the refusal matters more than the tidying
-        log.warning("task %s is left over, it could not be deleted: %s", task.id, error)
+        log.warning("task %s is left over, it could not be deleted: %s", number, error)
 
 
 def _is_decorated(task_id: str) -> bool:
@@ -144,7 +173,8 @@ def check_launch(
     if own_task_id() is not None:
         return queue
     result = check_live(plan_of_controller(pipeline), queue, settings, instances=instances)
-    fix = judge(result, settings, AT_LAUNCH, sdk.task_of(pipeline))
+    fix = judge(result, settings, AT_LAUNCH, pipeline)
+    sdk.mark_accepted(sdk.task_of(pipeline))
     if fix is None:
         return queue
     sdk.reroute(pipeline, dict(fix.queues))
@@ -156,41 +186,82 @@ def before_enqueue(
 ) -> str | None:
     """Check a task that is about to be enqueued; returns the queue to use instead, or None.
 
-    A controller is checked whole. A step of a controller was checked with it. What a step
-    enqueues itself is checked as if the step were its controller: it holds a worker meanwhile.
+    What waits for other tasks is checked whole. A step of a controller was checked with it. What
+    a step that waits enqueues is checked as if the step were its controller. A task that waits
+    for nobody is not checked.
 
     Raises:
         UnsafePipelineError: it could wait forever, or that cannot be told.
     """
-    if is_already_checked() or not queue:
+    if is_already_checked() or not queue or not _concerns_us(task):
         return None
-    own = own_task_id()
-    if task is not None and (
-        str(getattr(task, "parent", None)) in _checked
-        or (own is None and str(getattr(task, "task_type", "controller")) != "controller")
-    ):
-        return None
+    own, here = own_task_id(), sdk.current_pipeline() if _is_decorated(task_id) else None
     try:
         client = Client.from_configuration(settings.timeout_s)
         snapshot = take_snapshot(client, settings, [task_id, *filter(None, [own])])
         document = snapshot.tasks.get(task_id)
-        launched_here = own is not None and document is not None and document.get("parent") == own
-        if document is not None and is_pipeline(document) and not launched_here:
-            here = sdk.current_pipeline() if _is_decorated(task_id) else None
-            plan = plan_of_controller(here) if here is not None else plan_of_task(document)
-            result = check_plan(plan, queue, snapshot, settings, client=client)
-            fix = judge(result, settings, AT_ENQUEUE, task)
-            return fix.controller_queue if fix is not None else None
+        if own is None or document is None or document.get("parent") != own:
+            result = _check_enqueued(task_id, queue, client, snapshot, settings)
+            if result is not None:
+                fix = judge(result, settings, AT_ENQUEUE, here)
+                return fix.controller_queue if fix is not None else None
         if own is not None and own not in _checked:
             _check_what_a_step_enqueues(own, task_id, queue, client, snapshot, settings)
     except UnsafePipelineError:
         raise
     except MlopsExtError as caught:
-        if own is None:
+        if own is None and not isinstance(caught, UndeclaredError):
             unknown = Result(target=task_id, answer=Answer.UNKNOWN, reasons=(str(caught),))
-            judge(unknown, settings, (), task)
+            judge(unknown, settings, (), here)
         log.warning("task %s is enqueued unchecked: %s", task_id, caught)
     return None
+
+
+def _concerns_us(task: Any) -> bool:
+    """Whether *task* has to be looked up: it may wait for others, and was not checked already."""
+    if task is None:
+        return True
+    if str(getattr(task, "parent", None)) in _checked:
+        return False
+    kind = str(getattr(task, "task_type", "controller"))
+    return own_task_id() is not None or kind in WAITING_TYPES or sdk.is_built_in(task)
+
+
+def check_enqueue(task_id: str, queue: str, settings: ClearmlSettings) -> None:
+    """In a check, report what enqueueing a task would come to; it is not enqueued."""
+    try:
+        client = Client.from_configuration(settings.timeout_s)
+        snapshot = take_snapshot(client, settings, [task_id])
+        document = pretended.tasks.get(task_id) or snapshot.tasks.get(task_id) or {}
+        found = _check_enqueued(task_id, queue, client, snapshot, settings)
+        name = str(document.get("name") or task_id)
+        result = found or Result(target=name, answer=Answer.SAFE)
+    except MlopsExtError as caught:
+        result = Result(target=task_id, answer=Answer.UNKNOWN, reasons=(str(caught),))
+    if threading.current_thread() is not threading.main_thread():
+        exit_after_check(result, settings)  # a loop that would wait for the task
+    _report(result, settings)
+
+
+def _check_enqueued(
+    task_id: str, queue: str, client: Client, snapshot: Snapshot, settings: ClearmlSettings
+) -> Result | None:
+    """What enqueueing a task comes to; None if it waits for nobody.
+
+    Raises:
+        PlanError: it waits for others, and which ones cannot be told.
+    """
+    document = pretended.tasks.get(task_id) or snapshot.tasks.get(task_id)
+    if document is None or not may_wait(document):
+        return None
+    if _is_decorated(task_id):
+        plan: Plan | None = plan_of_controller(sdk.current_pipeline())
+    else:
+        plan = plan_of_task(document) if is_pipeline(document) else None
+        plan = plan or plan_of_waiting_task(document)
+    if plan is None:
+        raise UndeclaredError(str(document.get("name") or task_id))
+    return check_plan(plan, queue, snapshot, settings, client=client)
 
 
 def _check_what_a_step_enqueues(  # what before_enqueue knows by then
@@ -201,7 +272,10 @@ def _check_what_a_step_enqueues(  # what before_enqueue knows by then
     snapshot: Snapshot,
     settings: ClearmlSettings,
 ) -> None:
-    """Refuse the task *task_id* if it would wait for the agent of this step, *own*.
+    """Refuse *task_id* if this step, *own*, waits for it on the only agent that could run it.
+
+    A step that calls a component waits for it, and so does a task of a type that starts others.
+    What any other task enqueues, it does not wait for, as far as is known.
 
     Raises:
         UnsafePipelineError: it would; the task is failed.
@@ -212,6 +286,9 @@ def _check_what_a_step_enqueues(  # what before_enqueue knows by then
     plan = Plan(name=f"task {own[:8]}", nodes=(node,), task=own)
     result = check_plan(plan, None, snapshot, settings, client=client, own_task=own)
     if result.answer is not Answer.UNSAFE:
+        return
+    if sdk.current_pipeline() is None and not may_wait(snapshot.tasks.get(own)):
+        log.warning("task %s waits until this task ends: %s", task_id, result.reasons[0])
         return
     error = UnsafePipelineError(result)
     fail_task(client, task_id, str(error))
@@ -229,16 +306,21 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
         UnsafePipelineError: it could hang forever; its task is marked as failed.
     """
     task, on_agent = sdk.task_of(pipeline), own_task_id() is not None
-    if task is None or sdk.runs_steps_here(pipeline) or (is_already_checked() and not on_agent):
+    if task is None or (is_already_checked() and not on_agent):
+        return
+    if sdk.runs_steps_here(pipeline):
+        if settings.check_only:  # it waits in no queue
+            exit_after_check(Result(target=str(task.name), answer=Answer.SAFE), settings)
         return
     sdk.reroute(pipeline, sdk.remembered_queues(pipeline))
-    result = check_live(plan_of_controller(pipeline), None, settings, own_task=str(task.id))
+    plan, accepted = plan_of_controller(pipeline), sdk.was_accepted(task)
+    result = check_live(plan, None, settings, own_task=str(task.id), alone=accepted)
     _checked.add(str(task.id))
     if on_agent and result.answer is Answer.UNKNOWN:
         log.warning("the pipeline goes on unchecked: %s", "; ".join(result.reasons))
         return
     try:
-        fix = judge(result, settings, AT_FIRST_STEP, None if on_agent else task)
+        fix = judge(result, settings, AT_FIRST_STEP, None if on_agent else pipeline)
     except UnsafePipelineError as error:
         if on_agent:
             reason = "mlops-ext: it could wait forever"

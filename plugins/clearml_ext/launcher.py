@@ -14,9 +14,10 @@ from clearml_ext.check.results import Result
 from clearml_ext.decision import AT_LAUNCH
 from clearml_ext.guard import already_checked, check_launch, judge
 from clearml_ext.patches import guarded
+from clearml_ext.server.tasks import WAITS_FOR
 from clearml_ext.settings import ClearmlSettings, load_settings
 
-__all__ = ["PipelineLauncher", "guarded_pipeline"]
+__all__ = ["PipelineLauncher", "guarded_pipeline", "waits_for"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -126,3 +127,20 @@ def _checked(
     if fix.kind is FixKind.LOCAL_CONTROLLER:
         return {**pipeline, "start_controller_locally": True}
     return {**pipeline, "pipeline_execution_queue": fix.controller_queue or queue}
+
+
+def waits_for(*queues: str) -> None:
+    """Declare that the current task starts tasks in *queues* and holds its agent meanwhile.
+
+    For schedulers, optimizers and services of one's own, which cannot be recognised by what the
+    SDK keeps on their task. Call it after ``Task.init``, before the task is enqueued.
+
+    Raises:
+        ValueError: there is no current task.
+    """
+    from clearml import Task
+
+    task: Any = Task.current_task()
+    if task is None:
+        raise ValueError("waits_for: there is no current task; call Task.init first")
+    task.add_tags([f"{WAITS_FOR}{queue}" for queue in queues])

@@ -11,10 +11,10 @@ from mlops_ext.patching import Patch
 SUPPORTED = ">=1.14,<3"
 """The versions of ClearML that the tests run with, and those between them."""
 
-_TESTS = "tests/plugins/clearml_ext/test_agents.py"
+_TESTS = "tests/plugins/clearml_ext"
 
 
-def _patch(name: str, target: str, reason: str, test: str) -> Patch:
+def _patch(name: str, target: str, reason: str, test: str, issue: int = 0) -> Patch:
     return Patch(
         id=f"clearml.{name}",
         framework="clearml",
@@ -23,8 +23,8 @@ def _patch(name: str, target: str, reason: str, test: str) -> Patch:
         target=target,
         replacement=f"clearml_ext.patches:{name.replace('-', '_')}",
         reason=reason,
-        upstream="https://github.com/clearml/clearml/issues/1640",
-        verified_by=f"{_TESTS}::{test}",
+        upstream=f"https://github.com/clearml/clearml/issues/{issue}" if issue else "",
+        verified_by=f"{_TESTS}/{test}",
     )
 
 
@@ -33,20 +33,35 @@ PATCHES = (
         "enqueue-guard",
         "clearml.task:Task.enqueue",
         "a controller that is enqueued where its steps wait for its own agent never ends",
-        "test_one_agent_hangs_bare_and_is_refused_with_the_patch",
+        "test_agents.py::test_one_agent_hangs_bare_and_is_refused_with_the_patch",
+        1244,
     ),
     _patch(
         "start-guard",
         "clearml.automation.controller:PipelineController.start",
         "a pipeline is enqueued where its steps wait for its own agent, and never ends",
-        "test_one_agent_hangs_bare_and_is_refused_with_the_patch",
+        "test_agents.py::test_one_agent_hangs_bare_and_is_refused_with_the_patch",
+        1244,
     ),
     _patch(
         "controller-guard",
         "clearml.automation.controller:PipelineController._prepare_pipeline",
         "clones and reruns are not checked, time limits of queued steps crash the"
         " controller, and steps of an aborted controller still run",
-        "test_a_clone_from_the_web_interface_is_checked_on_the_agent",
+        "test_agents.py::test_a_clone_from_the_web_interface_is_checked_on_the_agent",
+        1640,
+    ),
+    _patch(
+        "session-guard",
+        "clearml.backend_api.session.session:Session._send_request",
+        "a script that is only checked still creates tasks and enqueues them",
+        "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does",
+    ),
+    _patch(
+        "local-job-guard",
+        "clearml.automation.job:LocalClearmlJob.launch",
+        "a script that is only checked runs its steps as sub-processes",
+        "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does",
     ),
 )
 

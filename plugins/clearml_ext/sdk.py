@@ -15,6 +15,8 @@ from typing import Any
 
 _QUEUES_KEY = "mlops_ext_queues"
 """Runtime property of a controller's task: JSON of old queue → new queue of its steps."""
+_ACCEPTED_KEY = "mlops_ext_accepted"
+"""Runtime property of a controller's task: its own id, once its pipeline was accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,58 @@ def task_of(pipeline: Any) -> Any | None:
     return getattr(pipeline, "_task", None)
 
 
+def is_own_task(pipeline: Any) -> bool:
+    """Whether the task of *pipeline* was created by ``PipelineController`` itself.
+
+    A pipeline that finds a task in its process, such as the experiment it is part of, takes that
+    one instead. The controller puts its system tag only on a task that it created.
+    """
+    task = task_of(pipeline)
+    return task is not None and pipeline._tag in (task.get_system_tags() or [])
+
+
+def is_built_in(task: Any) -> bool:
+    """Whether a pipeline of this process was built in *task*, whatever type it has."""
+    return "Pipeline" in (getattr(task.data, "configuration", None) or {})
+
+
+def mark_accepted(task: Any) -> None:
+    """Note on *task* that its pipeline was checked with what others ran at that moment."""
+    if task is not None:
+        task._set_runtime_properties({_ACCEPTED_KEY: str(task.id)})
+
+
+def was_accepted(task: Any) -> bool:
+    """Whether `mark_accepted` noted it on this very task; a clone was not accepted."""
+    try:
+        return bool(task._get_runtime_properties().get(_ACCEPTED_KEY) == str(task.id))
+    except AttributeError:
+        return False
+
+
+def response(endpoint: str, data: Mapping[str, Any]) -> Any:
+    """The answer of a server that did what *endpoint* asks for, as the SDK's session has it."""
+    import requests
+
+    version = "2.0"
+    named = {"name": endpoint, "requested_version": version, "actual_version": version}
+    meta = {"id": "0", "trx": "0", "endpoint": named, "result_code": 200, "result_subcode": 0,
+            "result_msg": "OK", "error_stack": ""}  # fmt: skip
+    found = requests.Response()
+    found.status_code = 200
+    found._content = json.dumps({"meta": meta, "data": dict(data)}, default=str).encode()
+    return found
+
+
+def process_age_s() -> float:
+    """Seconds since this process started."""
+    import time
+
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
 def nodes_of(pipeline: Any) -> list[Any]:
     """The steps of *pipeline*."""
     return list(pipeline._nodes.values())
@@ -90,8 +144,15 @@ def job_id_of(node: Any) -> str | None:
 
 
 def start_of_job(node: Any) -> Any | None:
-    """When the step *node* began to run, as the SDK last heard, or None."""
-    return getattr(getattr(getattr(node.job, "task", None), "data", None), "started", None)
+    """When the step *node* began to run, as the server has it now, or None.
+
+    The SDK does not ask again what it read when it made the task: then there was no start.
+    """
+    task = getattr(node.job, "task", None)
+    if task is None:
+        return None
+    task.reload()
+    return getattr(task.data, "started", None)
 
 
 def default_queue_of(pipeline: Any) -> str | None:

@@ -34,18 +34,32 @@ class ClearmlSettings:
     land on a machine without what it needs."""
     capacity: Path | None = None
     """A topology file whose ``workers`` say how many slots the live ones of the same name have."""
+    check_timeout_s: float = 300.0
+    """How long ``check SCRIPT`` lets the script run before it reaches its pipelines. Scripts import
+    frameworks and read their data first, which takes minutes where both are on a share."""
     check_only: bool = False
     """Whether a pipeline is only checked, and its process ended: how ``check script.py`` works."""
     report: Path | None = None
-    """File to write a check's or a refusal's result to, for the command line that waits for it."""
+    """File to add results of checks and refusals to, for the command line that waits for them."""
 
     def __post_init__(self) -> None:
         """Refuse durations that are not positive."""
-        for name in ("fresh_s", "timeout_s", "pending_s", "interval_s"):
+        for name in ("fresh_s", "timeout_s", "pending_s", "interval_s", "check_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected more than 0")
 
 
+_forced: dict[str, object] = {}
+
+
+def force(**values: object) -> None:
+    """Let *values* win over every argument, variable and file, for the rest of this process.
+
+    A process that ``check SCRIPT`` started must launch nothing, whatever its script asks for.
+    """
+    _forced.update(values)
+
+
 def load_settings(**arguments: object) -> ClearmlSettings:
     """The settings; *arguments* that are not None win over file and environment."""
-    return settings.load(ClearmlSettings, SECTION, arguments=arguments)
+    return settings.load(ClearmlSettings, SECTION, arguments={**arguments, **_forced})

@@ -10,12 +10,22 @@ from typing import Any
 from clearml_ext import sdk
 from clearml_ext.errors import PlanError
 from clearml_ext.server.client import Client
-from clearml_ext.server.snapshot import Snapshot, fetch_controllers
-from clearml_ext.server.tasks import Launched, is_pipeline, launched_by_task, steps_on_task
+from clearml_ext.server.snapshot import Snapshot, fetch_tasks
+from clearml_ext.server.tasks import (
+    Launched,
+    declared_queues,
+    is_pipeline,
+    launched_by_task,
+    may_wait,
+    queues_of_automation,
+    steps_on_task,
+)
 from mlops_ext.queues.check import Pipeline, Step
 
 _MAX_DEPTH = 20
 _REFERENCE = re.compile(r"\$\{pipeline\.([^}]+)\}")
+_ENDLESS = frozenset({"service", "monitor", "application"})
+"""Types of tasks that run until somebody stops them."""
 _ENDED = frozenset({"completed", "closed", "published", "failed", "stopped"})
 
 
@@ -38,6 +48,21 @@ class Node:
     base_task: str | None = None
     job: str | None = None
     ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Others:
+    """What others run, beside a pipeline that is checked.
+
+    Attributes:
+        pipelines: their pipelines, schedulers and the like, which run or wait.
+        notes: what could not be read.
+        taken: the worker of each task that keeps its slot without an end, such as a service.
+    """
+
+    pipelines: tuple[Pipeline, ...] = ()
+    notes: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +166,23 @@ def plan_of_task(document: Mapping[str, Any]) -> Plan:
     return Plan(name=name, nodes=nodes, task=str(document["id"]))
 
 
+def plan_of_waiting_task(
+    document: Mapping[str, Any], children: Iterable[Mapping[str, Any]] = ()
+) -> Plan | None:
+    """What a task that is no pipeline waits for; None if nobody, or nobody knows.
+
+    Its tags say so, or the SDK's schedulers, triggers and optimizers are recognised by what they
+    keep on their task; *children* are tasks of its own that wait now.
+    """
+    queues = [*declared_queues(document), *queues_of_automation(document)]
+    queues += [str((each.get("execution") or {}).get("queue") or "") for each in children]
+    nodes = tuple(
+        Node(name=f"task in {queue}", queue=queue) for queue in dict.fromkeys(queues) if queue
+    )
+    name = str(document.get("name") or document["id"])
+    return Plan(name=name, nodes=nodes, task=str(document["id"])) if nodes else None
+
+
 def _parameter(sections: Mapping[str, Any], section: str, name: str) -> object:
     entry = (sections.get(section) or {}).get(name)
     found: object = entry.get("value") if isinstance(entry, dict) else entry
@@ -191,7 +233,7 @@ def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step
             raise PlanError(part.name, "its sub-pipelines contain each other")
         missing = [each for each in part.base_tasks if each not in known and depth]
         if missing and client is not None:
-            known.update(fetch_controllers(client, missing))
+            known.update(fetch_tasks(client, missing))
         left = {node.name for node in part.nodes if not node.ended}
         steps = []
         for node in part.nodes:
@@ -227,24 +269,27 @@ def from_the_start(plan: Plan) -> Plan:
 
 def running_pipelines(
     snapshot: Snapshot, client: Client | None, without: Plan | None = None
-) -> tuple[list[Pipeline], list[str]]:
-    """The pipelines that run or wait now, and notes on those that could not be read.
+) -> Others:
+    """The pipelines, schedulers and the like that run or wait now, and notes on what is not known.
 
     A sub-pipeline is part of the pipeline that launched it. That of *without* is left out.
     """
     usable = snapshot.usable_names()
+    children = _waiting_children(snapshot)
     active = {
         number: document
         for number, document in snapshot.tasks.items()
-        if is_pipeline(document)
+        if (may_wait(document) or number in children)
         and document.get("status") not in _ENDED
         and (number in snapshot.running or document.get("status") == "queued")
     }
-    launched = {number: launched_by_task(document) for number, document in active.items()}
+    launched = {
+        number: launched_by_task(each) for number, each in active.items() if is_pipeline(each)
+    }
     if without is not None and without.task is not None:
         active.pop(without.task, None)
         launched[without.task] = without.launched
-    pipelines, notes = [], []
+    pipelines, notes, taken = [], [], []
     for number, document in active.items():
         above = launched.get(str(document.get("parent")))
         if above is not None and above.includes(document):
@@ -253,11 +298,16 @@ def running_pipelines(
         worker = snapshot.running.get(number)
         queue = str((document.get("execution") or {}).get("queue") or "")
         try:
-            steps = resolve(plan_of_task(document), snapshot, client)
+            plan: Plan | None = plan_of_task(document) if is_pipeline(document) else None
+            if plan is None:
+                plan = plan_of_waiting_task(document, children.get(number, ()))
+            steps = resolve(plan, snapshot, client) if plan is not None else ()
         except Exception as error:  # noqa: BLE001  # somebody else's pipeline: told, not fatal
             notes.append(f"{name} runs too, and could not be taken into account: {error}")
             continue
         if not steps:
+            if plan is None and worker in usable and document.get("type") in _ENDLESS:
+                taken.append(str(worker))
             continue
         waits = worker is None and queue in snapshot.queues
         pipelines.append(
@@ -268,4 +318,21 @@ def running_pipelines(
                 steps=steps,
             )
         )
-    return pipelines, notes
+    return Others(pipelines=tuple(pipelines), notes=tuple(notes), taken=tuple(taken))
+
+
+def _waiting_children(snapshot: Snapshot) -> dict[str, list[Mapping[str, Any]]]:
+    """The tasks that wait, by the running task that made them.
+
+    The server calls a clone a child of what it was cloned from; it runs the same script.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for child in snapshot.tasks.values():
+        parent = snapshot.tasks.get(str(child.get("parent") or ""))
+        if parent is None or child.get("status") != "queued" or is_pipeline(parent):
+            continue
+        number = str(parent["id"])
+        scripts = [(each.get("script") or {}).get("entry_point") for each in (parent, child)]
+        if number in snapshot.running and (may_wait(parent) or scripts[0] != scripts[1]):
+            found.setdefault(number, []).append(child)
+    return found

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from clearml_ext.check.fixes import Fix, FixKind, separate
-from clearml_ext.check.plans import Plan, resolve, running_pipelines
-from clearml_ext.check.results import Answer, Result, examine
+from clearml_ext.check.plans import Others, Plan, resolve, running_pipelines
+from clearml_ext.check.results import Answer, Result, examine_mine, take_slots
 from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
@@ -25,6 +25,7 @@ def check_live(
     instances: int = 1,
     client: Client | None = None,
     own_task: str | None = None,
+    alone: bool = False,
 ) -> Result:
     """What a launch of *plan* with its controller in *queue* would come to.
 
@@ -35,6 +36,7 @@ def check_live(
         instances: how many of it are launched at the same time.
         client: asks the server; by default the one ClearML is configured for.
         own_task: id of the controller where it runs already: it holds its worker.
+        alone: leave out what others run: they came after this one was accepted.
 
     Returns:
         SAFE, UNSAFE with the reasons, or UNKNOWN where the server or the plan cannot be read.
@@ -44,13 +46,20 @@ def check_live(
         wanted = [*plan.base_tasks, *filter(None, [own_task])]
         snapshot = take_snapshot(client, settings, wanted)
         return check_plan(
-            plan, queue, snapshot, settings, instances=instances, client=client, own_task=own_task
+            plan,
+            queue,
+            snapshot,
+            settings,
+            instances=instances,
+            client=client,
+            own_task=own_task,
+            alone=alone,
         )
     except MlopsExtError as error:
         return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(str(error),))
 
 
-def check_plan(  # see check_live
+def check_plan(  # noqa: PLR0913  # see check_live
     plan: Plan,
     queue: str | None,
     snapshot: Snapshot,
@@ -59,6 +68,7 @@ def check_plan(  # see check_live
     instances: int = 1,
     client: Client | None = None,
     own_task: str | None = None,
+    alone: bool = False,
 ) -> Result:
     """The same as `check_live`, on a snapshot that was taken before."""
     workers = snapshot.usable_workers()
@@ -70,7 +80,7 @@ def check_plan(  # see check_live
         )
     except UnknownNameError as error:
         return Result(target=plan.name, answer=Answer.UNSAFE, reasons=(f"{plan.name}: {error}",))
-    others, notes = running_pipelines(snapshot, client, without=plan)
+    others = Others() if alone else running_pipelines(snapshot, client, without=plan)
     mine = Pipeline(
         name=plan.name,
         queue=name,
@@ -78,8 +88,12 @@ def check_plan(  # see check_live
         instances=instances,
         worker=holder,
     )
-    topology = Topology(workers=workers, pipelines=(mine, *others), queues=tuple(snapshot.names))
-    result = examine(plan.name, topology, [*notes, *_dead(snapshot, topology)])
+    workers = take_slots(workers, others.taken)
+    topology = Topology(
+        workers=workers, pipelines=(mine, *others.pipelines), queues=tuple(snapshot.names)
+    )
+    notes = [*snapshot.notes, *others.notes, *_dead(snapshot, topology)]
+    result = examine_mine(plan.name, topology, notes)
     fixes = tuple(fix for fix in result.fixes if _concerns_only(fix, topology, plan.name))
     if (
         result.answer is Answer.SAFE

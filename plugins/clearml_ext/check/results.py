@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from clearml_ext.check.fixes import Fix, propose
+from clearml_ext.topology.file import parse_topology, topology_document
 from mlops_ext.errors import MlopsExtError
-from mlops_ext.queues.check import Topology, Verdict, check
+from mlops_ext.queues.check import Chain, Topology, Verdict, Worker, check
 
 
 class Answer(enum.Enum):
@@ -32,6 +36,7 @@ class Result:
         advice: fixes that were found in another process, in words.
         topology: what was checked, or None where it could not be read.
         verdict: what the checker said, or None likewise.
+        notes: what is worth knowing beside that, and refuses nothing.
     """
 
     target: str
@@ -41,6 +46,7 @@ class Result:
     advice: tuple[str, ...] = ()
     topology: Topology | None = None
     verdict: Verdict | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def remedies(self) -> tuple[str, ...]:
@@ -49,15 +55,17 @@ class Result:
 
     def to_json(self) -> str:
         """The result as one line of JSON."""
-        return json.dumps(
-            {
-                "file": self.target,
-                "verdict": self.answer.value,
-                "reasons": list(self.reasons),
-                "fixes": list(self.remedies),
-            },
-            ensure_ascii=False,
-        )
+        return json.dumps(self.document(), ensure_ascii=False)
+
+    def document(self) -> dict[str, Any]:
+        """The result as `to_json` writes it."""
+        return {
+            "file": self.target,
+            "verdict": self.answer.value,
+            "reasons": list(self.reasons),
+            "fixes": list(self.remedies),
+            **({"notes": list(self.notes)} if self.notes else {}),
+        }
 
 
 class UnsafePipelineError(MlopsExtError):
@@ -78,11 +86,23 @@ class UnsafePipelineError(MlopsExtError):
         super().__init__("\n".join(lines))
 
 
-def examine(target: str, topology: Topology, notes: Iterable[str] = ()) -> Result:
-    """Check *topology* and look for fixes; *notes* are told beside the reasons of a refusal."""
-    verdict = check(topology)
+def examine(target: str, topology: Topology) -> Result:
+    """Check *topology* and look for fixes."""
+    return result_of(target, topology, check(topology))
+
+
+def result_of(
+    target: str, topology: Topology, verdict: Verdict, notes: Iterable[str] = ()
+) -> Result:
+    """What *verdict* on *topology* comes to; *notes* are told beside the reasons of a refusal."""
     if verdict.safe:
-        return Result(target=target, answer=Answer.SAFE, topology=topology, verdict=verdict)
+        return Result(
+            target=target,
+            answer=Answer.SAFE,
+            topology=topology,
+            verdict=verdict,
+            notes=tuple(notes),
+        )
     return Result(
         target=target,
         answer=Answer.UNSAFE,
@@ -90,6 +110,98 @@ def examine(target: str, topology: Topology, notes: Iterable[str] = ()) -> Resul
         fixes=tuple(propose(topology, verdict)),
         topology=topology,
         verdict=verdict,
+    )
+
+
+def examine_mine(target: str, topology: Topology, notes: Iterable[str] = ()) -> Result:
+    """Check the pipeline *target* among others that run: only what concerns it refuses it.
+
+    Another's run that is stuck by itself is a note. While it lasts, one that runs keeps its slot,
+    and one that has not started yet is left out.
+    """
+    said = list(notes)
+    while True:
+        verdict = check(topology)
+        foreign = [chain for chain in verdict.chains if not _concerns(chain, target)]
+        if verdict.safe or len(foreign) < len(verdict.chains) or not foreign:
+            return result_of(target, topology, verdict, said)
+        stuck = {pipeline_of(chain.waiting) for chain in foreign}
+        said += [f"beside it: {chain.text}" for chain in foreign]
+        left = without_stuck(topology, stuck)
+        if left == topology:
+            return result_of(target, topology, verdict, said)
+        topology = left
+
+
+def _concerns(chain: Chain, name: str) -> bool:
+    paths = (chain.waiting, *(hold.task for hold in (*chain.holds, *chain.blockers)))
+    return any(pipeline_of(path) == name for path in paths)
+
+
+def pipeline_of(path: tuple[str, ...]) -> str:
+    """The pipeline that the task at *path* belongs to, without the number of its instance."""
+    return re.sub(r" #\d+$", "", path[0])
+
+
+def without_stuck(topology: Topology, stuck: Collection[str]) -> Topology:
+    """*topology* without the pipelines *stuck*, whose slots stay taken where they run."""
+    taken = [each.worker for each in topology.pipelines if each.name in stuck and each.worker]
+    workers = take_slots(topology.workers, taken)
+    pipelines = tuple(each for each in topology.pipelines if each.name not in stuck)
+    return dataclasses.replace(topology, workers=workers, pipelines=pipelines)
+
+
+def take_slots(workers: Sequence[Worker], taken: Sequence[str]) -> tuple[Worker, ...]:
+    """*workers* with a slot less for each time that a worker is named in *taken*."""
+    return tuple(
+        each
+        if each.slots is None or each.name not in taken
+        else dataclasses.replace(each, slots=max(0, each.slots - taken.count(each.name)))
+        for each in workers
+    )
+
+
+def merge(target: str, results: Sequence[Result]) -> Result:
+    """What several pipelines of one script come to: the worst of the answers, and all reasons."""
+    if len(results) == 1:
+        return dataclasses.replace(results[0], target=target)
+    order = (Answer.UNSAFE, Answer.UNKNOWN, Answer.SAFE)
+    worst = min(results, key=lambda result: order.index(result.answer))
+    return dataclasses.replace(
+        worst,
+        target=target,
+        reasons=_all(result.reasons for result in results),
+        advice=_all(result.advice for result in results),
+        notes=_all(result.notes for result in results),
+    )
+
+
+def _all(parts: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for part in parts for text in part))
+
+
+def dump_result(result: Result) -> str:
+    """*result* as one line for another process, with the topology that was checked."""
+    topology = None if result.topology is None else topology_document(result.topology)
+    return json.dumps({**result.document(), "topology": topology})
+
+
+def load_result(line: str) -> Result:
+    """The result that `dump_result` wrote; its fixes come as advice, in words.
+
+    Raises:
+        ValueError, KeyError: it is none.
+    """
+    found = json.loads(line)
+    topology = found["topology"] and parse_topology(found["topology"])
+    return Result(
+        target=found["file"],
+        answer=Answer(found["verdict"]),
+        reasons=tuple(found["reasons"]),
+        advice=tuple(found["fixes"]),
+        notes=tuple(found.get("notes", ())),
+        topology=topology or None,
+        verdict=check(topology) if topology else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -10,13 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from clearml_ext.check.results import Answer, Result, examine, exit_code
+from clearml_ext.check.results import Answer, Result, examine, exit_code, load_result, merge
 from clearml_ext.settings import ClearmlSettings, load_settings
 from clearml_ext.topology.file import read_topology
 from mlops_ext.errors import MlopsExtError
 
 _TASK = re.compile(r"[0-9a-f]{32}")
 _TAIL = 400
+_PROCESS = "clearml_ext.check.script_process"
 
 
 def check_target(target: str, settings: ClearmlSettings, queue: str | None = None) -> Result:
@@ -36,11 +36,11 @@ def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -
     from clearml_ext.check.plans import from_the_start, plan_of_task
     from clearml_ext.check.preflight import check_plan
     from clearml_ext.server.client import Client
-    from clearml_ext.server.snapshot import fetch_controllers, take_snapshot
+    from clearml_ext.server.snapshot import fetch_tasks, take_snapshot
     from clearml_ext.server.tasks import is_pipeline
 
     client = Client.from_configuration(settings.timeout_s)
-    document = fetch_controllers(client, [task]).get(task)
+    document = fetch_tasks(client, [task]).get(task)
     if document is None or not is_pipeline(document):
         return _unknown(task, f"task {task} is no pipeline's controller on {client.shown}")
     plan = plan_of_task(document)
@@ -68,19 +68,35 @@ def guarded_environment(**settings: object) -> dict[str, str]:
 def check_script(
     script: str, arguments: Sequence[str], settings: ClearmlSettings | None = None
 ) -> Result:
-    """Run *script* up to the point where it would enqueue its pipeline, and check that.
+    """Run *script* without its pipelines, and check all that it would enqueue.
 
-    The script creates its controller's task on the server, which is deleted again.
+    Nothing that the script writes reaches the server, and no step is run.
     """
+    settings = settings or load_settings()
     if not Path(script).is_file():
         return _unknown(script, f"there is no script {script}")
-    _require_server(settings or load_settings())
-    done, result = _run(script, arguments, capture_output=True, check_only=True, fix=False)
-    if result is not None:
-        return result
-    lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
-    reason = f"{script} enqueued no pipeline (exit status {done.returncode}): {lines[-1]}"
-    return _unknown(script, reason[:_TAIL])
+    _require_server(settings)
+    with tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder:
+        report = Path(folder) / "results.jsonl"
+        environment = guarded_environment(report=report, check_only=True, fix=False)
+        environment["CLEARML_FILES_HOST"] = f"file://{folder}"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", _PROCESS, str(report), script, *arguments],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=settings.check_timeout_s,
+                check=False,
+            )
+            ended = f"(exit status {done.returncode})"
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
+        except subprocess.TimeoutExpired:
+            ended, lines = f"within {settings.check_timeout_s:g} s", ["it was ended"]
+        results = _reported(report)
+    if results:
+        return merge(script, results)
+    return _unknown(script, f"{script} enqueued no pipeline {ended}: {lines[-1]}"[:_TAIL])
 
 
 def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -> int:
@@ -90,38 +106,27 @@ def launch(script: str, arguments: Sequence[str], settings: dict[str, object]) -
 
     Raises:
         ServerError: the server cannot be asked; the script was not started.
-        TopologyError: a worker's or a queue's declared capacity cannot be read.
+        TopologyError: the file with declared capacities cannot be read.
     """
     _require_server(load_settings())
-    done, refused = _run(script, arguments, capture_output=False, **settings)
-    if done.returncode and refused is not None:
-        return exit_code([refused])
-    return done.returncode
-
-
-def _run(
-    script: str, arguments: Sequence[str], *, capture_output: bool, **settings: object
-) -> tuple[subprocess.CompletedProcess[str], Result | None]:
-    """Run *script* with its pipelines guarded, to its end; the result that it reported, if any."""
     with tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder:
-        report = Path(folder) / "result.json"
+        report = Path(folder) / "results.jsonl"
         done = subprocess.run(
             [sys.executable, script, *arguments],
             env=guarded_environment(report=report, **settings),
-            capture_output=capture_output,
-            text=True,
             check=False,
         )
-        try:
-            found = json.loads(report.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return done, None
-    return done, Result(
-        target=script,
-        answer=Answer(found["verdict"]),
-        reasons=tuple(found["reasons"]),
-        advice=tuple(found["fixes"]),
-    )
+        refused = _reported(report)
+    return exit_code(refused[-1:]) if done.returncode and refused else done.returncode
+
+
+def _reported(report: Path) -> list[Result]:
+    """The results that a script's process left in the file *report*."""
+    try:
+        lines = report.read_text(encoding="utf-8").splitlines()
+        return [load_result(line) for line in lines]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _unknown(target: str, reason: str) -> Result:
@@ -133,7 +138,7 @@ def _require_server(settings: ClearmlSettings) -> None:
 
     Raises:
         ServerError: the server does not answer, or not as a ClearML server does.
-        TopologyError: a worker's or a queue's declared capacity cannot be read.
+        TopologyError: the file with declared capacities cannot be read.
     """
     from clearml_ext.server.client import Client
     from clearml_ext.server.snapshot import take_snapshot

@@ -23,8 +23,10 @@ HIDDEN_QUEUE = "k8s_scheduler"
 """Where the Kubernetes glue keeps tasks whose pods are pending."""
 
 _FIELDS = [
-    "id", "name", "type", "status", "status_message", "parent", "system_tags", "last_worker",
-    "execution.queue", "hyperparams", "configuration", "runtime",
+    "id", "name", "type", "status", "status_message", "parent", "tags", "system_tags",
+    "last_worker", "execution.queue", "hyperparams", "runtime", "script.entry_point",
+    "configuration.Pipeline", "configuration.schedule", "configuration.datasets",
+    "configuration.models", "configuration.tasks",
 ]  # fmt: skip
 _CHILD = re.compile(r"^(.+?):(?:service:)?[0-9a-f]{32}$")
 """Workers that run one task for another worker: in services mode, and under the Kubernetes glue."""
@@ -65,8 +67,9 @@ class Snapshot:
         queues: id → name.
         entries: queue name → ids of the tasks that wait in it, first first.
         workers: all that are listed, dead ones too.
-        tasks: id → document of the controllers that were asked for, run or wait.
+        tasks: id → document of the tasks that were asked for, run or wait.
         running: id of each task that runs → the worker that runs it.
+        notes: what could not be read, and what was assumed instead.
     """
 
     queues: Mapping[str, str]
@@ -74,6 +77,7 @@ class Snapshot:
     workers: tuple[LiveWorker, ...]
     tasks: Mapping[str, Mapping[str, Any]]
     running: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -95,6 +99,15 @@ class Snapshot:
             raise UnknownNameError("queue", name, self.names)
         return name
 
+    def tasks_on(self, worker: str) -> tuple[str, ...]:
+        """Ids of the tasks that run on *worker*."""
+        return tuple(task for task, where in self.running.items() if where == worker)
+
+    def has_room(self, worker: LiveWorker) -> bool:
+        """Whether *worker* is alive and takes a task now."""
+        busy = len(self.tasks_on(worker.name))
+        return worker.usable and (worker.slots is None or busy < worker.slots)
+
     def usable_workers(self) -> tuple[Worker, ...]:
         """The fresh workers, as the checker wants them."""
         return tuple(
@@ -111,12 +124,13 @@ class Snapshot:
 def take_snapshot(
     client: Client, settings: ClearmlSettings, task_ids: Iterable[str] = ()
 ) -> Snapshot:
-    """What the server knows now, with the documents of *task_ids* that are controllers.
+    """What the server knows now, with the documents of *task_ids*.
 
     Raises:
         ServerError: the server does not answer, or not as a ClearML server does.
-        TopologyError: a worker's or a queue's declared capacity cannot be read.
+        TopologyError: the file with declared capacities cannot be read.
     """
+    notes: list[str] = []
     queue_rows = client.rows("queues.get_all_ex", {"search_hidden": True}, "queues")
     worker_rows = client.call("workers.get_all", {})
     try:
@@ -125,8 +139,8 @@ def take_snapshot(
             str(row["name"]): tuple(_entry_id(entry) for entry in row.get("entries") or [])
             for row in queue_rows
         }
-        workers = _workers(worker_rows["workers"], client.server_time, settings)
-        workers = _with_queue_capacity(workers, queue_rows)
+        workers = _workers(worker_rows["workers"], client.server_time, settings, notes)
+        workers = _with_queue_capacity(workers, queue_rows, notes)
         running = {
             str(row["task"]["id"]): _parent(str(row["id"]))
             for row in worker_rows["workers"]
@@ -142,19 +156,15 @@ def take_snapshot(
         queues=queues,
         entries=entries,
         workers=_with_declared_capacity(workers, settings),
-        tasks=fetch_controllers(client, wanted) if wanted else {},
+        tasks=fetch_tasks(client, wanted) if wanted else {},
         running=running,
+        notes=tuple(notes),
     )
 
 
-def fetch_controllers(client: Client, task_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The documents of those of *task_ids* that are controllers, by id."""
-    wanted = {
-        "id": list(task_ids),
-        "type": ["controller"],
-        "only_fields": _FIELDS,
-        "search_hidden": True,
-    }
+def fetch_tasks(client: Client, task_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The documents of *task_ids*, as far as they concern what waits for what, by id."""
+    wanted = {"id": list(task_ids), "only_fields": _FIELDS, "search_hidden": True}
     rows = client.rows("tasks.get_all", wanted, "tasks")
     return {str(row["id"]): row for row in rows}
 
@@ -174,6 +184,7 @@ def _workers(
     rows: Iterable[Mapping[str, Any]],
     server_time: dt.datetime | None,
     settings: ClearmlSettings,
+    notes: list[str],
 ) -> list[LiveWorker]:
     rows = list(rows)
     moment = server_time or dt.datetime.now(dt.timezone.utc)
@@ -193,7 +204,7 @@ def _workers(
                     for queue in row.get("queues") or []
                     if HIDDEN_QUEUE not in str(queue["name"])
                 ),
-                slots=_slots(name, row.get("tags") or [], has_children=name in serving),
+                slots=_slots(name, row.get("tags") or [], notes, has_children=name in serving),
                 task=str(row["task"]["id"]) if row.get("task") else None,
                 age_s=age_s,
                 fresh=age_s <= settings.fresh_s,
@@ -202,23 +213,31 @@ def _workers(
     return workers
 
 
-def _age(text: object, moment: dt.datetime) -> float:
+def parse_time(text: object) -> dt.datetime | None:
+    """The moment that the server wrote as *text*, or None if it is none."""
     try:
-        seen = dt.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        found = dt.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:
-        return float("inf")
-    if seen.tzinfo is None:
-        seen = seen.replace(tzinfo=dt.timezone.utc)
-    return max(0.0, (moment - seen).total_seconds())
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=dt.timezone.utc)
 
 
-def _slots(name: str, tags: Iterable[str], *, has_children: bool) -> int | None:
+def _age(text: object, moment: dt.datetime) -> float:
+    seen = parse_time(text)
+    return float("inf") if seen is None else max(0.0, (moment - seen).total_seconds())
+
+
+def _slots(name: str, tags: Iterable[str], notes: list[str], *, has_children: bool) -> int | None:
     """Slots of a worker: what its tags declare, else one, or any number in services mode."""
     words = [word for tag in tags for word in re.split(r"[\s,]+", str(tag)) if word]
     for word in words:
         found = _TAG.match(word)
         if found:
-            return _capacity(found.group(1), f"tag {word!r} of worker {name}")
+            try:
+                return _capacity(found.group(1), f"tag {word!r} of worker {name}")
+            except TopologyError as error:
+                notes.append(f"{error}; it counts as one slot")
+                return 1
     boundless = {"services-mode", "services_mode", "k8s", "k8s-glue", "kubernetes"}
     if has_children or boundless & {word.casefold() for word in words}:
         return None
@@ -238,7 +257,7 @@ def _capacity(text: object, where: str) -> int | None:
 
 
 def _with_queue_capacity(
-    workers: list[LiveWorker], rows: Iterable[Mapping[str, Any]]
+    workers: list[LiveWorker], rows: Iterable[Mapping[str, Any]], notes: list[str]
 ) -> list[LiveWorker]:
     """The same workers, where a queue's metadata says how much its only worker takes."""
     for row in rows:
@@ -249,7 +268,11 @@ def _with_queue_capacity(
         if entry is None:
             continue
         value = entry.get("value") if isinstance(entry, dict) else entry
-        slots = _capacity(value, f"metadata capacity of queue {row['name']}")
+        try:
+            slots = _capacity(value, f"metadata capacity of queue {row['name']}")
+        except TopologyError as error:
+            notes.append(f"{error}; it is ignored")
+            continue
         serving = [each for each in workers if row["name"] in each.queues and each.fresh]
         if len(serving) == 1:
             workers = [_with_slots(each, slots) if each in serving else each for each in workers]

@@ -6,34 +6,88 @@ and must be left alone; the controller's own state tells them apart.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clearml_ext.errors import PlanError, ServerError
-from clearml_ext.sdk import is_draft, job_id_of, nodes_of
+from clearml_ext.sdk import default_queue_of, is_draft, job_id_of, nodes_of
 from clearml_ext.server.client import Client
-from clearml_ext.server.snapshot import Snapshot
+from clearml_ext.server.snapshot import Snapshot, parse_time
 
 log = logging.getLogger(__name__)
 
-_FIELDS = ["id", "name", "type", "status", "status_message", "parent", "execution.queue", "started",
-           "system_tags", "last_worker"]  # fmt: skip
+_FIELDS = ["id", "name", "type", "status", "status_message", "status_reason", "parent",
+           "execution.queue", "started", "system_tags", "last_worker"]  # fmt: skip
+_CONTENT = ["id", "type", "system_tags", "created", "parent", "last_worker_report", "models",
+            "execution.artifacts", "last_metrics"]  # fmt: skip
+_CLOCK_S = 2.0
+"""What the server's clock, told in whole seconds, and the process's start may be off."""
 _PLAN_FIELDS = ["configuration.Pipeline", "runtime"]
 _LIVE = ("queued", "in_progress", "created")
 _REFUSED = 400
 
+WAITING_TYPES = frozenset({"controller", "service", "monitor", "optimizer", "application"})
+"""Types of tasks that start others, and hold their agent meanwhile."""
+WAITS_FOR = "waits-for:"
+"""Tag of a task that waits for tasks in a queue, where nothing else tells."""
+AUTOMATION_SECTIONS = ("schedule", "datasets", "models", "tasks")
+"""Configuration in which schedulers and triggers of the SDK keep their jobs."""
+_ABORTS = frozenset({"task was stopped by tasks.stop", "user abort", "USER ABORTED"})
+"""Reasons that an agent, and the SDK, give for a task that somebody aborted."""
 _RUN_MARK = "_pipeline_hash"
 """Runtime property by which the SDK knows that a controller has run before, and takes it up."""
 
 
 def is_pipeline(document: Mapping[str, Any] | None) -> bool:
-    """Whether a task is a pipeline's controller."""
-    return document is not None and (
-        "pipeline" in (document.get("system_tags") or []) and document.get("type") == "controller"
+    """Whether a task is a pipeline's controller, or has a pipeline in it, whatever its type."""
+    if document is None:
+        return False
+    if "pipeline" in (document.get("system_tags") or []) and document.get("type") == "controller":
+        return True
+    return bool(_configuration(document, "Pipeline"))
+
+
+def may_wait(document: Mapping[str, Any] | None) -> bool:
+    """Whether a task holds its agent while other tasks run, as far as its type and tags tell."""
+    if document is None:
+        return False
+    return (
+        is_pipeline(document)
+        or document.get("type") in WAITING_TYPES
+        or bool(declared_queues(document))
     )
+
+
+def declared_queues(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The queues that a task says it waits for: tags ``waits-for:QUEUE``."""
+    tags = (str(tag) for tag in document.get("tags") or [])
+    return tuple(tag.removeprefix(WAITS_FOR).strip() for tag in tags if tag.startswith(WAITS_FOR))
+
+
+def queues_of_automation(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The queues that a scheduler, a trigger or an optimizer of the SDK puts its tasks in."""
+    found: list[object] = []
+    for section in AUTOMATION_SECTIONS:
+        try:
+            jobs = json.loads(_configuration(document, section) or "[]")
+        except ValueError:
+            continue
+        if isinstance(jobs, list):
+            found += [each.get("queue") for each in jobs if isinstance(each, dict)]
+    options = (document.get("hyperparams") or {}).get("General") or {}
+    entry = options.get("opt/execution_queue")
+    found.append(entry.get("value") if isinstance(entry, dict) else entry)
+    return tuple(dict.fromkeys(str(each) for each in found if each))
+
+
+def _configuration(document: Mapping[str, Any], section: str) -> str:
+    entry = (document.get("configuration") or {}).get(section)
+    text = entry.get("value") if isinstance(entry, dict) else None
+    return text if isinstance(text, str) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +101,13 @@ class Launched:
     Attributes:
         ids: the tasks that are known to be launched.
         names: names of the steps whose tasks are not known yet: a step's task has its name.
+        queues: where each task whose id is known was to be enqueued, by name or id.
         everything: whether no clone can be told apart, and all of them count.
     """
 
     ids: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    queues: Mapping[str, str] = field(default_factory=dict)
     everything: bool = False
 
     def includes(self, task: Mapping[str, Any]) -> bool:
@@ -89,21 +145,48 @@ def launched_by_task(document: Mapping[str, Any]) -> Launched:
         steps = steps_on_task(document).items()
     except PlanError:
         return Launched()
-    known = {name: each.get("job_id") or each.get("executed") for name, each in steps}
-    return Launched(
-        ids=frozenset(str(each) for each in known.values() if each),
-        names=frozenset(name for name, each in steps if not known[name] and not each.get("draft")),
-    )
+    known = {
+        name: (str(each.get("job_id") or each.get("executed") or ""), each.get("queue"))
+        for name, each in steps
+        if not each.get("draft")
+    }
+    return _launched(known)
 
 
 def launched_by_controller(pipeline: Any) -> Launched:
     """What the ``PipelineController`` of this process launched."""
-    nodes = [each for each in nodes_of(pipeline) if not is_draft(each)]
-    known = {each.name: job_id_of(each) or each.executed for each in nodes}
-    return Launched(
-        ids=frozenset(str(each) for each in known.values() if each),
-        names=frozenset(str(name) for name, each in known.items() if not each),
+    default = default_queue_of(pipeline)
+    return _launched(
+        {
+            str(each.name): (str(job_id_of(each) or each.executed or ""), each.queue or default)
+            for each in nodes_of(pipeline)
+            if not is_draft(each)
+        }
     )
+
+
+def _launched(known: Mapping[str, tuple[str, object]]) -> Launched:
+    """What is launched, of step → id of its task or "", and its queue or None."""
+    return Launched(
+        ids=frozenset(number for number, _ in known.values() if number),
+        names=frozenset(name for name, (number, _) in known.items() if not number),
+        queues={number: str(queue) for number, queue in known.values() if number and queue},
+    )
+
+
+def is_aborted(document: Mapping[str, Any]) -> bool:
+    """Whether somebody asked for the end of a task, as the server and the agents write it down.
+
+    A task whose worker was lost is stopped too, by the server's own watchdog: what it launched
+    goes on, and so does the pipeline once its agent is back
+    (https://github.com/clearml/clearml/issues/1439).
+    """
+    message, reason = str(document.get("status_message")), document.get("status_reason")
+    if document.get("status") == "in_progress":
+        return message == "stopping"
+    if document.get("status") != "stopped":
+        return False
+    return message.startswith("Stopped by ") or reason in _ABORTS
 
 
 def pipeline_tasks(
@@ -200,6 +283,38 @@ def _accepted(client: Client, endpoint: str, request: Mapping[str, object]) -> b
         log.warning("%s", error.problem)
         return False
     return True
+
+
+def reason_to_keep(client: Client, task: str, age_s: float) -> str:
+    """Why *task* must not be deleted, or "" if nothing but this process's launch is in it.
+
+    Args:
+        client: asks the server.
+        task: id of a task that this process takes for its own.
+        age_s: seconds since this process started; an older task is not its own.
+
+    Raises:
+        ServerError: the server does not answer.
+    """
+    rows = client.rows(
+        "tasks.get_all", {"id": [task], "only_fields": _CONTENT, "search_hidden": True}, "tasks"
+    )
+    if not rows or client.server_time is None:
+        return "the server does not know it"
+    (document,) = rows
+    began = client.server_time - dt.timedelta(seconds=age_s + _CLOCK_S)
+    created = parse_time(document.get("created"))
+    models = document.get("models") or {}
+    reasons = {
+        "it was created before this process": created is None or created < began,
+        "it is not a pipeline's controller": not is_pipeline(document),
+        "it belongs to another task": bool(document.get("parent")),
+        "it ran on an agent": bool(document.get("last_worker_report")),
+        "it has artifacts": bool((document.get("execution") or {}).get("artifacts")),
+        "it has models": bool(models.get("input") or models.get("output")),
+        "it has scalars": bool(document.get("last_metrics")),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def fail_task(client: Client, task: str, text: str) -> None:

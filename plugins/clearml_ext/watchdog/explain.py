@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clearml_ext.server.snapshot import HIDDEN_QUEUE, LiveWorker, Snapshot
-from clearml_ext.server.tasks import is_pipeline
+from clearml_ext.server.tasks import may_wait
 from clearml_ext.settings import ClearmlSettings
 
 
@@ -17,6 +17,7 @@ class Cause(enum.Enum):
 
     NOT_WAITING = "does not wait"
     NOT_ENQUEUED = "is in no queue"
+    LOST = "is queued, and in no queue"
     UNWATCHED = "nobody listens to its queue"
     DEAD = "its agents are dead"
     DEADLOCK = "its agents are held by controllers that wait for it"
@@ -59,6 +60,9 @@ def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str
     if queue not in snapshot.queues.values():
         text = f"{name} waits in a queue that no longer exists"
         return _say(Cause.NOT_ENQUEUED, text, stuck=True)
+    if place is None:
+        text = f"{name} is queued for {queue}, but is not in it: reset it, and enqueue it again"
+        return _say(Cause.LOST, text, stuck=True)
     return _explain_queue(name, number, queue, snapshot, set(ancestors))
 
 
@@ -77,25 +81,26 @@ def _explain_queue(
         text = f"{waits}: its agents are dead: {seen}; start one: {command}"
         return _say(Cause.DEAD, text, stuck=True, command=command)
     ahead = snapshot.entries.get(queue, ()).index(number)
-    if any(worker.slots is None or worker.task is None for worker in alive):
-        free = next(w.name for w in alive if w.slots is None or w.task is None)
-        return _say(Cause.ABOUT_TO_START, f"{waits}, with {ahead} before it: {free} is free")
-    holders = [worker for worker in alive if _is_held(worker, snapshot, ancestors)]
-    if len(holders) == len(alive):
-        held = ", ".join(f"{each.name} is held by {_task_name(each, snapshot)}" for each in holders)
-        text = f"{waits}: only {_names(alive)} listen, and {held}; start another: {command}"
-        return _say(Cause.DEADLOCK, text, stuck=True, command=command)
+    if ready := next((worker for worker in alive if snapshot.has_room(worker)), None):
+        return _say(Cause.ABOUT_TO_START, f"{waits}, with {ahead} before it: {ready.name} is free")
+    held = [_holder(worker, snapshot, ancestors) for worker in alive]
+    if all(held):
+        text = f"{waits}: only {_names(alive)} listen, and {', '.join(held)}; start another: "
+        return _say(Cause.DEADLOCK, f"{text}{command}", stuck=True, command=command)
     return _say(Cause.BUSY, f"{waits}, with {ahead} before it: {_names(alive)} run other tasks")
 
 
-def _is_held(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> bool:
-    task = worker.task or ""
-    return task in ancestors or is_pipeline(snapshot.tasks.get(task))
-
-
-def _task_name(worker: LiveWorker, snapshot: Snapshot) -> str:
-    document = snapshot.tasks.get(worker.task or "") or {}
-    return f'controller "{document.get("name") or worker.task}"'
+def _holder(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> str:
+    """Which tasks hold all slots of *worker* while they wait for others, in words; "" if none."""
+    tasks = snapshot.tasks_on(worker.name) or tuple(filter(None, [worker.task]))
+    if not all(task in ancestors or may_wait(snapshot.tasks.get(task)) for task in tasks):
+        return ""
+    if not tasks:
+        return f"{worker.name} takes no task"
+    names = [str((snapshot.tasks.get(task) or {}).get("name") or task) for task in tasks]
+    return f'{worker.name} is held by controller "{names[0]}"' + (
+        f" and {len(names) - 1} others" if len(names) > 1 else ""
+    )
 
 
 def _names(workers: list[LiveWorker]) -> str:
@@ -110,7 +115,7 @@ def _say(cause: Cause, text: str, *, stuck: bool = False, command: str = "") -> 
 def free_queue(snapshot: Snapshot, settings: ClearmlSettings, without: str) -> str | None:
     """A queue whose agent is free and that nothing waits in, other than *without*, or None."""
     for worker in snapshot.workers:
-        if worker.fresh and (worker.task is None or worker.slots is None):
+        if snapshot.has_room(worker):
             for queue in worker.queues:
                 if queue not in {without, settings.services_queue} and not snapshot.entries.get(
                     queue

@@ -67,7 +67,7 @@ def watch_pipeline(task: str, **given: object) -> bool:
     def show(text: str) -> None:
         console.print(Text(text, "yellow"))
 
-    monitor = PipelineMonitor(client, task, settings, notify=show)
+    monitor = PipelineMonitor(client, task, settings, acts=settings.move, notify=show)
     failures = 0
     with Live(console=console, auto_refresh=False) as live:
         while True:

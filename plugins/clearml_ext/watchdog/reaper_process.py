@@ -13,13 +13,19 @@ import sys
 import time
 
 from clearml_ext.server.client import Client
-from clearml_ext.server.tasks import Launched, launched_by_task, pipeline_tasks, stop_children
+from clearml_ext.server.tasks import (
+    Launched,
+    is_aborted,
+    launched_by_task,
+    pipeline_tasks,
+    stop_children,
+)
 from mlops_ext.errors import MlopsExtError
 
 _TRIES = 5
 _PAUSE_S = 1.0
 _ENOUGH = 2
-"""Looks in a row without a step to stop, after which there are none."""
+"""Polls in a row without a step to stop, after which there are none."""
 
 
 def main() -> None:
@@ -37,14 +43,19 @@ def main() -> None:
 
 
 def _stop_all(client: Client, controller: str, launched: set[str]) -> None:
-    """Stop the steps, and look again: an agent may have taken one before it could be stopped."""
+    """Stop the steps of a controller that was aborted, until there are none.
+
+    An agent may have taken one before it could be stopped. A controller that died of something
+    else leaves its steps running.
+    """
     found_none = 0
     for _ in range(_TRIES):
         try:
-            own, _ = pipeline_tasks(client, controller)
-            known = launched_by_task(own) if own else Launched()
-            both = Launched(ids=known.ids | launched, names=known.names)
-            found_none = 0 if stop_children(client, controller, both) else found_none + 1
+            own, _children = pipeline_tasks(client, controller)
+            if own and is_aborted(own):
+                known = launched_by_task(own)
+                both = Launched(ids=known.ids | launched, names=known.names)
+                found_none = 0 if stop_children(client, controller, both) else found_none + 1
         except MlopsExtError:
             found_none = 0
         if found_none == _ENOUGH:

@@ -10,24 +10,26 @@ from typing import Any
 
 from clearml_ext.sdk import nodes_of, own_task_id, start_of_job, stop_event_of, task_of
 from clearml_ext.server.client import Client
-from clearml_ext.server.snapshot import take_snapshot
+from clearml_ext.server.snapshot import Snapshot, take_snapshot
 from clearml_ext.server.tasks import (
     Launched,
     fail_task,
+    is_aborted,
     launched_by_controller,
+    launched_by_task,
     move_task,
     pipeline_tasks,
     stop_children,
 )
 from clearml_ext.settings import ClearmlSettings
-from clearml_ext.watchdog.explain import Cause, explain, free_queue
+from clearml_ext.watchdog.explain import explain, free_queue
 from clearml_ext.watchdog.reaper import Reaper
 from mlops_ext.errors import MlopsExtError
 
 log = logging.getLogger(__name__)
 
-_NOT_ENQUEUED_POLLS = 5
-"""Polls after which a step that is in no queue is given up: launching takes one or two."""
+_LAUNCH_POLLS = 5
+"""Polls during which a step may have a task and be in no queue: launching takes one or two."""
 _RUNS = frozenset({"in_progress", "queued"})
 
 
@@ -45,7 +47,7 @@ class StepTimeLimit(float):
 
     def __bool__(self) -> bool:
         """Whether the step has started and has a limit."""
-        return start_of_job(self.node) is not None and float(self) > 0
+        return float(self) > 0 and start_of_job(self.node) is not None
 
 
 def guard_time_limits(pipeline: Any) -> None:
@@ -58,35 +60,41 @@ def guard_time_limits(pipeline: Any) -> None:
 
 
 class PipelineMonitor:
-    """One look after another at a controller and its steps.
+    """One poll after another of a controller and its steps.
+
+    It observes and explains. Only where it may act, it stops the steps of a pipeline that somebody
+    aborted, fails a step whose queue does not exist, and, if the settings ask for it, moves a
+    step that is stuck.
 
     Args:
         client: asks the server.
         controller: id of the controller's task.
         settings: how long is too long, and what to do then.
+        acts: whether anything may be changed.
         launched: says what the controller launched, where this is its process; by default its
             task on the server does.
         notify: gets each explanation, once.
         clock: seconds, monotonic.
     """
 
-    def __init__(
+    def __init__(  # the edges of a loop
         self,
         client: Client,
         controller: str,
         settings: ClearmlSettings,
         *,
+        acts: bool,
         launched: Callable[[], Launched | None] = lambda: None,
         notify: Callable[[str], object] = log.warning,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.client, self.controller, self.settings = client, controller, settings
-        self.launched, self.notify, self.clock = launched, notify, clock
+        self.acts, self.launched, self.notify, self.clock = acts, launched, notify, clock
         self.own: Mapping[str, Any] = {}
         self.children: list[Mapping[str, Any]] = []
+        self._ran = False
         self._since: dict[str, float] = {}
         self._last_message: dict[str, str] = {}
-        self._polls: dict[str, int] = {}
 
     def poll(self) -> bool:
         """Ask the server once; returns whether the controller still runs.
@@ -96,49 +104,66 @@ class PipelineMonitor:
         """
         launched = self.launched()
         self.own, self.children = pipeline_tasks(self.client, self.controller, launched)
-        aborted = self.own.get("status_message") == "stopping"
+        aborted = is_aborted(self.own)
         if self.own.get("status") not in _RUNS or aborted:
-            for name in stop_children(self.client, self.controller, launched):
-                self.notify(f'step "{name}" was stopped with its pipeline')
+            if self.acts and aborted and self._ran:
+                for name in stop_children(self.client, self.controller, launched):
+                    self.notify(f'step "{name}" was stopped with its pipeline')
             return False
+        self._ran = True
         overdue = [child for child in self.children if self._is_overdue(child)]
         if overdue:
-            self._explain(overdue)
+            self._explain(overdue, launched or launched_by_task(self.own))
         return True
 
     def _is_overdue(self, child: Mapping[str, Any]) -> bool:
         number, status = str(child["id"]), child.get("status")
         if status not in {"queued", "created"}:
             self._since.pop(number, None)
-            self._polls.pop(number, None)
             return False
-        since = self._since.setdefault(number, self.clock())
-        if status == "created":
-            self._polls[number] = self._polls.get(number, 0) + 1
-            return self._polls[number] > _NOT_ENQUEUED_POLLS
-        self._polls.pop(number, None)
-        return self.clock() - since >= self.settings.pending_s
+        waited_s = self.clock() - self._since.setdefault(number, self.clock())
+        if status == "created":  # launching takes a poll or two
+            return waited_s > _LAUNCH_POLLS * self.settings.interval_s
+        return waited_s >= self.settings.pending_s
 
-    def _explain(self, overdue: list[Mapping[str, Any]]) -> None:
+    def _explain(self, overdue: list[Mapping[str, Any]], launched: Launched) -> None:
         snapshot = take_snapshot(self.client, self.settings)
         for child in overdue:
             number = str(child["id"])
+            if child.get("status") == "created":
+                self._give_up(child, launched.queues.get(number), snapshot)
+                continue
             found = explain(child, snapshot, {self.controller})
-            if self._last_message.get(number) != found.text:
-                self._last_message[number] = found.text
-                self.notify(found.text)
-            if found.cause is Cause.NOT_ENQUEUED:
-                self._give_up(number, found.text)
-            elif found.stuck and self.settings.move:
-                here = next((q for q, ids in snapshot.entries.items() if number in ids), "")
-                queue = free_queue(snapshot, self.settings, here)
-                if queue and move_task(self.client, snapshot, number, here, queue):
-                    self._since.pop(number, None)
-                    self.notify(f'step "{child.get("name")}" was moved from {here} to {queue}')
+            self._tell(number, found.text)
+            if found.stuck and self.settings.move and self.acts:
+                self._move(child, snapshot)
 
-    def _give_up(self, number: str, text: str) -> None:
-        """Fail a step that no agent will ever see, so that its controller goes on."""
-        fail_task(self.client, number, text)
+    def _tell(self, number: str, text: str) -> None:
+        if self._last_message.get(number) != text:
+            self._last_message[number] = text
+            self.notify(text)
+
+    def _move(self, child: Mapping[str, Any], snapshot: Snapshot) -> None:
+        """Put a step that is stuck in a queue with a free agent, if there is one."""
+        number = str(child["id"])
+        here = next((q for q, ids in snapshot.entries.items() if number in ids), "")
+        queue = free_queue(snapshot, self.settings, here)
+        if here and queue and move_task(self.client, snapshot, number, here, queue):
+            self._since.pop(number, None)
+            self.notify(f'step "{child.get("name")}" was moved from {here} to {queue}')
+
+    def _give_up(self, child: Mapping[str, Any], queue: str | None, snapshot: Snapshot) -> None:
+        """Fail a step whose queue does not exist, so that its controller goes on.
+
+        Any other step that is in no queue is somebody's business: a callback that waits for an
+        approval, a draft, or a step that was dequeued to be put elsewhere.
+        """
+        if queue is None or snapshot.queue_name(queue) in snapshot.queues.values():
+            return
+        text = f'step "{child.get("name")}" could not be enqueued: there is no queue {queue}'
+        self._tell(str(child["id"]), text)
+        if self.acts:
+            fail_task(self.client, str(child["id"]), text)
 
 
 def start_watchdog(pipeline: Any, settings: ClearmlSettings, reaper: Reaper) -> None:
@@ -155,27 +180,29 @@ def start_watchdog(pipeline: Any, settings: ClearmlSettings, reaper: Reaper) -> 
         log.warning("the pipeline is not watched: %s", error)
         return
     monitor = PipelineMonitor(
-        client, str(task.id), settings, launched=lambda: launched_by_controller(pipeline)
+        client,
+        str(task.id),
+        settings,
+        acts=True,
+        launched=lambda: launched_by_controller(pipeline),
     )
     threading.Thread(
-        target=_run, args=(pipeline, monitor), name="mlops-ext-watchdog", daemon=True
+        target=run_watchdog, args=(pipeline, monitor), name="mlops-ext-watchdog", daemon=True
     ).start()
 
 
-def _run(pipeline: Any, monitor: PipelineMonitor) -> None:
+def run_watchdog(pipeline: Any, monitor: PipelineMonitor) -> None:
     """The watchdog's thread: one poll per interval until the controller's own thread ends."""
     stop = stop_event_of(pipeline)
-    failed_before = False
+    last_message = ""
     while not stop.wait(monitor.settings.interval_s):
-        guard_time_limits(pipeline)
         try:
+            guard_time_limits(pipeline)
             if not monitor.poll():
                 return
-            failed_before = False
-        except MlopsExtError as error:
-            if not failed_before:
-                log.warning("the watchdog cannot ask the server: %s", error)
-            failed_before = True
-        except Exception:  # a thread's boundary: the pipeline must go on without its watchdog
-            log.exception("the watchdog ends")
-            return
+            last_message = ""
+        except Exception as error:  # noqa: BLE001  # a thread's boundary: it goes on, and says so once
+            message = f"{type(error).__name__}: {error}"
+            if message != last_message:
+                log.warning("the watchdog cannot poll, and tries again: %s", message)
+            last_message = message

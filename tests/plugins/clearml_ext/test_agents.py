@@ -192,6 +192,23 @@ def test_a_time_limit_of_a_step_that_waits_ends_the_controller_only_bare(lab, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bare", "launcher"])
+def test_a_time_limit_stops_the_step_only_with_the_launcher(lab, mode):
+    lab.agent("a1", "services")
+    lab.agent("a2", "default")
+    script = pipeline_script("services", "default", mode, limit=2)
+    script = script.replace('print("working on", x)', "import threading; threading.Event().wait()")
+    assert lab.run(script).returncode == 0
+    assert lab.wait_for("train", "in_progress"), lab.log("a1")
+    if mode == "bare":
+        asked_in_vain(lab, times=8)
+        assert statuses(lab)["train"] == "in_progress"
+        return
+    assert lab.wait_for("train", "stopped"), (statuses(lab), lab.log("a1")[-2000:])
+    assert lab.wait_for("nightly"), (statuses(lab), lab.log("a1")[-2000:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["bare", "launcher"])
 def test_an_abort_takes_the_steps_along_only_with_the_launcher(lab, mode):
     lab.agent("a1", "services")
     pretend_agent(lab, "a2", "default")

@@ -145,11 +145,106 @@ def test_a_services_agent_is_known_by_its_children(double):
     assert [(worker.name, worker.slots) for worker in snapshot.workers] == [("s", None)]
 
 
-def test_a_malformed_capacity_tag_is_one_clear_line(double):
+def test_a_malformed_capacity_tag_is_one_clear_line_and_refuses_nobody(double):
     add_worker(double, "s", "services", tags=["capacity:many"])
+    add_worker(double, "a", "default")
     result = check(double, "default")
-    assert result.answer is Answer.UNKNOWN
-    assert "tag 'capacity:many' of worker s is 'many'" in result.reasons[0]
+    assert result.answer is Answer.SAFE
+    (note,) = result.notes
+    assert "tag 'capacity:many' of worker s is 'many'" in note
+    assert "it counts as one slot" in note
+
+
+def test_somebody_else_s_stuck_run_is_a_note(double):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    add_controller(double, "theirs", {"x": "gpu"}, queue="services", worker="s")
+    result = check(double, "default")
+    assert result.answer is Answer.SAFE
+    assert any("theirs" in note and "waits in gpu" in note for note in result.notes)
+
+
+def test_somebody_else_s_run_that_waits_and_would_be_stuck_is_a_note(double):
+    add_worker(double, "s1", "services")
+    add_worker(double, "s2", "services")
+    add_worker(double, "a", "default")
+    add_controller(double, "theirs", {"x": "gpu"}, queue="services")
+    result = check(double, "default")
+    assert result.answer is Answer.SAFE
+    assert any("theirs" in note for note in result.notes)
+
+
+def test_the_agent_that_somebody_else_s_stuck_run_holds_does_not_count(double):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    add_controller(double, "theirs", {"x": "gpu"}, queue="default", worker="a")
+    result = check(double, "default")
+    assert result.answer is Answer.UNSAFE
+    assert 'step "step-0" waits in default' in result.reasons[0]
+
+
+def test_two_pipelines_of_others_that_can_deadlock_refuse_nobody(double):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    for name in ("b1", "b2"):
+        add_worker(double, name, "shared")
+    for name in ("one", "two"):
+        add_controller(double, name, {"x": "shared"}, queue="shared")
+    assert check(double, "default").answer is Answer.SAFE
+    assert check(double, "shared").answer is Answer.UNSAFE
+
+
+def put_task(double, kind, worker=None, queue=None, name="other", **more):
+    number = double.store.tasks_create({"name": name, "type": kind, **more})["id"]
+    if worker is not None:
+        double.store.tasks[number]["status"] = "in_progress"
+        double.store.workers[worker]["task_id"] = number
+    if queue is not None:
+        double.store.tasks_enqueue({"task": number, "queue_name": queue})
+    return number
+
+
+JOBS = '[{"name": "every hour", "queue": "default"}]'
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"kind": "service", "configuration": {"schedule": {"name": "schedule", "value": JOBS}}},
+        {"kind": "service", "configuration": {"models": {"name": "models", "value": JOBS}}},
+        {"kind": "optimizer",
+         "hyperparams": {"General": {"opt/execution_queue": {"value": "default"}}}},
+        {"kind": "training", "tags": ["waits-for:default"]},
+        {"kind": "training", "configuration": {"Pipeline": {
+            "name": "Pipeline", "value": '{"x": {"queue": "default", "parents": []}}'}}},
+        {"kind": "monitor"},
+    ],
+)  # fmt: skip
+def test_what_holds_an_agent_and_waits_is_seen_whatever_it_is(double, more):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    assert check(double, "default").answer is Answer.SAFE
+    put_task(double, more.pop("kind"), worker="a", **more)
+    assert check(double, "default").answer is Answer.UNSAFE
+
+
+def test_a_task_whose_children_wait_holds_its_agent_but_not_one_that_was_cloned(double):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    parent = put_task(double, "training", worker="a", script={"entry_point": "search.py"})
+    clone = double.store.tasks_clone({"task": parent})["id"]
+    double.store.tasks_enqueue({"task": clone, "queue_name": "default"})
+    assert check(double, "default").answer is Answer.SAFE
+    child = put_task(double, "training", script={"entry_point": "trial.py"}, parent=parent)
+    double.store.tasks_enqueue({"task": child, "queue_name": "default"})
+    assert check(double, "default").answer is Answer.UNSAFE
+
+
+def test_a_plain_task_that_runs_ends_and_refuses_nobody(double):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    put_task(double, "training", worker="a")
+    assert check(double, "default").answer is Answer.SAFE
 
 
 @pytest.mark.parametrize(

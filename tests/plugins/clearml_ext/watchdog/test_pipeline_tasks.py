@@ -1,6 +1,8 @@
 """The steps of a pipeline that runs: explained, moved, stopped, and told apart from clones."""
 
 import os
+import threading
+from typing import ClassVar
 
 import pytest
 
@@ -17,7 +19,7 @@ from clearml_ext.server.tasks import move_task, pipeline_tasks, stop_children
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.watchdog.explain import Cause, explain
 from clearml_ext.watchdog.reaper import Reaper
-from clearml_ext.watchdog.watchdog import PipelineMonitor
+from clearml_ext.watchdog.watchdog import PipelineMonitor, run_watchdog
 
 SETTINGS = ClearmlSettings(timeout_s=3)
 
@@ -52,7 +54,7 @@ def test_a_deadlocked_step_is_explained_and_moved_to_a_free_agent(double):
     told, now = [], [0.0]
     settings = ClearmlSettings(pending_s=60, move=True)
     monitor = PipelineMonitor(
-        client_of(double), own, settings, notify=told.append, clock=lambda: now[0]
+        client_of(double), own, settings, acts=True, notify=told.append, clock=lambda: now[0]
     )
     assert monitor.poll()
     assert not told
@@ -64,14 +66,161 @@ def test_a_deadlocked_step_is_explained_and_moved_to_a_free_agent(double):
     assert [entry["task"] for entry in gpu["entries"]] == [step]
 
 
-def test_a_step_that_could_not_be_enqueued_is_failed(double):
+def watching(double, own, *, acts=True, **settings):
+    """A monitor, what it says, and how to let time pass."""
+    told, now = [], [0.0]
+    monitor = PipelineMonitor(
+        client_of(double),
+        own,
+        ClearmlSettings(timeout_s=3, **settings),
+        acts=acts,
+        notify=told.append,
+        clock=lambda: now[0],
+    )
+    assert monitor.poll()
+
+    def later(seconds=1000.0):
+        now[0] += seconds
+        return monitor.poll()
+
+    return told, later
+
+
+def set_queue_of_step(double, own, queue):
+    state = double.store.tasks[own]["configuration"]["Pipeline"]
+    state["value"] = state["value"].replace('"queue": null', f'"queue": "{queue}"')
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_a_step_whose_queue_does_not_exist_is_failed_only_by_who_may_act(double, acts):
     add_worker(double, "a1", "services")
     own = add_controller(double, "nightly", {}, queue="services", worker="a1")
     step = put_step(double, own, None)
-    monitor = PipelineMonitor(client_of(double), own, SETTINGS, notify=lambda text: None)
+    set_queue_of_step(double, own, "nowhere")
+    told, later = watching(double, own, acts=acts)
+    assert later()
+    assert told == ['step "train" could not be enqueued: there is no queue nowhere']
+    assert double.store.tasks[step]["status"] == ("failed" if acts else "created")
+
+
+def test_a_step_that_is_in_no_queue_for_another_reason_is_left_alone(double):
+    add_worker(double, "a1", "services")
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    step = put_step(double, own, None)  # its callback waits for an approval
+    moved = put_step(double, own, "default", name="moved")
+    set_queue_of_step(double, own, "default")
+    told, later = watching(double, own)
+    double.store.tasks_dequeue({"task": moved})  # somebody takes it elsewhere
     for _ in range(10):
-        monitor.poll()
-    assert double.store.tasks[step]["status"] == "failed"
+        assert later()
+    assert not told
+    statuses = [double.store.tasks[each]["status"] for each in (step, moved)]
+    assert statuses == ["created", "created"]
+
+
+def end_of(double, own, how):
+    task = double.store.tasks[own]
+    if how == "abort under way":
+        task["status_message"] = "stopping"
+    elif how == "abort":
+        task.update(status="stopped", status_reason="task was stopped by tasks.stop")
+    elif how == "abort of one without an agent":
+        task.update(status="stopped", status_message="Stopped by jane")
+    elif how == "non-responsive":
+        text = "Forced stop (non-responsive)"
+        task.update(status="stopped", status_message=text, status_reason=text)
+    else:
+        task.update(status=how)
+
+
+ABORTS = ["abort under way", "abort", "abort of one without an agent"]
+
+
+@pytest.mark.parametrize("acts", [True, False])
+@pytest.mark.parametrize("how", [*ABORTS, "non-responsive", "completed", "failed"])
+def test_steps_are_stopped_only_with_a_pipeline_that_somebody_aborted(double, how, acts):
+    add_worker(double, "a1", "services")
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    step = put_step(double, own, "default")
+    told, later = watching(double, own, acts=acts)
+    end_of(double, own, how)
+    assert not later()
+    stopped = acts and how in ABORTS
+    assert double.store.tasks[step]["status"] == ("stopped" if stopped else "queued")
+    assert bool(told) is stopped
+
+
+def test_a_step_that_is_run_again_by_hand_after_the_abort_is_left_alone(double):
+    add_worker(double, "a1", "services")
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    step = put_step(double, own, "default")
+    end_of(double, own, "abort")
+    monitor = PipelineMonitor(client_of(double), own, SETTINGS, acts=True, notify=print)
+    assert not monitor.poll()
+    assert double.store.tasks[step]["status"] == "queued"
+
+
+def test_a_draft_step_is_never_touched(double):
+    add_worker(double, "a1", "services")
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    step = put_step(double, own, None)
+    set_queue_of_step(double, own, "nowhere")
+    state = double.store.tasks[own]["configuration"]["Pipeline"]
+    state["value"] = state["value"].replace('"parents"', '"draft": true, "parents"')
+    told, later = watching(double, own)
+    assert later()
+    end_of(double, own, "abort")
+    assert not later()
+    assert not told
+    assert double.store.tasks[step]["status"] == "created"
+
+
+def test_a_task_that_is_queued_but_in_no_queue_is_told_as_one(double):
+    add_worker(double, "a1", "services")
+    add_worker(double, "a2", "default")
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    step = put_step(double, own, "default")
+    double.store.take_out(step)
+    told, later = watching(double, own)
+    assert later()
+    assert told == [
+        'step "train" is queued for default, but is not in it: reset it, and enqueue it again'
+    ]
+    assert double.store.tasks[step]["status"] == "queued"
+
+
+@pytest.mark.parametrize(("capacity", "cause"), [(2, Cause.ABOUT_TO_START), (1, Cause.BUSY)])
+def test_what_is_explained_counts_slots_as_the_check_does(double, capacity, cause):
+    add_worker(double, "s", "services")
+    own = add_controller(double, "nightly", {}, queue="services", worker="s")
+    busy = put_step(double, None, None)
+    add_worker(double, "a", "default", task=busy, tags=[f"capacity:{capacity}"])
+    put_step(double, own, "default")
+    client = client_of(double)
+    _, (child,) = pipeline_tasks(client, own)
+    found = explain(child, take_snapshot(client, SETTINGS), {own})
+    assert found.cause is cause
+
+
+def test_the_watchdog_s_thread_survives_anything_and_says_so_once(caplog):
+    class Pipeline:
+        _stop_event = threading.Event()
+        _nodes: ClassVar = {}
+
+    polls = []
+
+    class Monitor:
+        settings = ClearmlSettings(interval_s=0.001)
+
+        def poll(self):
+            polls.append(None)
+            if len(polls) == 5:
+                Pipeline._stop_event.set()
+            raise KeyError("entries")
+
+    run_watchdog(Pipeline(), Monitor())
+    assert len(polls) == 5
+    assert len(caplog.records) == 1
 
 
 def test_an_abort_reaches_the_steps_and_their_steps(double):
@@ -138,7 +287,7 @@ def test_an_abort_leaves_clones_of_the_pipeline_and_of_its_steps_alone(double):
 def test_the_watchdog_does_not_take_a_cloned_draft_for_a_step_that_was_not_enqueued(double):
     own, _, clones = run_with_clones(double)
     told = []
-    monitor = PipelineMonitor(client_of(double), own, SETTINGS, notify=told.append)
+    monitor = PipelineMonitor(client_of(double), own, SETTINGS, acts=True, notify=told.append)
     for _ in range(10):
         assert monitor.poll()
     assert not told
@@ -216,6 +365,7 @@ def test_the_process_that_outlives_a_controller_stops_what_it_was_told_of(double
         double.store.tasks_create({"name": name, "type": "training", "parent": own})["id"]
         for name in ("late", "other")
     )
+    double.store.tasks[own]["status_message"] = "stopping"
     reaper = Reaper()
     reaper.start(client_of(double), own)
     reaper.notify(late)

@@ -1,0 +1,207 @@
+"""Scripts that are checked: nothing they do reaches the server; and what a refusal may delete."""
+
+import json
+
+import pytest
+from tests.doubles.clearml.lab import Lab
+
+from clearml_ext.check.dry_run import PretendedServer, is_read
+
+pytest.importorskip("clearml")
+
+pytestmark = pytest.mark.timeout(600)
+
+QUIET = "auto_connect_frameworks=False, auto_resource_monitoring=False, reuse_last_task_id=False"
+HEAD = f"""
+import pathlib, sys
+from clearml import PipelineController, PipelineDecorator, Task
+MARK = pathlib.Path("step-ran")
+def step(a=1):
+    import pathlib
+    pathlib.Path("step-ran").write_text("ran")
+    return a
+def make(name, queue):
+    made = PipelineController(name=name, project="lab", version="1.0", add_pipeline_tags=False,
+                              packages=[], pool_frequency=0.01)
+    made.add_function_step("leaf", step, packages=[], execution_queue=queue, function_return=["x"])
+    return made
+def own_task(**more):
+    return Task.init("lab", "three days of training", {QUIET}, **more)
+"""
+DECORATED = """
+@PipelineDecorator.component(return_values=["y"], packages=[], cache=False)
+def one(a):
+    import pathlib
+    pathlib.Path("step-ran").write_text("ran")
+    return a
+@PipelineDecorator.pipeline(name="nightly", project="lab", version="1.0", default_queue="default",
+                            add_pipeline_tags=False, packages=[], pool_frequency=0.01)
+def nightly(a=1):
+    print(one(a))
+"""
+OPTIMIZER = """
+from clearml.automation import DiscreteParameterRange, HyperParameterOptimizer, RandomSearch
+def optimizer():
+    return HyperParameterOptimizer(
+        base_task_id=sys.argv[1], execution_queue="default", total_max_jobs=2, pool_period_min=0.01,
+        hyper_parameters=[DiscreteParameterRange("Args/lr", values=[0.1, 0.2])],
+        objective_metric_title="acc", objective_metric_series="val", objective_metric_sign="max",
+        max_number_of_concurrent_tasks=1, optimizer_class=RandomSearch, max_iteration_per_job=1)
+"""
+WAYS = {
+    "start": ("make('nightly', 'default').start(queue='services')", "unsafe"),
+    "launch": (
+        ("from clearml_ext import PipelineLauncher\n"
+        "PipelineLauncher(make('nightly', 'default')).launch('services')"), "unsafe"),
+    "start_locally": ("make('nightly', 'default').start_locally()", "safe"),
+    "steps_here": (
+        "make('nightly', 'default').start_locally(run_pipeline_steps_locally=True)", "safe"),
+    "in_a_task_of_ones_own": (
+        "own_task()\nmake('nightly', 'default').start(queue='services')", "unsafe"),
+    "decorated": (f"{DECORATED}\nnightly()", "unsafe"),
+    "decorated_here": (f"{DECORATED}\nPipelineDecorator.run_locally()\nnightly()", "safe"),
+    "decorated_debugged": (f"{DECORATED}\nPipelineDecorator.debug_pipeline()\nnightly()", "safe"),
+    "plain": ("own_task().execute_remotely(queue_name='default')\nstep()", "safe"),
+    "before_its_pipeline_is_known": (
+        ("own_task(task_type='controller').execute_remotely(queue_name='default')\n"
+        "make('late', 'default').start()"), "unknown"),
+    "declared": (
+        ("from clearml_ext import waits_for\n"
+        "own = own_task(task_type='controller')\nwaits_for('default')\n"
+        "own.execute_remotely(queue_name='services')"), "unsafe"),
+    "two_pipelines": (
+        ("for name, queue in (('first', 'gpu'), ('second', 'nowhere')):\n"
+        "    made = make(name, queue)\n    made.create_draft()\n"
+        "    Task.enqueue(made._task, queue_name='services')\n    made._task.close()"), "unsafe"),
+    "optimizer": (
+        (f"{OPTIMIZER}\nown_task(task_type='optimizer')\nfound = optimizer()\n"
+        "Task.current_task().execute_remotely(queue_name='services')"), "unsafe"),
+    "optimizer_here": (
+        (f"{OPTIMIZER}\nown_task(task_type='optimizer')\nfound = optimizer()\n"
+        "found.start()\nfound.wait()"), "safe"),
+    "scheduler": (
+        ("from clearml.automation import TaskScheduler\n"
+        "found = TaskScheduler(force_create_task_name='cron', force_create_task_project='lab')\n"
+        "found.add_task(schedule_task_id=sys.argv[1], queue='default', minute=30, hour=1)\n"
+        "found.start_remotely(queue='services')"), "unsafe"),
+    "bare_request": (
+        ("from clearml.backend_api.session.client import APIClient\n"
+        "client = APIClient()\n"
+        "queue = next(each.id for each in client.queues.get_all() if each.name == 'default')\n"
+        "client.tasks.enqueue(task=sys.argv[1], queue=queue)"), "safe"),
+    "clone": (
+        "copied = Task.clone(sys.argv[1])\nTask.enqueue(copied, queue_name='default')", "safe"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def lab(tmp_path):
+    with Lab(tmp_path, ["default", "services", "gpu"]) as lab:
+        number = next(n for n, row in lab.store.queues.items() if row["name"] == "gpu")
+        numbers = [
+            n for n, row in lab.store.queues.items() if row["name"] in ("default", "services")
+        ]
+        lab.store.workers_register({"worker": "a1", "queues": numbers})
+        lab.store.workers_register({"worker": "a2", "queues": [number]})
+        yield lab
+
+
+def base_task(lab):
+    made = {"name": "template", "type": "training", "script": {"entry_point": "train.py"}}
+    return lab.store.tasks_create(made)["id"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does(lab, way):
+    text, verdict = WAYS[way]
+    base = base_task(lab)
+    kept = json.dumps(lab.store.tasks, default=str, sort_keys=True)
+    projects, queues = dict(lab.store.projects), json.dumps(lab.store.queues, default=str)
+    script = lab.folder / "script.py"
+    script.write_text(HEAD + text.replace("sys.argv[1]", repr(base)) + "\n")
+    result = lab.cli("check", "--json", script, MLOPS_EXT_CLEARML_CHECK_TIMEOUT_S="200")
+    found = json.loads(result.stdout)
+    assert found["verdict"] == verdict, (found, result.stderr)
+    assert json.dumps(lab.store.tasks, default=str, sort_keys=True) == kept
+    assert (lab.store.projects, json.dumps(lab.store.queues, default=str)) == (projects, queues)
+    assert not (lab.folder / "step-ran").exists()
+    if way == "two_pipelines":
+        assert any("nowhere" in reason for reason in found["reasons"])
+    if way == "before_its_pipeline_is_known":
+        assert "waits_for" in found["reasons"][0]
+
+
+@pytest.mark.slow
+def test_a_script_that_reaches_no_pipeline_is_given_up_in_time(lab):
+    script = lab.folder / "script.py"
+    script.write_text("import threading\nthreading.Event().wait()\n")
+    result = lab.cli("check", script, MLOPS_EXT_CLEARML_CHECK_TIMEOUT_S="3")
+    assert result.returncode == 2
+    assert "enqueued no pipeline within 3 s" in result.stdout
+
+
+EXPERIMENT = """
+own = own_task(**{more})
+own.upload_artifact("weights", dict(w=[1, 2, 3]), wait_on_upload=True)
+own.flush(wait_for_uploads=True)
+made = make("evaluate", "nowhere")
+from clearml_ext import PipelineLauncher
+PipelineLauncher(made).launch("services")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["training", "controller", "continued"])
+def test_a_refusal_leaves_an_experiment_of_the_user_alone(lab, kind):
+    more = {"task_type": kind}
+    if kind == "continued":
+        fields = {"name": "yesterday", "type": "controller", "system_tags": ["pipeline"]}
+        number = lab.store.tasks_create(fields)["id"]
+        lab.store.tasks[number]["created"] = "2026-01-01T00:00:00+00:00"
+        more = {"continue_last_task": number}
+    result = lab.run(HEAD + EXPERIMENT.format(more=more))
+    assert result.returncode == 1
+    assert "was not launched" in result.stderr
+    (task,) = lab.tasks()
+    assert [each["key"] for each in task["execution"]["artifacts"]] == ["weights"]
+    assert f"task {task['id']} is left as it is" in result.stderr
+    assert lab.double.count("tasks.delete") == 0
+
+
+def test_a_refusal_deletes_the_task_that_was_made_for_the_launch(lab):
+    text = "from clearml_ext import PipelineLauncher\n"
+    text += "PipelineLauncher(make('evaluate', 'nowhere')).launch('services')"
+    result = lab.run(HEAD + text)
+    assert "was not launched" in result.stderr
+    assert lab.tasks() == []
+
+
+def test_a_refusal_leaves_a_draft_that_the_script_made_before(lab):
+    text = "made = make('evaluate', 'nowhere')\nmade.create_draft()\n"
+    text += "Task.enqueue(made._task, queue_name='services')"
+    result = lab.run(HEAD + text, patched=True)
+    assert "was not launched" in result.stderr
+    assert [task["status"] for task in lab.tasks()] == ["created"]
+
+
+def test_what_is_not_known_to_read_counts_as_writing():
+    assert is_read("tasks", "get_all_ex")
+    assert not is_read("queues", "get_next_task")
+    assert not is_read("tasks", "brand_new_action")
+
+
+def test_the_pretended_server_remembers_what_it_was_told():
+    server = PretendedServer()
+    number = server.answer("tasks", "create", {"name": "nightly", "type": "controller"})["id"]
+    server.answer("tasks", "edit", {"task": number, "runtime": {"a": "1"}})
+    entry = {"name": "Pipeline", "value": "{}"}
+    server.answer("tasks", "edit_configuration", {"task": number, "configuration": [entry]})
+    server.answer("tasks", "started", {"task": number})
+    task = server.answer("tasks", "get_by_id", {"task": number})["task"]
+    assert (task["name"], task["status"], task["runtime"]) == ("nightly", "in_progress", {"a": "1"})
+    assert task["configuration"]["Pipeline"] == entry
+    assert server.answer("tasks", "get_by_id", {"task": "0" * 32}) is None
+    clone = server.answer("tasks", "clone", {"task": number, "new_task_name": "copy"})["id"]
+    assert server.tasks[clone]["name"] == "copy"
+    assert server.tasks[clone]["type"] == "controller"
