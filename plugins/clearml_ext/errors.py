@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mlops_ext.errors import MlopsExtError
 
+_SERVER_FAULT = 500
+
 
 class ServerError(MlopsExtError):
     """The ClearML server could not be asked.
@@ -17,6 +19,11 @@ class ServerError(MlopsExtError):
     def __init__(self, host: str, problem: str, advice: str, *, status: int | None = None) -> None:
         self.host, self.problem, self.status = host, problem, status
         super().__init__(f"ClearML server {host} {problem}; {advice}")
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may be answered later: not one that the server refuses."""
+        return self.status is None or self.status >= _SERVER_FAULT
 
 
 class PlanError(MlopsExtError):

@@ -96,7 +96,7 @@ def judge(
         raise UnsafePipelineError(result)
     if not isinstance(decision, Reroute):
         return None
-    log.warning("%s", decision.fix.text)
+    log.warning("%s; so: %s", result.reasons[0], decision.fix.text)
     return decision.fix
 
 

@@ -93,6 +93,17 @@ def local_job_guard(original: Any) -> Any:
     return launch
 
 
+def debug_guard(original: Any) -> Any:
+    """``PipelineDecorator.debug_pipeline`` that runs no step of a script which is only checked."""
+    if not load_settings().check_only:
+        return original
+
+    def debug_pipeline(cls: Any) -> None:
+        cls.run_locally()  # sub-processes: `controller_guard` stands before the first
+
+    return classmethod(debug_pipeline)
+
+
 def start_guard(original: Any) -> Any:
     """``PipelineController.start`` that checks first; a draft (no queue) is left alone."""
 

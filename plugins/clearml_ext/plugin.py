@@ -63,6 +63,12 @@ PATCHES = (
         "a script that is only checked runs its steps as sub-processes",
         "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does",
     ),
+    _patch(
+        "debug-guard",
+        "clearml.automation.controller:PipelineDecorator.debug_pipeline",
+        "a script that is only checked runs its steps as functions",
+        "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does",
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,10 @@ _STATES = 5_000
 """States that each of these checks may search: a fraction of a second."""
 _LARGE = 400
 """Workers and steps from which a topology counts as large here."""
+_CONTROLLER_QUEUES = ("services", "controllers", "own-services")
+"""Queues that are for controllers by their names, beside the one that the settings name."""
+_ACCELERATED = re.compile(r"gpu|cuda|tpu|rtx|dgx|(?<![a-z])[ahvltp]\d{1,3}(?!\d)", re.IGNORECASE)
+"""Names of queues whose machines have accelerators: gpu, a100-box, h100."""
 _NEW_AGENTS = 8
 """New agents that are proposed at most; who needs more had better move the controllers."""
 
@@ -53,14 +58,18 @@ class Fix:
     controller_queue: str | None = None
 
 
-def propose(topology: Topology, verdict: Verdict) -> Iterator[Fix]:
-    """Fixes for *topology*, refused with *verdict*: the gentlest first, each proven to help."""
+def propose(topology: Topology, verdict: Verdict, services: str = "services") -> Iterator[Fix]:
+    """Fixes for *topology*, refused with *verdict*: the gentlest first, each proven to help.
+
+    Controllers are sent to the queue *services* or to one made for them, never to any other: what
+    is free may be a machine that others need. Steps stay on machines of their kind.
+    """
     if verdict.safe or all(chain.kind is ChainKind.ORDER for chain in verdict.chains):
         return
     size = len(topology.workers) + sum(len(each.steps) for each in topology.pipelines)
     left = _CHECKS_OF_LARGE if size > _LARGE else _CHECKS
     found: set[FixKind] = set()
-    for fix in _candidates(topology, verdict):
+    for fix in _candidates(topology, verdict, services):
         if fix.kind in found:
             continue
         if not left:
@@ -71,13 +80,13 @@ def propose(topology: Topology, verdict: Verdict) -> Iterator[Fix]:
             yield fix
 
 
-def _candidates(topology: Topology, verdict: Verdict) -> Iterator[Fix]:
+def _candidates(topology: Topology, verdict: Verdict, services: str) -> Iterator[Fix]:
     involved = _involved(verdict)
     waiting = list(dict.fromkeys(chain.queue for chain in verdict.chains if chain.queue))
     if len(topology.workers) > _LARGE:
         yield from _new_agents(topology, waiting)
         return
-    yield from _move_controllers(topology, involved)
+    yield from _move_controllers(topology, involved, services)
     yield from _move_steps(topology, involved, waiting)
     yield _replace(
         topology,
@@ -87,7 +96,7 @@ def _candidates(topology: Topology, verdict: Verdict) -> Iterator[Fix]:
         f"run the controller of {_listing(involved)} outside of the agents: start_locally()",
     )
     yield from _new_agents(topology, waiting)
-    yield from _services_agent(topology, involved)
+    yield from _services_agent(topology, involved, services)
 
 
 def _involved(verdict: Verdict) -> list[str]:
@@ -110,9 +119,12 @@ def _known_queues(topology: Topology) -> list[str]:
     return sorted(slots, key=lambda queue: (queue != "services", -slots[queue], queue))
 
 
-def separate(topology: Topology, name: str) -> Iterator[Fix]:
+def separate(topology: Topology, name: str, services: str = "services") -> Iterator[Fix]:
     """Fixes that put the controller of pipeline *name* in a queue that none of its steps uses."""
-    for fix in (*_move_controllers(topology, [name]), *_services_agent(topology, [name])):
+    for fix in (
+        *_move_controllers(topology, [name], services),
+        *_services_agent(topology, [name], services),
+    ):
         if check(fix.topology, search_states=_STATES).safe:
             yield fix
             return
@@ -128,10 +140,10 @@ def _step_queues(steps: tuple[Step, ...]) -> set[str]:
     return found
 
 
-def _move_controllers(topology: Topology, involved: list[str]) -> Iterator[Fix]:
+def _move_controllers(topology: Topology, involved: list[str], services: str) -> Iterator[Fix]:
     taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
     for queue in _known_queues(topology):
-        if queue not in taken:
+        if queue not in taken and queue in {services, *_CONTROLLER_QUEUES}:
             yield _replace(
                 topology,
                 involved,
@@ -146,7 +158,7 @@ def _move_steps(topology: Topology, involved: list[str], waiting: list[str]) -> 
     controllers = {"services", *(each.queue for each in topology.pipelines)}
     for old in waiting:
         for new in _known_queues(topology):
-            if new != old and new not in controllers:
+            if new != old and new not in controllers and _alike(old, new):
                 yield _replace(
                     topology,
                     involved,
@@ -157,6 +169,11 @@ def _move_steps(topology: Topology, involved: list[str], waiting: list[str]) -> 
                     f"put the steps that go to {old} in queue {new}",
                     queues=((old, new),),
                 )
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two queues are served by machines of one kind, as far as their names tell."""
+    return bool(_ACCELERATED.search(one)) == bool(_ACCELERATED.search(other))
 
 
 def _moved(steps: tuple[Step, ...], old: str, new: str) -> tuple[Step, ...]:
@@ -190,14 +207,12 @@ def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
             )
 
 
-def _services_agent(topology: Topology, involved: list[str]) -> Iterator[Fix]:
+def _services_agent(topology: Topology, involved: list[str], services: str) -> Iterator[Fix]:
     """A services-mode agent of the controllers' own: on the open-source server it has no bound."""
     taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
-    queue = next(name for name in ("services", "controllers", "own-services") if name not in taken)
+    queue = next(name for name in (services, *_CONTROLLER_QUEUES) if name not in taken)
     agent = Worker(name="new services agent", queues=(queue,), slots=None)
-    command = (
-        f"clearml-agent daemon --services-mode --queue {queue} --create-queue --docker --detached"
-    )
+    command = services_command(queue)
     yield _replace(
         dataclasses.replace(topology, workers=(*topology.workers, agent)),
         involved,
@@ -209,9 +224,18 @@ def _services_agent(topology: Topology, involved: list[str]) -> Iterator[Fix]:
     )
 
 
+def services_command(queue: str) -> str:
+    """The command that starts an agent for any number of controllers, in *queue*."""
+    options = "--create-queue --docker --detached"
+    return f"clearml-agent daemon --services-mode --queue {_quoted(queue)} {options}"
+
+
+def _quoted(queue: str) -> str:
+    return queue if re.fullmatch(r"[\w.:/-]+", queue) else shlex.quote(queue)
+
+
 def _agent_command(queue: str) -> str:
-    quoted = queue if re.fullmatch(r"[\w.:/-]+", queue) else f"'{queue}'"
-    return f"clearml-agent daemon --queue {quoted} --create-queue --detached"
+    return f"clearml-agent daemon --queue {_quoted(queue)} --create-queue --detached"
 
 
 def _replace(  # noqa: PLR0913  # the parts of a Fix

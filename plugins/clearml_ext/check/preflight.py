@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from clearml_ext.check.fixes import Fix, FixKind, separate
+from clearml_ext.check.fixes import Fix, FixKind, separate, services_command
 from clearml_ext.check.plans import Others, Plan, resolve, running_pipelines
 from clearml_ext.check.results import Answer, Result, examine_mine, take_slots
 from clearml_ext.sdk import own_task_id
@@ -79,7 +79,13 @@ def check_plan(  # noqa: PLR0913  # see check_live
             snapshot.require_queue(queue) if queue is not None and own_task is None else own_queue
         )
     except UnknownNameError as error:
-        return Result(target=plan.name, answer=Answer.UNSAFE, reasons=(f"{plan.name}: {error}",))
+        missing = queue == settings.services_queue and queue not in snapshot.names
+        return Result(
+            target=plan.name,
+            answer=Answer.UNSAFE,
+            reasons=(f"{plan.name}: {error}",),
+            advice=(f"start {services_command(queue)}",) if missing and queue else (),
+        )
     others = Others() if alone else running_pipelines(snapshot, client, without=plan)
     mine = Pipeline(
         name=plan.name,
@@ -93,7 +99,7 @@ def check_plan(  # noqa: PLR0913  # see check_live
         workers=workers, pipelines=(mine, *others.pipelines), queues=tuple(snapshot.names)
     )
     notes = [*snapshot.notes, *others.notes, *_dead(snapshot, topology)]
-    result = examine_mine(plan.name, topology, notes)
+    result = examine_mine(plan.name, topology, notes, settings.services_queue)
     fixes = tuple(fix for fix in result.fixes if _concerns_only(fix, topology, plan.name))
     if (
         result.answer is Answer.SAFE
@@ -130,7 +136,7 @@ def _separate(
         f"{plan.name}: its controller and its steps both go to {queue}: a controller must have"
         f" a queue that no step uses, such as {settings.services_queue}"
     )
-    fixes = tuple(separate(topology, plan.name))
+    fixes = tuple(separate(topology, plan.name, settings.services_queue))
     return dataclasses.replace(result, answer=Answer.UNSAFE, reasons=(reason,), fixes=fixes)
 
 

@@ -92,7 +92,11 @@ def examine(target: str, topology: Topology) -> Result:
 
 
 def result_of(
-    target: str, topology: Topology, verdict: Verdict, notes: Iterable[str] = ()
+    target: str,
+    topology: Topology,
+    verdict: Verdict,
+    notes: Iterable[str] = (),
+    services: str = "services",
 ) -> Result:
     """What *verdict* on *topology* comes to; *notes* are told beside the reasons of a refusal."""
     if verdict.safe:
@@ -107,29 +111,32 @@ def result_of(
         target=target,
         answer=Answer.UNSAFE,
         reasons=(*verdict.reasons, *notes),
-        fixes=tuple(propose(topology, verdict)),
+        fixes=tuple(propose(topology, verdict, services)),
         topology=topology,
         verdict=verdict,
     )
 
 
-def examine_mine(target: str, topology: Topology, notes: Iterable[str] = ()) -> Result:
+def examine_mine(
+    target: str, topology: Topology, notes: Iterable[str] = (), services: str = "services"
+) -> Result:
     """Check the pipeline *target* among others that run: only what concerns it refuses it.
 
     Another's run that is stuck by itself is a note. While it lasts, one that runs keeps its slot,
-    and one that has not started yet is left out.
+    and one that has not started yet is left out. *services* is the queue that controllers may be
+    sent to.
     """
     said = list(notes)
     while True:
         verdict = check(topology)
         foreign = [chain for chain in verdict.chains if not _concerns(chain, target)]
         if verdict.safe or len(foreign) < len(verdict.chains) or not foreign:
-            return result_of(target, topology, verdict, said)
+            return result_of(target, topology, verdict, said, services)
         stuck = {pipeline_of(chain.waiting) for chain in foreign}
         said += [f"beside it: {chain.text}" for chain in foreign]
         left = without_stuck(topology, stuck)
         if left == topology:
-            return result_of(target, topology, verdict, said)
+            return result_of(target, topology, verdict, said, services)
         topology = left
 
 

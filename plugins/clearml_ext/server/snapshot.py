@@ -30,6 +30,7 @@ _FIELDS = [
 ]  # fmt: skip
 _CHILD = re.compile(r"^(.+?):(?:service:)?[0-9a-f]{32}$")
 """Workers that run one task for another worker: in services mode, and under the Kubernetes glue."""
+_NOTHING = -1
 _TAG = re.compile(r"^capacity[:=](.*)$", re.IGNORECASE)
 
 
@@ -261,22 +262,38 @@ def _with_queue_capacity(
 ) -> list[LiveWorker]:
     """The same workers, where a queue's metadata says how much its only worker takes."""
     for row in rows:
-        metadata = row.get("metadata") or {}
-        entry = metadata.get("capacity") if isinstance(metadata, dict) else None
-        if entry is None and isinstance(metadata, list):
-            entry = next((each for each in metadata if each.get("key") == "capacity"), None)
-        if entry is None:
-            continue
-        value = entry.get("value") if isinstance(entry, dict) else entry
-        try:
-            slots = _capacity(value, f"metadata capacity of queue {row['name']}")
-        except TopologyError as error:
-            notes.append(f"{error}; it is ignored")
+        most = _declared(row, "autoscaled", notes)
+        if most is not _NOTHING:
+            # Its machines come when tasks wait; as many as this may be there.
+            name = f"autoscaler of {row['name']}"
+            scaled = LiveWorker(
+                name=name, queues=(str(row["name"]),), slots=most, task=None, age_s=0.0, fresh=True
+            )
+            workers = [each for each in workers if each.queues != scaled.queues]
+            workers.append(scaled)
+        slots = _declared(row, "capacity", notes)
+        if slots is _NOTHING:
             continue
         serving = [each for each in workers if row["name"] in each.queues and each.fresh]
         if len(serving) == 1:
             workers = [_with_slots(each, slots) if each in serving else each for each in workers]
     return workers
+
+
+def _declared(row: Mapping[str, Any], key: str, notes: list[str]) -> int | None:
+    """The number of slots that the metadata of a queue declares, or `_NOTHING`."""
+    metadata = row.get("metadata") or {}
+    entry = metadata.get(key) if isinstance(metadata, dict) else None
+    if entry is None and isinstance(metadata, list):
+        entry = next((each for each in metadata if each.get("key") == key), None)
+    if entry is None:
+        return _NOTHING
+    value = entry.get("value") if isinstance(entry, dict) else entry
+    try:
+        return _capacity(value, f"metadata {key} of queue {row['name']}")
+    except TopologyError as error:
+        notes.append(f"{error}; it is ignored")
+        return _NOTHING
 
 
 def _with_declared_capacity(

@@ -14,8 +14,8 @@ from typing import Any
 
 from mlops_ext.errors import MissingExtraError, TopologyError
 
-MAX_YAML_BYTES = 8 * 2**20
-"""About 100,000 workers, and half a minute to read."""
+MAX_YAML_BYTES = 2**20
+"""About 12,000 workers, and four seconds to read."""
 
 MAX_JSON_BYTES = 64 * 2**20
 """10,000 workers that listen to 1,000 queues each still fit."""

@@ -23,6 +23,15 @@ UNBOUNDED = "unbounded"
 _MAX_DEPTH = 100
 """Sub-pipelines within each other; nobody nests a tenth of that."""
 
+_MAX_WORKERS = 50_000
+"""Five times the largest number that is known."""
+
+_MAX_INSTANCES = 10_000
+"""Runs of one pipeline at the same time; each is counted by itself."""
+
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the text around them, so that a name is read as another."""
+
 _MAX_STEPS = 100_000
 """Steps of all pipelines, a hundred times a large plan; aliases make millions out of a few."""
 
@@ -49,11 +58,11 @@ def parse_topology(document: object) -> Topology:
     """
     top = _mapping(document, "the topology", ("workers", "pipelines", "queues"))
     counted = itertools.count(1)
+    workers = _list(top.get("workers", []), "workers")
+    if len(workers) > _MAX_WORKERS:
+        raise TopologyError("the number of workers", len(workers), f"at most {_MAX_WORKERS:,}")
     return Topology(
-        workers=tuple(
-            _worker(each, f"workers[{at}]")
-            for at, each in enumerate(_list(top.get("workers", []), "workers"))
-        ),
+        workers=tuple(_worker(each, f"workers[{at}]") for at, each in enumerate(workers)),
         pipelines=tuple(
             _pipeline(each, f"pipelines[{at}]", counted)
             for at, each in enumerate(
@@ -84,9 +93,12 @@ def _slots(value: object, where: str) -> int | None:
 def _pipeline(item: object, where: str, counted: Iterator[int]) -> Pipeline:
     entry = _mapping(item, where, ("name", "queue", "instances", "steps", "worker"))
     queue, worker = _required(entry, "queue", where), entry.get("worker")
-    instances = entry.get("instances", 1)
-    if isinstance(instances, bool) or not isinstance(instances, int) or instances < 1:
-        raise TopologyError(f"{where}.instances", instances, "a whole number from 1")
+    instances: Any = entry.get("instances", 1)
+    whole = isinstance(instances, int) and not isinstance(instances, bool)
+    if not (whole and 1 <= instances <= _MAX_INSTANCES):
+        raise TopologyError(
+            f"{where}.instances", _short(instances), f"a whole number from 1 to {_MAX_INSTANCES:,}"
+        )
     return Pipeline(
         name=_name(_required(entry, "name", where), f"{where}.name"),
         queue=None if queue is None else _name(queue, f"{where}.queue"),
@@ -156,7 +168,7 @@ def _name(value: object, where: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise TopologyError(where, _short(value), "a name")
-    if any(unicodedata.category(each) in {"Cc", "Cs"} for each in value):
+    if any(unicodedata.category(each) in {"Cc", "Cs"} or each in _BIDI for each in value):
         raise TopologyError(where, _short(value), "a name without control characters")
     return value
 

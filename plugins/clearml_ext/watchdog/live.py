@@ -74,9 +74,9 @@ def watch_pipeline(task: str, **given: object) -> bool:
             try:
                 runs = monitor.poll()
                 failures = 0
-            except ServerError:
+            except ServerError as error:
                 failures += 1
-                if failures >= _MAX_FAILURES:
+                if failures >= _MAX_FAILURES or not monitor.own or not error.is_transient:
                     raise
                 runs = True
             if not failures and not monitor.own:

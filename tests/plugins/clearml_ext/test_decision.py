@@ -22,11 +22,11 @@ FIX = ClearmlSettings(fix=True)
 STEPS = (Step(name="train", queue="default"),)
 TOPOLOGY = Topology(
     workers=(
-        Worker(name="a1", queues=("services", "default")),
-        Worker(name="a2", queues=("gpu",)),
-        Worker(name="a3", queues=("controllers",)),
+        Worker(name="a1", queues=("default",)),
+        Worker(name="a2", queues=("other",)),
+        Worker(name="a3", queues=("services",)),
     ),
-    pipelines=(Pipeline(name="nightly", queue="services", steps=STEPS),),
+    pipelines=(Pipeline(name="nightly", queue="default", steps=STEPS),),
 )
 UNSAFE = examine("nightly", TOPOLOGY)
 

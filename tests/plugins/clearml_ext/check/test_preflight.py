@@ -16,6 +16,7 @@ from clearml_ext.errors import ServerError
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import take_snapshot
 from clearml_ext.settings import ClearmlSettings
+from clearml_ext.watchdog.live import watch_pipeline
 from mlops_ext.errors import MlopsExtError
 
 SETTINGS = ClearmlSettings(timeout_s=3)
@@ -342,6 +343,52 @@ def test_queues_beyond_the_first_page_are_known(double, scrolls):
         )
     assert check(double, "queue-1199").answer is Answer.SAFE
     assert double.count("queues.get_all_ex") == (1 if scrolls else 3)
+
+
+def declare(double, queue, key, value):
+    number = next(n for n, row in double.store.queues.items() if row["name"] == queue)
+    entry = {"key": key, "type": "str", "value": value}
+    double.store.queues_add_or_update_metadata({"queue": number, "metadata": [entry]})
+
+
+def test_an_autoscaled_queue_without_a_machine_right_now_is_served(double):
+    add_worker(double, "s", "services")
+    assert check(double, "gpu").answer is Answer.UNSAFE
+    declare(double, "gpu", "autoscaled", "2")
+    assert check(double, "gpu").answer is Answer.SAFE
+    declare(double, "gpu", "autoscaled", "0")
+    assert check(double, "gpu").answer is Answer.UNSAFE
+
+
+def test_no_fix_sends_a_controller_or_plain_steps_to_a_gpu_machine(double):
+    add_worker(double, "agent-1", "services", "default")
+    add_worker(double, "a100-box", "gpu")
+    fixes = check(double, "default").fixes
+    assert fixes
+    assert "gpu" not in {fix.controller_queue for fix in fixes}
+    assert not any(fix.queues for fix in fixes)
+
+
+def test_a_missing_services_queue_gets_the_command_that_makes_it(double):
+    add_worker(double, "a", "default")
+    for number, row in list(double.store.queues.items()):
+        if row["name"] == "services":
+            del double.store.queues[number]
+    result = check(double, "default")
+    assert result.answer is Answer.UNSAFE
+    assert "--services-mode --queue services --create-queue" in result.remedies[0]
+
+
+def test_watching_with_wrong_credentials_ends_at_the_first_answer(double, monkeypatch):
+    monkeypatch.setenv("CLEARML_API_HOST", double.url)
+    monkeypatch.setenv("CLEARML_API_ACCESS_KEY", ACCESS_KEY)
+    monkeypatch.setenv("CLEARML_API_SECRET_KEY", "wrong")
+    with pytest.raises(ServerError, match="refuses the credentials"):
+        watch_pipeline("0" * 32, interval_s=0.001)
+    assert double.count("auth.login") == 1
+    monkeypatch.setenv("CLEARML_API_SECRET_KEY", SECRET_KEY)
+    with pytest.raises(MlopsExtError, match="an id that"):
+        watch_pipeline("0" * 32, interval_s=0.001)
 
 
 def test_a_refusal_reroutes_the_controller_first(double):

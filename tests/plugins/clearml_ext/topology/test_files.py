@@ -150,6 +150,27 @@ BAD_FILES = {
     ),
     "utf16.yaml": (NAMED.format(steps="[]").encode("utf-16"), "codec can't decode"),
     "none.yaml": (None, "No such file"),
+    "instances.yaml": (
+        "pipelines: [{name: p, queue: q, instances: 1000000000}]",
+        "a whole number from 1 to 10,000",
+    ),
+    "turned.yaml": (
+        'pipelines: [{name: "safe\u202eefasnu", queue: q}]',
+        "a name without control characters",
+    ),
+    "workers.json": (
+        json.dumps(
+            {
+                "workers": [{"name": f"w{at}", "queues": ["q"]} for at in range(150_000)],
+                "pipelines": [],
+            }
+        ),
+        "at most 50,000",
+    ),
+    "workers.yaml": (
+        "".join(["workers:\n", *(f"- {{name: w{at}, queues: [q]}}\n" for at in range(150_000))]),
+        "at most 1 MiB",
+    ),
 }
 
 
