@@ -72,9 +72,18 @@ def check(
 @clearml.command(context_settings={"ignore_unknown_options": True})
 @click.option("--fix", is_flag=True, help="Reroute what is refused, where that helps.")
 @click.option("--dry-run", is_flag=True, help="Only show what would happen.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=float,
+    metavar="SECONDS",
+    help="Wait until the launch is safe, in the order of coming.",
+)
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def launch(script: str, arguments: tuple[str, ...], *, fix: bool, dry_run: bool) -> None:
+def launch(
+    script: str, arguments: tuple[str, ...], *, fix: bool, dry_run: bool, wait_s: float | None
+) -> None:
     """Run SCRIPT, whose pipelines are enqueued only if they cannot deadlock.
 
     With --fix, in this order: reroute the controller, reroute steps to a free queue, run the
@@ -89,7 +98,7 @@ def launch(script: str, arguments: tuple[str, ...], *, fix: bool, dry_run: bool)
             result = targets.check_script(script, arguments)
             _show([result])
             sys.exit(exit_code([result]))
-        sys.exit(targets.launch(script, arguments, {"fix": fix}))
+        sys.exit(targets.launch(script, arguments, {"fix": fix, "wait_s": wait_s}))
     except MlopsExtError as error:
         click.echo(f"mlops-ext: {error}", err=True)
         sys.exit(2)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from clearml_ext import sdk
+from clearml_ext.admission import Admission
 from clearml_ext.check.dry_run import PretendedServer
 from clearml_ext.check.fixes import Fix, FixKind
 from clearml_ext.check.plans import (
@@ -172,13 +174,49 @@ def check_launch(
     """
     if own_task_id() is not None:
         return queue
-    result = check_live(plan_of_controller(pipeline), queue, settings, instances=instances)
+    result = _check_in_turn(pipeline, queue, settings, instances)
     fix = judge(result, settings, AT_LAUNCH, pipeline)
     sdk.mark_accepted(sdk.task_of(pipeline))
     if fix is None:
         return queue
     sdk.reroute(pipeline, dict(fix.queues))
     return None if fix.kind is FixKind.LOCAL_CONTROLLER else fix.controller_queue or queue
+
+
+def _check_in_turn(pipeline: Any, queue: str, settings: ClearmlSettings, instances: int) -> Result:
+    """Check *pipeline*; if asked to, wait until it is safe, in the order of coming."""
+    plan, task = plan_of_controller(pipeline), sdk.task_of(pipeline)
+
+    def check(*, alone: bool = False) -> Result:
+        return check_live(plan, queue, settings, instances=instances, alone=alone)
+
+    if not settings.wait_s or settings.check_only or task is None:
+        return check()
+    if (result := check(alone=True)).answer is not Answer.SAFE:
+        return result  # waiting would not help
+    end = time.monotonic() + settings.wait_s
+    told = False
+    try:
+        client = Client.from_configuration(settings.timeout_s)
+        queues = {queue, *(node.queue for node in plan.nodes)}
+        admission = Admission(client, str(task.id), queues, settings.wait_s)
+        admission.enter()
+        while True:
+            first = admission.is_my_turn()
+            result = check()
+            if (first and result.answer is not Answer.UNSAFE) or time.monotonic() > end:
+                break
+            if not told:
+                why = "; ".join(result.reasons[:1]) or "an earlier launch is on its way"
+                log.warning("%s waits for its turn: %s", plan.name, why)
+                told = True
+            time.sleep(settings.interval_s)
+    except MlopsExtError as error:
+        return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(str(error),))
+    if first:
+        return result
+    reason = f"{plan.name}: earlier launches were still on their way after {settings.wait_s:g} s"
+    return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(reason,))
 
 
 def before_enqueue(

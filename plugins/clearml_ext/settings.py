@@ -32,6 +32,9 @@ class ClearmlSettings:
     move: bool = False
     """Whether a step that waits too long is moved to a queue with a free agent. No: it could
     land on a machine without what it needs."""
+    wait_s: float = 0.0
+    """How long a launch that others' runs make unsafe waits for its turn, first come first served.
+    Not at all: a script that waits looks like one that hangs."""
     capacity: Path | None = None
     """A topology file whose ``workers`` say how many slots the live ones of the same name have."""
     check_timeout_s: float = 300.0
