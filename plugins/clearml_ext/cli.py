@@ -13,6 +13,7 @@ from mlops_ext.errors import MlopsExtError
 
 if TYPE_CHECKING:
     from clearml_ext.check.results import Result
+    from clearml_ext.check.status import WorkspaceStatus
 
 
 @click.group()
@@ -105,6 +106,32 @@ def launch(
 
 
 @clearml.command()
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+def status(*, as_json: bool) -> None:
+    """Show the whole workspace: queues without agents, held agents, runs that are stuck.
+
+    Exit status: 0 all is well, 1 something is stuck or unserved, 2 the server cannot be asked.
+    """
+    import json
+
+    from clearml_ext.check.status import workspace_status
+    from clearml_ext.server.client import Client
+    from clearml_ext.settings import load_settings
+
+    settings = load_settings()
+    try:
+        found = workspace_status(Client.from_configuration(settings.timeout_s), settings)
+    except MlopsExtError as error:
+        click.echo(f"mlops-ext: {error}", err=True)
+        sys.exit(2)
+    if as_json:
+        click.echo(json.dumps(found.document(), ensure_ascii=False))
+    else:
+        _show_status(found)
+    sys.exit(0 if found.healthy else 1)
+
+
+@clearml.command()
 @click.argument("task")
 def explain(task: str) -> None:
     """Say why a pipeline hangs: TASK is its controller, or a step that waits.
@@ -158,6 +185,28 @@ def _keep(result: Result, plot: Path | None, save: Path | None) -> None:
         write_topology(result.topology, save)
     if plot is not None:
         draw(result.topology, result.verdict, plot)
+
+
+def _show_status(found: WorkspaceStatus) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    table = Table("queue", "waiting", "agents", "dead agents", "one more launch")
+    for queue in found.queues:
+        style = "bold red" if queue.unserved else ""
+        agents = str(len(queue.agents)) if queue.agents else "none"
+        cells = (queue.name, str(queue.waiting), agents, ", ".join(queue.dead), queue.launch)
+        table.add_row(*(Text(cell, style) for cell in cells))
+    console.print(table)
+    for held in found.held:
+        since = f" since {held.since}" if held.since else ""
+        console.print(Text(f"{held.worker} is held by {held.type} {held.task}{since}"))
+    for reason in found.stuck:
+        console.print(Text(f"stuck: {reason}", "bold red"))
+    for note in found.notes:
+        console.print(Text(f"note: {note}", "dim"))
 
 
 def _show(results: Iterable[Result]) -> None:

@@ -24,7 +24,7 @@ HIDDEN_QUEUE = "k8s_scheduler"
 
 _FIELDS = [
     "id", "name", "type", "status", "status_message", "parent", "tags", "system_tags",
-    "last_worker", "execution.queue", "hyperparams", "runtime", "script.entry_point",
+    "last_worker", "started", "execution.queue", "hyperparams", "runtime", "script.entry_point",
     "configuration.Pipeline", "configuration.schedule", "configuration.datasets",
     "configuration.models", "configuration.tasks",
 ]  # fmt: skip
