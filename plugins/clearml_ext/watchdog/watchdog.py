@@ -53,7 +53,7 @@ class StepTimeLimit(float):
 def guard_time_limits(pipeline: Any) -> None:
     """Give the steps of *pipeline* time limits that start with the step."""
     for node in nodes_of(pipeline):
-        if node.timeout and not isinstance(node.timeout, StepTimeLimit):
+        if not isinstance(node.timeout, StepTimeLimit) and node.timeout:
             limit = StepTimeLimit(node.timeout)
             limit.node = node
             node.timeout = limit

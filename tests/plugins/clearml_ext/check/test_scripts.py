@@ -156,7 +156,9 @@ PipelineLauncher(made).launch("services")
 def test_a_refusal_leaves_an_experiment_of_the_user_alone(lab, kind):
     more = {"task_type": kind}
     if kind == "continued":
+        project = lab.store.projects_create({"name": "lab"})["id"]
         fields = {"name": "yesterday", "type": "controller", "system_tags": ["pipeline"]}
+        fields["project"] = project
         number = lab.store.tasks_create(fields)["id"]
         lab.store.tasks[number]["created"] = "2026-01-01T00:00:00+00:00"
         more = {"continue_last_task": number}
