@@ -127,10 +127,12 @@ def _document(fields: Mapping[str, Any]) -> dict[str, Any]:
     moment = dt.datetime.now(dt.timezone.utc).isoformat()
     return {
         "type": "training", "hyperparams": {}, "configuration": {}, "runtime": {}, "tags": [],
-        "system_tags": [], "script": {}, "execution": {}, "models": {"input": [], "output": []},
+        "system_tags": [], "script": {}, "models": {"input": [], "output": []},
         "container": {}, "output": {}, "last_metrics": {}, "last_iteration": 0, "company": "",
         "user": "", "status_reason": "", "status_message": "", "last_update": moment,
-        "last_change": moment, **fields, "id": uuid.uuid4().hex, "created": moment,
+        "last_change": moment, **fields,
+        "execution": {"artifacts": [], **(fields.get("execution") or {})},
+        "id": uuid.uuid4().hex, "created": moment,
         "status": "created", "status_changed": moment,
     }  # fmt: skip
 
