@@ -19,6 +19,8 @@ ALLOWED = {
     "core/mlops_ext/processes/identity.py": "the types of a C function, as ctypes has them set",
     "plugins/joblib_ext/stores/files/statx.py": "the types of a C function, as ctypes has them set",
     "plugins/clearml_ext/guard.py": "the interpreter's hook for a script's last error, and that error",
+    "plugins/clearml_ext/check/script_process.py": "the arguments of the script that this process runs",
+    "plugins/clearml_ext/sdk.py": "an answer that is given in the server's place: " + OWN,
     "plugins/clearml_ext/watchdog/watchdog.py: node.timeout": DATA,
     "plugins/joblib_ext/arguments.py: pickler.fast": OWN,
     "plugins/joblib_ext/cli.py": OWN,
@@ -30,6 +32,7 @@ ALLOWED = {
     "plugins/zenml_ext/kubernetes/orchestrator.py": "a value of each thread of ours",
     "plugins/zenml_ext/kubernetes/step/entrypoint.py: tempfile.tempdir": "the standard library's own"
     " setting of a process for its temporary directory",
+    "plugins/zenml_ext/temp_dir.py": "the same, where a user asks for it by set_temp_dir",
     "plugins/zenml_ext/kubernetes/supervisor/entrypoint.py: job.status.conditions": "a copy of what"
     " Kubernetes answered, as ZenML is to see it",
 }
