@@ -131,6 +131,16 @@ def test_a_live_directory_in_the_place_of_a_dead_one_is_kept(left_behind, owner,
     assert next(left_behind.path.iterdir()).is_dir()
 
 
+def test_an_unfinished_marker_in_the_place_of_another_removes_nothing(left_behind, tmp_path):
+    """One without an inode, whose owner died before its directory was noted."""
+    text = left_behind.marker.read_text()
+    left_behind.marker.write_text(re.sub('"inode": "[0-9]+"', f'"inode": "{0:020}"', text))
+    empty = tempdirs.RunDirectory.create(tmp_path, "empty")
+    left_behind.marker.rename(empty.marker)
+    assert tempdirs.reap(tmp_path).unknown == (empty.path,)
+    assert empty.path.is_dir()
+
+
 def test_what_died_before_its_directory_was_noted_is_removed_only_if_empty(left_behind, tmp_path):
     text = left_behind.marker.read_text()
     left_behind.marker.write_text(re.sub('"inode": "[0-9]+"', f'"inode": "{0:020}"', text))

@@ -216,9 +216,10 @@ def test_an_interpreter_whose_standard_error_is_closed_runs_all_the_same(tmp_pat
     assert (done.returncode, done.stdout) == (0, "7\n")
 
 
-def test_the_users_own_runs_even_if_arming_fails(tmp_path, monkeypatch):
+@pytest.mark.parametrize("base", ["Exception", "BaseException"])
+def test_the_users_own_runs_even_if_arming_fails(tmp_path, base):
     (tmp_path / "mlops_ext").mkdir()
-    (tmp_path / "mlops_ext" / "__init__.py").write_text("class B(Exception): pass\nraise B('boom')")
+    (tmp_path / "mlops_ext" / "__init__.py").write_text(f"class B({base}): pass\nraise B('boom')")
     (tmp_path / "sitecustomize.py").write_text("print('mine')")
     environ = {**os.environ, "PYTHONPATH": f"{BOOTSTRAP}{os.pathsep}{tmp_path}"}
     done = subprocess.run(

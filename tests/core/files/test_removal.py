@@ -378,7 +378,7 @@ print([(left.path.name, left.reason.value) for left in removal.left])
         text=True,
         check=False,
     )
-    if done.returncode in (1, 77) and not done.stdout:
+    if done.returncode == 77 or done.stderr.startswith("unshare"):
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")
     assert done.stdout.strip() == "[('mnt', 'mount point')]", done.stderr
     assert (tmp_path / "precious" / "data").exists()

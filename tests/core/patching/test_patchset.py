@@ -454,6 +454,18 @@ def test_leaving_a_block_reports_a_conflict_unless_an_error_is_on_its_way(framew
     assert "patch left in place" in caplog.text
 
 
+def replace_late(original):
+    """A factory during which somebody else replaces the target."""
+    sys.modules["fw_sample"].Server.run = lambda _: "theirs"
+    return lambda _: "ours"
+
+
+def test_what_was_replaced_while_the_factory_ran_is_not_overwritten(framework):
+    with pytest.raises(PatchConflictError, match="undo that first"):
+        patch_set(make(factory="replace_late")).apply()
+    assert framework.Server().run() == "theirs"
+
+
 def test_a_place_that_cannot_be_set_is_a_conflict():
     patch = make("collections:OrderedDict.get", "replace_run", expects="builtins")
     with pytest.raises(PatchConflictError, match="cannot be set"):

@@ -67,7 +67,7 @@ def _start() -> None:
 
 try:
     _start()
-except Exception as error:
+except BaseException as error:
     try:
         sys.stderr.write("mlops-ext: no patches in %s: %s\n" % (sys.executable, error))
     except Exception:  # standard error is closed
