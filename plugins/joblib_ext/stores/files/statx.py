@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-_AT_FDCWD, _AT_EMPTY_PATH, _FORCE_SYNC = -100, 0x1000, 0x2000
+_AT_FDCWD, _FORCE_SYNC = -100, 0x2000
 _WANTED = 0x4 | 0x40 | 0x200  # link count, modification time, size
 _SIZE_OF_STATX = 256
 _SIZE_OF_STATFS = 256  # 120 on 64-bit Linux
@@ -49,36 +49,23 @@ _statx = _find("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_ui
 _statfs = _find("statfs", ctypes.c_char_p, ctypes.c_void_p)
 
 
-def _call(descriptor: int, path: bytes, flags: int) -> Fresh:
-    if _statx is not None:
-        room = ctypes.create_string_buffer(_SIZE_OF_STATX)
-        if _statx(descriptor, path, flags | _FORCE_SYNC, _WANTED, room) == 0:
-            seconds, nanoseconds = _MTIME.unpack_from(room, _MTIME_AT)
-            return Fresh(
-                _LINKS.unpack_from(room, _LINKS_AT)[0],
-                _SIZE.unpack_from(room, _SIZE_AT)[0],
-                seconds + nanoseconds / 1e9,
-            )
-    found = os.fstat(descriptor) if flags & _AT_EMPTY_PATH else os.stat(path)  # noqa: PTH116  # bytes
-    return Fresh(found.st_nlink, found.st_size, found.st_mtime)
-
-
 def fresh_path(path: str) -> Fresh:
     """The attributes of *path*, from the server where the system can ask.
 
     Raises:
         OSError: as ``os.stat``.
     """
-    return _call(_AT_FDCWD, os.fsencode(path), 0)
-
-
-def fresh_fd(descriptor: int) -> Fresh:
-    """The attributes of an open file, from the server where the system can ask.
-
-    Raises:
-        OSError: as ``os.fstat``.
-    """
-    return _call(descriptor, b"", _AT_EMPTY_PATH)
+    if _statx is not None:
+        room = ctypes.create_string_buffer(_SIZE_OF_STATX)
+        if _statx(_AT_FDCWD, os.fsencode(path), _FORCE_SYNC, _WANTED, room) == 0:
+            links, size = (
+                _LINKS.unpack_from(room, _LINKS_AT)[0],
+                _SIZE.unpack_from(room, _SIZE_AT)[0],
+            )
+            seconds, nanoseconds = _MTIME.unpack_from(room, _MTIME_AT)
+            return Fresh(links, size, seconds + nanoseconds / 1e9)
+    found = os.stat(path)  # noqa: PTH116  # a text
+    return Fresh(found.st_nlink, found.st_size, found.st_mtime)
 
 
 def replacing_flushes(folder: str) -> bool:

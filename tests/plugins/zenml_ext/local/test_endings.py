@@ -119,11 +119,13 @@ def test_a_memory_error_is_retried_where_the_user_wants_it(failures):
 
 HISTORY = """
     from types import SimpleNamespace
+    from zenml.client import Client
     from zenml_ext.kubernetes.supervisor.step_runs import StepRuns
 
     for name in ("never_fits", "raises_memory_error"):
         learns = SimpleNamespace(learns=True)
-        facts = SimpleNamespace(name=name, pipeline="failures", policy=learns)
+        step = Client().list_run_steps(name=name, hydrate=True)[0]
+        facts = SimpleNamespace(name=name, pipeline="failures", policy=learns, step=step)
         found = [(a.memory.human, a.outcome) for a in StepRuns().history(facts)]
         print("HISTORY", name, found)
 """
