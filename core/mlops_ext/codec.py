@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import types
 import typing
 from collections.abc import Mapping
@@ -44,8 +43,8 @@ def _field(hint: Any, data: Any) -> Any:
         (inner,) = (a for a in arguments if a is not type(None))
         return None if data is None else _field(inner, data)
     if origin is tuple:
-        rest = itertools.repeat(arguments[0]) if arguments[1:] == (...,) else arguments
-        return tuple(_field(a, item) for a, item in zip(rest, data, strict=False))
+        fixed = arguments if arguments[1:] != (...,) else arguments[:1] * len(data)
+        return tuple(_field(a, item) for a, item in zip(fixed, data, strict=True))
     if dataclasses.is_dataclass(hint):
         return decode(typing.cast("type[Any]", hint), data)
     if hint is Any or origin is not None or isinstance(data, hint):
