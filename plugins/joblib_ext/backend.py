@@ -344,11 +344,12 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         if self.mmap_mode is None:
             return entry.value()
         runtime = self._runtime
-        verify = runtime.store.options.verify
-        if verify == "always" or (verify == "first" and entry.header.token not in runtime.verified):
-            entry.verify()
-            runtime.verified.add(entry.header.token)
-        return entry.map(self.mmap_mode)
+        asked, token = runtime.store.options.verify, entry.header.token
+        signed = runtime.store.key is not None  # then no option lets unchecked bytes be unpickled
+        verify = signed or asked == "always" or (asked == "first" and token not in runtime.verified)
+        value = entry.map(self.mmap_mode, verify=verify)
+        runtime.verified.add(token)
+        return value
 
     def _quarantine(self, entry: Entry | LargeEntry) -> None:
         runtime = self._runtime

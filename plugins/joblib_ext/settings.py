@@ -38,7 +38,8 @@ class SharedOptions:
     durability: Literal["none", "fsync"] = "none"
     """A cache can be computed again; "fsync" costs milliseconds an entry."""
     verify: Literal["always", "first", "never"] = "always"
-    """When a memory-mapped entry is checked. Always: a wrong value costs more than a reading."""
+    """When a memory-mapped entry is checked. Always: a wrong value costs more than a reading. With
+    `sign_key` it is always checked: what is not signed is never unpickled."""
     single_flight: bool = True
     """One process computes a key, the others wait: a stampede is the costlier default."""
     lease_s: float = 5.0

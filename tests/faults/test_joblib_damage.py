@@ -1,8 +1,10 @@
 """Damaged entries: every way bytes can go wrong must cost a recomputation, never a wrong value."""
 
 import os
+import pickle
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ import pytest
 from joblib import Memory
 
 import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext.entries import large_entry
 from joblib_ext.maintenance.stats import find_store, verify_entries
 
 
@@ -197,6 +200,58 @@ class TestSigning:
         path.write_bytes(evil)
         assert cached.call(1) == 7
         assert cached.calls == 2
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("verify", ["always", "first", "never"])
+    @pytest.mark.parametrize("size", [100, 100_000])
+    def test_a_map_of_an_entry_without_the_key_is_never_unpickled(self, tmp_path, verify, size):
+        marker = tmp_path / "ran"
+        options = {"sign_key": "secret", "verify": verify}
+
+        def store(folder):
+            return Memory(
+                folder, backend="shared", verbose=0, mmap_mode="r", backend_options=options
+            )
+
+        calls = []
+
+        def function(x):
+            calls.append(x)
+            return np.arange(size)
+
+        call = store(tmp_path / "cache").cache(function)
+        assert call(1).sum() == call(1).sum()
+        (path,) = [path for path in (tmp_path / "cache").rglob("items/*/*/*/*") if path.is_file()]
+        good = path.read_bytes()
+        head = list(struct.unpack("<8sHBBIQQII8s8sQ", good[:64]))
+        stream = pickle.dumps(Evil(str(marker)), 5).ljust(64, b"\0")
+        body = stream.ljust(size * 8, b"\0") + bytes(64) + struct.pack("<QQ", size * 8, 64)
+        head[5:9] = len(body), len(body), 2, 1
+        path.write_bytes(struct.pack("<8sHBBIQQII8s8sQ", *head) + body + b"{}" + bytes(32))
+        assert call(1).sum() == np.arange(size).sum()
+        assert len(calls) == 2
+        assert not marker.exists()
+
+    def test_what_a_map_unpickles_is_what_was_checked(self, tmp_path, monkeypatch):
+        """Somebody changes the file between the check and the unpickling."""
+        options = {"sign_key": "secret"}
+        memory = Memory(
+            tmp_path, backend="shared", verbose=0, mmap_mode="r", backend_options=options
+        )
+        call = memory.cache(lambda x: np.arange(100_000))
+        call(1)
+        (path,) = [path for path in tmp_path.rglob("items/*/*/*/*") if path.is_file()]
+        marker = tmp_path / "ran"
+        finish = large_entry._Check.finish
+
+        def finish_and_change(check):
+            finish(check)
+            with path.open("r+b") as file:
+                file.seek(64)
+                file.write(pickle.dumps(Evil(str(marker)), 5))
+
+        monkeypatch.setattr(large_entry._Check, "finish", finish_and_change)
+        call(1)
         assert not marker.exists()
 
     def test_a_wrong_key_is_another_cache(self, tmp_path):

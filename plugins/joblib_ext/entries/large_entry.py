@@ -103,10 +103,15 @@ class LargeEntry:
         check.skip(self.header.body)
         check.finish()
 
-    def map(self, mode: str) -> Any:
+    def map(self, mode: str, *, verify: bool = True) -> Any:
         """The value with its arrays mapped from the file, as ``numpy.memmap``.
 
-        Not verified here. A "c" mapping may be written to; the file never changes.
+        What is unpickled was read once, into memory of our own. With *verify* it was checked there
+        together with all the rest; without it nothing is checked. A "c" mapping may be written
+        to; the file never changes.
+
+        Raises:
+            CorruptEntryError: it does not verify.
         """
         header = self.header
         if header.codec or not header.buffers:
@@ -115,7 +120,14 @@ class LargeEntry:
         access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
         mapped = mmap.mmap(self._descriptor, 0, access=access)
         view = memoryview(mapped)[HEADER.size : HEADER.size + header.body]
-        stream = os.pread(self._descriptor, rows[0][0], HEADER.size)
+        length = rows[0][0]
+        if verify:
+            check = _Check(self)
+            stream = bytes(check.read(length))
+            check.skip(header.body - length)
+            check.finish()
+        else:
+            stream = os.pread(self._descriptor, length, HEADER.size)
         unpickler = _MapUnpickler(stream, [view[at : at + size] for at, size in rows])
         offsets = [HEADER.size + at for at, _ in rows]
         return unpickler.load_mapped(_Mapping(mapped, self.path, mode), offsets)
@@ -129,6 +141,8 @@ class _Check:
         self._descriptor: int = entry._descriptor  # noqa: SLF001  # one idea in two classes
         self._position = HEADER.size
         head = os.pread(self._descriptor, HEADER.size, 0)
+        if head != HEADER.pack(*entry.header):
+            raise CorruptEntryError(f"{entry.path}: changed since it was opened")
         self._updates: list[Callable[[Any], object]] = []
         self._hasher = Hasher(entry.header.algorithm)
         self._updates.append(self._hasher.update)
