@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from joblib_ext.runtime import HasRuntime
 from joblib_ext.settings import SharedOptions, read_options
 from joblib_ext.single_flight import acquire_or_wait
 from joblib_ext.stores.store import CodeVersion, Slot, View
+from mlops_ext.errors import SettingsError
 
 _DIRECT = "0" * 24
 """Namespace of items that are dumped by hand, without a function."""
@@ -62,8 +64,11 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         """Set the store up; a location that cannot be written only costs a warning later.
 
         Raises:
-            SettingsError: an option is unknown or has a value that cannot be used.
+            SettingsError: an option is unknown or has a value that cannot be used, or the location
+                is not a folder's.
         """
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", location):
+            raise SettingsError("location", location, "a folder: this is the address of a service")
         given = dict(backend_options or {})
         self.options = read_options(given)
         self.location, self.verbose = location, verbose

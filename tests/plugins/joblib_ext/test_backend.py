@@ -16,6 +16,9 @@ from tests.support.joblib_files import stored
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext.cli import joblib as command
 from joblib_ext.maintenance import eviction as _limits
+from joblib_ext.maintenance.garbage import collect_garbage
+from joblib_ext.maintenance.stats import find_store
+from joblib_ext.stores.files.trash import clear_now
 from mlops_ext.errors import SettingsError
 
 
@@ -69,6 +72,37 @@ def test_expiry_works_and_meets_no_entry_without_metadata(memory):
     expired = memory.cache(function, cache_validation_callback=expires_after(seconds=-1))
     assert expired(1) == 1
     assert calls == [1, 2, 1]
+
+
+@pytest.mark.parametrize("location", ["s3://bucket/cache", "gs://bucket", "s3:/bucket/joblib"])
+def test_the_address_of_a_service_makes_no_folder(tmp_path, monkeypatch, location):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="location"):
+        Memory(location, backend="shared", verbose=0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["trash", "corrupt", "items"])
+@pytest.mark.parametrize("use", ["clear", "gc"])
+def test_a_link_in_place_of_a_stores_own_folder_is_never_followed(tmp_path, name, use):
+    memory = Memory(tmp_path / "cache", backend="shared", verbose=0)
+    cached = memory.cache(len)
+    assert cached("abc") == 3
+    other = tmp_path / "other"
+    kept = other / "function" / ("0" * 24) / "aa" / "somebody-elses.tmp"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"")
+    os.utime(kept, (0, 0))
+    own = tmp_path / "cache" / "mlops-shared-1" / name
+    if own.exists():
+        shutil.rmtree(own)
+    own.symlink_to(other, target_is_directory=True)
+    if use == "clear":
+        clear_now(find_store(tmp_path / "cache"))
+    else:
+        collect_garbage(tmp_path / "cache")
+    assert kept.exists()
+    assert [path.name for path in other.iterdir()] == ["function"]
 
 
 class TestLimits:

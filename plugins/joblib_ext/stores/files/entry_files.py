@@ -25,7 +25,7 @@ from joblib_ext.entries.payload import Buffer, total
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
 from joblib_ext.stores.files.closing import Closer
-from joblib_ext.stores.files.layout import CODE_FILE, Layout
+from joblib_ext.stores.files.layout import CODE_FILE, Layout, make_own_folder
 from joblib_ext.stores.files.statx import fresh_path, replacing_flushes
 from joblib_ext.stores.reader import READ, SMALL, close, open_large
 from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
@@ -129,8 +129,8 @@ class EntryFiles:
         path = slot.path
         aside = f"{self.layout.corrupt}/{temp_name(os.path.basename(path))[:-4]}"  # noqa: PTH119
         try:
-            os.makedirs(self.layout.corrupt, exist_ok=True)  # noqa: PTH103  # texts throughout
-            os.rename(path, aside)  # noqa: PTH104  # as above
+            make_own_folder(self.layout.corrupt)
+            os.rename(path, aside)  # noqa: PTH104  # texts throughout
         except OSError as error:
             if error.errno not in AMBIGUOUS or not os.path.lexists(aside):
                 self.events.warn_once("aside", f"a corrupt entry stays at {path}: {error}", error)

@@ -55,6 +55,17 @@ def function_of(folder: str) -> str:
     return unquote(folder)
 
 
+def make_own_folder(folder: str) -> None:
+    """Make one of a store's own folders; a link in its place is taken away, never followed.
+
+    Raises:
+        OSError: the folder could not be made.
+    """
+    if os.path.islink(folder):  # noqa: PTH114  # texts throughout
+        os.unlink(folder)  # noqa: PTH108  # as above
+    os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The folders of the store at *location*."""

@@ -40,7 +40,9 @@ class Namespace:
 
 
 def subfolders(path: str) -> list[str]:
-    """Names of the folders in *path*; [] where it is gone."""
+    """Names of the folders in *path*; [] where it is gone, or a link, which is never followed."""
+    if os.path.islink(path):  # noqa: PTH114  # a text
+        return []
     try:
         with os.scandir(path) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -7,6 +7,7 @@ import os
 import threading
 
 from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
+from joblib_ext.stores.files.layout import make_own_folder
 from mlops_ext.files import Patience, remove, temp_name
 
 
@@ -18,8 +19,8 @@ def move_to_trash(store: EntryFiles, folder: str, *, background: bool = True) ->
     """
     target = f"{store.layout.trash}/{temp_name('cleared')}"
     try:
-        os.makedirs(store.layout.trash, exist_ok=True)  # noqa: PTH103  # texts throughout
-        os.rename(folder, target)  # noqa: PTH104  # as above
+        make_own_folder(store.layout.trash)
+        os.rename(folder, target)  # noqa: PTH104  # texts throughout
     except FileNotFoundError:
         if not os.path.lexists(target):
             return
@@ -52,6 +53,8 @@ def empty_later(store: EntryFiles) -> None:
 def empty(trash: str) -> int:
     """Remove everything in *trash*; the number of files and folders removed."""
     removed = 0
+    if os.path.islink(trash):  # noqa: PTH114  # a text
+        return remove(trash).removed  # the link; what it points to is not this store's
     with contextlib.suppress(OSError):
         for name in os.listdir(trash):  # noqa: PTH208  # names are all that is needed
             removed += remove(f"{trash}/{name}", patience=Patience(total_s=0)).removed
