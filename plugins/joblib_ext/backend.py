@@ -24,7 +24,6 @@ from joblib_ext.calls import Call, CallInfo
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.entries.metadata import NAMESPACE, LazyMetadata
-from joblib_ext.entries.payload import total
 from joblib_ext.maintenance import eviction
 from joblib_ext.runtime import HasRuntime
 from joblib_ext.settings import SharedOptions, read_options
@@ -37,9 +36,6 @@ _DIRECT = "0" * 24
 _TALKATIVE = 1
 _VERY_TALKATIVE = 10
 """From this verbosity on, joblib names paths."""
-_LATE = 8 << 20
-"""A result from this size on is published when the call ends: joblib times `store_metadata`, and
-warns of large arguments when that takes half a second."""
 
 
 class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
@@ -49,6 +45,8 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
     of `joblib_ext.SharedOptions`. Nothing that the file system does is raised into a cached call.
     """
 
+    publishes_with_metadata = True
+    """joblib blames large arguments where `store_metadata` is slow; see `joblib_ext.patches`."""
     location: str
     verbose: int = 0
     compress: Any = None
@@ -182,7 +180,6 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
             return found[1].value()
         call = runtime.calls.get(call_id)
         if call is not None:
-            runtime.writer.finish(call, call.metadata)
             runtime.local.state.uncached = None
         entry = self._entry(call_id, metadata)
         if entry is not None:
@@ -220,7 +217,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         joblib's function stores the metadata next, so that one writing is enough.
         """
         runtime = self._runtime
-        runtime.local.state.uncached = None  # one that failed in between is published here
+        runtime.local.state.uncached = None  # one that failed in between
         version = runtime.functions.version_of_caller(call_id[0])
         if version is None:
             return None
@@ -234,11 +231,9 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         call = runtime.calls.get(call_id)
         if call is not None:
             metadata[NAMESPACE] = call.slot.version.namespace
-            call.metadata = metadata
-            is_forced = call is runtime.local.state.uncached
-            if call.pending is not None and (is_forced or total(call.pending[0]) < _LATE):
-                runtime.writer.finish(call, metadata)
-            if is_forced and not self.mmap_mode:  # with it, joblib loads the result next
+            runtime.writer.finish(call, metadata)
+            # With a map, joblib loads the result next.
+            if call is runtime.local.state.uncached and not self.mmap_mode:
                 runtime.local.state.uncached = None
             return
         version = self._version(call_id[0]) or runtime.functions.at(call_id[0], _DIRECT)

@@ -52,7 +52,6 @@ class Call:
         slot: where the entry goes, as decided when the call began.
         calls: where it can be looked up until it ends.
         pending: the result as bytes, between ``dump_item`` and ``store_metadata``.
-        metadata: what joblib noted, for a large result, which is published when the call ends.
         item: the result, for a memory-mapped reload that the store could not serve.
     """
 
@@ -62,7 +61,6 @@ class Call:
         "calls",
         "item",
         "lease",
-        "metadata",
         "pending",
         "slot",
         "writer",
@@ -72,7 +70,6 @@ class Call:
         self.writer, self.call_id, self.slot = writer, call_id, slot
         self.lease: Lease | None = None
         self.pending: tuple[Sequence[Buffer], int] | None = None
-        self.metadata: Mapping[str, Any] = {}
         self.item: tuple[Any] | None = None
         self.calls: Calls | None = None
 
@@ -86,8 +83,6 @@ class Call:
         with contextlib.suppress(Exception):  # an interpreter that ends takes modules away
             if self.calls is not None:
                 self.calls.remove(self)
-            if self.pending is not None:
-                self.writer.finish(self, self.metadata)
             self.release()
 
 

@@ -36,11 +36,15 @@ def register() -> None:
 
 
 def _apply() -> None:
-    from joblib_ext.plugin import QUICK_ARGUMENTS, SHARED_BACKEND
+    from joblib_ext.plugin import QUICK_ARGUMENTS, SHARED_BACKEND, UNTIMED_PUBLISHING
     from mlops_ext.errors import MlopsExtError
     from mlops_ext.patching import Outcome, PatchSet
 
-    for patch in (SHARED_BACKEND, *QUICK_ARGUMENTS):  # apart: one that cannot be costs no other
+    for patch in (
+        SHARED_BACKEND,
+        *QUICK_ARGUMENTS,
+        UNTIMED_PUBLISHING,
+    ):  # apart: one that cannot be costs no other
         try:
             (report,) = PatchSet([patch]).apply()
         except MlopsExtError as error:  # inside somebody else's import statement
@@ -95,3 +99,15 @@ def quick_filter_args(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(func, ignore_lst, *args, **kwargs)
 
     return filter_args
+
+
+def untimed_persist_input(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``MemorizedFunc._persist_input`` without its warning where the backend publishes there."""
+
+    @functools.wraps(original)
+    def _persist_input(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self.store_backend, "publishes_with_metadata", False):
+            kwargs["this_duration_limit"] = float("inf")
+        return original(self, *args, **kwargs)
+
+    return _persist_input

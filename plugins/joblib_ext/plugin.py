@@ -49,6 +49,16 @@ QUICK_ARGUMENTS = (
     ),
 )
 
+UNTIMED_PUBLISHING = _patch(
+    "untimed-publishing",
+    target="joblib.memory:MemorizedFunc._persist_input",
+    replacement="joblib_ext.patches:untimed_persist_input",
+    reason="the shared backend publishes a result there, and joblib blames the arguments when that"
+    " takes half a second",
+    verified_by="tests/plugins/joblib_ext/test_backend.py"
+    "::test_a_slow_publish_is_not_blamed_on_the_arguments",
+)
+
 
 @hookimpl
 def mlops_ext_frameworks() -> Iterable[Framework]:
@@ -66,8 +76,8 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
 
 @hookimpl
 def mlops_ext_patches() -> Iterable[Patch]:
-    """The registration of the backend, and the quick way to a call's digest."""
-    return [SHARED_BACKEND, *QUICK_ARGUMENTS]
+    """The registration of the backend, the quick way to a call's digest, and one warning less."""
+    return [SHARED_BACKEND, *QUICK_ARGUMENTS, UNTIMED_PUBLISHING]
 
 
 @hookimpl

@@ -1,5 +1,6 @@
 """The shared backend in one process: options, limits, the local tier, the command line."""
 
+import gc
 import json
 import os
 import shutil
@@ -103,6 +104,61 @@ def test_a_link_in_place_of_a_stores_own_folder_is_never_followed(tmp_path, name
         collect_garbage(tmp_path / "cache")
     assert kept.exists()
     assert [path.name for path in other.iterdir()] == ["function"]
+
+
+def test_a_large_result_is_stored_before_the_caller_gets_it(tmp_path):
+    """Also where an exception is kept, and with it the frame of the call."""
+    np = pytest.importorskip("numpy")
+    kept = []
+
+    def load(n):
+        try:
+            int("no number")
+        except ValueError as error:
+            kept.append(error)
+        return np.zeros(2_000_000)
+
+    cached = Memory(tmp_path, backend="shared", verbose=0).cache(load)
+    result = cached(1)
+    assert cached.check_call_in_cache(1)
+    result += 1
+    kept.clear()
+    assert cached(1).sum() == 0
+
+
+def test_a_result_whose_call_was_cut_off_is_not_stored(tmp_path):
+    memory = Memory(tmp_path, backend="shared", verbose=0)
+
+    class Sly:
+        def __repr__(self):
+            raise KeyboardInterrupt
+
+    cached = memory.cache(lambda x: bytearray(10))
+    with pytest.raises(KeyboardInterrupt):
+        cached(Sly())
+    gc.collect()
+    assert not memory.store_backend.get_items()
+
+
+def test_a_slow_publish_is_not_blamed_on_the_arguments(tmp_path, monkeypatch):
+    memory = Memory(tmp_path, backend="shared", verbose=0)
+    store = type(memory.store_backend._runtime.store)
+    publish, clock = store.publish, [0.0]
+
+    def slow_publish(self, *arguments):
+        clock[0] += 10
+        publish(self, *arguments)
+
+    class Time:
+        def __getattr__(self, name):
+            return (lambda: clock[0]) if name == "time" else getattr(time, name)
+
+    monkeypatch.setattr(store, "publish", slow_publish)
+    monkeypatch.setattr("joblib.memory.time", Time())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert memory.cache(len)("abc") == 3
+    assert clock[0] == 10
 
 
 class TestLimits:

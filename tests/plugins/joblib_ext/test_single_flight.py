@@ -261,7 +261,7 @@ def test_the_heartbeat_keeps_no_frame_of_a_call(tmp_path):
 
 
 def large_with_a_beat(x):
-    """A large result, which is published when the call's frame goes; a beat looks at it before."""
+    """A large result; the thread that renews looks at the call's frame before it is published."""
     beat = threading.Thread(target=leases._release_abandoned, args=(list(leases._held.values()),))
     beat.start()
     beat.join()
