@@ -24,7 +24,7 @@ from mlops_ext.memory import (
     TaskKey,
 )
 from mlops_ext.queues.check import check
-from mlops_ext.shutdown import FirstRequest, Phase, Shutdown, Signal, Started, Step, Stopped, Tick
+from mlops_ext.shutdown import Phase, Shutdown, Signal, Started, Step, Stopped, Tick
 
 ROOT = Path(__file__).resolve().parents[1]
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
@@ -84,7 +84,7 @@ def played_shutdown(answered_s):
     Requests are in flight until *answered_s*.
     """
     state, due, now = Shutdown().on(Started(at=-10.0)).state, {}, 0.0
-    transition = state.on(FirstRequest(at=-9.0)).state.on(Signal(at=now, number=15))
+    transition = state.on(Signal(at=now, number=15))
     while True:
         due |= dict.fromkeys(transition.steps, now)
         if transition.state.phase is Phase.ENDED:

@@ -10,13 +10,11 @@ Guaranteed for every order of events:
 - STOP comes only when nothing is in flight any more, or REFUSE came before it;
 - the time from the first signal to LEAVE or KILL is bounded by `Limits.total_s`;
 - no step comes without a signal.
-
-A server that is idle (it accepts requests, but has not had one) ends after a short pause: no
-client is known to send to it. A first request within that pause makes the end a full drain.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass, field, replace
@@ -24,7 +22,6 @@ from dataclasses import dataclass, field, replace
 __all__ = [
     "Deadlines",
     "Event",
-    "FirstRequest",
     "Limits",
     "Phase",
     "Shutdown",
@@ -65,33 +62,35 @@ class Limits:
 
     lame_duck_s: float = 5.0
     """Accept and answer as before for so long: endpoints leave a load balancer within 1-3 s."""
-    drain_s: float = 20.0
-    """Time for requests in flight: with the pause and the rest below Kubernetes' 30 s."""
+    drain_s: float = 15.0
+    """Time for requests in flight: with the pause and stop_s below Kubernetes' 30 s."""
     refuse_s: float = 0.3
     """Time for the answers to refused requests to reach the network."""
-    stop_s: float = 0.5
-    """Time left to stop past the deadline: with refuse_s below the 1 s that is promised."""
-    idle_s: float = 0.2
-    """Pause before an idle server stops accepting: a balancer that has just begun to send is
-    answered, and the rest of abort_s is left to stop."""
+    stop_s: float = 8.0
+    """Time for models, engines and clients to stop: an engine that frees a GPU takes seconds."""
     abort_s: float = 0.8
-    """Time for a process that serves no client yet to end by itself; below 1 s, as promised."""
+    """Time, besides stop_s, for a process that serves no client yet to leave what it is at."""
+    quiet_s: float = 0.0
+    """The lame duck ends early once no request has come for so long. 0: never, for a balancer
+    that has not noticed yet may be about to send one."""
     echo_s: float = 0.15
     """The same signal again within this time is an echo: a Ctrl-C reaches a whole process group,
     and wrappers pass it on. A person cannot press it twice that fast."""
+    pair_s: float = 1.0
+    """Another signal within this time belongs to the same request: process managers send
+    SIGTERM after a Ctrl-C, or SIGHUP after SIGTERM."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a time."""
-        names = ("lame_duck_s", "drain_s", "refuse_s", "stop_s", "idle_s", "abort_s", "echo_s")
-        for name in names:
-            value = getattr(self, name)
+        for name, value in dataclasses.asdict(self).items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} = {value!r}: expected a number of seconds, 0 or more")
 
     @property
     def total_s(self) -> float:
         """The longest time from the first signal to the end."""
-        return max(self.lame_duck_s + self.drain_s + self.refuse_s + self.stop_s, self.abort_s)
+        before_stop_s = max(self.lame_duck_s + self.drain_s + self.refuse_s, self.abort_s)
+        return before_stop_s + self.stop_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +113,8 @@ class Deadlines:
     def within(self, limit_s: float, now: float, limits: Limits) -> Deadlines:
         """The same, each within *limit_s* from *now*."""
         last = now + max(0.0, limit_s)
-        stop_at = max(now, last - limits.stop_s)
+        # A quarter at most is for the stop: the rest is for the requests in flight.
+        stop_at = max(now, last - min(limits.stop_s, max(0.0, limit_s) / 4))
         refuse_at = max(now, stop_at - limits.refuse_s)
         return Deadlines(
             close_at=min(self.close_at, now),
@@ -141,11 +141,6 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FirstRequest(Event):
-    """A request came, or the server has been ready for so long that clients may rely on it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Signal(Event):
     """Someone wants the server to end.
 
@@ -153,11 +148,14 @@ class Signal(Event):
         number: the signal's number; 0 for a call from code, which never counts as a second one.
         lame_duck: False if no balancer has to notice: Ctrl-C at a terminal, a closing console.
         limit_s: the system ends the process after so long, whatever it does; None for never.
+        insists: whether it ends the process at once if it comes second; False where kubelets,
+            sidecars and process managers repeat themselves.
     """
 
     number: int
     lame_duck: bool = True
     limit_s: float | None = None
+    insists: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,9 +164,11 @@ class Tick(Event):
 
     Attributes:
         in_flight: requests accepted and not yet answered.
+        quiet_s: seconds since the latest request came.
     """
 
     in_flight: int
+    quiet_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,10 +199,8 @@ class Shutdown:
         signal: number of the signal that began it, or of the one that ended it; 0 for a call.
         began_at: when the first signal came; None before.
         due: when the next steps are due at the latest.
-        due_if_used: replaces *due* once an idle server gets its first request after the signal.
         refused: whether REFUSE was given.
         killed: whether KILL cut something off.
-        served: whether the server has had a request, so that something can be cut off.
         now: the latest time seen; an event from before it counts as happening now.
     """
 
@@ -211,10 +209,8 @@ class Shutdown:
     signal: int = 0
     began_at: float | None = None
     due: Deadlines = field(default_factory=Deadlines)
-    due_if_used: Deadlines | None = None
     refused: bool = False
     killed: bool = False
-    served: bool = False
     now: float = -math.inf
 
     @property
@@ -248,13 +244,11 @@ class Shutdown:
         if isinstance(event, Started):
             starting = state.phase is Phase.STARTING
             return Transition(state=replace(state, phase=Phase.SERVING) if starting else state)
-        if isinstance(event, FirstRequest):
-            return Transition(state=_first_requested(state))
         if isinstance(event, Stopped):
             stopping = state.phase is Phase.STOPPING
             return _end(state, Step.LEAVE) if stopping else Transition(state=state)
         if isinstance(event, Tick):
-            return _ticked(state, event.in_flight)
+            return _ticked(state, event)
         raise TypeError(f"{event!r} is not an event of a shutdown")
 
 
@@ -263,8 +257,9 @@ def _signalled(state: Shutdown, event: Signal) -> Transition:
         return _begin(state, event)
     if event.limit_s is not None:
         return Transition(state=_tightened(state, event.limit_s))
-    is_echo = event.number == state.signal and state.now - state.began_at <= state.limits.echo_s
-    if event.number == 0 or is_echo:
+    same = event.number == state.signal
+    is_echo = state.now - state.began_at <= (state.limits.echo_s if same else state.limits.pair_s)
+    if event.number == 0 or (is_echo and state.signal) or not event.insists:
         return Transition(state=state)
     if state.signal == 0:  # code asked first: this is the first signal of the outside
         return Transition(state=replace(state, signal=event.number))
@@ -276,51 +271,28 @@ def _begin(state: Shutdown, event: Signal) -> Transition:
     limits, now = state.limits, state.now
     state = replace(state, signal=event.number, began_at=now)
     if state.phase is Phase.STARTING:
-        due = Deadlines(kill_at=now + limits.abort_s)
+        due = Deadlines(kill_at=now + limits.abort_s + limits.stop_s)
+        if event.limit_s is not None:
+            due = due.within(event.limit_s, now, limits)
         state = replace(state, phase=Phase.STOPPING, due=due)
         return Transition(state=state, steps=(Step.NOT_READY, Step.CLOSE, Step.STOP))
     lame_duck_s = limits.lame_duck_s if event.lame_duck else 0.0
     due = Deadlines.after(now + lame_duck_s, limits)
     state = replace(state, phase=Phase.LAME_DUCK, due=due)
-    if not state.served:
-        state = replace(state, due=_idle(due, now, limits), due_if_used=due)
     if event.limit_s is not None:
         state = _tightened(state, event.limit_s)
     return Transition(state=state, steps=(Step.NOT_READY,))
 
 
-def _idle(due: Deadlines, now: float, limits: Limits) -> Deadlines:
-    """The deadlines of an idle server."""
-    kill_at = min(due.kill_at, now + limits.abort_s)
-    close_at = min(due.close_at, now + limits.idle_s, kill_at)
-    in_time = max(close_at, kill_at - limits.stop_s)
-    return Deadlines(
-        close_at=close_at,
-        refuse_at=min(due.refuse_at, in_time),
-        stop_at=min(due.stop_at, in_time),
-        kill_at=kill_at,
-    )
-
-
-def _first_requested(state: Shutdown) -> Shutdown:
-    """The first request: the end of the server gets the whole time."""
-    if state.phase is Phase.STARTING or state.served:
-        return state
-    if state.due_if_used is None or state.phase is Phase.STOPPING:
-        return replace(state, served=True)
-    return replace(state, served=True, due=state.due_if_used, due_if_used=None)
-
-
 def _tightened(state: Shutdown, limit_s: float) -> Shutdown:
     """The same state with every deadline within *limit_s* from now."""
-    due = state.due.within(limit_s, state.now, state.limits)
-    due_if_used = state.due_if_used and state.due_if_used.within(limit_s, state.now, state.limits)
-    return replace(state, due=due, due_if_used=due_if_used)
+    return replace(state, due=state.due.within(limit_s, state.now, state.limits))
 
 
-def _ticked(state: Shutdown, in_flight: int) -> Transition:
+def _ticked(state: Shutdown, tick: Tick) -> Transition:
     steps: list[Step] = []
-    if state.phase is Phase.LAME_DUCK and state.now >= state.due.close_at:
+    in_flight, quiet = tick.in_flight, 0 < state.limits.quiet_s <= tick.quiet_s
+    if state.phase is Phase.LAME_DUCK and (quiet or state.now >= state.due.close_at):
         state = replace(state, phase=Phase.DRAINING)
         # What was accepted up to here is counted at the next tick, not at this one.
         return Transition(state=state, steps=(Step.CLOSE,))
@@ -333,9 +305,7 @@ def _ticked(state: Shutdown, in_flight: int) -> Transition:
             steps.append(Step.STOP)
     if state.phase is Phase.STOPPING and state.now >= state.due.kill_at:
         ended = _end(state, Step.KILL)
-        # Nothing was in flight before the first request: a clean end, only not by itself.
-        after = replace(ended.state, killed=state.served)
-        return Transition(state=after, steps=(*steps, *ended.steps))
+        return Transition(state=ended.state, steps=(*steps, *ended.steps))
     return Transition(state=state, steps=tuple(steps))
 
 

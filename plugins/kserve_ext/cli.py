@@ -34,7 +34,9 @@ def settings(*, as_json: bool) -> None:
 
     table = Table("setting", "value", "from")
     for name, value in values.items():
-        table.add_row(name, f"{value:g}", resolved.sources[name])
+        table.add_row(
+            name, f"{value:g}" if isinstance(value, float) else value, resolved.sources[name]
+        )
     console = Console()
     console.print(table)
     total = resolved.value.limits.total_s

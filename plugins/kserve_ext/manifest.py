@@ -10,7 +10,7 @@ PRE_STOP_S = 0
 """No preStop sleep: the server itself goes on serving for lame_duck_s after SIGTERM."""
 PROBE_PERIOD_S = 2
 """Two failed probes within the default lame_duck_s of 5 s."""
-MARGIN_S = 3
+MARGIN_S = 1
 """For the start of the container's termination and the end of the interpreter."""
 
 
@@ -29,8 +29,8 @@ metadata:
   name: {name}
 spec:
   predictor:
-    # lame_duck_s {settings.lame_duck_s:g} + drain_s {settings.drain_s:g} + 1 s to stop \
-+ {MARGIN_S} s margin, and never below Kubernetes' own 30.
+    # lame_duck_s {settings.lame_duck_s:g} + drain_s {settings.drain_s:g} \
++ stop_s {settings.stop_s:g} + {MARGIN_S} s margin, and never below Kubernetes' own 30.
     terminationGracePeriodSeconds: {grace_s(settings)}
     containers:
       - name: kserve-container
@@ -42,6 +42,8 @@ spec:
             value: "{settings.lame_duck_s:g}"
           - name: MLOPS_EXT_KSERVE_DRAIN_S
             value: "{settings.drain_s:g}"
+          - name: MLOPS_EXT_KSERVE_STOP_S
+            value: "{settings.stop_s:g}"
         # No preStop sleep: it would only delay SIGTERM, and with it the answer "not ready".
         # The server itself goes on serving for lame_duck_s after the signal.
         readinessProbe:

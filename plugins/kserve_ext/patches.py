@@ -17,11 +17,16 @@ from typing import Any
 from kserve_ext import releases, run
 from kserve_ext.endpoints import grpc, rest
 from kserve_ext.plugin import INTERCEPTIONS
-from kserve_ext.settings import add_flags
+from kserve_ext.settings import add_flags, load
 from kserve_ext.shutdown import console, signals
+from kserve_ext.shutdown.drain import log
+from mlops_ext.errors import SettingsError
 from mlops_ext.patching import PatchSet
 
 Upstream = Callable[..., Any]
+
+UVICORN_KEEP_ALIVE_S = 5
+"""uvicorn's default, which KServe before 0.18 leaves in place."""
 
 _interceptions = PatchSet(INTERCEPTIONS)
 _running = 0
@@ -72,8 +77,12 @@ def _pristine_app() -> Iterator[None]:
 
 
 def start(original: Upstream) -> Upstream:
-    """``ModelServer.start`` that drains; the handlers stand from now on, while models load."""
+    """``ModelServer.start`` that drains; PID 1 ends on a signal from now on, while models load."""
     signals.install_early_handlers()
+    try:
+        load()
+    except SettingsError as error:  # told now; `start` raises it, after the models have loaded
+        log.error("%s", error)
 
     @functools.wraps(original)
     def graceful(self: Any, models: Any) -> None:
@@ -148,6 +157,8 @@ def uvicorn_serve(original: Upstream) -> Upstream:
         config = self.config
         if not config.loaded:
             config.load()
+        if config.timeout_keep_alive == UVICORN_KEEP_ALIVE_S and endpoint.keep_alive_s:
+            config.timeout_keep_alive = endpoint.keep_alive_s
         config.loaded_app = endpoint.gate_of(config.loaded_app)
         self.lifespan = config.lifespan_class(config)
         await endpoint.around(endpoint.serve(sockets))

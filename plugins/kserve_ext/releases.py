@@ -29,7 +29,6 @@ from kserve_ext.endpoints.workers import WorkersEndpoint
 from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.shutdown.console import own_process_group
 from kserve_ext.shutdown.drain import Drain
-from mlops_ext.shutdown import Limits
 from mlops_ext.versions import in_range
 
 LEGACY = ">=0.13,<0.14.1"
@@ -60,7 +59,7 @@ def endpoints_of(server: Any, drain: Drain) -> Coroutines:
         coroutines = list(server.servers)
         workers = server._rest_multiprocess_server
         if workers is not None:
-            index = len(coroutines) - (2 if server.enable_grpc else 1)
+            index = _index_of(coroutines, type(workers).start)
             coroutines[index].close()  # KServe's own supervision of workers
             endpoint = _spawned_workers(workers, server.workers, drain)
             coroutines[index] = endpoint.serve()
@@ -72,16 +71,28 @@ def endpoints_of(server: Any, drain: Drain) -> Coroutines:
     return coroutines
 
 
+def _index_of(coroutines: Coroutines, function: Any) -> int:
+    """Where the coroutine of *function* stands: users and engines add theirs."""
+    codes = [getattr(coroutine, "cr_code", None) for coroutine in coroutines]
+    return codes.index(function.__code__)
+
+
 def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint:
     """REST workers of 0.15 and later."""
     rest = upstream._rest_server
     listening = rest.config.bind_socket()
     context = multiprocessing.get_context("spawn")
-    limits = drain.state.limits
 
     def launch() -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
-        arguments = (rest, upstream.log_config_file, [listening], theirs, limits, INTERCEPTIONS)
+        arguments = (
+            rest,
+            upstream.log_config_file,
+            [listening],
+            theirs,
+            drain.settings,
+            INTERCEPTIONS,
+        )
         process = context.Process(target=worker_process.run_spawned, args=arguments)
         with own_process_group():
             process.start()
@@ -144,13 +155,12 @@ def _forked_workers(
 ) -> WorkersEndpoint:
     """REST workers of 0.13, forked as KServe forks them: its models need not be picklable."""
     context = multiprocessing.get_context("fork")
-    limits: Limits = drain.state.limits
     repository = server.registered_models
 
     def launch() -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
         foreign = [ours, *(worker.pipe for worker in endpoint.workers)]
-        arguments = (rest, repository, sockets, theirs, limits, foreign)
+        arguments = (rest, repository, sockets, theirs, drain.settings, foreign)
         process = context.Process(target=worker_process.run_forked, args=arguments)
         process.start()
         theirs.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import inspect
+import signal
 import threading
 import warnings
 import weakref
@@ -17,14 +19,20 @@ from kserve_ext.plugin import SUPPORTED
 from kserve_ext.settings import load
 from kserve_ext.shutdown import signals
 from kserve_ext.shutdown.console import console_events
-from kserve_ext.shutdown.drain import Drain, log
+from kserve_ext.shutdown.drain import Drain, describe, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported
-from kserve_ext.shutdown.models import close_clients, stop_models
+from kserve_ext.shutdown.models import close_clients, has_model, stop_models
 from mlops_ext.errors import PatchConflictError, UnsupportedVersionError
+from mlops_ext.shutdown import Signal
 
 _runs: weakref.WeakKeyDictionary[Any, Run]
 _runs = weakref.WeakKeyDictionary()
+
+STOPS = ("kserve.model_server", "kserve_ext.server")
+"""Where a ``stop`` is defined that needs no call: KServe's, which our patch wraps, and ours."""
+NOTEBOOK_EXIT_S = 4.5
+"""Jupyter kills a kernel 5 s after it has asked it to end."""
 
 Upstream = Callable[[Any, Any], None]
 Hooks = Callable[[], AbstractContextManager[None]]
@@ -37,21 +45,45 @@ class Run:
         server: the ``ModelServer``.
         drain: its shutdown.
         thread: the thread that its loop runs in.
+        stop_called: whether the server's ``stop`` was called, by us or by somebody else.
     """
 
     def __init__(self, server: Any, drain: Drain, handlers: signals.SignalHandlers | None) -> None:
         self.server, self.drain, self.handlers = server, drain, handlers
         self.thread = threading.get_ident()
+        self.stop_called = False
+        self._own_stop: asyncio.Future[Any] | None = None
+        drain.has_model = lambda: has_model(server.registered_models)
 
     async def serve(self, make: Callable[[Any, Drain], releases.Coroutines]) -> None:
         """Run the servers until the drain is through."""
+        loop = asyncio.get_running_loop()
         if self.handlers is not None:
             self.handlers.enter_loop()
+
+        def call_own_stop(event: Signal) -> None:
+            loop.call_soon_threadsafe(self._call_own_stop, event.number or signal.SIGTERM)
+
+        self.drain.on_not_ready.append(call_own_stop)
         try:
             await supervise(make(self.server, self.drain), self.drain, self._stop)
         finally:
             if self.handlers is not None:
                 self.handlers.leave_loop()
+
+    def _call_own_stop(self, number: int) -> None:
+        """Call ``stop`` of the user's subclass as KServe's handler does: at the first signal."""
+        stop = self.server.stop
+        if self.stop_called or getattr(stop, "__module__", "") in STOPS:
+            return
+        self.stop_called = True
+        try:
+            awaitable = stop(number)
+        except Exception as error:  # noqa: BLE001  # a user's code: the drain goes on
+            log.error("%s.stop raised: %s", type(self.server).__name__, describe(error))
+            return
+        if inspect.isawaitable(awaitable):
+            self._own_stop = asyncio.ensure_future(awaitable)
 
     async def _stop(self) -> None:
         await close_clients(stop_models(self.server.registered_models))
@@ -86,21 +118,22 @@ def start(
         warnings.warn(str(error), RuntimeWarning, stacklevel=3)
         upstream(server, models)
         return
-    limits = load(arguments).value.limits
+    if run_of(server) is not None:
+        raise RuntimeError("this server runs already: call its shutdown() before start()")
+    settings = load(arguments).value
     with contextlib.ExitStack() as hooks:
         try:
             hooks.enter_context(intercepted())
         except PatchConflictError as error:
-            warnings.warn(
-                f"{error}; the server starts as KServe's own", RuntimeWarning, stacklevel=3
-            )
+            message = f"{error}; the server starts as KServe's own"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
             upstream(server, models)
             return
         if _has_running_loop():
-            drain = Drain(limits, may_kill=False)
+            drain = Drain(settings=settings, may_kill=False)
             _start_beside(server, models, upstream, drain, hooks.pop_all())
         else:
-            _start_here(server, models, upstream, Drain(limits, may_kill=_is_main()))
+            _start_here(server, models, upstream, Drain(settings=settings, may_kill=_is_main()))
 
 
 def _has_running_loop() -> bool:
@@ -137,13 +170,14 @@ def stop(server: Any, sig: int | None, upstream: Callable[..., Any]) -> Any:
     run = run_of(server)
     if run is None:
         return upstream(server, sig)
+    run.stop_called = True
     run.drain.signal(0)
     if not inspect.iscoroutinefunction(upstream):
         return None
 
     async def done() -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, run.drain.finished.wait)
+        await loop.run_in_executor(None, run.drain.drained.wait)
 
     return done()
 
@@ -169,16 +203,37 @@ def _start_beside(
 
     up = threading.Event()
     drain.on_up.append(up.set)
-    thread = threading.Thread(target=main, name="kserve-ext-server")
+    # A daemon: a program that forgets the server still ends, and drains it then.
+    thread = threading.Thread(target=main, name="kserve-ext-server", daemon=True)
     thread.start()
+    _at_exit(drain)
     while not up.wait(0.05) and thread.is_alive():
         pass
     if failure:
         raise failure[0]
 
 
+def _at_exit(drain: Drain) -> None:
+    """Drain when the interpreter ends, and wait for it; a kernel is killed after 5 s."""
+    limit_s = NOTEBOOK_EXIT_S if signals.is_interactive() else None
+
+    def end() -> None:
+        if not drain.finished.is_set():
+            drain.signal(0, lame_duck=False, limit_s=limit_s)
+            drain.finished.wait(drain.state.limits.total_s)
+
+    # Before executors refuse new work, which comes before what `atexit` calls.
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(end)
+
+
 def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> None:
-    handlers = _take_signals(drain) if _is_main() else _leave_signals()
+    handlers = _take_signals(drain) if _is_main() else None
+    if handlers is None:
+        log.warning(
+            "the server does not run in the main thread: signals are left alone;"
+            " call its shutdown() to drain it"
+        )
     run = Run(server, drain, handlers)
     _runs[server] = run
     try:
@@ -190,31 +245,18 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
                 upstream(server, models)
     finally:
         drain.released = True
-        drain.finished.set()
+        drain.drained.set()
         _runs.pop(server, None)
+        getattr(server, "servers", []).clear()  # awaited coroutines: start() may be called again
         if handlers is not None:
             handlers.release()
+        drain.finished.set()
 
 
 def _take_signals(drain: Drain) -> signals.SignalHandlers:
-    """The handlers that stand since the import, or new ones, working for *drain*."""
-    handlers = signals.install_early_handlers() or signals.SignalHandlers(drain)
-    if handlers.drain.ending:  # it came while the model loaded, and somebody caught the exit
-        raise SystemExit(0)
-    handlers.drain = drain
+    handlers = signals.SignalHandlers(drain)
     handlers.open()
     return handlers
-
-
-def _leave_signals() -> signals.SignalHandlers | None:
-    standing = signals.standing()
-    if standing is not None:
-        standing.release()
-    log.warning(
-        "the server does not run in the main thread: signals are left alone;"
-        " call its shutdown() to drain it"
-    )
-    return None
 
 
 @contextlib.contextmanager

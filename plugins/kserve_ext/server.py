@@ -17,7 +17,9 @@ from kserve import (  # type: ignore[import-untyped]  # noqa: E402  # after the 
 
 from kserve_ext import run  # noqa: E402
 from kserve_ext.patches import intercepted  # noqa: E402
-from kserve_ext.settings import add_flags  # noqa: E402
+from kserve_ext.settings import NAMES, add_flags, load  # noqa: E402
+
+load()  # a wrong value is found now, not after models have been loaded for minutes
 
 add_flags(model_server.parser)
 
@@ -29,13 +31,21 @@ class GracefulModelServer(ModelServer):  # type: ignore[misc]  # KServe ships no
 
     Args:
         lame_duck_s: seconds of normal service after readiness says no; default 5, none on Ctrl-C.
-        drain_s: seconds for requests in flight after that; default 20.
+        drain_s: seconds for requests in flight after that; default 15.
+        stop_s: seconds for models and engines to stop; default 8.
+        kwargs: the other fields of `KServeSettings`, and what ``ModelServer`` takes.
 
-    Both can also be given as ``--lame_duck_s`` and ``--drain_s`` (the flags are added to KServe's
-    parser), in ``[tool.mlops-ext.kserve]`` or as ``MLOPS_EXT_KSERVE_LAME_DUCK_S`` and
-    ``MLOPS_EXT_KSERVE_DRAIN_S``, in this order. KServe's ``grace_period`` has no effect.
+    Each setting can also be given as a flag (``--drain_s``: the flags are added to KServe's
+    parser), as ``MLOPS_EXT_KSERVE_DRAIN_S`` or in ``[tool.mlops-ext.kserve]``, in this order.
+    KServe's ``grace_period`` has no effect.
+
+    A subclass may override ``stop``, ``register_signal_handler`` and ``_serve``: they are called
+    when KServe calls them, ``stop`` at the first signal, when readiness already says no.
 
     On a KServe release that is not supported it behaves as ``ModelServer`` and warns.
+
+    Raises:
+        SettingsError: a setting has a value that cannot be used.
     """
 
     def __init__(
@@ -43,10 +53,14 @@ class GracefulModelServer(ModelServer):  # type: ignore[misc]  # KServe ships no
         *args: Any,
         lame_duck_s: float | None = None,
         drain_s: float | None = None,
+        stop_s: float | None = None,
         **kwargs: Any,
     ) -> None:
+        given = {"lame_duck_s": lame_duck_s, "drain_s": drain_s, "stop_s": stop_s}
+        given |= {name: kwargs.pop(name) for name in NAMES if name in kwargs}
+        load(given)
         super().__init__(*args, **kwargs)
-        self._graceful = {"lame_duck_s": lame_duck_s, "drain_s": drain_s}
+        self._graceful = given
 
     def start(self, models: Any) -> None:
         """Serve *models*; return when a signal or `shutdown` has drained the server.

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from mlops_ext.errors import SettingsError
-from mlops_ext.settings import Resolved, resolve
+from mlops_ext.errors import SettingsError, UnknownSettingError
+from mlops_ext.settings import Resolved, environment, resolve
 from mlops_ext.shutdown import Limits
 
 SECTION = "kserve"
 """Table ``[tool.mlops-ext.kserve]``, variables ``MLOPS_EXT_KSERVE_...``."""
+
+SecondSignal = Literal["auto", "end", "ignore"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,27 +28,53 @@ class KServeSettings:
     lame_duck_s: float = 5.0
     """Seconds of normal service after readiness says no. 5: endpoints leave kube-proxy and
     gateways 1-3 s after a pod is marked as terminating, and probes come every few seconds."""
-    drain_s: float = 20.0
-    """Seconds for requests in flight after that. 20: with lame_duck_s, the last second and the
-    start of the container's shutdown it stays below Kubernetes' terminationGracePeriodSeconds."""
+    drain_s: float = 15.0
+    """Seconds for requests in flight after that. 15: with lame_duck_s and stop_s it stays below
+    Kubernetes' terminationGracePeriodSeconds of 30."""
+    refuse_s: float = 0.3
+    """Seconds for the answers to requests that are refused at the deadline to leave."""
+    stop_s: float = 8.0
+    """Seconds for models, engines and clients to stop. 8: an engine that frees a GPU or leaves
+    its cluster takes several."""
+    abort_s: float = 0.8
+    """Seconds, besides stop_s, for a server that is still starting. 0.8: it serves no client."""
+    quiet_s: float = 0.0
+    """The lame duck ends early once no request has come for so many seconds. 0, never: a balancer
+    that has not noticed yet may send the next one late."""
+    second_signal: SecondSignal = "auto"
+    """Whether a second signal ends the process at once. auto: SIGINT does; SIGTERM and SIGQUIT
+    do, but not as PID 1 nor in Kubernetes, where kubelets and sidecars repeat themselves."""
+    worker_timeout_s: float = 60.0
+    """A worker that gives no sign of life for so long, and uses no CPU meanwhile, is replaced;
+    0: never. 60: longer than a page fault storm or a slow file system."""
+    keep_alive_s: float = 65.0
+    """Seconds that KServe before 0.18 keeps an idle connection open; 0: uvicorn's own 5. 65, as
+    KServe 0.18 has it: longer than the pools of gateways (60), which are reset otherwise."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a time, by the setting's name."""
-        for name in ("lame_duck_s", "drain_s"):
+        for name in _TIMES:
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+            if not 0 <= value < math.inf:
                 raise SettingsError(f"{SECTION}.{name}", value, "a number of seconds, 0 or more")
 
     @property
     def limits(self) -> Limits:
         """The same as limits of a shutdown."""
-        return Limits(lame_duck_s=self.lame_duck_s, drain_s=self.drain_s)
+        names = {field.name for field in dataclasses.fields(Limits)}.intersection(_TIMES)
+        return Limits(**{name: getattr(self, name) for name in names})
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(KServeSettings))
+_TIMES = tuple(name for name in NAMES if name.endswith("_s"))
 
 
 def load(
     arguments: Mapping[str, object] | None = None, argv: Sequence[str] | None = None
 ) -> Resolved[KServeSettings]:
     """The settings in force, and where each came from.
+
+    Warns of environment variables that look like a setting and are none.
 
     Args:
         arguments: what the code gave; None means not given.
@@ -57,16 +89,49 @@ def load(
         given, _ = own.parse_known_args(sys.argv[1:] if argv is None else argv)
     except argparse.ArgumentError as error:
         raise SettingsError(error.argument_name or "flag", error.message, "a number") from error
-    return resolve(KServeSettings, SECTION, arguments=arguments, flags=vars(given))
+    flags = {name: getattr(given, flag_of(name)[2:]) for name in NAMES}
+    prefix = f"MLOPS_EXT_{SECTION}_".upper()
+    for variable in environment():
+        name = variable.upper().removeprefix(prefix).lower()
+        if variable.upper().startswith(prefix) and name not in NAMES:
+            error_text = str(UnknownSettingError(variable, name, list(NAMES)))
+            warnings.warn(error_text, RuntimeWarning, stacklevel=2)
+    return resolve(KServeSettings, SECTION, arguments=arguments, flags=flags)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--lame_duck_s`` and ``--drain_s`` to *parser*; a no-op where it has them."""
+    """Add a flag for each setting to *parser*; a no-op where it has them.
+
+    They are ``--lame_duck_s``, ``--drain_s``, and ``--mlops_ext_stop_s`` and so on: short names
+    are left to the user's own parser, which has KServe's as its parent.
+    """
     known = {option for action in parser._actions for option in action.option_strings}  # noqa: SLF001  # argparse has no look-up
-    texts = {
-        "lame_duck_s": "Seconds of normal service after readiness says no (mlops-ext; default 5).",
-        "drain_s": "Seconds for requests in flight after that (mlops-ext; default 20).",
-    }
-    for name, text in texts.items():
-        if f"--{name}" not in known:
-            parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=float, help=text)
+    defaults = KServeSettings()
+    for name in NAMES:
+        flag = flag_of(name)
+        if flag in known:
+            continue
+        text = f"{_HELP[name]} (mlops-ext; default {getattr(defaults, name)})."
+        names = (flag, f"--{flag[2:].replace('_', '-')}")
+        if name in _TIMES:
+            parser.add_argument(*names, dest=flag[2:], type=float, help=text)
+        else:
+            parser.add_argument(*names, dest=flag[2:], choices=get_args(SecondSignal), help=text)
+
+
+def flag_of(name: str) -> str:
+    """The flag of the setting *name*."""
+    return f"--{name}" if name in {"lame_duck_s", "drain_s"} else f"--mlops_ext_{name}"
+
+
+_HELP = {
+    "lame_duck_s": "Seconds of normal service after readiness says no",
+    "drain_s": "Seconds for requests in flight after that",
+    "refuse_s": "Seconds for the answers to refused requests",
+    "stop_s": "Seconds for models and engines to stop",
+    "abort_s": "Seconds, besides stop_s, for a server that is starting",
+    "quiet_s": "Seconds without a request that end the lame duck early; 0: never",
+    "second_signal": "Whether a second signal ends the server at once",
+    "worker_timeout_s": "Seconds until a worker that does nothing is replaced; 0: never",
+    "keep_alive_s": "Seconds that KServe before 0.18 keeps idle connections; 0: uvicorn's 5",
+}

@@ -8,7 +8,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlops_ext.shutdown import (
-    FirstRequest,
     Limits,
     Phase,
     Shutdown,
@@ -25,15 +24,17 @@ seconds = st.floats(0, 10, allow_nan=False)
 limits = st.builds(
     Limits,
     lame_duck_s=seconds, drain_s=seconds, refuse_s=seconds,
-    stop_s=seconds, idle_s=seconds, abort_s=seconds, echo_s=st.floats(0, 1),
+    stop_s=seconds, abort_s=seconds, echo_s=st.floats(0, 1), pair_s=st.floats(0, 2),
 )  # fmt: skip
 gaps = st.one_of(st.just(0.0), st.floats(0, 0.2), st.floats(-1, 8))
 events = st.one_of(
     st.builds(lambda: Started(at=0)),
-    st.builds(lambda: FirstRequest(at=0)),
     st.builds(
-        lambda n, d, limit: Signal(at=0, number=n, lame_duck=d, limit_s=limit),
+        lambda n, d, limit, insists: Signal(
+            at=0, number=n, lame_duck=d, limit_s=limit, insists=insists
+        ),
         st.sampled_from([0, 1, 2, 3, 15]), st.booleans(), st.one_of(st.none(), seconds),
+        st.booleans(),
     ),
     st.builds(lambda n: Tick(at=0, in_flight=n), st.integers(0, 3)),
     st.builds(lambda: Stopped(at=0)),
@@ -91,10 +92,7 @@ def test_accepting_ends_only_after_the_lame_duck(limits, history):
             signals.append(event)
         if Step.CLOSE in moved.steps and before.phase is not Phase.STARTING:
             hurried = not signals[0].lame_duck or any(s.limit_s is not None for s in signals)
-            pause = limits.lame_duck_s if before.served else min(
-                limits.lame_duck_s, limits.idle_s, limits.abort_s
-            )  # fmt: skip
-            assert hurried or moved.state.now >= before.began_at + pause
+            assert hurried or moved.state.now >= before.began_at + limits.lame_duck_s
 
 
 @given(limits, histories)
@@ -102,8 +100,12 @@ def test_a_second_signal_ends_at_once_with_its_status_and_an_echo_does_not(limit
     for event, before, moved in play(limits, history):
         if not isinstance(event, Signal) or not before.ending or before.phase is Phase.ENDED:
             continue
-        echo = event.number == before.signal and moved.state.now - before.began_at <= limits.echo_s
-        harmless = echo or event.number == 0 or before.signal == 0 or event.limit_s is not None
+        same = event.number == before.signal
+        echo = moved.state.now - before.began_at <= (limits.echo_s if same else limits.pair_s)
+        harmless = (
+            echo or event.number == 0 or before.signal == 0 or event.limit_s is not None
+            or not event.insists
+        )  # fmt: skip
         assert (moved.steps == ()) if harmless else (moved.steps == (Step.KILL,))
         if not harmless:
             assert moved.state.exit_status == 128 + event.number
@@ -134,19 +136,18 @@ TINY_S = 1e-6
 """Below this a sum of times may round to the time itself."""
 
 
-@given(limits, st.integers(0, 60), st.integers(0, 40), st.booleans())
-def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight, asked):
+@given(limits, st.integers(0, 60), st.integers(0, 40))
+def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight):
     """Waking up more often than told changes nothing.
 
     But where nothing is in flight and no time is left to stop: then only a driver that wakes
     early can stop in time.
     """
-    left_s = limits.stop_s + (limits.refuse_s if asked else 0.0)
+    left_s = limits.stop_s + limits.refuse_s
     assume(in_flight or left_s > TINY_S)
 
     def run(times):
         state = Shutdown(limits=limits).on(Started(at=0)).state
-        state = state.on(FirstRequest(at=0)).state if asked else state
         state = state.on(Signal(at=1, number=15)).state
         steps = []
         while state.phase is not Phase.ENDED:
@@ -167,12 +168,11 @@ def test_many_ticks_give_the_steps_that_few_give(limits, extra, in_flight, asked
         assert few == many
 
 
-@given(limits, seconds, st.sampled_from(["before", "after", "never"]))
-def test_a_limit_of_the_system_is_kept(limits, limit, asked):
-    state = Shutdown(limits=limits).on(Started(at=0)).state
-    state = state.on(FirstRequest(at=0)).state if asked == "before" else state
+@given(limits, seconds, st.booleans())
+def test_a_limit_of_the_system_is_kept(limits, limit, started):
+    state = Shutdown(limits=limits)
+    state = state.on(Started(at=0)).state if started else state
     state = state.on(Signal(at=1, number=1, limit_s=limit)).state
-    state = state.on(FirstRequest(at=1)).state if asked == "after" else state
     while state.phase is not Phase.ENDED:
         state = state.on(Tick(at=state.wake_at, in_flight=1)).state
     assert state.now <= 1 + limit + 1e-6
@@ -182,7 +182,6 @@ def test_the_whole_sequence_with_the_defaults():
     state = Shutdown()
     script = [
         (Started(at=0.0), Phase.SERVING, ()),
-        (FirstRequest(at=0.5), Phase.SERVING, ()),
         (Signal(at=10.0, number=15), Phase.LAME_DUCK, (Step.NOT_READY,)),
         (Signal(at=10.1, number=15), Phase.LAME_DUCK, ()),
         (Tick(at=14.9, in_flight=4), Phase.LAME_DUCK, ()),
@@ -199,47 +198,37 @@ def test_the_whole_sequence_with_the_defaults():
     assert Limits().total_s < 30
 
 
-def test_a_signal_before_serving_ends_at_once():
+def test_a_signal_before_serving_stops_at_once_and_gives_models_their_time():
     moved = Shutdown().on(Signal(at=3.0, number=15))
     assert moved.steps == (Step.NOT_READY, Step.CLOSE, Step.STOP)
-    assert moved.state.wake_at == pytest.approx(3.8)
-    late = moved.state.on(Tick(at=3.8, in_flight=0))
+    assert moved.state.wake_at == pytest.approx(3.8 + 8)
+    late = moved.state.on(Tick(at=11.8, in_flight=0))
     assert late.steps == (Step.KILL,)
-    assert late.state.exit_status == 0, "nothing was in flight"
-    assert moved.state.on(Signal(at=3.5, number=2)).state.exit_status == 130
+    assert late.state.exit_status == 143, "a model was cut off while it stopped"
+    assert moved.state.on(Stopped(at=6.0)).state.exit_status == 0
+    assert moved.state.on(Signal(at=4.5, number=2)).state.exit_status == 130
 
 
-def test_a_server_that_nobody_asked_ends_within_a_second():
+def test_a_server_that_nobody_has_asked_gets_the_whole_sequence():
     state = Shutdown().on(Started(at=0.0)).state
-    moved = state.on(Signal(at=1.0, number=15))
+    moved = state.on(Signal(at=0.1, number=15))
     assert moved.steps == (Step.NOT_READY,)
-    assert moved.state.wake_at == pytest.approx(1.2)
-    moved = moved.state.on(Tick(at=1.3, in_flight=0))
-    assert moved.steps == (Step.CLOSE,)
-    moved = moved.state.on(Tick(at=1.3, in_flight=0))
-    assert moved.steps == (Step.STOP,)
-    late = moved.state.on(Tick(at=1.8, in_flight=0))
-    assert late.steps == (Step.KILL,)
-    assert late.state.exit_status == 0, "nothing was in flight"
+    assert moved.state.wake_at == pytest.approx(5.1)
 
 
-def test_the_first_request_after_the_signal_makes_the_end_a_full_one():
+def test_the_lame_duck_ends_early_where_nobody_asks_if_that_is_wanted():
+    for quiet_s, steps in ((0.0, ()), (2.0, (Step.CLOSE,))):
+        state = Shutdown(limits=Limits(quiet_s=quiet_s)).on(Started(at=0.0)).state
+        state = state.on(Signal(at=1.0, number=15)).state
+        assert state.on(Tick(at=2.0, in_flight=0, quiet_s=1.9)).steps == ()
+        assert state.on(Tick(at=2.0, in_flight=0, quiet_s=2.0)).steps == steps
+
+
+def test_a_signal_that_does_not_insist_is_ignored_while_the_process_ends():
     state = Shutdown().on(Started(at=0.0)).state
     state = state.on(Signal(at=1.0, number=15)).state
-    state = state.on(FirstRequest(at=1.1)).state
-    assert state.wake_at == pytest.approx(6.0)
-    moved = state.on(Tick(at=6.0, in_flight=1))
-    assert moved.steps == (Step.CLOSE,)
-    assert moved.state.on(Tick(at=25.9, in_flight=1)).steps == ()
-
-
-def test_a_request_while_accepting_ends_gets_its_time():
-    state = Shutdown().on(Started(at=0.0)).state
-    state = state.on(Signal(at=1.0, number=15)).state
-    state = state.on(Tick(at=1.3, in_flight=0)).state
-    state = state.on(FirstRequest(at=1.31)).state
-    assert state.on(Tick(at=20.0, in_flight=1)).steps == ()
-    assert state.on(Tick(at=20.0, in_flight=0)).steps == (Step.STOP,)
+    assert state.on(Signal(at=9.0, number=15, insists=False)).steps == ()
+    assert state.on(Signal(at=9.0, number=15)).steps == (Step.KILL,)
 
 
 def test_limits_refuse_what_is_not_a_time():
@@ -259,12 +248,13 @@ def test_the_same_signal_is_an_echo_up_to_the_limit_and_a_second_one_after_it(ga
     state = Shutdown(limits=Limits(echo_s=0.5)).on(Started(at=0.0)).state
     state = state.on(Signal(at=1.0, number=15)).state
     assert state.on(Signal(at=1.0 + gap, number=15)).steps == steps
-    assert state.on(Signal(at=1.0 + gap, number=2)).steps == (Step.KILL,), "another is no echo"
+    assert state.on(Signal(at=1.0 + gap, number=2)).steps == (), "one request, by two signals"
+    assert state.on(Signal(at=2.01, number=2)).steps == (Step.KILL,)
 
 
 def test_the_longest_time_counts_a_start_that_is_cut_off():
     short = {"lame_duck_s": 0.0, "drain_s": 0.0, "refuse_s": 0.0, "stop_s": 0.25}
-    assert Limits(**short, abort_s=3.0).total_s == 3.0
+    assert Limits(**short, abort_s=3.0).total_s == 3.25
     assert Limits(**short, abort_s=0.0).total_s == 0.25
 
 

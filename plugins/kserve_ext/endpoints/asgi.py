@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from kserve_ext.shutdown.drain import Drain
@@ -17,20 +17,22 @@ Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
 READINESS = re.compile(
-    r"/v2/health/ready|/v2/models/[^/]+(/versions/[^/]+)?/ready|/v1/models/[^/:]+"
+    r"(/v2/health/ready|/v2/models/[^/]+(/versions/[^/]+)?/ready"
+    r"|(/openai)?/v1/models/[^/:]+)/?"
 )
 """Paths that answer "may I get traffic": KServe's own probes and its clients ask there."""
 RETRY_AFTER_S = 1
 """What a refused client is told to wait: another replica answers at once."""
 CLOSE = (b"connection", b"close")
+CUT_OFF = "the server shut down before the request was done"
 
 
 class LameDuck:
     """An ASGI application around another one.
 
-    Without a signal it costs a request one frame and a count: who counts what is in flight is
-    uvicorn. After a signal readiness says 503, which is not counted, each answer closes its
-    connection, and a request that is cancelled past the deadline is answered with 503.
+    Without a signal it costs a request one frame, one object and a count; uvicorn counts what is
+    in flight. After a signal readiness says 503, each answer closes its connection, and a request
+    that is cancelled at the deadline is answered with 503, a stream of events with an error.
     """
 
     def __init__(self, app: App, drain: Drain) -> None:
@@ -43,42 +45,74 @@ class LameDuck:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.drain.ending:
-            if str(scope.get("http_version", "1.1")).startswith("1"):
-                send = _closing(send)
-            if scope["method"] == "GET" and READINESS.fullmatch(scope["path"]):
-                await _answer(send, "the server is shutting down")
-                return
+        answer = _Answer(send, self.drain, scope)
+        if self.drain.ending and _asks_readiness(scope):
+            await answer.refuse("the server is shutting down")
+            return
         self.seen += 1
+        is_scrape = scope["path"] == "/metrics"
+        self.drain.scrapes += is_scrape
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, answer)
         except asyncio.CancelledError:
             if not self.drain.refusing:
                 raise
-            with contextlib.suppress(RuntimeError):  # its answer has begun already
-                await _answer(send, "the server shut down before the request was done")
+            with contextlib.suppress(RuntimeError):  # all of the answer was sent
+                await answer.cut_off()
                 return
             raise
+        finally:
+            self.drain.scrapes -= is_scrape
 
 
-def _closing(send: Send) -> Send:
-    """*send* that adds ``Connection: close``."""
+def _asks_readiness(scope: Any) -> bool:
+    is_look = scope["method"] in {"GET", "HEAD"}
+    return is_look and READINESS.fullmatch(scope["path"]) is not None
 
-    def answer(message: Message) -> Awaitable[None]:
+
+class _Answer:
+    """The ``send`` of a request; it remembers what has been begun."""
+
+    __slots__ = ("drain", "headers", "scope", "send")
+
+    def __init__(self, send: Send, drain: Drain, scope: Any) -> None:
+        self.send, self.drain, self.scope = send, drain, scope
+        self.headers: Iterable[tuple[bytes, bytes]] | None = None
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """Send *message*; while the server ends, the answer closes its connection."""
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
-        return send(message)
+            headers = self.headers = message.get("headers", ())
+            if self.drain.ending and str(self.scope.get("http_version", "1.1")).startswith("1"):
+                message = {**message, "headers": [*headers, CLOSE]}
+        return self.send(message)
 
-    return answer
+    async def refuse(self, error: str) -> None:
+        """503 with a JSON body, and when to come back."""
+        body = json.dumps({"error": error}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"retry-after", str(RETRY_AFTER_S).encode()),
+        ]
+        await self({"type": "http.response.start", "status": 503, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
 
+    async def cut_off(self) -> None:
+        """End a request at the deadline, in the form of what was sent of its answer.
 
-async def _answer(send: Send, error: str) -> None:
-    """503 with a JSON body, and when to come back."""
-    body = json.dumps({"error": error}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(RETRY_AFTER_S).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        Raises:
+            RuntimeError: the answer has begun, and it is no stream of events.
+        """
+        if self.headers is None:
+            await self.refuse(CUT_OFF)
+            return
+        kinds = [value for name, value in self.headers if name.lower() == b"content-type"]
+        if not any(kind.startswith(b"text/event-stream") for kind in kinds):
+            raise RuntimeError("the answer has begun already")
+        # Clients of OpenAI's protocol look at `error`, others at `finish_reason`.
+        error = {"message": CUT_OFF, "type": "server_shutting_down", "code": 503}
+        choice = {"index": 0, "delta": {}, "text": "", "finish_reason": "error"}
+        event = json.dumps({"error": error, "choices": [choice]})
+        body = f"event: error\ndata: {event}\n\n".encode()
+        await self({"type": "http.response.body", "body": body})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,6 +13,9 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 from kserve_ext.shutdown.drain import Drain
 
 READINESS = frozenset({"ServerReady", "ModelReady"})
+SERVICE = b"inference.GRPCInferenceService"
+WATCH_S = 0.1
+"""How often the status of a watched service is looked at: its clients act within seconds."""
 LONGEST_START_S = 0.5
 """How long a stop waits for a start in progress: it takes a few milliseconds."""
 
@@ -53,10 +56,6 @@ class GrpcEndpoint:
         """Calls seen since the start."""
         return self.seen
 
-    def has_clients(self) -> bool:
-        """Whether it was called."""
-        return self.seen > 0
-
     def in_flight(self) -> int:
         """Calls not yet answered; once closed, also those that grpc has not handed over."""
         waiting = self._stopping is not None and not self._stopping.done()
@@ -91,6 +90,7 @@ class GrpcEndpoint:
 
     async def start(self) -> None:
         """Start the server, and say so."""
+        self._aio.add_generic_rpc_handlers([_Health(self)])
         try:
             await self._aio.start()
         finally:
@@ -171,3 +171,40 @@ class _Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package witho
             handler = self._inner.service(handler_call_details)
             self._known[method] = self._endpoint.gated(method.rpartition("/")[2], handler)
         return self._known[method]
+
+
+class _Health(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package without types
+    """The service ``grpc.health.v1.Health``: what Kubernetes' gRPC probes and Envoy ask.
+
+    Its messages are two bytes, written here by hand: the package that has them is not among
+    KServe's needs. Watch, which only clients' own balancing uses, ends when the server does.
+    """
+
+    def __init__(self, endpoint: GrpcEndpoint) -> None:
+        self._drain = endpoint.drain
+
+    def service(self, handler_call_details: Any) -> Any:
+        """The handler of a call, or None for other services."""
+        if handler_call_details.method == "/grpc.health.v1.Health/Check":
+            return grpc.unary_unary_rpc_method_handler(self._check)
+        if handler_call_details.method == "/grpc.health.v1.Health/Watch":
+            return grpc.unary_stream_rpc_method_handler(self._watch)
+        return None
+
+    def _status(self) -> bytes:
+        serves = self._drain.has_model() and not self._drain.ending
+        return b"\x08\x01" if serves else b"\x08\x02"  # field 1: SERVING, NOT_SERVING
+
+    async def _check(self, request: bytes, context: Any) -> bytes:
+        if request[2:] not in {b"", SERVICE}:  # field 1: the name of a service
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return self._status()
+
+    async def _watch(self, _: bytes, __: Any) -> AsyncIterator[bytes]:
+        latest = b""
+        while not (latest and self._drain.ending):
+            if (status := self._status()) != latest:
+                yield status
+                latest = status
+            await asyncio.sleep(WATCH_S)
+        yield self._status()

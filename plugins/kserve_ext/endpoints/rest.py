@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kserve_ext.endpoints.asgi import CLOSE, LameDuck
+from kserve_ext.endpoints.asgi import LameDuck
 from kserve_ext.shutdown.drain import Drain
-from mlops_ext.shutdown import Signal
+from mlops_ext.versions import in_range, installed_version
 
 log = logging.getLogger("uvicorn.error")  # for the lines that uvicorn itself writes there
 
@@ -39,9 +40,8 @@ class RestEndpoint:
     def __init__(self, server: Any, drain: Drain, around: Around = lambda serving: serving) -> None:
         self.server, self.drain, self.around = server, drain, around
         self.gate: LameDuck | None = None
-        self._done = asyncio.Event()
+        self._done, self._served, self._serving = asyncio.Event(), asyncio.Event(), False
         self._sockets: list[Any] = []
-        drain.on_not_ready.append(self._close_after_answers)
         _endpoints[server] = self
 
     @property
@@ -52,10 +52,6 @@ class RestEndpoint:
     def arrivals(self) -> int:
         """Requests seen since the start."""
         return self.gate.seen if self.gate else 0
-
-    def has_clients(self) -> bool:
-        """Whether it was asked, or somebody is connected to ask."""
-        return bool(self.arrivals() or (self.gate and self.server.server_state.connections))
 
     def in_flight(self) -> int:
         """Requests not yet answered, and, once closed, connections not yet flushed."""
@@ -82,20 +78,17 @@ class RestEndpoint:
         return len(tasks)
 
     async def finish(self) -> None:
-        """Let `serve` return."""
+        """End the application's lifespan, and let `serve` return."""
         self.server.should_exit = True
         self._done.set()
+        if self._serving:
+            await self._served.wait()
 
-    def _close_after_answers(self, event: Signal) -> None:
-        """Let the answers to requests in flight close their connections; from any thread.
-
-        Those to later requests are `LameDuck`'s. Each connection holds its latest request.
-        """
-        del event
-        for connection in list(self.server.server_state.connections):
-            request = getattr(connection, "cycle", None)  # a WebSocket has none
-            if request is not None and not request.response_started:
-                request.default_headers = [*request.default_headers, CLOSE]
+    @property
+    def keep_alive_s(self) -> int:
+        """Seconds that an idle connection stays open; 0 to leave it as KServe has it."""
+        version = installed_version("kserve") or ""
+        return math.ceil(self.drain.settings.keep_alive_s) if in_range(version, "<0.18") else 0
 
     def gate_of(self, app: Any) -> LameDuck:
         """The outermost application: *app* behind readiness and the last answer."""
@@ -104,14 +97,17 @@ class RestEndpoint:
 
     async def serve(self, sockets: list[Any] | None) -> None:
         """As uvicorn's own after its configuration is loaded, to the end of the drain."""
-        server, self._sockets = self.server, list(sockets or ())
+        server, self._sockets, self._serving = self.server, list(sockets or ()), True
         log.info("Started server process [%d]", os.getpid())
-        await server.startup(sockets=sockets)
-        if self.drain.ending:  # the signal came while the socket was being opened
-            await self.close()
-        await server.main_loop()
-        if not self.drain.ending:  # something else set should_exit: drain all the same
-            self.drain.signal(0)
-        await self._done.wait()
-        await server.lifespan.shutdown()
+        try:
+            await server.startup(sockets=sockets)
+            if self.drain.ending:  # the signal came while the socket was being opened
+                await self.close()
+            await server.main_loop()
+            if not self.drain.ending:  # something else set should_exit: drain all the same
+                self.drain.signal(0)
+            await self._done.wait()
+            await server.lifespan.shutdown()
+        finally:
+            self._served.set()
         log.info("Finished server process [%d]", os.getpid())

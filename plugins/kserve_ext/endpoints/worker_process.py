@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -12,22 +13,19 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from kserve_ext.endpoints.rest import RestEndpoint
-from kserve_ext.endpoints.workers import DRAIN, READY, SERVING
+from kserve_ext.endpoints.workers import DRAIN, FAILED, READY
+from kserve_ext.settings import KServeSettings
 from kserve_ext.shutdown import signals
-from kserve_ext.shutdown.drain import Drain, log
+from kserve_ext.shutdown.drain import Drain, describe, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported, forget_parent
-from kserve_ext.shutdown.models import close_clients, stop_models
+from kserve_ext.shutdown.models import close_clients, has_model, stop_models
 from mlops_ext.patching import Patch, PatchSet
-from mlops_ext.shutdown import Limits
 
 ORPHAN_S = 1.2
 """What a worker whose parent was killed gets: requests in flight end within two seconds."""
 POLL_S = 0.25
 """How often a worker looks whether its parent is still the same."""
-
-# The time that importing the user's script takes in a spawned process is covered too.
-signals.install_early_handlers()
 
 
 def run_spawned(
@@ -35,7 +33,7 @@ def run_spawned(
     log_config_file: str | None,
     sockets: list[Any],
     pipe: Connection,
-    limits: Limits,
+    settings: KServeSettings,
     interceptions: tuple[Patch, ...],
 ) -> None:
     """KServe 0.15 and later: serve *rest_server*, a ``RESTServer``, on the parent's sockets."""
@@ -45,7 +43,7 @@ def run_spawned(
     logging.configure_logging(log_config_file)
     server = rest_server._server  # noqa: SLF001  # KServe has no other way to it
     repository = rest_server.dataplane.model_registry
-    _serve(server, repository, pipe, limits, lambda: rest_server.run(sockets=sockets))
+    _serve(server, repository, pipe, settings, lambda: rest_server.run(sockets=sockets))
 
 
 def run_forked(
@@ -53,7 +51,7 @@ def run_forked(
     repository: Any,
     sockets: list[Any],
     pipe: Connection,
-    limits: Limits,
+    settings: KServeSettings,
     foreign: list[Connection],
 ) -> None:
     """KServe 0.13: serve *rest_server*, a ``UvicornServer``, on the parent's sockets."""
@@ -66,17 +64,22 @@ def run_forked(
     import uvicorn
 
     server = uvicorn.Server(config=rest_server.cfg)
-    _serve(server, repository, pipe, limits, lambda: asyncio.run(server.serve(sockets=sockets)))
+    _serve(server, repository, pipe, settings, lambda: asyncio.run(server.serve(sockets=sockets)))
 
 
 def _serve(
-    server: Any, repository: Any, pipe: Connection, limits: Limits, run: Callable[[], None]
+    server: Any,
+    repository: Any,
+    pipe: Connection,
+    settings: KServeSettings,
+    run: Callable[[], None],
 ) -> None:
     """Run one REST server; *run* must call ``server.serve``."""
-    handlers = signals.install_early_handlers() or signals.SignalHandlers(Drain())
+    drain = Drain(settings=settings)
+    drain.has_model = lambda: has_model(repository)
+    handlers = signals.SignalHandlers(drain)
     handlers.open()
-    drain = handlers.drain
-    drain.configure(limits)
+    handlers.interrupting = False  # the parent decides, and it knows of us
     # A Ctrl-C reaches the whole group: the parent says what it means.
     handlers.ignored = frozenset(
         int(signal.Signals[name]) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)
@@ -85,7 +88,6 @@ def _serve(
     handlers.also.append(lambda: _check_parent(parent, drain))
     threading.Thread(target=_listen, args=(pipe, drain), daemon=True).start()
     drain.on_up.append(lambda: pipe.send((READY,)))
-    drain.on_serving.append(lambda: pipe.send((SERVING,)))
 
     async def stop() -> None:
         await close_clients(stop_models(repository))
@@ -96,8 +98,13 @@ def _serve(
         handlers.leave_loop()
 
     drain.endpoints.append(RestEndpoint(server, drain, supervised))
-    with exported(drain):
-        run()
+    try:
+        with exported(drain):
+            run()
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            pipe.send((FAILED, describe(error)))
+        raise
     drain.released = True
     handlers.release()
 
@@ -114,8 +121,6 @@ def _listen(pipe: Connection, drain: Drain) -> None:
             number, lame_duck, limit_s = details
             if not drain.ending:  # the group's own signal may have been faster
                 drain.signal(number, lame_duck=lame_duck, limit_s=limit_s)
-        elif kind == SERVING:
-            drain.mark_serving()
         else:
             pipe.send((kind,))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -17,25 +18,32 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from kserve_ext.shutdown.drain import Drain, log
+from mlops_ext.retry import doubling
 from mlops_ext.shutdown import Phase, Signal
 
-READY, SERVING, PING, DRAIN = "ready", "serving", "ping", "drain"
+READY, FAILED, PING, DRAIN = "ready", "failed", "ping", "drain"
 
 POLL_S = 0.1
 """How often the workers are looked at: a dead one is replaced within this time."""
 PING_S = 1.0
-"""How often a worker is asked whether it is alive."""
-HUNG_S = 10.0
-"""A worker that does not answer for so long is replaced: longer than any pause of a collector,
-and twice what KServe itself waits."""
+"""How often a worker is asked for a sign of life."""
 BOOT_S = 0.3
 """How long a worker that does not serve yet may take to end by itself."""
+BUSY_SHARE = 0.01
+"""CPU time, as a share of the time, from which a silent worker counts as busy."""
+MOST_FAILURES = 5
+"""Starts in a row that may fail: a fault of the moment is over by then (15 s), another stays."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 8.0
+"""Pauses before a worker that could not start is started again."""
+KILL_MARGIN_S = 0.2
+"""What is left of the last deadline once workers that have not ended are killed."""
 
 
 class _Process(Protocol):
     """What is used of ``multiprocessing.Process``."""
 
     pid: int | None
+    exitcode: int | None
 
     def start(self) -> None: ...
     def is_alive(self) -> bool: ...
@@ -48,10 +56,11 @@ class _Worker:
     process: _Process
     pipe: Connection
     ready: bool = False
-    serving: bool = False
-    notified_serving: bool = False
+    failure: str = ""
     asked_at: float = 0.0
     answered_at: float = 0.0
+    cpu_s: float = 0.0
+    restart_at: float | None = None
     sending: threading.Lock = field(default_factory=threading.Lock)
     receiving: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,9 +72,9 @@ class _Worker:
         """Take in what it has said, from any thread: a signal does not wait for the loop."""
         with self.receiving, contextlib.suppress(EOFError, OSError):
             while self.pipe.poll():
-                kind, *_ = self.pipe.recv()
+                kind, *details = self.pipe.recv()
                 self.ready = self.ready or kind == READY
-                self.serving = self.serving or kind == SERVING
+                self.failure = details[0] if kind == FAILED else self.failure
                 self.answered_at = now
 
 
@@ -90,13 +99,14 @@ class WorkersEndpoint:
         self._sockets = sockets
         self.workers: list[_Worker] = []
         self._finish = False
+        self._failures = 0
         drain.on_not_ready.append(self._announce)
         drain.on_kill.append(self._kill_all)
-        drain.on_serving.append(self._notify_serving)
 
     @property
     def started(self) -> bool:
-        """Whether a worker serves."""
+        """Whether a worker serves, as far as the pipes tell now."""
+        self.arrivals()
         return any(worker.ready for worker in self.workers)
 
     def launch_all(self) -> None:
@@ -116,15 +126,11 @@ class WorkersEndpoint:
             worker.pipe.close()
 
     def arrivals(self) -> int:
-        """Workers that were asked."""
+        """0: each worker sees its own requests; what they have said is taken in."""
         now = self.drain.clock()
         for worker in self.workers:
             worker.receive(now)
-        return sum(worker.serving for worker in self.workers)
-
-    def has_clients(self) -> bool:
-        """Whether a worker was asked."""
-        return self.arrivals() > 0
+        return 0
 
     def in_flight(self) -> int:
         """Workers that still run."""
@@ -140,8 +146,13 @@ class WorkersEndpoint:
         return 0
 
     async def finish(self) -> None:
-        """End workers that are still there."""
+        """Wait for workers that stop their models; end those that are late, or serve on."""
         self._finish = True
+        drain = self.drain
+        while drain.ending and self._alive():
+            if drain.clock() > drain.state.due.kill_at - KILL_MARGIN_S:
+                break
+            await asyncio.sleep(POLL_S / 5)
         for worker in self._alive():
             worker.process.kill()
 
@@ -156,37 +167,72 @@ class WorkersEndpoint:
 
     def _look_after(self, index: int, worker: _Worker) -> None:
         now = self.drain.clock()
+        if worker.restart_at is not None:
+            if now >= worker.restart_at and not self.drain.ending:
+                self.workers[index] = self._start()
+            return
         worker.receive(now)
-        if worker.ready and self.drain.state.served and not worker.notified_serving:
-            worker.notified_serving = True
-            worker.notify(SERVING)
+        if worker.ready:
+            self._failures = 0
         if self.drain.ending:
             if not worker.ready and self.drain.seconds() > BOOT_S:
                 worker.process.kill()
             return
-        hung = worker.ready and now - worker.answered_at > HUNG_S
+        hung = self._is_hung(worker, now)
         if worker.process.is_alive() and not hung:
-            if worker.ready and now - worker.asked_at > PING_S:
-                worker.asked_at = now
+            if (
+                worker.ready
+                and worker.answered_at >= worker.asked_at
+                and (now - worker.asked_at > PING_S)
+            ):
+                worker.asked_at, worker.cpu_s = now, cpu_s(worker.process.pid)
                 worker.notify(PING)
             return
-        log.warning("worker %s %s; replaced", worker.process.pid, "hangs" if hung else "died")
         worker.process.kill()
         worker.process.join(timeout=1)
         worker.pipe.close()
-        self.workers[index] = self._start()
+        pid, how = worker.process.pid, "hangs" if hung else "died"
+        if worker.ready:
+            log.warning("worker %s %s; replaced", pid, how)
+            worker.restart_at = now
+        else:
+            worker.restart_at = now + self._pause_after_failure(worker)
+
+    def _is_hung(self, worker: _Worker, now: float) -> bool:
+        """Whether *worker* owes a sign of life for too long and has used no CPU since."""
+        patience_s = self.drain.settings.worker_timeout_s
+        if not (patience_s and worker.ready and worker.answered_at < worker.asked_at):
+            return False
+        if now - worker.asked_at <= patience_s:
+            return False
+        used_s = cpu_s(worker.process.pid)
+        if used_s - worker.cpu_s > patience_s * BUSY_SHARE:  # it computes: look again later
+            worker.asked_at, worker.cpu_s = now, used_s
+            return False
+        return True
+
+    def _pause_after_failure(self, worker: _Worker) -> float:
+        """Seconds until a worker that could not start is started again.
+
+        Raises:
+            RuntimeError: too many could not, one after the other.
+        """
+        self._failures += 1
+        why = worker.failure or f"it ended with status {worker.process.exitcode}"
+        log.error("worker %s did not start: %s", worker.process.pid, why)
+        if self._failures >= MOST_FAILURES:
+            raise RuntimeError(
+                f"{self._failures} workers in a row did not start, the last because {why};"
+                " see the tracebacks above"
+            )
+        pauses = doubling(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        return next(itertools.islice(pauses, self._failures - 1, None))
 
     def _announce(self, event: Signal) -> None:
         """Pass the order on at once, from whatever thread it came to."""
-        starting = self.drain.state.phase in (Phase.STARTING, Phase.STOPPING)
-        limit = self.drain.state.limits.abort_s / 2 if starting else event.limit_s
+        lame_duck = event.lame_duck and self.drain.state.phase is not Phase.STOPPING
         for worker in self.workers:
-            worker.notify(DRAIN, event.number, event.lame_duck, limit)
-
-    def _notify_serving(self) -> None:
-        """Somebody asked one of us: every worker's end is a drain."""
-        for worker in self.workers:
-            worker.notify(SERVING)
+            worker.notify(DRAIN, event.number, lame_duck, event.limit_s)
 
     def _kill_all(self) -> None:
         for worker in self.workers:
@@ -195,3 +241,14 @@ class WorkersEndpoint:
                     os.kill(worker.process.pid, signal.SIGKILL)
                 else:
                     worker.process.kill()
+
+
+def cpu_s(pid: int | None) -> float:
+    """CPU seconds that process *pid* has used; 0 if nobody tells."""
+    import psutil  # KServe needs it, too
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except (psutil.Error, OSError):
+        return 0.0
+    return float(times.user + times.system)

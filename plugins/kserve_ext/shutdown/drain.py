@@ -18,18 +18,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
 
+from kserve_ext.settings import KServeSettings
 from mlops_ext.processes.exits import exit_now
-from mlops_ext.shutdown import (
-    Event,
-    FirstRequest,
-    Limits,
-    Phase,
-    Shutdown,
-    Signal,
-    Started,
-    Step,
-    Tick,
-)
+from mlops_ext.shutdown import Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
 
 # A child of KServe's logger: its handlers and level hold for these lines too.
 log = logging.getLogger("kserve.graceful")
@@ -60,10 +51,6 @@ class Endpoint(Protocol):
         """Requests seen since the start, probes included."""
         ...
 
-    def has_clients(self) -> bool:
-        """Whether somebody has asked it, or is connected to do so."""
-        ...
-
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
         ...
@@ -83,59 +70,69 @@ class Drain:
     """The shutdown of one process or, off the main thread, of one server.
 
     Attributes:
+        settings: what holds for the server.
         state: where the sequence stands.
         ending: whether readiness says no; a plain attribute, read for each request.
         refusing: whether cancelled requests are answered with an error.
         refused: how many were.
         endpoints: what is drained.
-        finished: set when everything has stopped.
+        drained: set when everything has stopped.
+        finished: set when the server may be started again, too.
         released: set when the process goes on without us; nothing is killed any more.
-        on_not_ready, on_kill, on_up, on_serving: called from whatever thread notices.
+        scrapes: requests in flight that ask for the metrics.
+        has_model: whether a model is ready to answer.
+        on_not_ready, on_kill, on_up: called from whatever thread notices.
     """
 
     def __init__(
         self,
         limits: Limits | None = None,
         *,
+        settings: KServeSettings | None = None,
         may_kill: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.state = Shutdown(limits=limits or Limits())
+        self.settings = settings or KServeSettings()
+        self.state = Shutdown(limits=limits or self.settings.limits)
         self.ending = False
         self.refusing = False
         self.refused = 0
         self.endpoints: list[Endpoint] = []
-        self.finished = threading.Event()
+        self.drained, self.finished = threading.Event(), threading.Event()
         self.released = False
         self.on_not_ready: list[Callable[[Signal], None]] = []
         self.on_kill: list[Callable[[], None]] = []
         self.on_up: list[Callable[[], object]] = []
-        self.on_serving: list[Callable[[], object]] = []
+        self.scrapes = 0
+        self.has_model: Callable[[], bool] = lambda: True
         self.clock = clock
+        self._seen, self._seen_at = 0, clock()
         self._may_kill = may_kill
         self._lock = threading.Lock()
         self._steps: deque[Step] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
 
-    def configure(self, limits: Limits) -> None:
-        """Set the limits of a shutdown that has not begun."""
-        with self._lock:
-            if self.state.began_at is None:
-                self.state = replace(self.state, limits=limits)
-
-    def signal(self, number: int, *, lame_duck: bool = True, limit_s: float | None = None) -> None:
-        """Take notice of a signal, or with number 0 of a call."""
+    def signal(
+        self,
+        number: int,
+        *,
+        lame_duck: bool = True,
+        limit_s: float | None = None,
+        insists: bool = True,
+    ) -> None:
+        """Take notice of a signal, or with number 0 of a call; see `mlops_ext.shutdown.Signal`."""
         at = self.clock()
         state = self.state
         if state.phase is Phase.ENDED and number and not self.released:
             # All is stopped, but something keeps the process: a signal still ends it.
-            if at - (state.began_at or 0.0) > state.limits.echo_s:
+            if insists and at - (state.began_at or 0.0) > state.limits.echo_s:
                 self.state = replace(state, signal=number, killed=True)
                 self._kill()
             return
         self.poll()
-        self.feed(Signal(at=at, number=number, lame_duck=lame_duck, limit_s=limit_s))
+        signal = Signal(at=at, number=number, lame_duck=lame_duck, limit_s=limit_s, insists=insists)
+        self.feed(signal)
 
     def feed(self, event: Event) -> None:
         """Pass *event* to the sequence, act on what cannot wait, and wake the loop for the rest."""
@@ -203,39 +200,35 @@ class Drain:
             if self.state.phase is Phase.ENDED:
                 return
             due = self.state.wake_at - self.clock()
-            if self.state.phase is Phase.DRAINING:
+            if self.state.phase is Phase.DRAINING or self.state.limits.quiet_s:
                 due = min(due, POLL_S)
             with contextlib.suppress(asyncio.TimeoutError):
                 timeout = None if due == math.inf else max(0.0, due)
                 await asyncio.wait_for(self._wake.wait(), timeout)
             self._wake.clear()
-            self._apply(Tick(at=self.clock(), in_flight=self.in_flight()))
+            tick = Tick(at=self.clock(), in_flight=self.in_flight(), quiet_s=self.quiet_s())
+            self._apply(tick)
 
     def is_up(self) -> bool:
         """Whether every endpoint accepts requests."""
         return bool(self.endpoints) and all(endpoint.started for endpoint in self.endpoints)
 
     def poll(self) -> None:
-        """Tell the sequence what is new: that the server accepts, that somebody asked it."""
-        if self.state.served:
-            return
-        asked = any(endpoint.has_clients() for endpoint in self.endpoints)
-        if self.state.phase is Phase.STARTING and (asked or self.is_up()):
+        """Tell the sequence that the server accepts requests and has a model to answer them."""
+        if self.state.phase is Phase.STARTING and self.is_up() and self.has_model():
             self.feed(Started(at=self.clock()))
-        if asked:
-            self.mark_serving()
 
-    def mark_serving(self) -> None:
-        """Say that somebody counts on the server: from now on its end is a drain."""
-        if self.state.phase is Phase.STARTING or self.state.served:
-            return
-        self.feed(FirstRequest(at=self.clock()))
-        for notify in self.on_serving:
-            notify()
+    def quiet_s(self) -> float:
+        """Seconds since the latest request came, as seen at this and earlier calls."""
+        now, seen = self.clock(), sum(endpoint.arrivals() for endpoint in self.endpoints)
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, now
+        return now - self._seen_at
 
     def _kill(self) -> None:
         if not self._may_kill:
             log.error("shutdown is past its last deadline; the process is not ours to end")
+            self.drained.set()
             self.finished.set()
             return
         for callback in self.on_kill:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from kserve_ext.shutdown.drain import Drain, describe, log
-from mlops_ext.shutdown import Step, Stopped
+from mlops_ext.shutdown import Phase, Step, Stopped
 
 SETTLE_S = 5.0
 """How long arriving requests put off the end of accepting at most: an overloaded server needs
@@ -16,13 +16,10 @@ seconds to take in what gRPC holds for it, and gRPC cancels what it still holds.
 QUIET_S = 0.02
 """A pause without a new request that long means that the kernel's queues are empty."""
 
-IDLE_S = 1.0
-"""How long a server that was not asked anything counts as unknown to all: traffic is sent to who
-has answered a readiness probe, and probes come each second at most. After it, somebody may count
-on us unasked: a balancer without probes."""
 POLL_S = 0.005
-"""How often a server is looked at that nobody has asked yet: in its first second, and while it
-ends."""
+"""How often a server that is starting is looked at."""
+FLUSH_S = 0.25
+"""Time for the servers' own coroutines to end when all is stopped; an engine's may never."""
 
 
 async def supervise(
@@ -53,7 +50,7 @@ async def supervise(
             task.cancel()
         await asyncio.gather(announcer, driver, *tasks, return_exceptions=True)
         drain.detach()
-        drain.finished.set()
+        drain.drained.set()
 
 
 async def _until(driver: asyncio.Task[None], tasks: list[asyncio.Task[Any]], drain: Drain) -> None:
@@ -70,21 +67,17 @@ async def _until(driver: asyncio.Task[None], tasks: list[asyncio.Task[Any]], dra
             log.error("a server raised during the shutdown: %s", describe(error))
     # The servers' own coroutines end by themselves now: flush, lifespan, sockets.
     if pending:
-        await asyncio.wait(pending, timeout=drain.state.limits.stop_s / 2)
+        await asyncio.wait(pending, timeout=FLUSH_S)
 
 
 async def _announce(drain: Drain) -> None:
-    """Tell the drain when the server serves: somebody asked, or could have for a while."""
-    while not drain.is_up():  # noqa: ASYNC110  # endpoints are of several kinds, some in processes
+    """Say when the ports are open, and let the sequence know when a model is ready, too."""
+    while not drain.is_up():  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(POLL_S)
-    drain.poll()
     for notify in drain.on_up:
         notify()
-    alone_until = drain.clock() + IDLE_S
-    while not drain.state.served:
+    while drain.state.phase is Phase.STARTING:
         drain.poll()
-        if not drain.ending and drain.clock() >= alone_until:
-            drain.mark_serving()
         await asyncio.sleep(POLL_S)
 
 
@@ -121,16 +114,19 @@ async def _close(drain: Drain) -> None:
         before = sum(endpoint.arrivals() for endpoint in drain.endpoints)
         for _ in range(3):  # accept, read, parse: a turn of the loop each
             await asyncio.sleep(0)
+        paused_at = drain.clock()
         await asyncio.sleep(QUIET_S)
-        if sum(endpoint.arrivals() for endpoint in drain.endpoints) == before:
+        # On a starved machine a pause says nothing: gRPC's threads had no processor either.
+        punctual = drain.clock() - paused_at < 2 * QUIET_S
+        if punctual and sum(endpoint.arrivals() for endpoint in drain.endpoints) == before:
             break
-    drain.poll()  # who asked in the last moment gets the time for an answer
     log.info("drain: stop accepting, %d requests in flight", drain.in_flight())
     await asyncio.gather(*(endpoint.close() for endpoint in drain.endpoints))
 
 
 async def _stop(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
     log.info("stop: %d requests in flight, %d refused", drain.in_flight(), drain.refused)
-    await stop()
+    # The application's own clean-up comes first: it may still need the models.
     await asyncio.gather(*(endpoint.finish() for endpoint in drain.endpoints))
+    await stop()
     drain.feed(Stopped(at=drain.clock()))

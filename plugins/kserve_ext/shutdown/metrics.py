@@ -25,7 +25,11 @@ def exported(drain: Drain) -> Iterator[None]:
         ),
         "kserve_ext_in_flight": (
             "Requests accepted and not yet answered",
-            lambda: float(drain.in_flight()),
+            lambda: float(drain.in_flight() - drain.scrapes),
+        ),
+        "kserve_ext_refused": (
+            "Requests answered with an error at the deadline",
+            lambda: float(drain.refused),
         ),
         "kserve_ext_drain_seconds": ("Seconds since the first signal", drain.seconds),
     }

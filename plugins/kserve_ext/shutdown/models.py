@@ -7,6 +7,12 @@ from typing import Any
 from kserve_ext.shutdown.drain import describe, log
 
 
+def has_model(repository: Any) -> bool:
+    """Whether a model of *repository* is ready, or there is none to wait for."""
+    models = repository.get_models().values()
+    return not models or any(getattr(model, "ready", True) for model in models)
+
+
 def stop_models(repository: Any) -> list[Any]:
     """Unload every model of *repository*; a model with two names is stopped once.
 

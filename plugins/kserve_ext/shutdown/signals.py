@@ -1,9 +1,12 @@
-"""Signals of this process, read by a thread of its own.
+"""Signals of a server's process, read by a thread of its own while the server runs.
 
 The handler in C writes the signal's number to a socket as soon as the signal comes, whatever the
-main thread does; the thread reads it there. So a signal counts while a model loads in C code or
-blocks the event loop. Where someone else took the wake-up descriptor over (asyncio's
-``add_signal_handler`` does), our Python handler writes the number itself.
+main thread does; the thread reads it there. So a signal counts while a model blocks the event
+loop. Where someone else took the wake-up descriptor over (asyncio's ``add_signal_handler`` does),
+our Python handler writes the number itself.
+
+Before a server starts, signals do what they do in any Python process: somebody may only import
+KServe, as a client or a training step does.
 """
 
 from __future__ import annotations
@@ -11,10 +14,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import logging
 import math
 import os
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -27,26 +29,46 @@ from typing import Any
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.processes.forks import in_forked_child
 from mlops_ext.processes.signals import is_stand_in
-
-log = logging.getLogger(__name__)
+from mlops_ext.settings import environment
 
 FROM_PYTHON = 0x80
 """Added to the number that the Python handler writes; signal numbers are below 65."""
 LONGEST_WAIT_S = 3600.0
-"""Upper bound for one wait of the thread; select takes no infinity."""
-
-_early_handlers: SignalHandlers | None = None
+"""Upper bound for one wait of the thread; selectors take no infinity."""
+SIGHUP = getattr(signal, "SIGHUP", None)
 
 
 def handled_signals() -> list[signal.Signals]:
     """The signals that end a server on this platform."""
-    names = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGBREAK")
+    names = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGBREAK")
     return [signal.Signals[name] for name in names if hasattr(signal, name)]
 
 
 def is_interactive() -> bool:
     """Whether a person types here, so that Ctrl-C belongs to the prompt."""
     return hasattr(sys, "ps1") or "get_ipython" in vars(__import__("builtins"))
+
+
+def is_orchestrated() -> bool:
+    """Whether this process is PID 1 or runs in Kubernetes, where signals are repeated."""
+    return os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in environment()
+
+
+def install_early_handlers() -> None:
+    """Let PID 1 end on SIGTERM and SIGQUIT while models load, with ``finally`` and 128 + n.
+
+    The kernel drops what has no handler there. Other processes need none.
+    """
+    if os.name != "posix" or os.getpid() != 1:
+        return
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            if signal.getsignal(number) == signal.SIG_DFL or is_stand_in(signal.getsignal(number)):
+                signal.signal(number, _exit)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 class SignalHandlers:
@@ -56,10 +78,10 @@ class SignalHandlers:
     with `release`; after a fork the child has them back at once.
 
     Attributes:
-        drain: what is told about signals.
+        drain: gets the signals.
         interrupting: whether a signal raises SystemExit in the main thread: true until an
-            event loop runs, for nothing else would end a model that is loading.
-        ignored: signals that are taken notice of by nobody (a worker's Ctrl-C is its parent's).
+            event loop runs, for nothing else would end what KServe does before.
+        ignored: signals that do nothing here (a worker's Ctrl-C is its parent's).
         passive: whether it was released, and passes signals on where its handlers still stand.
         also: further checks of the thread; each returns the seconds until it is due again.
     """
@@ -80,25 +102,23 @@ class SignalHandlers:
         self._owner = os.getpid()
         self._thread = threading.Thread(target=self._run, name="kserve-ext-signals", daemon=True)
 
-    def open(self, *, only_default: bool = False) -> None:
+    def open(self) -> None:
         """Put the handlers in place, and start the thread.
 
-        Args:
-            only_default: leave a signal alone that has a handler of the user's, or is ignored.
+        SIGHUP is left alone if it has a handler, or is ignored as under nohup: KServe leaves it
+        alone, and users reload on it.
         """
         for number in handled_signals():
             standing = signal.getsignal(number)
-            default = is_stand_in(standing) or standing in (
-                signal.SIG_DFL, signal.default_int_handler
-            )  # fmt: skip
-            if standing != self._handle and (default or not only_default):
+            if number != SIGHUP or standing == signal.SIG_DFL:
                 self._previous[number] = standing
                 signal.signal(number, self._handle)
         old = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         if old != self._writer.fileno():
             self._original_fd = old
-        if not self._thread.is_alive():
-            self._thread.start()
+        self._thread.start()
+        atexit.register(self.skip_final_gc)
+        in_forked_child(self.release_in_child)
 
     def enter_loop(self) -> None:
         """An event loop runs now: end no load any more, and take the descriptor that it took."""
@@ -173,12 +193,13 @@ class SignalHandlers:
                 os.write(descriptor, bytes([number]))
 
     def _run(self) -> None:
-        while not self.passive:
-            due = min((check() for check in self._checks()), default=math.inf)
-            timeout = min(max(due, 0.0), LONGEST_WAIT_S)
-            ready, _, _ = select.select([self._reader], [], [], timeout)
-            for byte in self._reader.recv(256) if ready else b"":
-                self._note(byte)
+        with selectors.DefaultSelector() as selector:  # select() knows 1,024 descriptors only
+            selector.register(self._reader, selectors.EVENT_READ)
+            while not self.passive:
+                due = min((check() for check in self._checks()), default=math.inf)
+                ready = selector.select(min(max(due, 0.0), LONGEST_WAIT_S))
+                for byte in self._reader.recv(256) if ready else b"":
+                    self._note(byte)
         self._reader.close()
 
     def _checks(self) -> list[Callable[[], float]]:
@@ -196,34 +217,20 @@ class SignalHandlers:
             self._seen[number, False] = self._seen[number, True]
         else:
             self._forward(number)
-        try:
-            ours = signal.Signals(number) in self._previous
-        except ValueError:
-            return
-        if ours and number not in self.ignored and not self.passive:
-            self.drain.signal(number, lame_duck=number != signal.SIGINT)
+        if self._is_ours(number):
+            is_int = number == signal.SIGINT
+            self.drain.signal(number, lame_duck=not is_int, insists=self._insists(number))
         self.drain.wake()
 
+    def _is_ours(self, number: int) -> bool:
+        """Whether our handler stands for *number*: the user may have set one since."""
+        if number in self.ignored or self.passive or number not in set(self._previous):
+            return False
+        return signal.getsignal(number) == self._handle
 
-def standing() -> SignalHandlers | None:
-    """The handlers of `install_early_handlers`, where they stand."""
-    return None if _early_handlers is None or _early_handlers.passive else _early_handlers
-
-
-def install_early_handlers() -> SignalHandlers | None:
-    """Handlers for the time before a server starts: import of frameworks, loading of models.
-
-    A signal that comes then ends the process cleanly within a second, also as PID 1, where the
-    kernel drops signals without handler. Nothing is done off the main thread, at a prompt or in
-    a notebook, or for signals with a handler of the user's.
-    """
-    global _early_handlers
-    if threading.current_thread() is not threading.main_thread() or is_interactive():
-        return None
-    if standing() is None:
-        handlers = SignalHandlers(Drain())
-        handlers.open(only_default=True)
-        atexit.register(handlers.skip_final_gc)
-        in_forked_child(handlers.release_in_child)
-        _early_handlers = handlers
-    return _early_handlers
+    def _insists(self, number: int) -> bool:
+        """Whether *number* ends the process at once if it comes second."""
+        wanted = self.drain.settings.second_signal
+        if wanted == "ignore" or number == SIGHUP:
+            return False
+        return wanted == "end" or number == signal.SIGINT or not is_orchestrated()

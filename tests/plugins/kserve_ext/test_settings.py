@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict
 
 import pytest
 
-from kserve_ext.settings import KServeSettings, load
+from kserve_ext.settings import NAMES, KServeSettings, flag_of, load
 from mlops_ext.errors import SettingsError
 
 
@@ -37,6 +38,55 @@ def test_argument_then_flag_then_environment_then_file(tmp_path, monkeypatch):
     assert value(argv=["--http_port", "80", "--lame_duck_s", "3"]) == (3.0, "flag")
     assert value(argv=["--lame-duck-s=3"]) == (3.0, "flag")
     assert value({"lame_duck_s": 4.0}, ["--lame_duck_s", "3"]) == (4.0, "argument")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("way", ["argument", "flag", "file", "environment"])
+def test_every_setting_can_be_given_every_way(tmp_path, monkeypatch, name, way):
+    monkeypatch.chdir(tmp_path)
+    given = "end" if name == "second_signal" else 7.5
+    if way == "file":
+        text = f"[tool.mlops-ext.kserve]\n{name} = {given!r}\n"
+        (tmp_path / "pyproject.toml").write_text(text)
+    if way == "environment":
+        monkeypatch.setenv(f"MLOPS_EXT_KSERVE_{name.upper()}", str(given))
+    arguments = {name: given} if way == "argument" else None
+    argv = [flag_of(name), str(given)] if way == "flag" else []
+    assert getattr(load(arguments, argv).value, name) == given
+
+
+def test_a_user_s_own_flags_stay_the_user_s(tmp_path):
+    code = """
+    from kserve_ext import GracefulModelServer
+    from kserve_ext.settings import load
+    from kserve import model_server
+    import argparse
+    parser = argparse.ArgumentParser(parents=[model_server.parser])
+    for name in ("stop_s", "quiet_s", "keep_alive_s"):
+        parser.add_argument(f"--{name}", type=float)
+    print(parser.parse_args().stop_s, load().value.stop_s)
+    """
+    assert python(tmp_path, code, "--stop_s", "99") == ["99.0", "8.0"]
+
+
+def test_a_misspelt_variable_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLOPS_EXT_KSERVE_LAMEDUCK_S", "3")
+    with pytest.warns(RuntimeWarning, match="lame_duck_s"):
+        load(argv=[])
+
+
+def test_a_wrong_value_is_found_before_a_model_loads(tmp_path):
+    code = """
+    import os
+    os.environ["MLOPS_EXT_KSERVE_DRAIN_S"] = "soon"
+    from mlops_ext.errors import SettingsError
+    try:
+        from kserve_ext import GracefulModelServer
+    except SettingsError as error:
+        print("DRAIN_S" in str(error))
+    """
+    assert python(tmp_path, code) == ["True"]
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon"])
@@ -174,7 +224,7 @@ def command(*arguments, folder):
 def test_settings_are_shown_with_their_sources(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext.kserve]\ndrain_s = 60\n")
     document = json.loads(command("settings", "--json", folder=tmp_path).stdout)
-    assert document["values"] == {"lame_duck_s": 5.0, "drain_s": 60.0}
+    assert document["values"] == {**asdict(KServeSettings()), "drain_s": 60.0}
     assert document["sources"]["drain_s"] == str(tmp_path / "pyproject.toml")
 
 
@@ -186,9 +236,10 @@ def test_the_manifest_fits_the_settings(tmp_path):
     predictor = document["spec"]["predictor"]
     container = predictor["containers"][0]
     assert document["metadata"]["name"] == "iris"
-    assert predictor["terminationGracePeriodSeconds"] > 60 + 5 + 1
+    assert predictor["terminationGracePeriodSeconds"] > 60 + 5 + 8
     assert {e["name"]: e["value"] for e in container["env"]} == {
         "MLOPS_EXT_KSERVE_LAME_DUCK_S": "5", "MLOPS_EXT_KSERVE_DRAIN_S": "60",
+        "MLOPS_EXT_KSERVE_STOP_S": "8",
     }  # fmt: skip
     readiness = container["readinessProbe"]
     assert readiness["periodSeconds"] * readiness["failureThreshold"] <= 5

@@ -65,6 +65,7 @@ class Base(Model):
         tell("model stopped", model=self.name, in_flight=Base.in_flight)
         self.stopped = True
         time.sleep(args.stop_s)
+        tell("model has stopped", model=self.name)
 
     def respond(self, payload):
         number = 0 if self.stopped else 1

@@ -1,12 +1,17 @@
 """What a parent knows of its workers when a signal comes, whatever its own loop is doing."""
 
+import asyncio
 import contextlib
 import multiprocessing
+import os
 import signal
+import time
 
 import pytest
 
-from kserve_ext.endpoints.workers import DRAIN, READY, SERVING, WorkersEndpoint
+from kserve_ext.endpoints import workers
+from kserve_ext.endpoints.workers import DRAIN, FAILED, READY, WorkersEndpoint
+from kserve_ext.settings import KServeSettings
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.shutdown import Phase
 
@@ -14,9 +19,8 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def worker(pipe, said):
-    """Serves at once, is asked at once, and tells back what its parent orders."""
+    """Serves at once, and tells back what its parent orders."""
     pipe.send((READY,))
-    pipe.send((SERVING,))
     said.set()
     with contextlib.suppress(EOFError):
         while True:
@@ -44,9 +48,65 @@ def test_a_signal_counts_what_workers_said_while_the_parent_s_loop_is_stuck():
         assert said.wait(30)  # and no loop listens
         drain.signal(signal.SIGTERM)
         assert drain.state.phase is Phase.LAME_DUCK
-        heard = [only.pipe.recv() for _ in range(2)]
-        assert heard == [("heard", SERVING), ("heard", DRAIN, signal.SIGTERM, True, None)]
+        assert only.pipe.recv() == ("heard", DRAIN, signal.SIGTERM, True, None)
     finally:
         only.process.kill()
         only.process.join()
         only.pipe.close()
+
+
+def launcher(target, *arguments):
+    context = multiprocessing.get_context("spawn")
+
+    def launch():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=target, args=(theirs, *arguments))
+        process.start()
+        theirs.close()
+        return process, ours
+
+    return launch
+
+
+def fail(pipe):
+    pipe.send((FAILED, "OSError in load, model.py:7"))
+    raise SystemExit(3)
+
+
+def test_workers_that_cannot_start_are_given_up_with_the_reason(monkeypatch):
+    monkeypatch.setattr(workers, "FIRST_PAUSE_S", 0.01)
+    endpoint = WorkersEndpoint(launcher(fail), 2, Drain(may_kill=False), [])
+    with pytest.raises(RuntimeError, match=r"5 workers in a row .* OSError in load, model.py:7"):
+        asyncio.run(endpoint.serve())
+    asyncio.run(endpoint.finish())
+
+
+def compute(pipe):
+    """Ready, and then in C code that holds Python's lock."""
+    pipe.send((READY,))
+    while True:
+        sum(range(10**8))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="stops a process by a signal")
+def test_a_worker_that_computes_is_left_alone_and_one_that_hangs_is_replaced(monkeypatch):
+    monkeypatch.setattr(workers, "PING_S", 0.1)
+    drain = Drain(may_kill=False, settings=KServeSettings(worker_timeout_s=0.5))
+    endpoint = WorkersEndpoint(launcher(compute), 1, drain, [])
+
+    async def scenario():
+        serving = asyncio.create_task(endpoint.serve())
+        while not endpoint.started:  # noqa: ASYNC110  # seen from another process
+            await asyncio.sleep(0.05)
+        (busy,) = endpoint.workers
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            await asyncio.sleep(0.05)
+            assert endpoint.workers == [busy]
+        os.kill(busy.process.pid, signal.SIGSTOP)
+        while endpoint.workers[0].process.pid == busy.process.pid:  # noqa: ASYNC110  # the same
+            await asyncio.sleep(0.05)
+        serving.cancel()
+        await endpoint.finish()
+
+    asyncio.run(scenario())

@@ -67,7 +67,6 @@ def test_a_closing_console_drains_within_the_limit_of_windows(event):
     now = [100.0]
     drain = Drain(may_kill=False, clock=lambda: now[0])
     drain.feed(Started(at=now[0]))
-    drain.mark_serving()
     drain.finished.set()  # the handler must not wait here for what nobody drives
     assert console.handler_of(drain)(event) == 1
     assert drain.ending
@@ -94,7 +93,6 @@ kernel = ctypes.WinDLL("kernel32", use_last_error=True)
 drain = Drain(Limits(lame_duck_s=0, drain_s=1), may_kill=False)
 {handlers}
 drain.feed(Started(at=drain.clock()))
-drain.mark_serving()
 
 def drive():
     while not drain.finished.is_set():

@@ -1,0 +1,178 @@
+"""The user's own subclass of a model server stays in force, and one object serves again."""
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from tests.support.servers.harness import OLD, Server, free_ports, get
+
+pytestmark = pytest.mark.timeout(300)
+
+SUBCLASS = """
+import os, signal, sys
+from pathlib import Path
+
+sys.path.insert(0, {folder!r})
+sys.argv[0] = "server.py"
+import model_server as script
+
+class Own(script.Server):
+    def stop(self, sig=None):
+        script.tell("own stop", number=sig)
+        return super().stop(sig)
+
+    def register_signal_handler(self):
+        super().register_signal_handler()
+        signal.signal(signal.SIGUSR1, lambda *_: script.tell("reload"))
+
+    async def _serve(self):
+        script.tell("own serve")
+        await super()._serve()
+
+script.Server = Own
+if __name__ == "__main__":
+    script.main()
+"""
+
+
+@pytest.mark.parametrize("way", ["subclass", pytest.param("run", marks=pytest.mark.slow)])
+def test_what_a_subclass_overrides_is_called(tmp_path, way):
+    from tests.support.servers.harness import SCRIPT
+
+    script = tmp_path / "own_server.py"
+    script.write_text(SUBCLASS.format(folder=str(SCRIPT.parent)))
+
+    async def scenario():
+        with Server(tmp_path, way=way, script=script, lame_duck_s=0.5) as server:
+            await server.up()
+            if not OLD:
+                server.process.send_signal(10)
+                await asyncio.to_thread(server.wait_for, "reload")
+            call = asyncio.create_task(server.client(instance=1.0).ask("v1-new"))
+            await asyncio.sleep(0.3)
+            server.signal()
+            assert await call == 1
+            assert await server.ended() == 0
+            (stop,) = server.events("own stop")
+            assert stop["number"] == 15
+            assert stop["at"] < server.events("model stopped")[0]["at"]
+            assert len(server.events("own serve")) == (0 if OLD else 1)
+
+    asyncio.run(scenario())
+
+
+def run_script(folder, code, timeout=120):
+    (folder / "script.py").write_text(textwrap.dedent(code))
+    return subprocess.run(
+        [sys.executable, folder / "script.py"],
+        cwd=folder, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def test_one_server_starts_again_after_its_end_and_never_while_it_runs(tmp_path):
+    http_port, grpc_port = free_ports()
+    done = run_script(
+        tmp_path,
+        f"""
+        import asyncio
+        from kserve import Model
+        from kserve_ext import GracefulModelServer
+        from kserve_ext.demo.load import get
+
+        def model():
+            made = Model("m")
+            made.load()
+            return made
+
+        async def cell():
+            server = GracefulModelServer(http_port={http_port}, grpc_port={grpc_port}, lame_duck_s=0)
+            for _ in range(3):
+                server.start([model()])
+                print(">", (await get({http_port}, "/v2/health/ready"))[0])
+                try:
+                    server.start([model()])
+                except RuntimeError as error:
+                    print(">", "runs already" in str(error))
+                server.shutdown()
+
+        asyncio.run(cell())
+        """,
+    )
+    said = [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
+    assert said == ["200", "True"] * 3, done.stderr[-2000:]
+
+
+def test_a_program_that_forgets_its_server_ends_and_drains_it(tmp_path):
+    http_port, _ = free_ports()
+    done = run_script(
+        tmp_path,
+        f"""
+        import asyncio
+        from kserve import Model
+        from kserve_ext import GracefulModelServer
+
+        class Told(Model):
+            def stop(self):
+                print("> stopped", flush=True)
+
+        async def cell():
+            model = Told("m")
+            model.load()
+            GracefulModelServer(http_port={http_port}, enable_grpc=False).start([model])
+
+        asyncio.run(cell())
+        print("> main is done", flush=True)
+        """,
+    )
+    said = [line for line in done.stdout.splitlines() if line.startswith("> ")]
+    assert (said, done.returncode) == (["> main is done", "> stopped"], 0), done.stderr[-2000:]
+
+
+def test_more_descriptors_than_select_knows(tmp_path):
+    code = f"""
+    import os, resource
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    import signal, threading
+    from kserve import Model
+    from kserve_ext import GracefulModelServer
+    model = Model("m")
+    model.load()
+    threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    GracefulModelServer(http_port={free_ports()[0]}, enable_grpc=False).start([model])
+    print("> drained")
+    """
+    done = run_script(tmp_path, code)
+    assert "> drained" in done.stdout, done.stderr[-2000:]
+
+
+async def health(port):
+    import grpc
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        answers = [
+            await check(request) for request in (b"", b"\n\x1einference.GRPCInferenceService")
+        ]
+        with pytest.raises(grpc.aio.AioRpcError, match="unknown service"):
+            await check(b"\n\x01x")
+        first = await channel.unary_stream("/grpc.health.v1.Health/Watch")(b"").read()
+    return {*answers, first}
+
+
+def test_grpc_s_own_health_service_says_what_readiness_says(tmp_path):
+    async def scenario():
+        with Server(tmp_path, lame_duck_s=1.5) as server:
+            await server.up()
+            assert await health(server.grpc_port) == {b"\x08\x01"}
+            server.signal()
+            await asyncio.sleep(0.2)
+            assert await health(server.grpc_port) == {b"\x08\x02"}
+            for path in ("/openai/v1/models/m", "/v2/health/ready/", "/v2/models/m/ready"):
+                assert (await get(server.http_port, path))[0] == 503
+            assert await server.ended() == 0
+
+    asyncio.run(scenario())
