@@ -7,14 +7,12 @@ from dataclasses import asdict
 
 import click
 
+from kserve_ext.manifest import MODES
+
 
 @click.group()
 def kserve() -> None:
     """Model servers that start and stop without losing a request."""
-
-
-def _given(lame_duck_s: float | None, drain_s: float | None) -> dict[str, object]:
-    return {"lame_duck_s": lame_duck_s, "drain_s": drain_s}
 
 
 @kserve.command()
@@ -46,12 +44,21 @@ def settings(*, as_json: bool) -> None:
 @kserve.command()
 @click.option("--lame-duck-s", type=float, help="Seconds of service after readiness says no.")
 @click.option("--drain-s", type=float, help="Seconds for requests in flight after that.")
+@click.option("--stop-s", type=float, help="Seconds for models and engines to stop.")
+@click.option(
+    "--mode",
+    type=click.Choice(list(MODES), case_sensitive=False),
+    default="standard",
+    show_default=True,
+    help="KServe's deployment mode, by its older or newer name.",
+)
 @click.option("--name", default="my-model", show_default=True, help="Name of the service.")
 @click.option("--image", default="my-image", show_default=True, help="The container's image.")
-def manifest(*, lame_duck_s: float | None, drain_s: float | None, name: str, image: str) -> None:
+def manifest(*, mode: str, name: str, image: str, **given: float | None) -> None:
     """Print the Kubernetes manifest that fits the settings, with the reason for each number."""
     from kserve_ext import manifest as manifests
     from kserve_ext.settings import load
 
-    resolved = load(_given(lame_duck_s, drain_s), argv=[])
-    click.echo(manifests.manifest(resolved.value, name=name, image=image), nl=False)
+    settings = load(given, argv=[]).value
+    text = manifests.manifest(settings, name=name, image=image, mode=MODES[mode.lower()])
+    click.echo(text, nl=False)
