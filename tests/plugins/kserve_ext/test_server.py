@@ -41,7 +41,7 @@ def test_bare_server_loses_requests_and_stays_ready(tmp_path):
 def test_nothing_is_lost(tmp_path, way, workers, model):
     server, load, probes, status = asyncio.run(restart(tmp_path, way, workers=workers, model=model))
     assert load.count() == {"ok": len(load.answers)}, load.why()
-    assert len(load.answers) > 300  # of 555: a busy machine has the client send less
+    assert len(load.answers) > 500
     assert set(probes) == {(503, 503, 503, 200)}
     assert status == 0
     stops = server.events("model stopped")
