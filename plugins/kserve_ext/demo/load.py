@@ -110,24 +110,26 @@ class Load:
         rate: requests a second.
         kinds: taken in turn.
         answers: what became of them.
+        sent: how many were sent.
     """
 
     client: Client
     rate: float
     kinds: Sequence[str] = KINDS
     answers: list[Answer] = field(default_factory=list)
+    sent: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, until: Callable[[], bool]) -> None:
         """Send until *until* says so, and wait for every answer."""
-        begun, sent = time.monotonic(), 0
+        begun = time.monotonic()
         while not until():
-            due = begun + sent / self.rate
+            due = begun + self.sent / self.rate
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            task = asyncio.create_task(self._one(self.kinds[sent % len(self.kinds)], due))
+            task = asyncio.create_task(self._one(self.kinds[self.sent % len(self.kinds)], due))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            sent += 1
+            self.sent += 1
         await asyncio.gather(*self._tasks)
 
     def count(self) -> Counter[str]:

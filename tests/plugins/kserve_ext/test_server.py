@@ -10,10 +10,10 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.alone]
 needs_workers = pytest.mark.skipif(not HAS_WORKERS, reason="KServe 0.14 ignores workers")
 
 
-async def restart(folder, way, *, workers=1, model="m", **options):
+async def restart(folder, way, *, workers=1, model="m", before=255, **options):
     with Server(folder, way=way, workers=workers, **options) as server:
         await server.up()
-        load, probes = await rolling_restart(server, model=model)
+        load, probes = await rolling_restart(server, model=model, before=before)
         status = await server.ended()
         return server, load, probes, status
 
@@ -39,9 +39,12 @@ def test_bare_server_loses_requests_and_stays_ready(tmp_path):
     ],
 )
 def test_nothing_is_lost(tmp_path, way, workers, model):
-    server, load, probes, status = asyncio.run(restart(tmp_path, way, workers=workers, model=model))
+    server, load, probes, status = asyncio.run(
+        restart(tmp_path, way, workers=workers, model=model, before=500)
+    )
     assert load.count() == {"ok": len(load.answers)}, load.why()
     assert len(load.answers) > 500
+    assert any(answer.sent_at > server.signalled_at for answer in load.answers)
     assert set(probes) == {(503, 503, 503, 200)}
     assert status == 0
     stops = server.events("model stopped")

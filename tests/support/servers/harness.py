@@ -176,15 +176,19 @@ def is_running(pid):
 
 
 async def rolling_restart(
-    server, *, model="m", rate=150, before_s=1.7, after_s=2.0, number=signal.SIGTERM, kinds=KINDS
+    server, *, model="m", rate=150, before=255, after_s=2.0, number=signal.SIGTERM, kinds=KINDS
 ):
-    """Load that leaves *after_s* after the signal; the load, and what readiness said meanwhile."""
+    """Load that leaves *after_s* after the signal, which comes when *before* requests were sent.
+
+    Returns the load, and what readiness said meanwhile.
+    """
     client = server.client(model=model)
     load = Load(client, rate, kinds)
     probes = []
 
     async def restart():
-        await asyncio.sleep(before_s)
+        while load.sent < before:  # noqa: ASYNC110  # the load has no event for it
+            await asyncio.sleep(0.01)
         server.signal(number)
         while time.monotonic() < server.signalled_at + after_s:
             await asyncio.sleep(0.1)
