@@ -102,3 +102,23 @@ def _wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)
+
+
+def test_what_is_not_installed_is_skipped_with_what_to_install(environment):
+    """Somebody with one extra, or none, sees what they can, and no traceback."""
+    done = environment.run("mlops-ext", "demo", "--only", "zenml", "--only", "acme")
+    assert done.returncode == 0
+    (line,) = [line for line in done.stdout.splitlines() if "skipped" in line]
+    assert line.startswith("zenml (1/2): skipped: zenml is not installed, and zenml>=")
+    assert line.endswith("run: pip install 'mlops-ext[zenml]'")
+    assert "all 1 claims hold" in done.stdout
+
+
+def test_with_no_framework_there_is_nothing_to_show_and_nothing_wrong(environment):
+    names = ("zenml", "clearml", "kserve", "joblib")
+    done = environment.run("mlops-ext", "demo", *(f"--only={name}" for name in names), "--json")
+    assert done.returncode == 0
+    results = json.loads(done.stdout)
+    assert [(result["name"], bool(result["skipped"])) for result in results] == [
+        (name, True) for name in names
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import signal
@@ -28,6 +29,8 @@ from mlops_ext import demo as demos
 from mlops_ext import files, tempdirs
 from mlops_ext.demo import Claim
 from mlops_ext.errors import UnknownNameError
+from mlops_ext.extensions.discovery import extensions
+from mlops_ext.hookspecs import PROJECT
 from mlops_ext.settings import environment
 
 LIMIT_S = 600.0
@@ -48,9 +51,12 @@ class _Result:
     status: int = 0
     log_tail: str = ""
     seconds: float = 0.0
+    skipped: str = ""
 
     @property
     def good(self) -> bool:
+        if self.skipped:
+            return True
         return self.status == 0 and bool(self.claims) and all(c.holds for c in self.claims)
 
 
@@ -58,7 +64,10 @@ class _Result:
 @click.option("--only", multiple=True, metavar="NAME", help="Show only this; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(*, only: tuple[str, ...], as_json: bool) -> None:
-    """Show the fixes at work on this machine; exit with 1 where a claim does not hold."""
+    """Show the fixes at work on this machine; exit with 1 if a claim does not hold.
+
+    The demo of a framework that is not installed is skipped: one line says what to install.
+    """
     known = demos.names()
     for name in only:
         if name not in known:
@@ -69,9 +78,11 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     console = Console(stderr=as_json)
-    _print_line(console, "running", f"{', '.join(chosen)}; Ctrl-C stops, and leaves nothing behind")
+    absent = _absent()
+    running = ", ".join(name for name in chosen if name not in absent) or "nothing"
+    _print_line(console, "running", f"{running}; Ctrl-C stops, and leaves nothing behind")
     try:
-        results = list(_show(chosen, console))
+        results = list(_show(chosen, absent, console))
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; everything the demo started is gone[/]")
         sys.exit(130)
@@ -82,7 +93,22 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
     sys.exit(0 if results and all(result.good for result in results) else 1)
 
 
-def _show(chosen: list[str], console: Console) -> Iterator[_Result]:
+def _absent() -> dict[str, str]:
+    """What to install, by the name of a framework (and so of its demo) that cannot be shown."""
+    extras = importlib.metadata.metadata(PROJECT).get_all("Provides-Extra", ())
+    absent = {}
+    for support in extensions().frameworks():
+        name, package = support.framework.name, support.framework.distribution
+        wanted = package + support.framework.supported
+        if not support.supported:
+            absent[name] = (
+                f"{package} {support.version or 'is not installed'}, and {wanted} is needed; run:"
+                f" pip install '{f'mlops-ext[{name}]' if name in extras else wanted}'"
+            )
+    return absent
+
+
+def _show(chosen: list[str], absent: dict[str, str], console: Console) -> Iterator[_Result]:
     columns = (
         SpinnerColumn(),
         TextColumn("[bold]{task.fields[name]}"),
@@ -91,6 +117,10 @@ def _show(chosen: list[str], console: Console) -> Iterator[_Result]:
     )
     for number, name in enumerate(chosen, start=1):
         title = f"{name} ({number}/{len(chosen)})"
+        if name in absent:
+            _print_line(console, f"{title}: skipped", absent[name])
+            yield _Result(name, skipped=absent[name])
+            continue
         if console.is_terminal:
             with Bar(*columns, console=console, transient=True) as bar:
                 task = bar.add_task("starting", name=title, total=None)
@@ -197,8 +227,10 @@ def _verdict(results: list[_Result]) -> str:
     """The last line: what held, and what to try next."""
     claims = [claim for result in results for claim in result.claims]
     held = sum(claim.holds for claim in claims)
+    if not claims and all(result.skipped for result in results):
+        return "nothing to show: no framework is installed"
     if not all(result.good for result in results):
-        broken = [escape(r.name) for r in results if r.status or not r.claims]
+        broken = [escape(r.name) for r in results if r.status or not (r.claims or r.skipped)]
         unfinished = f"; not finished: {', '.join(broken)}" if broken else ""
         return f"[red]{held} of {len(claims)} claims hold{unfinished}[/]"
     return (
