@@ -102,7 +102,7 @@ def measure_live(size, repeats):
     from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY, ApiDouble
 
     from clearml_ext.check.plans import Node, Plan
-    from clearml_ext.check.preflight import preflight
+    from clearml_ext.check.preflight import check_live
     from clearml_ext.server.client import Client
     from clearml_ext.settings import ClearmlSettings
 
@@ -124,7 +124,7 @@ def measure_live(size, repeats):
 
         def ask():
             clients.append(Client(double.url, key=ACCESS_KEY, secret=SECRET_KEY, timeout_s=120))
-            return preflight(plan, "services-0", ClearmlSettings(), client=clients[-1])
+            return check_live(plan, "services-0", ClearmlSettings(), client=clients[-1])
 
         result, times = timed(repeats, ask)
     return {"verdict": result.answer.value, **times, "requests": len(clients[-1].calls)}

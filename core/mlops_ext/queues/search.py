@@ -16,36 +16,62 @@ Instances of one pipeline, and workers that serve the same queues, are interchan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import random
+from collections.abc import Iterator, Sequence
 
 from mlops_ext.queues.model import Model, Node, Placement
+from mlops_ext.queues.reduce import Holding, reduce_model
 
 Progress = tuple[int, int]
 """One instance of a pipeline: bits of the controllers that hold, bits of the steps that ended."""
 
-State = tuple[tuple[tuple[Progress, ...], ...], tuple[int, ...]]
-"""Per pipeline the sorted progress of its instances; per worker class the slots held."""
+State = tuple[tuple[tuple[tuple[Progress, int], ...], ...], tuple[int, ...]]
+"""Per pipeline how many instances have come how far; per worker class the slots held."""
 
 Move = tuple[int, Progress, Progress, int | None]
 """Pipeline, the progress of one of its instances before and after, the class that took it."""
+
+_STEPS, _CLASSES = 2_000, 1_000
+"""Steps that could wait for ever, and worker classes, up to which there is a search: which step
+comes after which is a square of the first, and each state is as long as the second."""
+
+_SMALL = 20
+"""Pipelines and classes of workers up to which a move counts as one; with twice as many, as two."""
+
+_PLAYS = 60
+"""Runs that are tried at random before all are: most deadlocks show in the first few."""
+_SHARE = 3
+"""The part of the budget, one in so many, that these take at most."""
 
 
 class BudgetExceededError(Exception):
     """The search was given up before it was complete."""
 
 
-def find_deadlock(model: Model, stuck: frozenset[int], budget: int) -> list[Placement] | None:
+def find_deadlock(
+    model: Model, stuck: frozenset[int], blocked: Sequence[Node], budget: int
+) -> list[Placement] | None:
     """The instances that hold slots in some deadlock, or None where there is no deadlock.
+
+    First by runs in which controllers start before steps end, drawn at random with a fixed seed;
+    then by looking at every run.
 
     Args:
         model: the topology; every queue served, no steps that wait for each other.
         stuck: numbers of the controllers that could be stuck.
-        budget: how many states to look at.
+        blocked: their steps whose queues they could fill.
+        budget: how many moves to try.
 
     Raises:
-        BudgetExceededError: neither was found within *budget* states.
+        BudgetExceededError: neither was found within *budget* moves.
     """
-    return _Search(model, stuck).run(budget)
+    if len(blocked) > _STEPS or len(model.classes) > _CLASSES:
+        raise BudgetExceededError
+    reduced = reduce_model(model, stuck, frozenset(step.queue for step in blocked))
+    search = _Search(reduced.model, reduced.stuck)
+    found = search.play(budget // _SHARE) or search.run(budget)
+    return None if found is None else reduced.restore(found)
 
 
 class _Search:
@@ -55,18 +81,49 @@ class _Search:
             node.index: 1 << (node.index - model.roots[node.pipeline]) for node in model.nodes
         }
         self.fits: dict[tuple[int, tuple[int, ...]], bool] = {}
+        # What a move costs: a state as large as this is copied.
+        self.cost = 1 + (len(model.classes) + len(model.roots)) // _SMALL
 
-    def run(self, budget: int) -> list[Placement] | None:
-        start = self._start()
-        origin: dict[State, tuple[State, Move] | None] = {start: None}
-        pending = [start]
+    def play(self, budget: int) -> list[Holding]:
+        """A deadlock that a random run comes to, or nothing."""
+        rng = random.Random(0)  # noqa: S311  # no secret
+        for _ in range(_PLAYS):
+            state, done, bias = self._start(), list[Move](), rng.random()
+            while True:
+                moves = list(itertools.islice(self._moves(state), budget))
+                budget -= len(moves) + self.cost
+                if budget <= 0:
+                    return []
+                if not moves or self._is_stuck(state):
+                    break
+                holds = [move for move in moves if move[1][0] != move[2][0]]
+                move = rng.choice(holds if holds and rng.random() < bias else moves)
+                state = self._apply(state, move)
+                done.append(move)
+            if self._is_stuck(state):
+                return self._replay(done, state[1])
+        return []
+
+    def run(self, budget: int) -> list[Holding] | None:
+        """A deadlock, or None if no run comes to one.
+
+        Raises:
+            BudgetExceededError: more than *budget* moves would have to be tried.
+        """
+        pending = [self._start()]
+        origin: dict[State, tuple[State, Move] | None] = dict.fromkeys(pending)
         while pending:
             state = pending.pop()
             if self._is_stuck(state):
-                return self._replay(state, origin)
-            if len(origin) > budget:
-                raise BudgetExceededError
+                moves, slots = [], state[1]
+                while (step := origin[state]) is not None:
+                    state, move = step
+                    moves.append(move)
+                return self._replay(moves[::-1], slots)
             for move in self._moves(state):
+                budget -= self.cost
+                if budget < 0:
+                    raise BudgetExceededError
                 after = self._apply(state, move)
                 if after not in origin:
                     origin[after] = (state, move)
@@ -74,18 +131,15 @@ class _Search:
         return None
 
     def _start(self) -> State:
-        fresh: Progress = (0, 0)
-        pipelines = self.model.topology.pipelines
-        return tuple((fresh,) * each.instances for each in pipelines), (0,) * len(
-            self.model.classes
-        )
+        fresh = tuple((((0, 0), count),) for count in self.model.counts)
+        return fresh, (0,) * len(self.model.classes)
 
     def _has_slot(self, at: int, held: tuple[int, ...]) -> bool:
         slots = self.model.classes[at].slots
         return slots is None or held[at] < slots
 
     def _has_room(self, node: Node, held: tuple[int, ...]) -> bool:
-        return any(self._has_slot(at, held) for at in self.model.classes_for(node))
+        return any(self._has_slot(at, held) for at in self.model.classes_of[node.queue])
 
     def _waiting(self, parent: Node, progress: Progress) -> Iterator[Node]:
         """The children of the holding controller *parent* that wait in a queue."""
@@ -107,7 +161,7 @@ class _Search:
         """Whether there are controllers that hold, and all of them are stuck."""
         found = False
         for pipeline, instances in enumerate(state[0]):
-            for progress in instances:
+            for progress, _ in instances:
                 for node in self._holding(pipeline, progress):
                     found = True
                     if not any(progress[0] & self.bits[child] for child in node.children) and all(
@@ -118,17 +172,15 @@ class _Search:
 
     def _moves(self, state: State) -> Iterator[Move]:
         for pipeline, instances in enumerate(state[0]):
-            for progress in sorted(set(instances)):
+            for progress, _ in instances:
                 if progress == (0, 0):
                     root = self.model.nodes[self.model.roots[pipeline]]
                     yield from self._hold(pipeline, progress, root, state[1])
                 for parent in self._holding(pipeline, progress):
-                    waiting = list(self._waiting(parent, progress))
-                    for node in waiting:
+                    for node in self._waiting(parent, progress):
                         if node.precedes and self._can_end(node, state[1]):
                             ended = progress[1] | self.bits[node.index]
                             yield pipeline, progress, (progress[0], ended), None
-                    for node in waiting:
                         yield from self._hold(pipeline, progress, node, state[1])
 
     def _hold(
@@ -138,17 +190,17 @@ class _Search:
         if node.index not in self.stuck:
             return
         after = (progress[0] | self.bits[node.index], progress[1])
-        if node.queue is None:
-            yield pipeline, progress, after, None
-        for at in self.model.classes_for(node):
+        for at in self.model.classes_of[node.queue]:
             if self._has_slot(at, held):
                 yield pipeline, progress, after, at
 
     def _apply(self, state: State, move: Move) -> State:
         pipeline, before, after, at = move
-        instances = list(state[0][pipeline])
-        instances[instances.index(before)] = after
-        progress = (*state[0][:pipeline], tuple(sorted(instances)), *state[0][pipeline + 1 :])
+        counts = dict(state[0][pipeline])
+        counts[before] -= 1
+        counts[after] = counts.get(after, 0) + 1
+        instances = tuple(sorted(each for each in counts.items() if each[1]))
+        progress = (*state[0][:pipeline], instances, *state[0][pipeline + 1 :])
         return progress, self._taken(state[1], at)
 
     def _taken(self, held: tuple[int, ...], at: int | None) -> tuple[int, ...]:
@@ -167,34 +219,33 @@ class _Search:
                     self._can_end(self.model.nodes[child], self._taken(held, at))
                     for child in node.children
                 )
-                for at in self.model.classes_for(node)
+                for at in self.model.classes_of[node.queue]
             )
         return known
 
-    def _replay(
-        self, state: State, origin: dict[State, tuple[State, Move] | None]
-    ) -> list[Placement]:
-        """The instances that hold slots in *state*, with the classes that took them."""
-        moves: list[Move] = []
-        step = origin[state]
-        while step is not None:
-            moves.append(step[1])
-            step = origin[step[0]]
-        found: list[tuple[int, Progress, dict[int, int | None]]] = []
-        for pipeline, before, after, at in reversed(moves):
-            places: dict[int, int | None] = {}
+    def _replay(self, moves: list[Move], slots: tuple[int, ...]) -> list[Holding]:
+        """The instances that hold slots after *moves*, where *slots* are held in all."""
+        found: list[tuple[int, Progress, dict[int, int]]] = []
+        for pipeline, before, after, at in moves:
+            places: dict[int, int] = {}
             if before != (0, 0):
                 known = next(each for each in found if each[:2] == (pipeline, before))
                 found.remove(known)
                 places = known[2]
-            for bit in self._holding(pipeline, (after[0] & ~before[0], 0)):
-                places[bit.index] = at
+            if at is not None:
+                (node,) = self._holding(pipeline, (after[0] & ~before[0], 0))
+                places[node.index] = at
             found.append((pipeline, after, places))
         return [
-            Placement(
-                pipeline=pipeline,
-                holds=places,
-                ended=frozenset(node.index for node in self._holding(pipeline, (progress[1], 0))),
+            (
+                pipeline,
+                places,
+                [
+                    node.index
+                    for parent in self._holding(pipeline, progress)
+                    for node in self._waiting(parent, progress)
+                    if not self._has_room(node, slots)
+                ],
             )
             for pipeline, progress, places in found
         ]

@@ -163,12 +163,12 @@ class Chain:
     """
 
     kind: ChainKind
-    holds: tuple[Hold, ...]
     waiting: tuple[str, ...]
-    queue: str
-    listeners: tuple[str, ...]
-    blockers: tuple[Hold, ...]
     text: str
+    queue: str = ""
+    holds: tuple[Hold, ...] = ()
+    listeners: tuple[str, ...] = ()
+    blockers: tuple[Hold, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ _CHECKS = 60
 """Changed topologies that are checked at most; each takes milliseconds where it is small."""
 _CHECKS_OF_LARGE = 6
 """The same where a check takes a good part of a second."""
-_STATES = 5_000
-"""States that each of these checks may search: a fraction of a second."""
+_MOVES = 20_000
+"""Moves that each of these checks may try: a fraction of a second."""
 _LARGE = 400
 """Workers and steps from which a topology counts as large here."""
 _CONTROLLER_QUEUES = ("services", "controllers", "own-services")
@@ -75,7 +75,7 @@ def propose(topology: Topology, verdict: Verdict, services: str = "services") ->
         if not left:
             return
         left -= 1
-        if check(fix.topology, search_states=_STATES).safe:
+        if check(fix.topology, moves=_MOVES).safe:
             found.add(fix.kind)
             yield fix
 
@@ -125,7 +125,7 @@ def separate(topology: Topology, name: str, services: str = "services") -> Itera
         *_move_controllers(topology, [name], services),
         *_services_agent(topology, [name], services),
     ):
-        if check(fix.topology, search_states=_STATES).safe:
+        if check(fix.topology, moves=_MOVES).safe:
             yield fix
             return
 

@@ -141,19 +141,51 @@ def test_large_topologies_are_refused_with_proof_where_there_is_one():
 
 
 def test_a_refusal_without_proof_says_that_it_is_cautious():
-    # The only queue of the steps could be filled by controllers that come late, after a step.
-    steps = (
-        Step(name="first", queue="default"),
-        Step(
-            name="late", queue="default", after=("first",), steps=(Step(name="x", queue="default"),)
-        ),
-    )
-    pipeline = Pipeline(name="p", queue="services", steps=steps, instances=150)
-    agents = [agent("s", "services", slots=None), agent("a", "default", slots=150)]
-    verdict = verdict_of(agents, pipeline)
+    pipelines = [train(instances=150)]
+    agents = [agent(f"a{number}", "default") for number in range(150)]
+    topology = Topology(workers=tuple(agents), pipelines=tuple(pipelines))
+    assert check(topology).exact
+    verdict = check(topology, moves=10)
     assert not verdict.safe
     assert not verdict.exact
     assert verdict.reasons[0].startswith("being cautious: ")
+
+
+def test_sub_pipelines_one_after_another_hold_one_slot_between_them():
+    def stages(after):
+        return tuple(
+            Step(
+                name=f"stage-{at}",
+                queue="stages",
+                after=(f"stage-{at - 1}",) if at and after else (),
+                steps=(Step(name="work", queue="stages"),),
+            )
+            for at in range(40)
+        )
+
+    agents = [agent("s", "services"), agent("a", "stages", slots=2)]
+    for after in (True, False):
+        pipeline = Pipeline(name="p", queue="services", steps=stages(after))
+        verdict = verdict_of(agents, pipeline)
+        assert (verdict.safe, verdict.exact) == (after, True)
+
+
+def test_pipelines_that_are_alike_are_told_apart_in_the_reason():
+    pipelines = [
+        Pipeline(name=name, queue="default", steps=(Step(name=f"of-{name}", queue="default"),))
+        for name in ("one", "two", "three")
+    ]
+    agents = [agent(name, "default") for name in ("a", "b", "c")]
+    verdict = verdict_of(agents, *pipelines)
+    assert {chain.waiting for chain in verdict.chains} == {
+        ("one", "of-one"),
+        ("two", "of-two"),
+        ("three", "of-three"),
+    }
+    assert {hold.worker for chain in verdict.chains for hold in chain.blockers} == {"a", "b", "c"}
+    assert {hold.task for chain in verdict.chains for hold in chain.holds} == {
+        ("one",), ("two",), ("three",)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
