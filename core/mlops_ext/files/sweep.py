@@ -39,7 +39,7 @@ _OPEN_LEVELS = 32
 """Directories of one branch held open: enough for nearly every tree, few of a process's 1,024."""
 DIRECTORY = (
     os.O_RDONLY
-    | getattr(os, "ODIRECTORY", 0)
+    | getattr(os, "O_DIRECTORY", 0)
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_NONBLOCK", 0)
 )

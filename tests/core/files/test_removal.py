@@ -334,6 +334,25 @@ def test_a_directory_swapped_for_a_link_leads_to_no_removal_elsewhere(
 
 
 @needs_descriptors
+@pytest.mark.parametrize("function", ["stat", "open"])
+def test_a_directory_swapped_for_a_file_changes_no_file_elsewhere(tmp_path, monkeypatch, function):
+    """The file is a hard link, as any user can make to files that he can see."""
+    outside = tmp_path / "outside"
+    outside.touch(0o444)
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+
+    def swap():
+        (tmp_path / "tree" / "d").rename(tmp_path / "aside")
+        os.link(outside, tmp_path / "tree" / "d")
+
+    after(monkeypatch, function, "d", swap)
+    remove(tmp_path / "tree", patience=ONCE)
+    assert outside.stat().st_mode & 0o777 == 0o444
+    assert remove(tmp_path / "tree", patience=ONCE).complete
+    assert outside.exists()
+
+
+@needs_descriptors
 def test_a_deep_directory_moved_out_of_the_tree_does_not_lead_out_of_it(tmp_path, monkeypatch):
     """The way back up is by "..", which then leads to a folder that is not to be removed."""
     tree = tmp_path / "tree"
