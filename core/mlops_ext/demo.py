@@ -3,8 +3,9 @@
 An extension publishes an entry point in group ``mlops_ext.demos`` that names a generator
 function without arguments. It yields `Progress` as it goes and a `Claim` for each thing shown.
 It runs in a process and a temporary directory of its own (``TMPDIR``), which is removed
-afterwards; what it or its framework prints goes to a log. Where the user stops it, it gets a
-`KeyboardInterrupt`, and some seconds to clean up; then its process group is killed.
+afterwards; what it or its framework prints goes to a log. If the user stops it, it gets a
+`KeyboardInterrupt`, and some seconds to clean up; then its process group is killed. A demo that
+has the name of a framework is skipped if that is not installed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from mlops_ext import settings
 from mlops_ext.errors import UnknownNameError
 from mlops_ext.extensions.entry_points import find_entry_points
 
@@ -34,7 +36,7 @@ class Claim:
         what: what is compared ("computations, 8 processes on a cold function").
         before: the measured figure without the extension, in words.
         after: the measured figure with it, in words.
-        holds: whether the figures measured bear the claim out.
+        holds: whether the measured figures support the claim.
     """
 
     what: str
@@ -58,8 +60,9 @@ Event = Claim | Progress
 
 
 def names() -> list[str]:
-    """The names of the demos that are installed, sorted."""
-    return sorted(point.name for point in find_entry_points(GROUP))
+    """The names of the demos that are installed and not switched off, sorted."""
+    disabled = settings.load(settings.CoreSettings).disable
+    return sorted(p.name for p in find_entry_points(GROUP) if p.name not in disabled)
 
 
 def find(name: str) -> Callable[[], Iterator[Event]]:

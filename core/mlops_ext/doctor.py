@@ -5,13 +5,13 @@ Pure but for what the extensions' own checks do; the command line draws the resu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mlops_ext import settings
 from mlops_ext.errors import nearest
 from mlops_ext.extensions import activation
-from mlops_ext.extensions.discovery import Extensions, Support
+from mlops_ext.extensions.discovery import HIDDEN, Extensions, Support
 from mlops_ext.hookspecs import DoctorCheck, Finding, Severity
 from mlops_ext.patching import Outcome, PatchReport, PatchSet
 
@@ -32,6 +32,7 @@ class Fix:
         needed: whether the installed version has the fault; None where nothing is installed.
         active: whether it is applied in this process.
         armed: whether the import of its framework applies it in this process.
+        disabled: whether MLOPS_EXT_DISABLE names it.
         process: the kind of process that applies it to itself, or "".
         why: one sentence.
         reason: what hurts without it.
@@ -45,11 +46,18 @@ class Fix:
     needed: bool | None
     active: bool
     armed: bool
+    disabled: bool
     process: str
     why: str
     reason: str
     upstream: str
     verified_by: str
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the fault can happen in this process: nothing applies the fix here."""
+        is_applied = self.active or self.armed or self.disabled or self.process
+        return bool(self.needed) and not is_applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,80 +80,104 @@ class Diagnosis:
         return all(finding.severity is not Severity.PROBLEM for finding in self.findings)
 
 
-def diagnose(extensions: Extensions) -> Diagnosis:
-    """Look at every extension, patch and check of *extensions*."""
+def diagnose(extensions: Extensions, require: Iterable[str] = ()) -> Diagnosis:
+    """Look at every extension, patch and check of *extensions*.
+
+    Args:
+        extensions: what to look at.
+        require: names of frameworks whose fixes have to be active, or armed, in this process.
+
+    Raises:
+        UnknownNameError: no extension is written for a framework that *require* names.
+    """
     frameworks = tuple(extensions.frameworks())
     installed = {s.framework.name for s in frameworks if s.version is not None}
     reports = PatchSet(extensions.patches()).status()
+    fixes = tuple(map(_fix, reports))
     findings = [*_version_findings(frameworks), *_name_findings(extensions, frameworks)]
+    findings += [_requirement(extensions.framework(name), fixes) for name in require]
     for check in extensions.doctor_checks():
         if check.framework in installed:
             findings.extend(_run(check))
-    extensions.memory_policies()  # a hook that fails becomes one of the problems
+    findings.extend(_extension_findings(extensions))
     findings.extend(
-        Finding(check=f"extension.{name}", severity=Severity.PROBLEM, message=str(problem))
-        for name, problem in sorted(extensions.problems.items())
-    )
-    findings.extend(
-        Finding(
-            check=f"extension.{found.name}",
-            severity=Severity.NOTE,
-            message=f"extension {found.name!r} is switched off by MLOPS_EXT_DISABLE",
-        )
-        for found in extensions.found
-        if found.disabled
-    )
-    findings.extend(
-        Finding(
-            check=f"extension.{found.name}",
-            severity=Severity.PROBLEM,
-            message=f"extension {found.name!r} of {found.distribution or 'a distribution'} is not"
-            " used: another distribution, earlier on sys.path, has one of that name",
-            advice="uninstall or rename the other one",
-        )
-        for found in extensions.hidden
-    )
-    findings.extend(
-        Finding(check=f"fix.{r.patch.id}", severity=Severity.PROBLEM, message=r.detail)
-        for r in reports
-        if r.outcome is Outcome.CONFLICT
+        _problem(f"fix.{report.patch.id}", report.detail)
+        for report in reports
+        if report.outcome is Outcome.CONFLICT
     )
     findings.extend(_settings_findings())  # last: each extension has loaded its settings by now
-    return Diagnosis(
-        frameworks=frameworks,
-        fixes=tuple(_fix(report) for report in reports),
-        findings=tuple(findings),
-    )
+    return Diagnosis(frameworks=frameworks, fixes=fixes, findings=tuple(findings))
+
+
+def _problem(check: str, message: str, advice: str = "") -> Finding:
+    return Finding(check=check, severity=Severity.PROBLEM, message=message, advice=advice)
+
+
+def _note(check: str, message: str, advice: str = "") -> Finding:
+    return Finding(check=check, severity=Severity.NOTE, message=message, advice=advice)
 
 
 def _version_findings(frameworks: tuple[Support, ...]) -> Iterator[Finding]:
     for support in frameworks:
         if support.version is not None and not support.supported:
             framework = support.framework
-            yield Finding(
-                check=f"{framework.name}.version",
-                severity=Severity.PROBLEM,
-                message=f"{framework.distribution} {support.version} is outside"
-                f" {framework.supported}: nothing of it is patched",
-                advice="install a supported version, or a newer mlops-ext",
+            yield _problem(
+                f"{framework.name}.version",
+                f"{framework.distribution} {support.version} is outside {framework.supported}:"
+                " none of its fixes is applied",
+                "install a supported version, or a newer mlops-ext",
             )
 
 
+def _requirement(support: Support, fixes: tuple[Fix, ...]) -> Finding:
+    """Whether every fix that the framework needs is active in this process."""
+    framework = support.framework
+    check, name = f"require.{framework.name}", framework.distribution
+    missing = [fix.id for fix in fixes if fix.framework == framework.name and fix.is_missing]
+    if support.version is None:
+        return _problem(check, f"{name} is not installed")
+    if not support.supported:
+        return _problem(check, f"{name} {support.version} gets no fixes")
+    if missing:
+        message = f"{name} {support.version} needs {', '.join(missing)}: not active here"
+        how = (
+            f"mlops-ext run --patch {framework.name} -- mlops-ext doctor --require {framework.name}"
+        )
+        return _problem(check, message, how)
+    message = f"every fix that {name} {support.version} needs is active, or will be on import"
+    return Finding(check=check, severity=Severity.OK, message=message)
+
+
+def _extension_findings(extensions: Extensions) -> Iterator[Finding]:
+    """Extensions that are broken, switched off, or hidden by another."""
+    extensions.memory_policies()  # a hook that fails becomes one of the problems
+    for name, problem in sorted(extensions.problems.items()):
+        yield _problem(f"extension.{name}", str(problem))
+    for found in extensions.found:
+        if found.disabled:
+            message = f"extension {found.name!r} is switched off by MLOPS_EXT_DISABLE"
+            yield _note(f"extension.{found.name}", message)
+    for found in extensions.hidden:
+        message = HIDDEN.format(found.name, found.distribution or "a distribution")
+        yield _problem(f"extension.{found.name}", message, "uninstall or rename the other one")
+
+
 def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> Iterator[Finding]:
-    """Names in the settings that nobody knows: what they were to do does not happen."""
+    """Names in the settings that nothing has: what they were to do does not happen."""
     known = {support.framework.name for support in frameworks}
     core = settings.load(settings.CoreSettings)
     names = {found.name for found in extensions.found}
+    patches = {patch.id for patch in extensions.patches()}
     for name in core.disable:
-        if name not in names:
-            message = f"disable lists {name!r}, and no extension has that name"
-            yield _unknown("settings.disable", message, nearest(name, names))
+        if name not in names | patches:
+            message = f"disable lists {name!r}, and no extension or fix has that name"
+            yield _unknown("settings.disable", message, nearest(name, names | patches))
     for entry in core.autopatch:
         name = entry.partition("=")[0]
         if name not in known:
             message = f"autopatch lists {name!r}, and no extension is written for that"
             yield _unknown("settings.autopatch", message, nearest(name, known))
-    known |= {_MEMORY, *(found.name for found in extensions.found)}
+    known |= {_MEMORY, *names}
     file, sections = settings.sections()
     for name in sections:
         if name not in {each.replace("-", "_") for each in known}:
@@ -157,8 +189,8 @@ def _settings_findings() -> Iterator[Finding]:
     """Files that are not read, and variables and tables that nothing reads."""
     for path in settings.untrusted_files():
         message = f"{path} is not read: another user could have written it"
-        advice = "own it and its folder, and let not everybody write there"
-        yield Finding(check="settings.file", severity=Severity.NOTE, message=message, advice=advice)
+        advice = "own the file and its folder, and do not let everybody write there"
+        yield _note("settings.file", message, advice)
     for path in settings.misspelt_files():
         message = f"[tool.mlops_ext] in {path} is not read"
         yield _unknown("settings.file", message, "[tool.mlops-ext]")
@@ -167,8 +199,7 @@ def _settings_findings() -> Iterator[Finding]:
 
 
 def _unknown(check: str, message: str, near: str | None) -> Finding:
-    advice = f"did you mean {near}?" if near else ""
-    return Finding(check=check, severity=Severity.NOTE, message=message, advice=advice)
+    return _note(check, message, f"did you mean {near}?" if near else "")
 
 
 def _run(check: DoctorCheck) -> list[Finding]:
@@ -177,13 +208,15 @@ def _run(check: DoctorCheck) -> list[Finding]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # plugin boundary: becomes a finding
-        message = f"the check raised {type(error).__name__}: {error}"
-        return [Finding(check=check.name, severity=Severity.PROBLEM, message=message)]
+        return [_problem(check.name, f"the check raised {type(error).__name__}: {error}")]
     for finding in findings:
         if not isinstance(finding, Finding):
-            message = f"the check gave {finding!r}, expected Finding"
-            return [Finding(check=check.name, severity=Severity.PROBLEM, message=message)]
+            return [_problem(check.name, f"the check gave {finding!r}, expected Finding")]
     return findings
+
+
+_SAME = ("id", "framework", "process", "reason", "upstream", "verified_by")
+"""Fields of a `Fix` that are those of its patch."""
 
 
 def _fix(report: PatchReport) -> Fix:
@@ -204,15 +237,11 @@ def _fix(report: PatchReport) -> Fix:
         Outcome.NOT_INSTALLED: f"{patch.distribution} is not installed",
     }.get(outcome, outcome.value)
     return Fix(
-        id=patch.id,
-        framework=patch.framework,
         version=report.version,
         needed=needed,
         active=outcome is Outcome.APPLIED,
         armed=armed,
-        process=patch.process,
+        disabled=outcome is Outcome.DISABLED,
         why=why,
-        reason=patch.reason,
-        upstream=patch.upstream,
-        verified_by=patch.verified_by,
+        **{name: getattr(patch, name) for name in _SAME},
     )

@@ -65,13 +65,15 @@ class TopologyError(MlopsExtError, ValueError):
 
     Attributes:
         where: the place in it.
-        found: what stands there.
+        found: what stands there, or the OSError of a file that cannot be opened.
         allowed: what would have been accepted, in words.
     """
 
-    def __init__(self, where: str, found: object, allowed: str) -> None:
+    def __init__(self, where: str, found: Any, allowed: str) -> None:
         self.where, self.found, self.allowed = where, found, allowed
-        super().__init__(f"{where} is {found!r}: expected {allowed}")
+        is_file = isinstance(found, OSError)
+        what = f"cannot be opened ({found.strerror})" if is_file else f"is {found!r}"
+        super().__init__(f"{where} {what}: expected {allowed}")
 
 
 class InvalidSettingsError(SettingsError):

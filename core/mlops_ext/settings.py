@@ -60,7 +60,7 @@ class CoreSettings:
     """Settings that concern every extension: environment ``MLOPS_EXT_<FIELD>``."""
 
     disable: tuple[str, ...] = ()
-    """Entry points not to load. None, because whoever installs an extension wants it."""
+    """Extensions not to load, and ids of patches not to apply. None: what is installed is wanted."""
     autopatch: tuple[str, ...] = ()
     """Frameworks to patch on import. None: importing a library must not change another."""
     temp_dir: Path | None = None

@@ -135,8 +135,18 @@ def test_the_wheel_alone_works_without_any_framework(alone):
     assert status == 0, document["findings"]
     assert [s["version"] for s in document["frameworks"]] == [None] * 4
     assert {fix["needed"] for fix in document["fixes"]} <= {None}
-    done = alone.run("mlops-ext", "demo")
-    assert done.returncode != 0, "a demo without frameworks must not claim success"
+    done = alone.run("mlops-ext", "demo", COLUMNS="200")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("zenml", "clearml", "kserve", "joblib"):
+        assert f"pip install 'mlops-ext[{name}]'" in done.stdout
+    assert "nothing to show" in done.stdout, "it must not claim success"
+    done = alone.run("mlops-ext", "run", "--patch", "zenml", "--", "python", "-c", "print('ran')")
+    assert done.stdout == "ran\n"
+    assert done.stderr == (
+        f"mlops-ext: zenml is not installed in {alone.folder}: --patch zenml changes nothing there\n"
+    )
+    done = alone.run("mlops-ext", "doctor", "--require", "zenml")
+    assert (done.returncode, "zenml is not installed" in done.stdout) == (1, True)
 
 
 def test_the_base_stays_small(alone):

@@ -21,8 +21,7 @@ from typing import IO
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress as Bar
-from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
 from rich.table import Table
 
 from mlops_ext import demo as demos
@@ -55,14 +54,13 @@ class _Result:
 
     @property
     def good(self) -> bool:
-        if self.skipped:
-            return True
-        return self.status == 0 and bool(self.claims) and all(c.holds for c in self.claims)
+        holds = self.status == 0 and bool(self.claims) and all(c.holds for c in self.claims)
+        return bool(self.skipped) or holds
 
 
 @click.command()
 @click.option("--only", multiple=True, metavar="NAME", help="Show only this; may be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list, an object a demo.")
 def demo(*, only: tuple[str, ...], as_json: bool) -> None:
     """Show the fixes at work on this machine; exit with 1 if a claim does not hold.
 
@@ -109,12 +107,6 @@ def _absent() -> dict[str, str]:
 
 
 def _show(chosen: list[str], absent: dict[str, str], console: Console) -> Iterator[_Result]:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("[bold]{task.fields[name]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
     for number, name in enumerate(chosen, start=1):
         title = f"{name} ({number}/{len(chosen)})"
         if name in absent:
@@ -122,9 +114,8 @@ def _show(chosen: list[str], absent: dict[str, str], console: Console) -> Iterat
             yield _Result(name, skipped=absent[name])
             continue
         if console.is_terminal:
-            with Bar(*columns, console=console, transient=True) as bar:
-                task = bar.add_task("starting", name=title, total=None)
-                result = _run(name, functools.partial(_describe, bar, task))
+            with console.status(f"[bold]{escape(title)}") as status:
+                result = _run(name, functools.partial(_describe, status, title))
         else:
             result = _run(name, functools.partial(_print_line, console, title))
         _draw(result, console)
@@ -136,8 +127,8 @@ def _print_line(console: Console, title: str, text: str) -> None:
     console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _describe(bar: Bar, task: TaskID, text: str) -> None:
-    bar.update(task, description=escape(text))
+def _describe(status: Status, title: str, text: str) -> None:
+    status.update(f"[bold]{escape(title)}[/] {escape(text)}")
 
 
 def _run(name: str, tell: Callable[[str], None]) -> _Result:

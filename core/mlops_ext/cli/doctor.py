@@ -21,13 +21,20 @@ _COLOURS = {Severity.OK: "green", Severity.NOTE: "yellow", Severity.PROBLEM: "re
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(*, as_json: bool) -> None:
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="NAME,...",
+    help="Frameworks whose fixes must be active here: a fix that is needed and not is a problem.",
+)
+def doctor(*, as_json: bool, require: tuple[str, ...]) -> None:
     """Show every fix: needed by the installed version or not, active or not, and why.
 
-    Exits with 1 where something is wrong.
+    Exits with 1 if something is wrong.
     """
+    names = dict.fromkeys(name.strip() for text in require for name in text.split(","))
     with contextlib.redirect_stdout(sys.stderr):  # what an extension prints is no part of ours
-        diagnosis = diagnose(extensions())
+        diagnosis = diagnose(extensions(), filter(None, names))
     if as_json:
         click.echo(json.dumps(_as_document(diagnosis), indent=2))
     else:
@@ -62,7 +69,12 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
     console.print(frameworks)
 
     installed = {s.framework.name for s in diagnosis.frameworks if s.version is not None}
-    _draw_fixes([fix for fix in diagnosis.fixes if fix.framework in installed], console)
+    fixes = [fix for fix in diagnosis.fixes if fix.framework in installed]
+    missing = [fix for fix in fixes if fix.is_missing]
+    _draw_fixes(fixes, console)
+    if missing:
+        flags = " ".join(f"--patch {name}" for name in sorted({fix.framework for fix in missing}))
+        console.print(f"activate what you need: mlops-ext run {escape(flags)} -- CMD")
     if not installed:
         console.print("no framework was found: install what you use beside mlops-ext")
     for finding in diagnosis.findings:
@@ -70,12 +82,17 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
         text = escape(f"{finding.check}: {finding.message}")
         advice = escape(f" → {finding.advice}") if finding.advice else ""
         console.print(f"[{colour}]{finding.severity.value:8}[/]{text}{advice}")
-    verdict = "[green]nothing is wrong[/]" if diagnosis.healthy else "[red]there are problems[/]"
+    verdict = "[green]nothing is wrong[/]"
+    if not diagnosis.healthy:
+        verdict = "[red]there are problems[/]"
+    elif missing:
+        number = "1 fix is" if len(missing) == 1 else f"{len(missing)} fixes are"
+        verdict = f"[yellow]{number} needed and not active[/]"
     console.print(f"doctor: {verdict}")
 
 
 def _draw_fixes(fixes: list[Fix], console: Console) -> None:
-    """The fixes for what is installed, and how to activate those that are needed."""
+    """The fixes for what is installed."""
     if not fixes:
         return
     table = Table(title="Fixes that patch a framework", title_justify="left")
@@ -85,16 +102,9 @@ def _draw_fixes(fixes: list[Fix], console: Console) -> None:
     table.add_column("what goes wrong without it")
     for fix in fixes:
         needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
-        state = "yes" if fix.active else "on import"
-        state = f"in {escape(fix.process)}" if fix.process else state
-        is_applied = fix.active or fix.armed or fix.process
-        active = f"[green]{state}[/]" if is_applied else "[dim]no[/]"
-        why = "" if fix.needed else f" [dim]({escape(fix.why)})[/]"
+        state = "yes" if fix.active else "on import" if fix.armed else ""
+        state = f"in {fix.process}" if fix.process else state
+        active = f"[green]{escape(state)}[/]" if state else "[dim]no[/]"
+        why = "" if fix.needed and not fix.disabled else f" [dim]({escape(fix.why)})[/]"
         table.add_row(escape(fix.id), needed, active, escape(fix.reason) + why)
     console.print(table)
-    waiting = sorted(
-        {f.framework for f in fixes if f.needed and not (f.active or f.armed or f.process)}
-    )
-    if waiting:
-        flags = " ".join(f"--patch {name}" for name in waiting)
-        console.print(f"activate what you need: mlops-ext run {escape(flags)} -- CMD")

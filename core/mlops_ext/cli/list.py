@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlops_ext.extensions.discovery import Support, extensions
+from mlops_ext.extensions.discovery import HIDDEN, Support, extensions
 
 
 @click.command("list")
@@ -29,11 +29,7 @@ def list_frameworks() -> None:
         click.echo(f"mlops-ext: {problem}", err=True)
     for hidden in extensions().hidden:
         owner = hidden.distribution or "a distribution"
-        click.echo(
-            f"mlops-ext: extension {hidden.name!r} of {owner} is not used: another distribution,"
-            " earlier on sys.path, has one of that name",
-            err=True,
-        )
+        click.echo(f"mlops-ext: {HIDDEN.format(hidden.name, owner)}", err=True)
 
 
 def _installed(support: Support) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -33,14 +35,17 @@ _BOOTSTRAP = Path(__file__).resolve().parents[1] / "extensions" / "bootstrap"
 def run(*, patches: tuple[str, ...], command: tuple[str, ...]) -> None:
     """Run COMMAND with the patches switched on, in it and in every Python it starts.
 
-    Signals and the exit status pass through. Interpreters started with -I or -E ignore
-    PYTHONPATH and go unpatched.
+    Signals and the exit status pass through. A Python started with -I, -E or -S, by sudo or in
+    another container does not see the patches and runs without them.
     """
     child = child_environment(_triggers(patches))
     path = _find(command[0], child.get("PATH"))
     if path is None:
         click.echo(f"mlops-ext: command not found: {command[0]}", err=True)
         sys.exit(127)
+    option = _isolating_option(path, command)
+    if option:
+        click.echo(f"mlops-ext: {command[0]} runs without patches, because of {option}", err=True)
     try:
         if os.name == "posix":
             _restore_signals()
@@ -54,14 +59,47 @@ def run(*, patches: tuple[str, ...], command: tuple[str, ...]) -> None:
 def _triggers(patches: tuple[str, ...]) -> list[str]:
     """What to arm: *patches*, by default every supported framework found.
 
-    Settings that cannot be read keep nobody's command from running; it runs without patches.
+    If the settings cannot be read, the command runs without patches.
     """
     try:
+        for name in patches:
+            support = extensions().framework(name)
+            if support.version is None:
+                what = f"{support.framework.distribution} is not installed in {sys.prefix}"
+                click.echo(f"mlops-ext: {what}: --patch {name} changes nothing there", err=True)
         names = patches or tuple(s.framework.name for s in extensions().frameworks() if s.supported)
         return [activation.trigger_of(name) for name in names]
     except SettingsError as error:
         click.echo(f"mlops-ext: the command runs without patches: {error}", err=True)
         return []
+
+
+_PYTHON = re.compile(r"(python|pypy)[\d.]*(\.exe)?")
+_SHORT_OPTIONS = re.compile(r"-([a-zA-Z]*?)([cmWX]|$)")
+"""Letters of one word, and the one that takes the rest of it or the next word as its value."""
+
+
+def _isolating_option(path: str, command: tuple[str, ...]) -> str | None:
+    """The option with which a Python ignores PYTHONPATH or ``sitecustomize``, or None.
+
+    It is looked for in the command, and in the first line of the script that *path* is.
+    """
+    words = list(command)
+    with suppress(OSError), Path(path).open("rb") as file:
+        first = file.readline(256)
+        if first.startswith(b"#!"):
+            words = [*os.fsdecode(first[2:]).split(), *words]
+    if not words or not _PYTHON.fullmatch(Path(words[0]).name):
+        return None
+    for word in words[1:]:
+        found = _SHORT_OPTIONS.match(word)
+        if found is None:
+            return None
+        if set(found[1]) & set("IES"):
+            return word
+        if found[2] in {"c", "m"}:
+            return None
+    return None
 
 
 def _become(path: str, command: list[str], child: dict[str, str]) -> None:
@@ -95,7 +133,10 @@ def _find(program: str, path: str | None) -> str | None:
 
 
 def _restore_signals() -> None:
-    """Give back their default to the signals that Python ignores: an ignored one stays so."""
+    """Give the signals that Python ignores their default back, as `subprocess` does.
+
+    Whether the caller had them ignored too cannot be told: Python has overwritten that.
+    """
     for name in ("SIGPIPE", "SIGXFSZ"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)

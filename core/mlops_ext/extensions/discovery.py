@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Extensions", "Found", "Support", "extensions", "load_extensions"]
 
+HIDDEN = (
+    "extension {!r} of {} is not used: another distribution, earlier on sys.path, has one of that"
+    " name"
+)
+"""Said of an entry point's name and the distribution that has it."""
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -78,9 +84,9 @@ class Extensions:
     problems: dict[str, PluginError] = field(default_factory=dict)
 
     def frameworks(self) -> list[Support]:
-        """The frameworks that extensions are written for, by name."""
-        answers = self._collect("mlops_ext_frameworks", Framework)
-        return [_support(framework) for framework in sorted(answers, key=lambda f: f.name)]
+        """The frameworks that extensions are written for, by name; of one name the first."""
+        frameworks = self._unique("mlops_ext_frameworks", Framework, "name")
+        return [_support(frameworks[name]) for name in sorted(frameworks)]
 
     def framework(self, name: str) -> Support:
         """The framework called *name*.
@@ -95,15 +101,12 @@ class Extensions:
 
     def patches(self, framework: str | None = None) -> list[Patch]:
         """The patches of *framework*, or of all, in the order their extensions give."""
-        patches: dict[str, Patch] = {}
-        for plugin, patch in self._collect_named("mlops_ext_patches", Patch):
-            if patches.setdefault(patch.id, patch) != patch:
-                self._record(plugin, ValueError(f"there are two patches with the id {patch.id}"))
-        return [patch for patch in patches.values() if framework in (None, patch.framework)]
+        patches = self._unique("mlops_ext_patches", Patch, "id").values()
+        return [patch for patch in patches if framework in (None, patch.framework)]
 
     def doctor_checks(self) -> list[DoctorCheck]:
         """The checks for ``doctor``."""
-        return list(self._collect("mlops_ext_doctor_checks", DoctorCheck))
+        return [check for _, check in self._collect("mlops_ext_doctor_checks", DoctorCheck)]
 
     def memory_policies(self) -> Mapping[str, MemoryPolicy]:
         """The memory policies by name."""
@@ -135,10 +138,17 @@ class Extensions:
         for _ in self._answers("mlops_ext_patch_applied", report=report):
             pass
 
-    def _collect(self, hook: str, kind: type[T]) -> Iterator[T]:
-        return (item for _, item in self._collect_named(hook, kind))
+    def _unique(self, hook: str, kind: type[T], key: str) -> dict[str, T]:
+        """The answers by their field *key*; a second one is a problem of the extension it is of."""
+        items: dict[str, T] = {}
+        for plugin, item in self._collect(hook, kind):
+            name = getattr(item, key)
+            if items.setdefault(name, item) != item:
+                what = f"another {kind.__name__.lower()} with the {key} {name!r} came first"
+                self._record(plugin, ValueError(what))
+        return items
 
-    def _collect_named(self, hook: str, kind: type[T]) -> Iterator[tuple[str, T]]:
+    def _collect(self, hook: str, kind: type[T]) -> Iterator[tuple[str, T]]:
         for plugin, answer in self._answers(hook):
             try:
                 items = list(answer)

@@ -4,7 +4,8 @@
 ``sitecustomize`` of their own first on PYTHONPATH, and become the program that they were given. An
 interpreter runs one ``sitecustomize`` only, and few of them run the next. So a launcher below
 ``mlops-ext run`` is watched at the moment it starts a program: if another ``sitecustomize`` would
-hide ours, ours goes first again, which runs the other one afterwards.
+hide ours, ours goes first again, which runs the other one afterwards. The same is done once in
+each interpreter after the other one has run, as some put themselves in front for its children too.
 
 Imported by every interpreter below ``run``: see `mlops_ext.extensions.finder`.
 """
@@ -21,11 +22,12 @@ _LOOKED_AT = 16
 
 
 def stay_first(bootstrap: str) -> None:
-    """Put *bootstrap* first again whenever this process, if it is a launcher, starts a program.
+    """Put *bootstrap* first again now, and when a launcher that this is starts a program.
 
     An audit hook cannot be removed and costs a call for each event. So there is one only in a
     process that was given the name of another program to run.
     """
+    put_first(bootstrap, os.environ)  # the agent that has just begun may have put itself in front
     if not any(_is_program(argument) for argument in sys.orig_argv[2:][:_LOOKED_AT]):
         return
     told: list[str] = []
@@ -34,19 +36,23 @@ def stay_first(bootstrap: str) -> None:
         if event not in {"os.exec", "os.posix_spawn", "subprocess.Popen"}:
             return
         given = arguments[-1]  # the child's environment; None: this process's
-        places = in_front(bootstrap, os.environ if given is None else given)
-        if places is None:
-            return
         if given is None:
-            os.environ["PYTHONPATH"] = os.pathsep.join(places)
-        elif not told:
+            put_first(bootstrap, os.environ)
+        elif not told and in_front(bootstrap, given) is not None:
             told.append(event)
             sys.stderr.write(
-                f"mlops-ext: {places[1]} has a sitecustomize that hides ours: what is started now"
-                " is not patched. Put mlops-ext run behind the launcher\n"
+                f"mlops-ext: another sitecustomize hides ours from {arguments[0]}, which is not"
+                " patched. Put mlops-ext run behind the launcher\n"
             )
 
     sys.addaudithook(watch)
+
+
+def put_first(bootstrap: str, environ: "Any") -> None:
+    """Put *bootstrap* first on PYTHONPATH of *environ* if another ``sitecustomize`` hides it."""
+    places = in_front(bootstrap, environ)
+    if places is not None:
+        environ["PYTHONPATH"] = os.pathsep.join(places)
 
 
 def in_front(bootstrap: str, environ: "Any") -> "list[str] | None":

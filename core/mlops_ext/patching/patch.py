@@ -76,6 +76,7 @@ class Outcome(enum.Enum):
     NOT_INSTALLED = "framework not installed"
     NOT_NEEDED = "not needed by this version"
     OUT_OF_RANGE = "version out of range"
+    DISABLED = "switched off by MLOPS_EXT_DISABLE"
     CONFLICT = "conflict"
 
 

@@ -21,7 +21,8 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from mlops_ext.errors import PatchConflictError
+from mlops_ext import settings
+from mlops_ext.errors import PatchConflictError, SettingsError
 from mlops_ext.patching.patch import (
     AppliedPatch,
     Outcome,
@@ -201,7 +202,7 @@ class PatchSet:
         if not in_range(version, patch.needed):
             detail = f"only {patch.distribution} {patch.needed} has the fault"
             return self._report(patch, Outcome.NOT_NEEDED, detail)
-        return None
+        return self._report(patch, Outcome.DISABLED) if patch.id in _disabled() else None
 
     def _apply(self, patch: Patch, mine: list[AppliedPatch]) -> PatchReport:
         while True:
@@ -262,6 +263,14 @@ class PatchSet:
                 raise
             except BaseException:  # a listener of a third party must not undo a fix
                 log.exception("listener for patch %s raised", report.patch.id)
+
+
+def _disabled() -> tuple[str, ...]:
+    """The names that MLOPS_EXT_DISABLE lists; none if the settings cannot be read."""
+    try:
+        return settings.load(settings.CoreSettings).disable
+    except SettingsError:
+        return ()
 
 
 def _release(applied: AppliedPatch) -> Outcome:

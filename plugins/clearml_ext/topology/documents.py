@@ -55,8 +55,8 @@ def _text(path: Path) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, TopologyError):
             raise
-        reason = getattr(error, "strerror", None) or error
-        raise TopologyError(str(path), str(reason), "a readable YAML or JSON file") from error
+        found = error if isinstance(error, OSError) else str(error)
+        raise TopologyError(str(path), found, "a YAML or JSON file") from error
 
 
 def _too_large(path: Path, size: int, most: int, other: str = "") -> TopologyError:

@@ -226,4 +226,5 @@ def write_topology(topology: Topology, path: Path) -> None:
     try:
         publish(path, [text.encode()])
     except (OSError, MlopsExtError) as error:
-        raise TopologyError(str(path), str(error), "a place that can be written to") from error
+        found = error if isinstance(error, OSError) else str(error)
+        raise TopologyError(str(path), found, "a place that can be written to") from error

@@ -33,7 +33,7 @@ def draw(topology: Topology, verdict: Verdict | None, path: Path) -> None:
     try:
         publish(path, [data])
     except OSError as error:
-        raise TopologyError(str(path), error.strerror, "a place that can be written to") from error
+        raise TopologyError(str(path), error, "a place that can be written to") from error
 
 
 def to_svg(drawing: Drawing) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ext.cli.run import child_environment
+from mlops_ext.cli.run import _isolating_option, child_environment
 from mlops_ext.extensions import activation
 
 MLOPS_EXT = Path(sys.executable).with_name("mlops-ext")
@@ -276,6 +276,144 @@ def test_a_launcher_that_puts_its_own_sitecustomize_first_does_not_hide_ours(tmp
         assert done.stderr == ""
 
 
+def test_an_agent_that_puts_itself_first_for_the_children_does_not_hide_ours_from_them(tmp_path):
+    """As OpenTelemetry's does at the end of its sitecustomize, in each interpreter below it."""
+    agent = tmp_path / "agent"
+    agent.mkdir()
+    (agent / "sitecustomize.py").write_text(
+        "import os\n"
+        "places = [p for p in os.environ['PYTHONPATH'].split(os.pathsep) if p != os.environ['AGENT']]\n"
+        "os.environ['PYTHONPATH'] = os.pathsep.join([os.environ['AGENT'], *places])\n"
+        "print('agent')\n"
+    )
+    code = "import sys; print('mlops_ext.extensions.finder' in sys.modules, flush=True)"
+    environ = {**os.environ, "PYTHONPATH": str(agent), "AGENT": str(agent)}
+    nested = (
+        f"import subprocess, sys; {code}; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    )
+    program = [sys.executable, "-c", nested, nested, code]
+    done = run("run", "--patch", "joblib", "--", *program, env=environ)
+    seen = ["agent"] + ["agent", "True"] * 3  # in mlops-ext itself, then in three programs
+    assert done.stdout.split() == seen, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["python3", "-I", "x.py"], "-I"),
+        (["python", "-uE", "-m", "x"], "-uE"),
+        (["/usr/bin/python3.11", "-X", "dev", "-S"], None),  # what follows -X is not looked at
+        (["python", "-Werror::ImportWarning", "-S"], "-S"),
+        (["python", "-m", "IES", "-I"], None),
+        (["python", "x.py", "-I"], None),
+        (["python", "-c", "pass", "-I"], None),
+        (["pypy3", "-s", "-P", "-E"], "-E"),
+        (["python-config", "-I"], None),
+        (["grep", "-I"], None),
+    ],
+)
+def test_an_option_with_which_python_ignores_us_is_found(command, option):
+    assert _isolating_option("/no/such/file", tuple(command)) == option
+
+
+@pytest.mark.skipif(os.name != "posix", reason="scripts with a shebang")
+def test_run_says_that_a_python_ignores_it_and_runs_it_all_the_same(tmp_path):
+    script = tmp_path / "script"
+    script.write_text(f"#!{sys.executable} -E\nprint('ran')\n")
+    script.chmod(0o755)
+    for command, option in (
+        ((str(script),), "-E"),
+        ((sys.executable, "-I", "-c", "print('ran')"), "-I"),
+    ):
+        done = run("run", "--patch", "joblib", "--", *command)
+        assert (done.returncode, done.stdout) == (0, "ran\n")
+        assert done.stderr == f"mlops-ext: {command[0]} runs without patches, because of {option}\n"
+
+
+def test_python_m_is_the_command_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops_ext", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("mlops-ext, version ")
+
+
+def test_a_required_framework_whose_fixes_are_not_active_is_a_problem():
+    def required(document, name):
+        return [f for f in document["findings"] if f["check"] == f"require.{name}"]
+
+    for prefix, status in (((), 1), (("run", "--patch", "joblib", "--", MLOPS_EXT), 0)):
+        done = run(*prefix, "doctor", "--json", "--require", "joblib")
+        (finding,) = required(json.loads(done.stdout), "joblib")
+        assert (done.returncode, finding["severity"]) == (status, "ok" if prefix else "problem")
+    done = run("doctor", "--require", " joblib,kserve", "--require", "zenml")
+    assert done.returncode == 1
+    assert done.stdout.count("require.") == 3
+    assert "mlops-ext run --patch joblib -- mlops-ext doctor --require joblib" in " ".join(
+        done.stdout.split()
+    )
+    done = run("doctor", "--require", "jobblib")
+    assert (done.returncode, "did you mean 'joblib'?" in done.stderr) == (1, True)
+
+
+def test_doctor_counts_the_fixes_that_are_needed_and_not_active():
+    assert "fixes are needed and not active" in run("doctor").stdout.splitlines()[-1]
+    done = run("run", "--", MLOPS_EXT, "doctor")
+    assert done.stdout.splitlines()[-1] == "doctor: nothing is wrong", done.stderr
+
+
+def test_a_single_fix_can_be_switched_off_by_its_id():
+    code = (
+        "import joblib.memory\nfrom mlops_ext.extensions.discovery import extensions\n"
+        "from mlops_ext.patching import PatchSet\n"
+        "for r in PatchSet(extensions().patches('joblib')).status(): print(r.patch.id, r.outcome.name)"
+    )
+    environ = {**os.environ, "MLOPS_EXT_DISABLE": "joblib.quick-binding"}
+    program = ["run", "--patch", "joblib", "--", sys.executable, "-c", code]
+    assert set(run(*program, env=environ).stdout.splitlines()) == {
+        "joblib.shared-backend APPLIED",
+        "joblib.quick-hashing APPLIED",
+        "joblib.quick-binding DISABLED",
+    }
+    done = run(
+        "run",
+        "--patch",
+        "joblib",
+        "--",
+        MLOPS_EXT,
+        "doctor",
+        "--json",
+        "--require",
+        "joblib",
+        env=environ,
+    )
+    assert done.returncode == 0, "it is off on purpose"
+    document = json.loads(done.stdout)
+    (fix,) = [fix for fix in document["fixes"] if fix["disabled"]]
+    assert (fix["id"], fix["why"]) == ("joblib.quick-binding", "switched off by MLOPS_EXT_DISABLE")
+    environ["MLOPS_EXT_DISABLE"] = "joblib.quick-bindings"
+    advice = [
+        f["advice"] for f in json.loads(run("doctor", "--json", env=environ).stdout)["findings"]
+    ]
+    assert "did you mean joblib.quick-binding?" in advice
+
+
+def test_a_disabled_extension_has_no_demo():
+    environ = {**os.environ, "MLOPS_EXT_DISABLE": "joblib"}
+    done = run("demo", "--only", "joblib", env=environ)
+    assert (done.returncode, "no demo is named 'joblib'" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete_commands_and_options(shell):
+    environ = {**os.environ, "_MLOPS_EXT_COMPLETE": f"{shell}_source"}
+    assert "_MLOPS_EXT_COMPLETE" in run(env=environ).stdout
+    words = {"COMP_WORDS": "mlops-ext doctor --r", "COMP_CWORD": "2"}
+    if shell == "fish":
+        words["COMP_CWORD"] = "--r"
+    done = run(env={**os.environ, "_MLOPS_EXT_COMPLETE": f"{shell}_complete", **words})
+    assert "--require" in done.stdout
+
+
 def test_an_interpreter_below_run_loads_nothing_but_a_few_modules_of_ours():
     code = "import sys; print(*sys.modules)"
     bare = subprocess.run(
@@ -314,7 +452,7 @@ def test_doctor_names_what_is_misspelt_and_what_is_not_read(tmp_path):
     done = run("doctor", "--json", cwd=tmp_path, env=environ)
     found = {(f["message"], f["advice"]) for f in json.loads(done.stdout)["findings"]}
     assert (
-        "disable lists 'jobllib', and no extension has that name",
+        "disable lists 'jobllib', and no extension or fix has that name",
         "did you mean joblib?",
     ) in found
     file = tmp_path / "pyproject.toml"

@@ -266,4 +266,17 @@ def test_the_second_patch_of_one_id_is_a_problem_of_its_extension(site):
     done = site.run("doctor", "--json")
     document = json.loads(done.stdout)
     assert [fix["id"] for fix in document["fixes"]].count("odd.x") == 1
-    assert any("two patches with the id odd.x" in f["message"] for f in document["findings"])
+    assert any(
+        "another patch with the id 'odd.x' came first" in f["message"] for f in document["findings"]
+    )
+
+
+def test_the_second_framework_of_one_name_is_a_problem_of_its_extension(site):
+    """It would otherwise decide which versions of ours are supported."""
+    hook = FRAMEWORK.format("joblib", "mine").replace("'odd'", "'joblib'", 1)
+    site.add("odd", "[mlops_ext]\nodd = odd_module\n", HOOK.format("mlops_ext_frameworks", hook))
+    shown = json.loads(site.run("doctor", "--json").stdout)
+    assert [f["name"] for f in shown["frameworks"]].count("joblib") == 1
+    assert any(
+        "another framework with the name 'joblib'" in f["message"] for f in shown["findings"]
+    )

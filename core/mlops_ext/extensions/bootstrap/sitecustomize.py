@@ -9,6 +9,10 @@ A fault in here must not stop somebody's interpreter: it is told in one line on 
 import os
 import sys
 
+TYPE_CHECKING = False  # type checkers know this name; importing typing costs milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def _run_the_users_own() -> None:
     """Execute the ``sitecustomize`` that this one hides, if there is one.
@@ -52,21 +56,23 @@ def _arm(entry: str) -> None:
     arm(framework, module or framework, apply, prepare)
 
 
-def _start() -> None:
+def _start() -> "Callable[[str], None]":
+    """Arm everything; returns what is to be called once the user's own has run."""
     if sys.version_info < (3, 10):
         raise RuntimeError("mlops-ext needs Python 3.10 or later")
     from mlops_ext.processes.signals import hear_as_pid_1
 
     hear_as_pid_1()  # first: until then the kernel drops SIGTERM for PID 1
-    from mlops_ext.extensions.handover import stay_first
+    from mlops_ext.extensions import handover
 
     for entry in os.environ.get("MLOPS_EXT_AUTOPATCH", "").split(","):
         _arm(entry)
-    stay_first(os.path.dirname(os.path.abspath(__file__)))
+    return handover.stay_first
 
 
+_stay_first = None
 try:
-    _start()
+    _stay_first = _start()
 except BaseException as error:
     try:
         sys.stderr.write("mlops-ext: no patches in %s: %s\n" % (sys.executable, error))
@@ -74,3 +80,5 @@ except BaseException as error:
         pass
 finally:
     _run_the_users_own()
+    if _stay_first is not None:
+        _stay_first(os.path.dirname(os.path.abspath(__file__)))
