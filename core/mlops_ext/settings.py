@@ -60,7 +60,7 @@ class CoreSettings:
     """Settings that concern every extension: environment ``MLOPS_EXT_<FIELD>``."""
 
     disable: tuple[str, ...] = ()
-    """Extensions not to load, and ids of patches not to apply. None: what is installed is wanted."""
+    """Extensions not to load, ids of patches not to apply. None: what is installed is wanted."""
     autopatch: tuple[str, ...] = ()
     """Frameworks to patch on import. None: importing a library must not change another."""
     temp_dir: Path | None = None

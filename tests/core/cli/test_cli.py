@@ -369,11 +369,9 @@ def test_a_single_fix_can_be_switched_off_by_its_id():
     )
     environ = {**os.environ, "MLOPS_EXT_DISABLE": "joblib.quick-binding"}
     program = ["run", "--patch", "joblib", "--", sys.executable, "-c", code]
-    assert set(run(*program, env=environ).stdout.splitlines()) == {
-        "joblib.shared-backend APPLIED",
-        "joblib.quick-hashing APPLIED",
-        "joblib.quick-binding DISABLED",
-    }
+    found = dict(line.split() for line in run(*program, env=environ).stdout.splitlines())
+    assert found.pop("joblib.quick-binding") == "DISABLED"
+    assert set(found.values()) == {"APPLIED"}
     done = run(
         "run",
         "--patch",
