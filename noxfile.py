@@ -60,3 +60,11 @@ def _register(row):
 for _row in ROWS:
     if not _row.get("main"):
         _register(_row)
+
+
+@nox.session
+def site(session):
+    """Every page of the documentation in headless Chromium, which is the system's."""
+    tools = ("pytest", "pytest-timeout", "hypothesis")
+    session.install("-e", ".", "--group", "screenshots", *tools)
+    session.run("pytest", "-q", "tests/docs/test_pages_in_a_browser.py")
