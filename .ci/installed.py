@@ -1,12 +1,16 @@
 """Run by an environment that has the wheel, alone or with one extra: what is promised is there.
 
+What the README and the pages of the documentation say of that extra is typed and must work.
+
 ``python installed.py [EXTRA]``
 """
 
 import importlib
 import importlib.resources
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PACKAGES = ("mlops_ext", "zenml_ext", "clearml_ext", "kserve_ext", "joblib_ext")
@@ -47,6 +51,14 @@ def main(extra: str = "") -> None:
         assert policy == "HistoryPolicy", policy
     for arguments in (("--version",), ("list",), ("doctor", "--json")):
         say(*arguments)
+    if extra != "zenml":  # whose demo, the longest, is that of `make demo`
+        say("demo")
+    pages = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests/support/pages.py"))
+    for name, text in pages["parts"](extra):
+        if any(kind != "file" for kind, *_ in pages["blocks"](text)):
+            print(f"  {name}")
+            with tempfile.TemporaryDirectory() as folder:
+                pages["run"](text, Path(folder))
     print(f"the wheel works with {f'the extra {extra}' if extra else 'no extra'}")
 
 

@@ -2,17 +2,23 @@
 
     python docs/draw.py
 
+The demo is drawn from what ``mlops-ext demo --json`` printed last, into docs/demo.json.
 The shutdown is played by `mlops_ext.shutdown`, the allocations are those of `mlops_ext.memory`,
 the topologies are checked by `mlops_ext.queues.check`. A test draws them again and compares.
 """
 
+import io
 import itertools
+import json
 import sys
 from html import escape
 from pathlib import Path
 
+from rich.console import Console
+
 from clearml_ext.topology.file import read_topology
 from clearml_ext.topology.svg import draw as draw_topology
+from mlops_ext.cli.demo import draw_results
 from mlops_ext.memory import (
     Attempt,
     Caps,
@@ -25,6 +31,11 @@ from mlops_ext.memory import (
 )
 from mlops_ext.queues.check import check
 from mlops_ext.shutdown import Phase, Shutdown, Signal, Started, Step, Stopped, Tick
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
@@ -210,7 +221,70 @@ def clearml(example):
     return write
 
 
+TERMINAL = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" \
+xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: DejaVu Sans Mono, Consolas, Menlo, monospace; \
+font-size: {char_height}px; line-height: {line_height}px; }}
+.{unique_id}-title {{ font-family: DejaVu Sans, Verdana, Arial, sans-serif; font-size: 18px; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/>
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+"""Rich's picture of a terminal, with fonts that are on every machine in place of fetched ones."""
+
+
+def demo(path):
+    """What ``mlops-ext demo`` shows, as it printed it when docs/demo.json was made."""
+    console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+    draw_results(json.loads((ROOT / "docs/demo.json").read_text(encoding="utf-8")), console)
+    svg = console.export_svg(title="mlops-ext demo", code_format=TERMINAL, unique_id="demo")
+    path.write_text("\n".join(map(str.rstrip, svg.splitlines())) + "\n", encoding="utf-8")
+
+
+def badges(path):
+    """The versions that the tests passed with, and the licence: from the project's own data."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pythons = [c.rpartition(" ")[2] for c in project["classifiers"] if c[-4:-1] == "3.1"]
+    rows = tomllib.loads((ROOT / "tests/versions.toml").read_text(encoding="utf-8"))["row"]
+    shown = [("Python", f"{pythons[0]} to {pythons[-1]}")]
+    for name in ("zenml", "clearml", "kserve", "joblib"):
+        passed = [r["pins"][0].partition("==")[2] for r in rows if r["framework"] == name]
+        passed.sort(key=lambda version: [int(part) for part in version.split(".")])
+        shown.append((f"tests pass with {name}", f"{passed[0]} to {passed[-1]}"))
+    shown.append(("licence", project["license"]))
+    gap, boxes, left = 6, [], 0.0
+    for label, value in shown:
+        for text, fill in ((label, "#555555"), (value, "#2a6fb0")):
+            boxes.append((left, 14 + 6.2 * len(text), fill, text))
+            left += boxes[-1][1]
+        left += gap
+    picture = Picture(round(left) - gap, 24, "versions and licence")
+    for start, width, fill, text in boxes:
+        picture.parts.append(
+            f'<rect x="{start:.1f}" y="2" width="{width:.1f}" height="20" fill="{fill}"/>'
+            f'<text x="{start + width / 2:.1f}" y="16" font-size="11" text-anchor="middle"'
+            f' fill="white">{escape(text)}</text>'
+        )
+    picture.write(path)
+
+
 PICTURES = {
+    "badges.svg": badges,
+    "demo.svg": demo,
     "clearml-deadlock.svg": clearml("classic-deadlock"),
     "clearml-separate-queues.svg": clearml("separate-queues"),
     "joblib-name.svg": joblib,

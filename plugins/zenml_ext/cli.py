@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +31,16 @@ def zenml() -> None:
 def register() -> None:
     """Make the flavors local_oom and kubernetes_oom known to the active ZenML server.
 
-    Can be repeated: what is registered already stays as it is.
+    Can be repeated: what is registered already stays as it is. The exit status is 1 if a flavor
+    could not be registered.
     """
     client = _client()
     from zenml_ext import flavors
 
     good = {flavors.Known.NEW, flavors.Known.SAME, flavors.Known.UPDATED}
     usable = []
-    for found in flavors.register(client):
+    tried = list(flavors.register(client))
+    for found in tried:
         detail = f" ({found.detail})" if found.detail else ""
         click.echo(f"{found.name}: {found.outcome.value}{detail}")
         if found.outcome in good:
@@ -48,6 +51,8 @@ def register() -> None:
             click.echo(f"\nTo run pipelines with {name}, type:")
         for step in steps:
             click.echo(f"  {step}")
+    if len(usable) < len(tried):
+        sys.exit(1)
 
 
 @zenml.command()

@@ -15,5 +15,8 @@ def test_pictures_are_up_to_date(tmp_path):
 
 
 def test_every_picture_is_shown_somewhere():
-    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    pages = "".join(
+        page.read_text(encoding="utf-8")
+        for page in [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
+    )
     assert [p.name for p in (DOCS / "images").iterdir() if f"images/{p.name})" not in pages] == []

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -196,6 +196,17 @@ def _end(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
+
+
+def draw_results(documents: list[dict[str, Any]], console: Console) -> None:
+    """Draw what ``mlops-ext demo --json`` printed as the command itself shows it."""
+    results = [
+        _Result(**{**each, "claims": [Claim(**claim) for claim in each["claims"]]})
+        for each in documents
+    ]
+    for result in results:
+        _draw(result, console)
+    console.print(_verdict(results))
 
 
 def _draw(result: _Result, console: Console) -> None:

@@ -71,7 +71,8 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         ZenML looks requirements up by the module of a component's class, and finds none for a
         class that lives elsewhere.
         """
-        own = f"{_DISTRIBUTION}[zenml]=={importlib.metadata.version(_DISTRIBUTION)}"
+        version = importlib.metadata.version(_DISTRIBUTION)
+        own = self.config.mlops_ext_requirement or f"{_DISTRIBUTION}[zenml]=={version}"
         parents = KubernetesIntegration.get_requirements()
         return {*super().requirements, *parents, own}
 

@@ -45,3 +45,10 @@ class KubernetesOomSettings(OomSettings, KubernetesOrchestratorSettings):
 
 class KubernetesOomConfig(KubernetesOrchestratorConfig, KubernetesOomSettings):
     """Configuration of the flavor."""
+
+    mlops_ext_requirement: str | None = Field(
+        default=None,
+        description="What pip installs as mlops-ext in the images that ZenML builds: the URL of a"
+        " wheel, or a git reference, such as mlops-ext[zenml] @ git+https://…. Unset:"
+        " mlops-ext[zenml] in the version that is installed here, from the package index.",
+    )

@@ -1,5 +1,6 @@
 """The settings shared by both flavors: what is refused names field, value and what is allowed."""
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,19 @@ def test_the_reference_names_every_setting():
         for name, field in model.model_fields.items():
             assert f"| `{name}` |" in page
             assert str(field.description) in page
+
+
+def test_images_get_mlops_ext_from_where_the_settings_say():
+    pytest.importorskip("kubernetes")
+    pytest.importorskip("zenml")
+    from zenml_ext.kubernetes.orchestrator import KubernetesOomOrchestrator
+    from zenml_ext.kubernetes.settings import KubernetesOomConfig
+
+    def wanted(**config):
+        orchestrator = object.__new__(KubernetesOomOrchestrator)
+        orchestrator._config = KubernetesOomConfig(**config)
+        return {text for text in orchestrator.requirements if text.startswith("mlops-ext")}
+
+    wheel = "mlops-ext[zenml] @ https://files.example.com/mlops_ext-0.1.0-py3-none-any.whl"
+    assert wanted(mlops_ext_requirement=wheel) == {wheel}
+    assert wanted() == {f"mlops-ext[zenml]=={importlib.metadata.version('mlops-ext')}"}

@@ -2,16 +2,24 @@
 
 import pytest
 
-from clearml_ext.demo.demo import CASES, demo
+from clearml_ext.demo.demo import CASES, demo, simulated
 from clearml_ext.demo.simulate import hanging_runs
 from mlops_ext.demo import Claim
 from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
 
 
-def test_every_claim_of_the_demo_holds():
-    claims = [event for event in demo() if isinstance(event, Claim)]
+def test_every_claim_of_the_simulation_holds():
+    claims = [event for event in simulated() if isinstance(event, Claim)]
     assert len(claims) == len(CASES)
-    assert all(claim.holds for claim in claims)
+    assert all(claim.holds and claim.what.startswith("simulated: ") for claim in claims)
+
+
+@pytest.mark.timeout(600)
+def test_a_clone_shows_a_real_pipeline_on_a_real_agent():
+    pytest.importorskip("clearml_agent")
+    claims = [event for event in demo() if isinstance(event, Claim)]
+    assert [claim.holds for claim in claims] == [True, True], claims
+    assert "real agent" in claims[0].what
 
 
 @pytest.mark.parametrize("title", CASES)
