@@ -130,8 +130,7 @@ def resolve(
     fields = [field for field in dataclasses.fields(cast("Any", cls)) if field.init]
     names = [field.name for field in fields]
     file, table = _file_section(section, directory)
-    _refuse_unknown(table, names, section, is_top=not section)
-    _refuse_in_file(table, fields, section)
+    _check_table(table, fields, section)
     _known_variables.update(_variable(section, name) for name in names)
     values: dict[str, object] = {}
     sources = dict.fromkeys(names, "default")
@@ -206,14 +205,16 @@ def _toml_name(section: str, name: str) -> str:
 
 
 def _file_section(section: str, directory: Path | None) -> tuple[Path | None, Mapping[str, object]]:
-    """The table ``[tool.mlops-ext.<section>]`` of the nearest pyproject.toml that has one."""
+    """The table of *section* in the nearest pyproject.toml that has ``[tool.mlops-ext]``."""
     for path in _candidates(directory):
-        table = _own_table(path)
-        if table is None:
+        tool = _tool_table(path)
+        if "mlops-ext" not in tool:
             continue
-        found = table.get(section, {}) if section else table
-        if not isinstance(found, dict):
-            raise _no_table(_toml_name(section, ""))
+        found, name = tool["mlops-ext"], "tool.mlops-ext"
+        if section and isinstance(found, dict):
+            found, name = found.get(section, {}), f"{name}.{section}"
+        if not isinstance(found, dict):  # what stands there is not shown: it may be a secret
+            raise InvalidSettingsError(name, [], f"expected a table [{name}]")
         return path, {str(key).replace("-", "_"): value for key, value in found.items()}
     return None, {}
 
@@ -237,22 +238,9 @@ def _is_trusted(path: Path) -> bool:
     trusted = {0, os.geteuid()}
     found = (path.stat(), path.lstat(), path.parent.stat())
     return stat.S_ISREG(found[0].st_mode) and all(
-        each.st_uid in trusted and not (each.st_mode & stat.S_IWOTH and not _is_link(each))
-        for each in found
+        each.st_uid in trusted and (stat.S_ISLNK(each.st_mode) or not each.st_mode & stat.S_IWOTH)
+        for each in found  # a link's own mode says nothing
     )
-
-
-def _is_link(status: os.stat_result) -> bool:
-    """Whether *status* is of a link, whose own mode says nothing."""
-    return stat.S_ISLNK(status.st_mode)
-
-
-def _own_table(path: Path) -> dict[str, object] | None:
-    """``[tool.mlops-ext]`` of the file *path*, or None if it has none."""
-    table = _tool_table(path).get("mlops-ext")
-    if table is None or isinstance(table, dict):
-        return table
-    raise _no_table("tool.mlops-ext")
 
 
 def _tool_table(path: Path) -> dict[str, object]:
@@ -279,26 +267,18 @@ def _tool_table(path: Path) -> dict[str, object]:
     return tool if isinstance(tool, dict) else {}
 
 
-def _no_table(name: str) -> InvalidSettingsError:
-    """What stands there is not shown: it may be a secret in the wrong place."""
-    return InvalidSettingsError(name, [], f"expected a table [{name}]")
-
-
-def _refuse_unknown(
-    table: Mapping[str, object], names: list[str], section: str, *, is_top: bool
-) -> None:
-    for key, value in table.items():
-        if key not in names and not (is_top and isinstance(value, dict)):
-            raise UnknownSettingError(_toml_name(section, key), key, names)
-
-
-def _refuse_in_file(
+def _check_table(
     table: Mapping[str, object], fields: list[dataclasses.Field[Any]], section: str
 ) -> None:
-    for field in fields:
-        if field.name in table and field.metadata.get("mlops-ext") == NEVER_FROM_FILE["mlops-ext"]:
-            problem = f"it is never taken from a file; set {_variable(section, field.name)}"
-            raise InvalidSettingsError(_toml_name(section, field.name), [], problem)
+    """Refuse a key of a file that is no setting, or that a file may not have."""
+    known = {field.name: field for field in fields}
+    for key, value in table.items():
+        name = _toml_name(section, key)
+        if key in known and known[key].metadata == NEVER_FROM_FILE:
+            problem = f"it is never taken from a file; set {_variable(section, key)}"
+            raise InvalidSettingsError(name, [], problem)
+        if key not in known and (section or not isinstance(value, dict)):
+            raise UnknownSettingError(name, key, known)
 
 
 def _read(value: object, hint: Any, label: str, *, secret: bool) -> object:
