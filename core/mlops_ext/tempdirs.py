@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 _PREFIX = "mlops-ext-"
 _REAP_BUDGET_S = 10.0
 """At most this long is a start held up by what dead processes left; the next start goes on."""
-_PATIENCE = files.Patience(total_s=2.0)
-"""Long enough for a virus scanner, short enough for a step that has finished."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TRIES = 8
 """Names tried for a new directory; each is random, so a second try is rare already."""
@@ -330,10 +328,10 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
     Returns:
         Whether it is gone. What could not be removed is logged once, with its holders.
     """
-    if files.remove(path, patience=files.Patience(total_s=0), inode=inode).complete:
+    if files.remove(path, patience_s=0, inode=inode).complete:
         return True
     gc.collect()
-    removal = files.remove(path, patience=_PATIENCE, inode=inode)
+    removal = files.remove(path, inode=inode)
     if removal.complete:
         return True
     left = removal.left[0]

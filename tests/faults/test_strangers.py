@@ -114,7 +114,7 @@ done = 0
 try:
     for done in range(1, rounds + 1):
         if way == "remove":
-            files.remove(shared / "tree", patience=files.Patience(total_s=0))
+            files.remove(shared / "tree", patience_s=0)
         elif way == "naive":
             naive(shared / "tree")
         elif way == "reap":

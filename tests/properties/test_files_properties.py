@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_ext.files import Patience, parse_temp_name, publish, remove, temp_name
+from mlops_ext.files import parse_temp_name, publish, remove, temp_name
 
 NAMESPACE = ["unshare", "--uts", "--pid", "--mount", "--fork", "--mount-proc"]
 
@@ -152,7 +152,7 @@ def test_any_tree_with_open_and_read_only_files_is_removed_whole(tmp_path, files
         made.update(
             [file, *(parent for parent in file.parents if tree in (parent, *parent.parents))]
         )
-    removal = remove(tree, patience=Patience(total_s=0))
+    removal = remove(tree, patience_s=0)
     assert removal.complete
     assert removal.removed == len(made | {tree})
     assert not tree.exists()

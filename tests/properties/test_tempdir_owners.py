@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlops_ext.files.markers import Marker
 from mlops_ext.processes.identity import Evidence, Liveness, ProcessIdentity, verdict
 
 BOOTS = st.sampled_from(["", "boot-1", "boot-2"])
@@ -17,17 +18,33 @@ owners = st.builds(
 )
 
 
-@given(owners)
-def test_an_owner_survives_writing_and_reading(owner):
-    assert ProcessIdentity.read(owner.dump()) == owner
+@given(owners, st.text(), st.integers(0, 2**64))
+def test_a_marker_survives_writing_and_reading(owner, directory, inode):
+    marker = Marker(owner=owner, directory=directory, inode=inode)
+    assert Marker.read(marker.dump()) == marker
+
+
+@given(owners, st.text(), st.integers(0, 2**64))
+def test_a_marker_written_over_the_first_one_of_its_owner_is_whole(owner, directory, inode):
+    first = Marker(owner=owner, directory=directory).dump()
+    second = Marker(owner=owner, directory=directory, inode=inode).dump()
+    assert len(second) >= len(first)
+
+
+WHOLE = b'{"owner": {"host": "a", "boot": "", "namespaces": "", "pid": 1, "started": ""}, "directory": "d"}'
 
 
 @given(st.binary(max_size=60))
-@example(b'{"host": 1, "boot": "", "namespaces": "", "pid": 1, "started": ""}')
 @example(b"[]")
 @example(b"null")
-def test_nonsense_is_no_owner(text):
-    assert ProcessIdentity.read(text) is None
+@example(WHOLE.replace(b"1", b"0"))
+@example(WHOLE.replace(b"1", b"null"))
+@example(WHOLE.replace(b"boot", b"other"))
+@example(WHOLE.replace(b'"directory": "d"', b'"inode": 1'))
+@example(WHOLE[:-1])
+def test_nonsense_is_no_marker(text):
+    assert Marker.read(text) is None
+    assert Marker.read(WHOLE) is not None
 
 
 @st.composite

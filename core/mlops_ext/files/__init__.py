@@ -9,12 +9,11 @@ from __future__ import annotations
 from mlops_ext.files.names import TEMP_SUFFIX, TempName, parse_temp_name, temp_name
 from mlops_ext.files.publish import Durability, publish, sync_directory, write_new
 from mlops_ext.files.reasons import RemovalError, RemovalReason, classify_removal_error
-from mlops_ext.files.removal import Patience, Removal, empty, remove
+from mlops_ext.files.removal import Removal, empty, remove
 
 __all__ = [
     "TEMP_SUFFIX",
     "Durability",
-    "Patience",
     "Removal",
     "RemovalError",
     "RemovalReason",

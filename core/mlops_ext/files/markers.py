@@ -7,7 +7,6 @@ anything is removed.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import stat
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlops_ext.codec import decode, encode
 from mlops_ext.processes import identity
 from mlops_ext.processes.identity import Evidence, Liveness, ProcessIdentity
 
@@ -40,23 +40,16 @@ class Marker:
     inode: int = 0
 
     def dump(self) -> bytes:
-        """The marker as one line of JSON, of the same length whatever the inode."""
-        fields = dataclasses.asdict(self.owner)
-        fields |= {"directory": self.directory, "inode": f"{self.inode:020}"}
-        return json.dumps(fields).encode() + b"\n"
+        """The marker as one line of JSON; no shorter than that of the same owner without inode."""
+        return json.dumps(encode(self)).encode() + b"\n"
 
     @classmethod
     def read(cls, text: bytes) -> Marker | None:
         """The marker that `dump` wrote; None if the text is incomplete or foreign."""
         try:
-            found = json.loads(text)
-            directory, inode = found.pop("directory"), int(found.pop("inode"))
-        except (AttributeError, KeyError, TypeError, ValueError):
+            return decode(cls, json.loads(text))
+        except (KeyError, TypeError, ValueError):
             return None
-        owner = ProcessIdentity.read(json.dumps(found).encode())
-        if owner is None or not isinstance(directory, str):
-            return None
-        return cls(owner=owner, directory=directory, inode=inode)
 
 
 def create(path: Path) -> int | None:

@@ -17,16 +17,13 @@ from mlops_ext.retry import retry
 _BINARY = getattr(os, "O_BINARY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | getattr(os, "O_CLOEXEC", 0)
 _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTEMPTY})
-"""After these a rename or link may have taken place: over a network the reply can be lost and
+"""After these a rename may have taken place: over a network the reply can be lost and
 the request sent again, which then meets its own result. Only the destination tells."""
 _TRIES = 4
 """A temporary file can be reaped, or its name answered with a lost reply, by bad luck once;
 four times in a row is another fault."""
 
 _NOT_ASKED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
-_WINDOWS_NO_LINKS = frozenset({1, 50})
-"""ERROR_INVALID_FUNCTION and ERROR_NOT_SUPPORTED: how FAT and some servers answer to a link."""
 _WINDOWS_OPEN = frozenset({5, 32})
 """ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION: a reader has the target open."""
 _WINDOWS_PAUSES_S = (0.001, 0.01, 0.05, 0.2)
@@ -107,36 +104,16 @@ def _write_all(descriptor: int, buffer: Buffer) -> None:
         written += os.write(descriptor, view[written:])
 
 
-def publish(
-    target: str | Path,
-    data: Sequence[Buffer] | Buffer,
-    *,
-    replace: bool = True,
-    durability: Durability = Durability.NONE,
-    mode: int = 0o666,
-) -> bool:
+def publish(target: str | Path, data: Sequence[Buffer] | Buffer) -> None:
     """Give *target* the content *data*, all or nothing for every reader on every host.
 
-    The content is written whole to a unique name beside the target, closed, and published:
-    by rename (atomic by POSIX and by NFS) where it may replace, by link (fails if the name is
-    taken, atomic too) where it may not. Where the file system has no hard links, an exclusive
-    rename is not to be had portably; then an existing target is looked for first, and the
-    window between look and rename is not closed.
-
-    A reply that the network lost is recovered: after an ambiguous error the destination is read,
-    and what stands there decides.
+    The content is written whole to a unique name beside the target, closed, and published by
+    rename, which is atomic by POSIX and by NFS. A reply that the network lost is recovered: after
+    an ambiguous error the destination is read, and what stands there decides.
 
     Args:
         target: the file; its directory must exist.
         data: the content, whole or in pieces.
-        replace: whether an existing target may be replaced.
-        durability: what has to survive a crash of the machine.
-        mode: permissions before the umask.
-
-    Returns:
-        True where *target* now has this content; False where *replace* is False and a file with
-        other content stands there. Callers that race for a name put something unique into the
-        content: equal contents cannot be told apart after a lost reply.
 
     Raises:
         OSError: what the file system reported; the target is as it was.
@@ -147,62 +124,28 @@ def publish(
     for attempt in range(1, _TRIES + 1):
         temp = target.with_name(temp_name(target.name))
         try:
-            write_new(temp, pieces, durability=durability, mode=mode)
-            done = _rename(temp, target) if replace else _link(temp, target)
+            write_new(temp, pieces)
+            _rename(temp, target)
         except OSError as error:
-            outcome = _decide(error, temp, target, pieces, replace=replace)
-            if outcome is None:
-                if attempt == _TRIES or error.errno not in _AMBIGUOUS or not target.parent.is_dir():
-                    raise
-                continue
-            done = outcome
+            _discard(temp)
+            is_ambiguous = error.errno in _AMBIGUOUS
+            if is_ambiguous and _holds(target, pieces):
+                return
+            if attempt == _TRIES or not is_ambiguous or not target.parent.is_dir():
+                raise
         except BaseException:
             _discard(temp)
             raise
-        if done and durability is Durability.FSYNC:
-            sync_directory(target.parent)
-        return done
-    raise AssertionError  # pragma: no cover  # the loop returns or raises
+        else:
+            return
 
 
-def _rename(temp: Path, target: Path) -> bool:
+def _rename(temp: Path, target: Path) -> None:
     retry(lambda: temp.replace(target), pauses=_WINDOWS_PAUSES_S, is_transient=_is_open_on_windows)
-    return True
 
 
 def _is_open_on_windows(error: Exception) -> bool:
     return getattr(error, "winerror", None) in _WINDOWS_OPEN
-
-
-def _link(temp: Path, target: Path) -> bool:
-    try:
-        os.link(temp, target)
-    except OSError as error:
-        if (
-            error.errno not in _NO_LINKS
-            and getattr(error, "winerror", None) not in _WINDOWS_NO_LINKS
-        ):
-            raise
-        if os.path.lexists(target):
-            _discard(temp)
-            return False
-        return _rename(temp, target)
-    _discard(temp)
-    return True
-
-
-def _decide(
-    error: OSError, temp: Path, target: Path, pieces: Sequence[Buffer], *, replace: bool
-) -> bool | None:
-    """What an error of publishing means: True done, False taken, None not done."""
-    _discard(temp)
-    if error.errno not in _AMBIGUOUS:
-        return None
-    if _holds(target, pieces):
-        return True
-    if not replace and error.errno == errno.EEXIST and os.path.lexists(target):
-        return False
-    return None
 
 
 def _holds(target: Path, pieces: Sequence[Buffer]) -> bool:

@@ -18,30 +18,7 @@ from mlops_ext.files.sweep import (
 )
 from mlops_ext.retry import doubling
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to try.
-
-    Attributes:
-        total_s: seconds over all tries of one `remove`; 0 tries once.
-        first_s: first pause between tries.
-        longest_s: pauses double up to this.
-    """
-
-    total_s: float = 2.0
-    """Virus scanners and indexers let go of a new file within about a second."""
-    first_s: float = 0.01
-    """A reader that is about to close needs no more."""
-    longest_s: float = 0.5
-    """So that a long wait costs two looks a second."""
-
-    def __post_init__(self) -> None:
-        """Refuse times that would never try, or never stop."""
-        for name in ("total_s", "first_s", "longest_s"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"Patience.{name} = {value!r} must be a number of seconds from 0")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5  # a reader about to close; two looks a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +42,7 @@ class Removal:
 def remove(
     path: str | Path,
     *,
-    patience: Patience | None = None,
+    patience_s: float = 2.0,
     inode: int | None = None,
     parent: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -85,7 +62,8 @@ def remove(
 
     Args:
         path: what to remove; a missing path is a complete removal of nothing.
-        patience: how long to try, by default two seconds.
+        patience_s: seconds to go on trying; virus scanners let go of a new file within about
+            one. 0 tries once.
         inode: remove *path* only if it is a directory with this inode; ignored on Windows.
         parent: descriptor of the open directory that *path* is in, so that the path above it is
             not looked up; ignored on Windows.
@@ -93,15 +71,16 @@ def remove(
         clock: a monotonic clock that goes with *sleep*.
 
     Raises:
-        ValueError: *path* has no name of its own ("/", "..").
+        ValueError: *path* has no name of its own ("/", ".."), or *patience_s* is no time.
     """
     path = Path(path)
     if path.name in {"", ".", ".."}:
         raise ValueError(f"path = {str(path)!r} does not name an entry that can be removed")
-    patience = patience or Patience()
-    deadline = clock() + patience.total_s
+    if not 0 <= patience_s < float("inf"):
+        raise ValueError(f"patience_s = {patience_s!r} must be a number of seconds from 0")
+    deadline = clock() + patience_s
     sweep: DescriptorSweep | PathSweep = DescriptorSweep() if HAS_DESCRIPTORS else PathSweep()
-    for pause_s in doubling(patience.first_s, patience.longest_s):
+    for pause_s in doubling(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
         sweep.left.clear()
         if isinstance(sweep, DescriptorSweep):
             sweep.remove(path, parent=parent, inode=inode)
@@ -114,33 +93,23 @@ def remove(
     return Removal(removed=sweep.removed, left=tuple(sweep.left))
 
 
-def empty(directory: str | Path, *, patience: Patience | None = None) -> Removal:
+def empty(directory: str | Path, *, patience_s: float = 2.0) -> Removal:
     """Remove everything in *directory*, which stays; as `remove` does, entry by entry.
 
     A directory that is missing, or is a link, has nothing to be removed.
     """
-    directory = Path(directory)
-    if not HAS_DESCRIPTORS:
-        if is_link_like(directory):
-            return Removal(removed=0)
-        names, descriptor = _names(directory), None
-    else:
-        try:
-            descriptor = os.open(directory, DIRECTORY | os.O_NOFOLLOW)
-        except OSError:
-            return Removal(removed=0)
-        names = _names(descriptor)
+    directory, descriptor = Path(directory), None
     try:
-        done = [remove(directory / name, patience=patience, parent=descriptor) for name in names]
+        if HAS_DESCRIPTORS:
+            descriptor = os.open(directory, DIRECTORY | os.O_NOFOLLOW)
+        elif is_link_like(directory):
+            return Removal(removed=0)
+        names = os.listdir(directory if descriptor is None else descriptor)  # noqa: PTH208
+        done = [remove(directory / n, patience_s=patience_s, parent=descriptor) for n in names]
+    except OSError:  # it is missing, no directory, or may not be listed
+        return Removal(removed=0)
     finally:
         if descriptor is not None:
             os.close(descriptor)
     left = tuple(left for each in done for left in each.left)
     return Removal(removed=sum(each.removed for each in done), left=left)
-
-
-def _names(directory: Path | int) -> list[str]:
-    try:
-        return os.listdir(directory)  # noqa: PTH208  # a descriptor or a path
-    except OSError:
-        return []

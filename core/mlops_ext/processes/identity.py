@@ -7,11 +7,9 @@ times their meaning, an id and a start time. `verdict` is pure; the rest asks th
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import hashlib
-import json
 import os
 import re
 import socket
@@ -53,21 +51,10 @@ class ProcessIdentity:
     pid: int
     started: str
 
-    def dump(self) -> bytes:
-        """The identity as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def read(cls, text: bytes) -> ProcessIdentity | None:
-        """The identity that `dump` wrote; None if the text is incomplete or foreign."""
-        try:
-            found = json.loads(text)
-            owner = cls(**found)
-        except (TypeError, ValueError):
-            return None
-        kinds = (str, str, str, int, str)
-        fields = dataclasses.astuple(owner)
-        return owner if tuple(map(type, fields)) == kinds and owner.pid > 0 else None
+    def __post_init__(self) -> None:
+        """Refuse what is no process id."""
+        if self.pid <= 0:
+            raise ValueError(f"pid = {self.pid}: expected 1 or more")
 
 
 class Liveness(enum.Enum):

@@ -2,55 +2,25 @@ import contextlib
 import errno
 import os
 import resource
-import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
-from mlops_ext.files import Durability, publish, write_new
+from mlops_ext.files import Durability, publish, sync_directory, write_new
 
 
 def names(directory):
     return sorted(entry.name for entry in directory.iterdir())
 
 
-@pytest.mark.parametrize("durability", list(Durability))
 @pytest.mark.parametrize("data", [b"", b"abc", [b"a", memoryview(b"bc")], bytearray(b"x" * 10**6)])
-def test_the_target_has_the_content_and_nothing_is_left_beside_it(tmp_path, data, durability):
+def test_the_target_has_the_content_and_nothing_is_left_beside_it(tmp_path, data):
     target = tmp_path / "target"
     target.write_bytes(b"old")
-    assert publish(target, data, durability=durability)
+    publish(target, data)
     assert target.read_bytes() == (b"".join(data) if isinstance(data, list) else bytes(data))
-    assert names(tmp_path) == ["target"]
-
-
-def test_a_taken_name_is_kept_where_it_may_not_be_replaced(tmp_path):
-    target = tmp_path / "target"
-    assert publish(target, b"first", replace=False)
-    assert not publish(target, b"second", replace=False)
-    assert target.read_bytes() == b"first"
-    assert names(tmp_path) == ["target"]
-
-
-def test_of_many_that_race_for_a_name_one_wins(tmp_path):
-    start = threading.Barrier(8)
-    wins = []
-
-    def race(number):
-        start.wait()
-        if publish(tmp_path / "target", str(number).encode(), replace=False):
-            wins.append(number)
-
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(wins) == 1
-    assert (tmp_path / "target").read_text() == str(wins[0])
     assert names(tmp_path) == ["target"]
 
 
@@ -116,15 +86,7 @@ def losing_reply(monkeypatch):
 def test_a_lost_reply_to_a_rename_is_recovered(tmp_path, losing_reply, code):
     losing_reply("replace", code)
     losing_reply("rename", code)
-    assert publish(tmp_path / "target", b"new")
-    assert (tmp_path / "target").read_bytes() == b"new"
-    assert names(tmp_path) == ["target"]
-
-
-@pytest.mark.parametrize("code", [errno.EEXIST, errno.EIO])
-def test_a_lost_reply_to_a_link_is_recovered(tmp_path, losing_reply, code):
-    losing_reply("link", code)
-    assert publish(tmp_path / "target", b"new", replace=False)
+    publish(tmp_path / "target", b"new")
     assert (tmp_path / "target").read_bytes() == b"new"
     assert names(tmp_path) == ["target"]
 
@@ -133,50 +95,20 @@ def test_an_error_that_stays_is_raised_and_leaves_nothing(tmp_path, monkeypatch)
     def broken(*_args, **_kwargs):
         raise OSError(errno.EIO, "broken")
 
-    monkeypatch.setattr(os, "link", broken)
+    monkeypatch.setattr(Path, "replace", broken)
     with pytest.raises(OSError, match="broken"):
-        publish(tmp_path / "target", b"new", replace=False)
+        publish(tmp_path / "target", b"new")
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("code", "winerror"), [(errno.EPERM, None), (errno.ENOTSUP, None), (errno.EINVAL, 1)]
-)
-def test_without_hard_links_a_free_name_is_taken_and_a_taken_one_kept(
-    tmp_path, monkeypatch, code, winerror
-):
-    def no_links(*_args, **_kwargs):
-        error = OSError(code, "no links here")
-        error.winerror = winerror
-        raise error
-
-    monkeypatch.setattr(os, "link", no_links)
-    assert publish(tmp_path / "target", b"first", replace=False)
-    assert not publish(tmp_path / "target", b"second", replace=False)
-    assert (tmp_path / "target").read_bytes() == b"first"
-    assert names(tmp_path) == ["target"]
-
-
-def test_what_has_to_survive_a_crash_is_synced_before_and_after_the_rename(tmp_path, monkeypatch):
-    done = []
-    real_sync, real_replace = os.fsync, Path.replace
-
-    def fsync(descriptor):
-        kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-        done.append(f"sync {kind}")
-        real_sync(descriptor)
-
-    def replace(path, target):
-        done.append("rename")
-        return real_replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", replace)
-    publish(tmp_path / "target", b"x", durability=Durability.FSYNC)
-    assert done == ["sync file", "rename", "sync directory"]
-    del done[:]
-    publish(tmp_path / "target", b"x", durability=Durability.NONE)
-    assert done == ["rename"]
+@pytest.mark.parametrize(("durability", "synced"), [("none", 0), ("fsync", 1)])
+def test_what_has_to_survive_a_crash_is_synced(tmp_path, monkeypatch, durability, synced):
+    done, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(real(descriptor)))
+    write_new(tmp_path / "new", [b"x"], durability=Durability(durability))
+    assert len(done) == synced
+    sync_directory(tmp_path)
+    assert len(done) == synced + 1
 
 
 def test_a_write_in_parts_is_written_whole(tmp_path, monkeypatch):
@@ -189,14 +121,17 @@ def test_a_write_in_parts_is_written_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("other", [b"newer", b"ne", b"old"])
 def test_after_a_lost_reply_another_content_is_not_taken_for_ours(tmp_path, monkeypatch, other):
     """A longer content that begins like ours, a shorter one, and a different one."""
+    tries = []
 
-    def taken(_temp, target):
+    def lost(_temp, target):
+        tries.append(target)
         Path(target).write_bytes(other)
-        raise FileExistsError(errno.EEXIST, "taken")
+        raise OSError(errno.EIO, "lost")
 
-    monkeypatch.setattr(os, "link", taken)
-    assert not publish(tmp_path / "target", b"new", replace=False)
-    assert (tmp_path / "target").read_bytes() == other
+    monkeypatch.setattr(Path, "replace", lost)
+    with pytest.raises(OSError, match="lost"):
+        publish(tmp_path / "target", b"new")
+    assert len(tries) == 4, "it tries again, as the content is not ours"
 
 
 class TestReservedRoom:

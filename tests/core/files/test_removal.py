@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ext.files import Patience, RemovalReason, classify_removal_error, empty, remove
+from mlops_ext.files import RemovalReason, classify_removal_error, empty, remove
 from mlops_ext.files import removal as removal_module
-
-ONCE = Patience(total_s=0)
 
 
 def windows_error(code):
@@ -47,9 +45,9 @@ def test_errors_are_told_apart(error, reason):
 
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan")])
-def test_patience_must_be_a_time(value):
-    with pytest.raises(ValueError, match="total_s"):
-        Patience(total_s=value)
+def test_patience_must_be_a_time(tmp_path, value):
+    with pytest.raises(ValueError, match="patience_s"):
+        remove(tmp_path / "x", patience_s=value)
 
 
 def test_a_tree_is_removed_and_links_are_not_followed(tmp_path):
@@ -101,14 +99,14 @@ def world_dir():
 def test_read_only_files_and_directories_are_removed(world_dir):
     code = """
 import pathlib, sys
-from mlops_ext.files import remove, Patience
+from mlops_ext.files import remove
 tree = pathlib.Path(sys.argv[1]) / "tree"
 inner = tree / "sealed" / "inner"
 inner.mkdir(parents=True)
 (inner / "file").touch(0o400)
 inner.chmod(0o000)
 (tree / "sealed").chmod(0o500)
-removal = remove(tree, patience=Patience(total_s=0))
+removal = remove(tree, patience_s=0)
 print(removal.complete, removal.removed, tree.exists())
 """
     assert as_nobody(code, world_dir) == "True 4 False"
@@ -120,8 +118,8 @@ def test_what_may_not_be_removed_is_named_with_the_reason(world_dir):
     (sealed / "file").touch()
     code = """
 import sys
-from mlops_ext.files import remove, Patience
-removal = remove(sys.argv[1], patience=Patience(total_s=0))
+from mlops_ext.files import remove
+removal = remove(sys.argv[1], patience_s=0)
 print(removal.complete, [(left.path.name, left.reason.value) for left in removal.left])
 """
     if os.getuid() != 0:
@@ -229,7 +227,7 @@ def test_an_immutable_file_is_denied(tmp_path):
     if subprocess.run(["chattr", "+i", target], capture_output=True, check=False).returncode:
         pytest.skip("this file system, or this user, cannot make a file immutable")
     try:
-        removal = remove(tmp_path / "file", patience=ONCE)
+        removal = remove(tmp_path / "file", patience_s=0)
         assert [left.reason for left in removal.left] == [RemovalReason.DENIED]
     finally:
         subprocess.run(["chattr", "-i", target], check=True)
@@ -241,7 +239,7 @@ def test_a_tree_deeper_than_pythons_stack_is_removed(tmp_path):
     for _ in range(1200):
         folder = folder / "d"
         folder.mkdir()
-    removal = remove(tree, patience=ONCE)
+    removal = remove(tree, patience_s=0)
     assert removal.complete
     assert removal.removed == 1201
 
@@ -251,7 +249,7 @@ def test_what_is_left_below_keeps_only_its_own_ancestors(tmp_path, monkeypatch):
         (tmp_path / "tree" / name).parent.mkdir(parents=True)
         (tmp_path / "tree" / name).touch()
     Busy(monkeypatch, tmp_path / "tree" / "a" / "open", 32)
-    removal = remove(tmp_path / "tree", patience=ONCE)
+    removal = remove(tmp_path / "tree", patience_s=0)
     assert [left.path.name for left in removal.left] == ["open"]
     assert removal.removed == 5
     assert [p.name for p in (tmp_path / "tree").rglob("*")] == ["a", "open"]
@@ -272,7 +270,7 @@ def test_a_junction_is_removed_like_a_link_and_never_entered(tmp_path, monkeypat
 
     monkeypatch.setattr(Path, "lstat", lstat)
     monkeypatch.setattr(removal_module, "HAS_DESCRIPTORS", False)
-    removal = remove(tmp_path / "tree", patience=ONCE)
+    removal = remove(tmp_path / "tree", patience_s=0)
     assert precious.exists(), "what a junction leads to is somebody else's"
     assert [left.reason for left in removal.left] == [RemovalReason.NOT_EMPTY], (
         "rmdir was asked, not a walk"
@@ -288,9 +286,10 @@ def test_pauses_double_up_to_the_longest(tmp_path, monkeypatch):
         pauses.append(seconds)
         now[0] += seconds
 
-    patience = Patience(total_s=2.0, first_s=0.25, longest_s=0.5)
-    remove(tmp_path / "open", patience=patience, sleep=sleep, clock=lambda: now[0])
-    assert pauses == [0.25, 0.5, 0.5, 0.5, 0.25]
+    remove(tmp_path / "open", sleep=sleep, clock=lambda: now[0])
+    assert pauses[:7] == [0.01 * 2**number for number in range(6)] + [0.5]
+    assert pauses[7:-1] == [0.5] * len(pauses[7:-1])
+    assert sum(pauses) == pytest.approx(2.0)
 
 
 needs_descriptors = pytest.mark.skipif(
@@ -329,7 +328,7 @@ def test_a_directory_swapped_for_a_link_leads_to_no_removal_elsewhere(
         (tree / "d").symlink_to(outside)
 
     after(monkeypatch, function, "d", swap)
-    remove(tree, patience=ONCE)
+    remove(tree, patience_s=0)
     assert sorted(path.name for path in outside.rglob("*")) == ["file", "file", "inner"]
 
 
@@ -346,9 +345,9 @@ def test_a_directory_swapped_for_a_file_changes_no_file_elsewhere(tmp_path, monk
         os.link(outside, tmp_path / "tree" / "d")
 
     after(monkeypatch, function, "d", swap)
-    remove(tmp_path / "tree", patience=ONCE)
+    remove(tmp_path / "tree", patience_s=0)
     assert outside.stat().st_mode & 0o777 == 0o444
-    assert remove(tmp_path / "tree", patience=ONCE).complete
+    assert remove(tmp_path / "tree", patience_s=0).complete
     assert outside.exists()
 
 
@@ -362,7 +361,7 @@ def test_a_deep_directory_moved_out_of_the_tree_does_not_lead_out_of_it(tmp_path
     (outside / "kept").mkdir(parents=True)
     moved = tree.joinpath(*[f"d{number}" for number in range(10)])
     after(monkeypatch, "rmdir", "d59", lambda: moved.rename(outside / "moved"))
-    removal = remove(tree, patience=ONCE)
+    removal = remove(tree, patience_s=0)
     assert (outside / "kept").is_dir()
     assert (outside / "moved").is_dir()
     assert [left.reason for left in removal.left] == [RemovalReason.BUSY]
@@ -386,7 +385,7 @@ def test_a_mounted_file_system_is_not_entered(tmp_path):
     (tmp_path / "tree" / "file").touch()
     code = """
 import sys
-from mlops_ext.files import remove, Patience
+from mlops_ext.files import remove
 removal = remove(sys.argv[1] + "/tree", sleep=lambda _: sys.exit("must not wait"))
 print([(left.path.name, left.reason.value) for left in removal.left])
 """
@@ -409,7 +408,7 @@ def test_no_mode_outside_of_the_tree_is_changed(world_dir):
     """A hard link shares its mode with a file elsewhere, and the folder above is not ours."""
     code = """
 import os, pathlib, sys
-from mlops_ext.files import remove, Patience
+from mlops_ext.files import remove
 base = pathlib.Path(sys.argv[1])
 blob = base / "blob"
 blob.touch(0o444)
@@ -420,8 +419,7 @@ archive = base / "archive"
 archive.mkdir()
 (archive / "file").touch()
 archive.chmod(0o555)
-once = Patience(total_s=0)
-print(remove(base / "tree", patience=once).complete, remove(archive / "file", patience=once).complete)
+print(remove(base / "tree", patience_s=0).complete, remove(archive / "file", patience_s=0).complete)
 print(*(oct(path.stat().st_mode & 0o777) for path in (blob, archive)))
 """
     assert as_nobody(code, world_dir).split() == ["True", "False", "0o444", "0o555"]
@@ -437,8 +435,8 @@ def test_a_directory_that_cannot_be_changed_is_still_emptied(world_dir):
     (world_dir / "theirs" / "file").touch()
     code = """
 import sys
-from mlops_ext.files import remove, Patience
-print(remove(sys.argv[1] + "/theirs", patience=Patience(total_s=0)).removed)
+from mlops_ext.files import remove
+print(remove(sys.argv[1] + "/theirs", patience_s=0).removed)
 """
     assert as_nobody(code, world_dir) == "2"
 
@@ -489,6 +487,6 @@ def test_a_read_only_mark_that_other_names_share_stays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "unlink", denied)
     monkeypatch.setattr(removal_module, "HAS_DESCRIPTORS", False)
-    removal = remove(tmp_path / "tree" / "blob", patience=ONCE)
+    removal = remove(tmp_path / "tree" / "blob", patience_s=0)
     assert [left.reason for left in removal.left] == [RemovalReason.DENIED]
     assert (tmp_path / "blob").stat().st_mode & 0o777 == 0o444

@@ -87,7 +87,9 @@ def make(target="fw_sample:Server.run", factory="replace_run", **changes):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """Make this test module importable by the name the patches use."""
+    """Make this test module importable by the name the patches use; wait for no import after."""
+    monkeypatch.setattr(finder, "_before", {})
+    monkeypatch.setattr(finder, "_after", {})
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
 
 

@@ -43,22 +43,13 @@ def test_a_stopped_process_is_told_from_a_running_one():
     assert not identity.is_stopped(child.pid)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"[]",
-        b'{"host": "a"}',
-        b'{"host": "a", "boot": "", "namespaces": "", "pid": "1", "started": ""}',
-        b'{"host": "a", "boot": "", "namespaces": "", "pid": 0, "started": ""}',
-        b'{"host": "a", "boot": "", "namespaces": "", "pid": 1, "started": "", "more": 1}',
-    ],
-)
-def test_an_incomplete_or_foreign_text_is_no_identity(text):
-    assert identity.ProcessIdentity.read(text) is None
+@pytest.mark.parametrize("pid", [0, -1])
+def test_an_identity_has_a_process_id(pid):
+    with pytest.raises(ValueError, match="pid"):
+        identity.ProcessIdentity(host="", boot="", namespaces="", pid=pid, started="")
 
 
-def test_an_identity_survives_its_text():
+def test_the_own_identity_is_of_this_process():
     own = identity.own_identity()
-    assert identity.ProcessIdentity.read(own.dump()) == own
+    assert own == identity.own_identity()
     assert own.pid == os.getpid()

@@ -29,8 +29,8 @@ from joblib_ext.stores.files.layout import CODE_FILE, Layout, make_own_folder
 from joblib_ext.stores.files.statx import fresh_path, replacing_flushes
 from joblib_ext.stores.reader import READ, SMALL, close, open_large
 from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
-from mlops_ext.files import Patience, remove, sync_directory, temp_name, write_new
 from mlops_ext.files import publish as publish_file
+from mlops_ext.files import remove, sync_directory, temp_name, write_new
 
 AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
 """After these the destination decides: the reply can be lost though the operation took place."""
@@ -220,7 +220,7 @@ class EntryFiles:
 
     def remove(self, path: str) -> None:
         """Remove an entry or a folder; where that is not possible, say so once."""
-        removal = remove(path, patience=Patience(total_s=0.2))
+        removal = remove(path, patience_s=0.2)
         if removal.left:
             left = removal.left[0]
             self.events.warn_once("remove", str(left), left.error)
@@ -252,7 +252,7 @@ class EntryFiles:
         if not os.path.lexists(note):
             content = {"function": version.func_id, "code": version.code}
             with contextlib.suppress(OSError):
-                publish_file(note, json.dumps(content).encode(), replace=False)
+                publish_file(note, json.dumps(content).encode())
         return trouble
 
     def _look_past_cache(self, folder: str) -> None:

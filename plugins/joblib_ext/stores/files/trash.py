@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 
 from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
 from joblib_ext.stores.files.layout import make_own_folder
-from mlops_ext.files import Patience, remove, temp_name
+from mlops_ext import files
+from mlops_ext.files import remove, temp_name
 
 
 def move_to_trash(store: EntryFiles, folder: str, *, background: bool = True) -> None:
@@ -52,10 +52,6 @@ def empty_later(store: EntryFiles) -> None:
 
 def empty(trash: str) -> int:
     """Remove everything in *trash*; the number of files and folders removed."""
-    removed = 0
     if os.path.islink(trash):  # noqa: PTH114  # a text
         return remove(trash).removed  # the link; what it points to is not this store's
-    with contextlib.suppress(OSError):
-        for name in os.listdir(trash):  # noqa: PTH208  # names are all that is needed
-            removed += remove(f"{trash}/{name}", patience=Patience(total_s=0)).removed
-    return removed
+    return files.empty(trash, patience_s=0).removed  # which follows no link put there meanwhile
