@@ -1,7 +1,9 @@
 """The kustomize base in examples/kubernetes is what the pages show, and its agents cannot deadlock."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,35 @@ def test_clearml_agent_reads_the_kits_command_lines(agent):
     assert read_words.command == "daemon"
     assert read_words.foreground
     assert not read_words.docker
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("agent", agents(), ids=lambda each: each["metadata"]["name"])
+def test_a_real_agent_starts_by_the_kits_command_and_serves_its_queue_only(agent, tmp_path):
+    """With what a pod has: an empty home, no clearml.conf, addresses and keys in the environment."""
+    pytest.importorskip("clearml_agent")
+    from tests.doubles.clearml.lab import Lab
+
+    words = command_of(agent)
+    queue = words[words.index("--queue") + 1]
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with Lab(tmp_path, ["other"]) as lab:
+        environment = lab.environment | {"PATH": programs, "CLEARML_WORKER_ID": "pod:0"}
+        del environment["CLEARML_CONFIG_FILE"]
+        log = (tmp_path / "agent.log").open("w")
+        process = subprocess.Popen(
+            [shutil.which(words[0], path=programs), *words[1:]],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=tmp_path,
+        )
+        lab.processes.append(process)
+        assert lab.wait(lambda store: "pod:0" in store.workers), Path(log.name).read_text()
+        served = lab.store.workers["pod:0"]["queue_ids"]
+        assert [lab.store.queues[each]["name"] for each in served] == [queue]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
