@@ -15,6 +15,9 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+WIDEST = 108
+"""Letters of a ```text block in one line: so many fit into 1024 pixels."""
 HOOKS = runpy.run_path(str(ROOT / "docs" / "site_hooks.py"))
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 
@@ -66,3 +69,12 @@ def test_the_reader_chooses_light_or_dark():
     palettes = yaml.load(text, Loader)["theme"]["palette"]
     assert [each.get("scheme") for each in palettes] == [None, "default", "slate"]
     assert all(each["toggle"]["name"] for each in palettes)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_drawn_fits_a_tablet(page):
+    """A browser measures it, in test_pages_in_a_browser.py; this says it sooner."""
+    drawn = re.findall(
+        r"^```text\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert [line for block in drawn for line in block.splitlines() if len(line) > WIDEST] == []

@@ -131,3 +131,18 @@ def test_every_message_is_one_that_somebody_writes():
         and not any(found.fullmatch(ERRNO.sub("", text)) for found in formats)
     ]
     assert unknown == []
+
+
+WORDS = (
+    *("OOMKilled", "137", "WinError 32", "No space left", "backoff limit", "Pending"),
+    *("deadlock", "nobody listens to `services`", "queued", "status is `created`", "aborted"),
+    *("502", "rolling update", "preStop", "Knative", "NotImplementedError", "SIGTERM", "notebook"),
+    *("NFS", "Stale file handle", "wrong", "`import joblib_ext`", "inspect.signature", "grows"),
+)
+"""What people type into a search box when they meet one of the faults."""
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_that_people_search_for_are_in_a_row_that_links_to_a_page(word):
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if word in line]
+    assert any(row.startswith("|") and re.search(r"\]\([\w/-]+\.md", row) for row in rows)
