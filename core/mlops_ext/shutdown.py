@@ -20,18 +20,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 __all__ = [
-    "Deadlines",
-    "Event",
-    "Limits",
-    "Phase",
-    "Shutdown",
-    "Signal",
-    "Started",
-    "Step",
-    "Stopped",
-    "Tick",
-    "Transition",
-]
+    "Deadlines", "Event", "Limits", "Phase", "Shutdown", "Signal", "Started", "Step", "Stopped",
+    "Tick", "Transition",
+]  # fmt: skip
 
 
 class Phase(enum.Enum):
@@ -58,27 +49,30 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long each phase may take, in seconds."""
+    """How long each phase may take, in seconds.
+
+    Attributes:
+        lame_duck_s: accept and answer as before. 5: endpoints leave a load balancer in 1-3 s.
+        drain_s: for requests in flight. 15: with the pause and stop_s below Kubernetes' 30 s.
+        refuse_s: for the answers to refused requests to reach the network.
+        stop_s: for models, engines and clients to stop. 8: an engine frees a GPU in seconds.
+        abort_s: besides stop_s, for a process that serves no client yet to leave what it does.
+        quiet_s: the lame duck ends early once no request has come for so long. 0, never: a
+            balancer that has not noticed yet may be about to send one.
+        echo_s: the same signal again within this time is an echo: a Ctrl-C reaches a whole
+            process group, and wrappers pass it on. 0.15: a person cannot press it that fast.
+        pair_s: another signal within this time belongs to the same request. 1: process managers
+            send SIGTERM right after a Ctrl-C, or SIGHUP after SIGTERM.
+    """
 
     lame_duck_s: float = 5.0
-    """Accept and answer as before for so long: endpoints leave a load balancer within 1-3 s."""
     drain_s: float = 15.0
-    """Time for requests in flight: with the pause and stop_s below Kubernetes' 30 s."""
     refuse_s: float = 0.3
-    """Time for the answers to refused requests to reach the network."""
     stop_s: float = 8.0
-    """Time for models, engines and clients to stop: an engine that frees a GPU takes seconds."""
     abort_s: float = 0.8
-    """Time, besides stop_s, for a process that serves no client yet to leave what it is at."""
     quiet_s: float = 0.0
-    """The lame duck ends early once no request has come for so long. 0: never, for a balancer
-    that has not noticed yet may be about to send one."""
     echo_s: float = 0.15
-    """The same signal again within this time is an echo: a Ctrl-C reaches a whole process group,
-    and wrappers pass it on. A person cannot press it twice that fast."""
     pair_s: float = 1.0
-    """Another signal within this time belongs to the same request: process managers send
-    SIGTERM after a Ctrl-C, or SIGHUP after SIGTERM."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a time."""
@@ -89,8 +83,7 @@ class Limits:
     @property
     def total_s(self) -> float:
         """The longest time from the first signal to the end."""
-        before_stop_s = max(self.lame_duck_s + self.drain_s + self.refuse_s, self.abort_s)
-        return before_stop_s + self.stop_s
+        return self.stop_s + max(self.lame_duck_s + self.drain_s + self.refuse_s, self.abort_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,59 +227,52 @@ class Shutdown:
 
     def on(self, event: Event) -> Transition:
         """The state after *event*, and the steps to take."""
+        if not isinstance(event, (Signal, Started, Stopped, Tick)):
+            raise TypeError(f"{event!r} is not an event of a shutdown")
         if self.phase is Phase.ENDED:
             return Transition(state=self)
-        if not isinstance(event, Event):
-            raise TypeError(f"{event!r} is not an event of a shutdown")
         state = replace(self, now=max(self.now, event.at))
         if isinstance(event, Signal):
             return _signalled(state, event)
-        if isinstance(event, Started):
-            starting = state.phase is Phase.STARTING
-            return Transition(state=replace(state, phase=Phase.SERVING) if starting else state)
-        if isinstance(event, Stopped):
-            stopping = state.phase is Phase.STOPPING
-            return _end(state, Step.LEAVE) if stopping else Transition(state=state)
         if isinstance(event, Tick):
             return _ticked(state, event)
-        raise TypeError(f"{event!r} is not an event of a shutdown")
+        if isinstance(event, Started) and state.phase is Phase.STARTING:
+            state = replace(state, phase=Phase.SERVING)
+        if isinstance(event, Stopped) and state.phase is Phase.STOPPING:
+            return Transition(state=replace(state, phase=Phase.ENDED), steps=(Step.LEAVE,))
+        return Transition(state=state)
 
 
 def _signalled(state: Shutdown, event: Signal) -> Transition:
     if state.began_at is None:
         return _begin(state, event)
     if event.limit_s is not None:
-        return Transition(state=_tightened(state, event.limit_s))
+        due = state.due.within(event.limit_s, state.now, state.limits)
+        return Transition(state=replace(state, due=due))
     same = event.number == state.signal
     is_echo = state.now - state.began_at <= (state.limits.echo_s if same else state.limits.pair_s)
     if event.number == 0 or (is_echo and state.signal) or not event.insists:
         return Transition(state=state)
     if state.signal == 0:  # code asked first: this is the first signal of the outside
         return Transition(state=replace(state, signal=event.number))
-    return _end(replace(state, signal=event.number), Step.KILL)
+    state = replace(state, signal=event.number, phase=Phase.ENDED, killed=True)
+    return Transition(state=state, steps=(Step.KILL,))
 
 
 def _begin(state: Shutdown, event: Signal) -> Transition:
     """The first signal: set every deadline."""
     limits, now = state.limits, state.now
-    state = replace(state, signal=event.number, began_at=now)
     if state.phase is Phase.STARTING:
+        phase = Phase.STOPPING
+        steps: tuple[Step, ...] = (Step.NOT_READY, Step.CLOSE, Step.STOP)
         due = Deadlines(kill_at=now + limits.abort_s + limits.stop_s)
-        if event.limit_s is not None:
-            due = due.within(event.limit_s, now, limits)
-        state = replace(state, phase=Phase.STOPPING, due=due)
-        return Transition(state=state, steps=(Step.NOT_READY, Step.CLOSE, Step.STOP))
-    lame_duck_s = limits.lame_duck_s if event.lame_duck else 0.0
-    due = Deadlines.after(now + lame_duck_s, limits)
-    state = replace(state, phase=Phase.LAME_DUCK, due=due)
+    else:
+        phase, steps = Phase.LAME_DUCK, (Step.NOT_READY,)
+        due = Deadlines.after(now + (limits.lame_duck_s if event.lame_duck else 0.0), limits)
     if event.limit_s is not None:
-        state = _tightened(state, event.limit_s)
-    return Transition(state=state, steps=(Step.NOT_READY,))
-
-
-def _tightened(state: Shutdown, limit_s: float) -> Shutdown:
-    """The same state with every deadline within *limit_s* from now."""
-    return replace(state, due=state.due.within(limit_s, state.now, state.limits))
+        due = due.within(event.limit_s, now, limits)
+    state = replace(state, signal=event.number, began_at=now, phase=phase, due=due)
+    return Transition(state=state, steps=steps)
 
 
 def _ticked(state: Shutdown, tick: Tick) -> Transition:
@@ -304,11 +290,6 @@ def _ticked(state: Shutdown, tick: Tick) -> Transition:
             state = replace(state, phase=Phase.STOPPING)
             steps.append(Step.STOP)
     if state.phase is Phase.STOPPING and state.now >= state.due.kill_at:
-        ended = _end(state, Step.KILL)
-        return Transition(state=ended.state, steps=(*steps, *ended.steps))
+        state = replace(state, phase=Phase.ENDED, killed=True)
+        steps.append(Step.KILL)
     return Transition(state=state, steps=tuple(steps))
-
-
-def _end(state: Shutdown, step: Step) -> Transition:
-    state = replace(state, phase=Phase.ENDED, killed=step is Step.KILL)
-    return Transition(state=state, steps=(step,))
