@@ -18,7 +18,7 @@ from kserve_ext import releases, run
 from kserve_ext.endpoints import grpc, rest
 from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.settings import add_flags, load
-from kserve_ext.shutdown import console, signals
+from kserve_ext.shutdown import console, models, signals
 from kserve_ext.shutdown.drain import log
 from mlops_ext.errors import SettingsError
 from mlops_ext.patching import PatchSet
@@ -112,6 +112,25 @@ def shutdown(_: object) -> Callable[..., bool]:
         return run.shutdown(self, wait=wait, timeout_s=timeout_s)
 
     return shutdown
+
+
+def extend_parser() -> None:
+    """Add our flags to KServe's parser itself: whoever imports `GracefulModelServer` gets them.
+
+    A hook rather than a `Patch`: the user's module may hold the parser already. It only adds.
+    """
+    add_flags(importlib.import_module("kserve.model_server").parser)
+
+
+def unload(original: Upstream) -> Upstream:
+    """``ModelRepositoryExtension.unload`` that waits for the requests in flight."""
+
+    @functools.wraps(original)
+    async def graceful(self: Any, model_name: str) -> None:
+        upstream = functools.partial(original, self, model_name)
+        await models.unload(self._model_registry, model_name, upstream)
+
+    return graceful
 
 
 def parser(original: argparse.ArgumentParser) -> argparse.ArgumentParser:

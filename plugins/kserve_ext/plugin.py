@@ -124,6 +124,11 @@ INTERCEPTIONS = (
         "shutdown/test_signals.py::test_readiness_says_no_at_once_and_liveness_yes",
         expects="builtins",
     ),
+    _patch(
+        "kserve.protocol.model_repository_extension:ModelRepositoryExtension.unload", "unload",
+        "a model that is unloaded is stopped while it answers requests",
+        "test_unload.py::test_requests_in_flight_are_answered_before_a_model_is_unloaded",
+    ),
     *(
         [_patch(
             "multiprocessing.popen_spawn_win32:_winapi", "create_process",

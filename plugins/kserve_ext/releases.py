@@ -28,6 +28,7 @@ from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.endpoints.workers import WorkersEndpoint
 from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.shutdown.console import own_process_group
+from kserve_ext.shutdown.counts import Counts
 from kserve_ext.shutdown.drain import Drain
 from mlops_ext.versions import in_range
 
@@ -83,16 +84,12 @@ def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint
     listening = rest.config.bind_socket()
     context = multiprocessing.get_context("spawn")
 
-    def launch() -> tuple[Any, Connection]:
+    def launch(counts: Counts) -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
         arguments = (
-            rest,
-            upstream.log_config_file,
-            [listening],
-            theirs,
-            drain.settings,
+            rest, upstream.log_config_file, [listening], theirs, drain.settings, counts,
             INTERCEPTIONS,
-        )
+        )  # fmt: skip
         process = context.Process(target=worker_process.run_spawned, args=arguments)
         with own_process_group():
             process.start()
@@ -157,10 +154,10 @@ def _forked_workers(
     context = multiprocessing.get_context("fork")
     repository = server.registered_models
 
-    def launch() -> tuple[Any, Connection]:
+    def launch(counts: Counts) -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
         foreign = [ours, *(worker.pipe for worker in endpoint.workers)]
-        arguments = (rest, repository, sockets, theirs, drain.settings, foreign)
+        arguments = (rest, repository, sockets, theirs, drain.settings, counts, foreign)
         process = context.Process(target=worker_process.run_forked, args=arguments)
         process.start()
         theirs.close()

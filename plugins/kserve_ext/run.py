@@ -22,7 +22,7 @@ from kserve_ext.shutdown.console import console_events
 from kserve_ext.shutdown.drain import Drain, describe, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported
-from kserve_ext.shutdown.models import close_clients, has_model, stop_models
+from kserve_ext.shutdown.models import care_for, close_clients, stop_models
 from mlops_ext.errors import PatchConflictError, UnsupportedVersionError
 from mlops_ext.shutdown import Signal
 
@@ -53,7 +53,7 @@ class Run:
         self.thread = threading.get_ident()
         self.stop_called = False
         self._own_stop: asyncio.Future[Any] | None = None
-        drain.has_model = lambda: has_model(server.registered_models)
+        care_for(server.registered_models, drain)
 
     async def serve(self, make: Callable[[Any, Drain], releases.Coroutines]) -> None:
         """Run the servers until the drain is through."""

@@ -10,18 +10,15 @@ from kserve_ext.shutdown import signals
 # PID 1 would be lost.
 signals.install_early_handlers()
 
-from kserve import (  # type: ignore[import-untyped]  # noqa: E402  # after the handlers; ships no types
-    ModelServer,
-    model_server,
-)
+from kserve import ModelServer  # type: ignore[import-untyped]  # noqa: E402  # after the handlers; ships no types
 
 from kserve_ext import run  # noqa: E402
-from kserve_ext.patches import intercepted  # noqa: E402
-from kserve_ext.settings import NAMES, add_flags, load  # noqa: E402
+from kserve_ext.patches import extend_parser, intercepted  # noqa: E402
+from kserve_ext.settings import NAMES, load  # noqa: E402
 
 load()  # a wrong value is found now, not after models have been loaded for minutes
 
-add_flags(model_server.parser)
+extend_parser()
 
 
 class GracefulModelServer(ModelServer):  # type: ignore[misc]  # KServe ships no types

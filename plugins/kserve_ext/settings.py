@@ -18,38 +18,48 @@ from mlops_ext.shutdown import Limits
 SECTION = "kserve"
 """Table ``[tool.mlops-ext.kserve]``, variables ``MLOPS_EXT_KSERVE_...``."""
 
+QUEUE_PROXY_QUIET_S = 0.5
+"""quiet_s behind Knative's queue-proxy, unless it is set."""
 SecondSignal = Literal["auto", "end", "ignore"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KServeSettings:
-    """How a model server ends."""
+    """How a model server ends.
+
+    Attributes:
+        lame_duck_s: seconds of normal service after readiness says no. 5: endpoints leave
+            kube-proxy and gateways 1-3 s after a pod is marked as terminating.
+        drain_s: seconds for requests in flight after that. 15: with lame_duck_s and stop_s it
+            stays below Kubernetes' terminationGracePeriodSeconds of 30.
+        refuse_s: seconds for the answers to requests that are refused at the deadline to leave.
+        stop_s: seconds for models, engines and clients to stop. 8: an engine that frees a GPU or
+            leaves its cluster takes several.
+        abort_s: seconds, besides stop_s, for a server that is still starting: it serves nobody.
+        quiet_s: the lame duck ends early once no request has come for so many seconds. 0, never:
+            a balancer that has not noticed yet may send the next one late. In a Knative pod 0.5:
+            queue-proxy has drained before the server gets a signal.
+        second_signal: whether a second signal ends the process at once. auto: SIGINT does;
+            SIGTERM and SIGQUIT do, but not as PID 1 nor in Kubernetes, where kubelets and
+            sidecars repeat themselves.
+        worker_timeout_s: a worker that gives no sign of life for so long, and uses no CPU
+            meanwhile, is replaced; 0: never. 60: longer than a page fault storm.
+        keep_alive_s: seconds that KServe before 0.18 keeps an idle connection open; 0: uvicorn's
+            own 5. 65, as KServe 0.18 has it: longer than the pools of gateways (60).
+        unload_s: seconds that an unloaded model has for its requests in flight before it is
+            stopped; 0: it is stopped at once, as KServe does. 15, as drain_s.
+    """
 
     lame_duck_s: float = 5.0
-    """Seconds of normal service after readiness says no. 5: endpoints leave kube-proxy and
-    gateways 1-3 s after a pod is marked as terminating, and probes come every few seconds."""
     drain_s: float = 15.0
-    """Seconds for requests in flight after that. 15: with lame_duck_s and stop_s it stays below
-    Kubernetes' terminationGracePeriodSeconds of 30."""
     refuse_s: float = 0.3
-    """Seconds for the answers to requests that are refused at the deadline to leave."""
     stop_s: float = 8.0
-    """Seconds for models, engines and clients to stop. 8: an engine that frees a GPU or leaves
-    its cluster takes several."""
     abort_s: float = 0.8
-    """Seconds, besides stop_s, for a server that is still starting. 0.8: it serves no client."""
     quiet_s: float = 0.0
-    """The lame duck ends early once no request has come for so many seconds. 0, never: a balancer
-    that has not noticed yet may send the next one late."""
     second_signal: SecondSignal = "auto"
-    """Whether a second signal ends the process at once. auto: SIGINT does; SIGTERM and SIGQUIT
-    do, but not as PID 1 nor in Kubernetes, where kubelets and sidecars repeat themselves."""
     worker_timeout_s: float = 60.0
-    """A worker that gives no sign of life for so long, and uses no CPU meanwhile, is replaced;
-    0: never. 60: longer than a page fault storm or a slow file system."""
     keep_alive_s: float = 65.0
-    """Seconds that KServe before 0.18 keeps an idle connection open; 0: uvicorn's own 5. 65, as
-    KServe 0.18 has it: longer than the pools of gateways (60), which are reset otherwise."""
+    unload_s: float = 15.0
 
     def __post_init__(self) -> None:
         """Refuse what is not a time, by the setting's name."""
@@ -96,7 +106,12 @@ def load(
         if variable.upper().startswith(prefix) and name not in NAMES:
             error_text = str(UnknownSettingError(variable, name, list(NAMES)))
             warnings.warn(error_text, RuntimeWarning, stacklevel=2)
-    return resolve(KServeSettings, SECTION, arguments=arguments, flags=flags)
+    resolved = resolve(KServeSettings, SECTION, arguments=arguments, flags=flags)
+    if "K_REVISION" in environment() and resolved.sources["quiet_s"] == "default":  # Knative's pod
+        sources = {**resolved.sources, "quiet_s": "K_REVISION"}
+        value = dataclasses.replace(resolved.value, quiet_s=QUEUE_PROXY_QUIET_S)
+        return Resolved(value=value, sources=sources)
+    return resolved
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -134,4 +149,5 @@ _HELP = {
     "second_signal": "Whether a second signal ends the server at once",
     "worker_timeout_s": "Seconds until a worker that does nothing is replaced; 0: never",
     "keep_alive_s": "Seconds that KServe before 0.18 keeps idle connections; 0: uvicorn's 5",
+    "unload_s": "Seconds that an unloaded model has for its requests; 0: none",
 }

@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain
 
 Message = MutableMapping[str, Any]
@@ -21,6 +22,8 @@ READINESS = re.compile(
     r"|(/openai)?/v1/models/[^/:]+)/?"
 )
 """Paths that answer "may I get traffic": KServe's own probes and its clients ask there."""
+ASIDE = ("/metrics", "/v2/repository/")
+"""Paths of scrapes and of model management: no requests to a model, so they are not counted."""
 RETRY_AFTER_S = 1
 """What a refused client is told to wait: another replica answers at once."""
 CLOSE = (b"connection", b"close")
@@ -30,9 +33,9 @@ CUT_OFF = "the server shut down before the request was done"
 class LameDuck:
     """An ASGI application around another one.
 
-    Without a signal it costs a request one frame, one object and a count; uvicorn counts what is
-    in flight. After a signal readiness says 503, each answer closes its connection, and a request
-    that is cancelled at the deadline is answered with 503, a stream of events with an error.
+    Without a signal it costs a request one frame, one object and three counts. After a signal
+    readiness says 503, each answer closes its connection, and a request that is cancelled at the
+    deadline is answered with 503, a stream of events with an error.
     """
 
     def __init__(self, app: App, drain: Drain) -> None:
@@ -42,27 +45,33 @@ class LameDuck:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        drain = self.drain
+        if scope["type"] != "http" or scope["path"].startswith(ASIDE):
+            with drain.bystander():
+                await self.app(scope, receive, send)
             return
-        answer = _Answer(send, self.drain, scope)
-        if self.drain.ending and _asks_readiness(scope):
+        answer = _Answer(send, drain, scope)
+        if drain.ending and _asks_readiness(scope):
             await answer.refuse("the server is shutting down")
             return
         self.seen += 1
-        is_scrape = scope["path"] == "/metrics"
-        self.drain.scrapes += is_scrape
+        counts, column = drain.counts, DRAINED
+        counts.add(IN_FLIGHT)
         try:
             await self.app(scope, receive, answer)
         except asyncio.CancelledError:
-            if not self.drain.refusing:
+            column = LOST
+            if not drain.refusing:
                 raise
             with contextlib.suppress(RuntimeError):  # all of the answer was sent
                 await answer.cut_off()
+                column = REFUSED
                 return
             raise
         finally:
-            self.drain.scrapes -= is_scrape
+            counts.add(IN_FLIGHT, -1)
+            if drain.ending:
+                counts.add(column)
 
 
 def _asks_readiness(scope: Any) -> bool:

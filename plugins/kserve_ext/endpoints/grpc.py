@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # ships no types
 
+from kserve_ext.endpoints import channelz
+from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain
 
 READINESS = frozenset({"ServerReady", "ModelReady"})
+MANAGEMENT = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
+"""Calls that need no model: an unload does not wait for them."""
 SERVICE = b"inference.GRPCInferenceService"
 WATCH_S = 0.1
 """How often the status of a watched service is looked at: its clients act within seconds."""
@@ -30,13 +34,15 @@ class GrpcEndpoint:
 
     Its handlers count, answer readiness with no while the process ends, and answer UNAVAILABLE
     past the deadline. ``stop()`` of grpc.aio while its ``start()`` runs crashes the interpreter,
-    so it is only called after that has returned.
+    so it is only called after that has returned; it cancels calls that Python has not seen.
     """
 
     def __init__(self, drain: Drain) -> None:
         self.drain = drain
         self.tasks: set[asyncio.Task[Any]] = set()
         self.seen = 0
+        self._taken = 0  # calls that a handler of ours has begun and not ended
+        self._number, self._older = 0, channelz.newest_server()
         self._aio: Any = None
         self._started = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
@@ -44,7 +50,8 @@ class GrpcEndpoint:
 
     def adopt(self, aio: Any) -> Any:
         """*aio*, a ``grpc.aio`` server that was just made, as KServe is to see it."""
-        self._aio = aio
+        self._aio, newest = aio, channelz.newest_server()
+        self._number = newest if newest > self._older else 0
         return _GatedServer(aio, self)
 
     @property
@@ -60,6 +67,14 @@ class GrpcEndpoint:
         """Calls not yet answered; once closed, also those that grpc has not handed over."""
         waiting = self._stopping is not None and not self._stopping.done()
         return max(len(self.tasks), int(waiting))
+
+    def waiting(self) -> int:
+        """Calls that gRPC has accepted and no handler has seen yet."""
+        return channelz.unanswered(self._number) - self._taken if self._number else 0
+
+    def requests(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks that answer calls now."""
+        return set(self.tasks)
 
     async def close(self) -> None:
         """Refuse new calls; calls in flight go on."""
@@ -101,14 +116,18 @@ class GrpcEndpoint:
         if handler is None or handler.unary_unary is None:
             return handler
         inner: Behaviour = handler.unary_unary
-        layer = self._readiness(inner) if name in READINESS else self._counted(inner)
+        if name in READINESS:
+            layer = self._readiness(inner)
+        else:
+            layer = self._counted(inner, is_request=name not in MANAGEMENT)
         return grpc.unary_unary_rpc_method_handler(
             layer, handler.request_deserializer, handler.response_serializer
         )
 
     def _readiness(self, inner: Behaviour) -> Behaviour:
         async def answer(request: Any, context: Any) -> Any:
-            response = await inner(request, context)
+            with self.taken():
+                response = await inner(request, context)
             if self.drain.ending:
                 response.ready = False
             else:
@@ -117,22 +136,44 @@ class GrpcEndpoint:
 
         return answer
 
-    def _counted(self, inner: Behaviour) -> Behaviour:
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Count a call as taken from gRPC while this lasts."""
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+    def _counted(self, inner: Behaviour, *, is_request: bool) -> Behaviour:
+        drain, counts = self.drain, self.drain.counts
+
         async def answer(request: Any, context: Any) -> Any:
-            task = asyncio.current_task()
+            task, column = asyncio.current_task(), DRAINED
             assert task is not None
             self.tasks.add(task)
+            self._taken += 1
             self.seen += 1
+            counts.add(IN_FLIGHT, is_request)
             try:
-                return await inner(request, context)
+                if is_request:
+                    return await inner(request, context)
+                with drain.bystander():
+                    return await inner(request, context)
             except asyncio.CancelledError:
-                if not self.drain.refusing:
+                column = LOST
+                if not drain.refusing:
                     raise
+                column = REFUSED
                 context.set_code(grpc.StatusCode.UNAVAILABLE)
                 context.set_details("the server shut down before the request was done")
                 return None
             finally:
                 self.tasks.discard(task)
+                self._taken -= 1
+                counts.add(IN_FLIGHT, -is_request)
+                if drain.ending:
+                    counts.add(column, is_request)
 
         return answer
 
@@ -181,7 +222,7 @@ class _Health(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package wit
     """
 
     def __init__(self, endpoint: GrpcEndpoint) -> None:
-        self._drain = endpoint.drain
+        self._drain, self._taken = endpoint.drain, endpoint.taken
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a call, or None for other services."""
@@ -196,15 +237,17 @@ class _Health(grpc.GenericRpcHandler):  # type: ignore[misc]  # of a package wit
         return b"\x08\x01" if serves else b"\x08\x02"  # field 1: SERVING, NOT_SERVING
 
     async def _check(self, request: bytes, context: Any) -> bytes:
-        if request[2:] not in {b"", SERVICE}:  # field 1: the name of a service
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return self._status()
+        with self._taken():
+            if request[2:] not in {b"", SERVICE}:  # field 1: the name of a service
+                await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+            return self._status()
 
     async def _watch(self, _: bytes, __: Any) -> AsyncIterator[bytes]:
         latest = b""
-        while not (latest and self._drain.ending):
-            if (status := self._status()) != latest:
-                yield status
-                latest = status
-            await asyncio.sleep(WATCH_S)
-        yield self._status()
+        with self._taken():
+            while not (latest and self._drain.ending):
+                if (status := self._status()) != latest:
+                    yield status
+                    latest = status
+                await asyncio.sleep(WATCH_S)
+            yield self._status()

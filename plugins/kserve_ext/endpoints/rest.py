@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
+import selectors
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from kserve_ext.endpoints.asgi import LameDuck
@@ -57,6 +59,24 @@ class RestEndpoint:
         """Requests not yet answered, and, once closed, connections not yet flushed."""
         state = self.server.server_state
         return len(state.tasks) + (len(state.connections) if self.server.should_exit else 0)
+
+    def waiting(self) -> int:
+        """Connections that wait to be accepted, and those with bytes that wait to be read."""
+        sockets = [sock for each in getattr(self.server, "servers", ()) for sock in each.sockets]
+        for connection in self.server.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is None or cycle.response_complete:  # else it may be left unread on purpose
+                sockets.append(connection.transport.get_extra_info("socket"))
+        with contextlib.suppress(ValueError, OSError), selectors.DefaultSelector() as selector:
+            for sock in sockets:
+                if sock is not None and sock.fileno() >= 0:
+                    selector.register(sock.fileno(), selectors.EVENT_READ)
+            return len(selector.select(0))
+        return 0  # more than Windows can look at
+
+    def requests(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks that answer requests now."""
+        return set(self.server.server_state.tasks)
 
     async def close(self) -> None:
         """Close the listening sockets and every connection that carries no request."""

@@ -16,10 +16,11 @@ from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.endpoints.workers import DRAIN, FAILED, READY
 from kserve_ext.settings import KServeSettings
 from kserve_ext.shutdown import signals
+from kserve_ext.shutdown.counts import Counts
 from kserve_ext.shutdown.drain import Drain, describe, log
 from kserve_ext.shutdown.driver import supervise
-from kserve_ext.shutdown.metrics import exported, forget_parent
-from kserve_ext.shutdown.models import close_clients, has_model, stop_models
+from kserve_ext.shutdown.metrics import exported, forget
+from kserve_ext.shutdown.models import care_for, close_clients, stop_models
 from mlops_ext.patching import Patch, PatchSet
 
 ORPHAN_S = 1.2
@@ -34,6 +35,7 @@ def run_spawned(
     sockets: list[Any],
     pipe: Connection,
     settings: KServeSettings,
+    counts: Counts,
     interceptions: tuple[Patch, ...],
 ) -> None:
     """KServe 0.15 and later: serve *rest_server*, a ``RESTServer``, on the parent's sockets."""
@@ -43,7 +45,7 @@ def run_spawned(
     logging.configure_logging(log_config_file)
     server = rest_server._server  # noqa: SLF001  # KServe has no other way to it
     repository = rest_server.dataplane.model_registry
-    _serve(server, repository, pipe, settings, lambda: rest_server.run(sockets=sockets))
+    _serve(server, repository, pipe, settings, counts, lambda: rest_server.run(sockets=sockets))
 
 
 def run_forked(
@@ -52,6 +54,7 @@ def run_forked(
     sockets: list[Any],
     pipe: Connection,
     settings: KServeSettings,
+    counts: Counts,
     foreign: list[Connection],
 ) -> None:
     """KServe 0.13: serve *rest_server*, a ``UvicornServer``, on the parent's sockets."""
@@ -60,11 +63,18 @@ def run_forked(
     # A worker that replaces a dead one is forked while gRPC runs in the parent. Its threads are not
     # here, so its objects must not be freed here: that would wait for them.
     gc.freeze()
-    forget_parent()
+    forget()
     import uvicorn
 
     server = uvicorn.Server(config=rest_server.cfg)
-    _serve(server, repository, pipe, settings, lambda: asyncio.run(server.serve(sockets=sockets)))
+    _serve(
+        server,
+        repository,
+        pipe,
+        settings,
+        counts,
+        lambda: asyncio.run(server.serve(sockets=sockets)),
+    )
 
 
 def _serve(
@@ -72,11 +82,13 @@ def _serve(
     repository: Any,
     pipe: Connection,
     settings: KServeSettings,
+    counts: Counts,
     run: Callable[[], None],
 ) -> None:
     """Run one REST server; *run* must call ``server.serve``."""
     drain = Drain(settings=settings)
-    drain.has_model = lambda: has_model(repository)
+    drain.counts = counts
+    care_for(repository, drain)
     handlers = signals.SignalHandlers(drain)
     handlers.open()
     handlers.interrupting = False  # the parent decides, and it knows of us

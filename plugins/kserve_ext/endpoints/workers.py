@@ -12,11 +12,12 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from kserve_ext.shutdown.counts import Counts, shared
 from kserve_ext.shutdown.drain import Drain, log
 from mlops_ext.retry import doubling
 from mlops_ext.shutdown import Phase, Signal
@@ -82,7 +83,8 @@ class WorkersEndpoint:
     """The REST workers of a server.
 
     Args:
-        launch: starts a worker that shares our socket, and gives the process and our pipe's end.
+        launch: starts a worker that shares our socket and counts in what it is given; returns the
+            process and our end of a pipe.
         count: how many.
         drain: the parent's.
         sockets: the listening sockets, closed here when accepting ends.
@@ -90,13 +92,14 @@ class WorkersEndpoint:
 
     def __init__(
         self,
-        launch: Callable[[], tuple[Any, Connection]],
+        launch: Callable[[Counts], tuple[Any, Connection]],
         count: int,
         drain: Drain,
         sockets: list[Any],
     ) -> None:
         self._launch, self._count, self.drain = launch, count, drain
         self._sockets = sockets
+        drain.counts = Counts(shared(count))
         self.workers: list[_Worker] = []
         self._finish = False
         self._failures = 0
@@ -112,7 +115,7 @@ class WorkersEndpoint:
     def launch_all(self) -> None:
         """Start the workers."""
         while len(self.workers) < self._count:
-            self.workers.append(self._start())
+            self.workers.append(self._start(len(self.workers)))
 
     async def serve(self) -> None:
         """Look after the workers until all have ended."""
@@ -135,6 +138,14 @@ class WorkersEndpoint:
     def in_flight(self) -> int:
         """Workers that still run."""
         return len(self._alive())
+
+    def waiting(self) -> int:
+        """0: each worker looks at its own connections before it closes."""
+        return 0
+
+    def requests(self) -> Collection[asyncio.Task[Any]]:
+        """None: they are answered by the workers."""
+        return ()
 
     async def close(self) -> None:
         """Let go of the listening sockets; the workers let go of theirs by their own clock."""
@@ -159,8 +170,8 @@ class WorkersEndpoint:
     def _alive(self) -> list[_Worker]:
         return [worker for worker in self.workers if worker.process.is_alive()]
 
-    def _start(self) -> _Worker:
-        process, pipe = self._launch()
+    def _start(self, index: int) -> _Worker:
+        process, pipe = self._launch(Counts(self.drain.counts.numbers, index + 1))
         now = self.drain.clock()
         log.info("worker %s started", process.pid)
         return _Worker(process=process, pipe=pipe, asked_at=now, answered_at=now)
@@ -169,7 +180,7 @@ class WorkersEndpoint:
         now = self.drain.clock()
         if worker.restart_at is not None:
             if now >= worker.restart_at and not self.drain.ending:
-                self.workers[index] = self._start()
+                self.workers[index] = self._start(index)
             return
         worker.receive(now)
         if worker.ready:
@@ -191,6 +202,7 @@ class WorkersEndpoint:
         worker.process.kill()
         worker.process.join(timeout=1)
         worker.pipe.close()
+        self.drain.counts.lose(index + 1)
         pid, how = worker.process.pid, "hangs" if hung else "died"
         if worker.ready:
             log.warning("worker %s %s; replaced", pid, how)

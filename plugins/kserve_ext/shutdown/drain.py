@@ -14,11 +14,12 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from kserve_ext.settings import KServeSettings
+from kserve_ext.shutdown.counts import Counts
 from mlops_ext.processes.exits import exit_now
 from mlops_ext.shutdown import Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
 
@@ -51,6 +52,14 @@ class Endpoint(Protocol):
         """Requests seen since the start, probes included."""
         ...
 
+    def waiting(self) -> int:
+        """Connections and calls that the kernel or gRPC has accepted and nobody has seen yet."""
+        ...
+
+    def requests(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks that answer requests now."""
+        ...
+
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
         ...
@@ -74,12 +83,12 @@ class Drain:
         state: where the sequence stands.
         ending: whether readiness says no; a plain attribute, read for each request.
         refusing: whether cancelled requests are answered with an error.
-        refused: how many were.
+        counts: what became of requests, in all processes of the server.
+        bystanders: tasks that use no model: an unload does not wait for them.
         endpoints: what is drained.
         drained: set when everything has stopped.
         finished: set when the server may be started again, too.
         released: set when the process goes on without us; nothing is killed any more.
-        scrapes: requests in flight that ask for the metrics.
         has_model: whether a model is ready to answer.
         on_not_ready, on_kill, on_up: called from whatever thread notices.
     """
@@ -96,14 +105,14 @@ class Drain:
         self.state = Shutdown(limits=limits or self.settings.limits)
         self.ending = False
         self.refusing = False
-        self.refused = 0
+        self.counts = Counts()
+        self.bystanders: set[asyncio.Task[Any] | None] = set()
         self.endpoints: list[Endpoint] = []
         self.drained, self.finished = threading.Event(), threading.Event()
         self.released = False
         self.on_not_ready: list[Callable[[Signal], None]] = []
         self.on_kill: list[Callable[[], None]] = []
         self.on_up: list[Callable[[], object]] = []
-        self.scrapes = 0
         self.has_model: Callable[[], bool] = lambda: True
         self.clock = clock
         self._seen, self._seen_at = 0, clock()
@@ -150,6 +159,16 @@ class Drain:
                 notify(event)
         if Step.KILL in moved.steps:
             self._kill()
+
+    @contextlib.contextmanager
+    def bystander(self) -> Iterator[None]:
+        """Count the current task among the `bystanders`."""
+        task = asyncio.current_task()
+        self.bystanders.add(task)
+        try:
+            yield
+        finally:
+            self.bystanders.discard(task)
 
     def in_flight(self) -> int:
         """Requests in flight in all endpoints."""

@@ -7,17 +7,18 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from kserve_ext.shutdown.counts import DRAINED, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain, describe, log
 from mlops_ext.shutdown import Phase, Step, Stopped
 
 SETTLE_S = 5.0
-"""How long arriving requests put off the end of accepting at most: an overloaded server needs
-seconds to take in what gRPC holds for it, and gRPC cancels what it still holds."""
-QUIET_S = 0.02
-"""A pause without a new request that long means that the kernel's queues are empty."""
+"""How long requests that are accepted and not seen yet put off the end of accepting at most.
+An overloaded server needs seconds to take in what gRPC holds, and gRPC cancels what it holds."""
 
+ENOUGH_LOOKS = 2
+"""Looks in a row that must find nothing: what has just been accepted shows at the second."""
 POLL_S = 0.005
-"""How often a server that is starting is looked at."""
+"""How often a server that is starting or about to close is looked at."""
 FLUSH_S = 0.25
 """Time for the servers' own coroutines to end when all is stopped; an engine's may never."""
 
@@ -89,12 +90,16 @@ async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
             await _close(drain)
         elif step is Step.REFUSE:
             drain.refusing = True
-            drain.refused += sum(endpoint.refuse() for endpoint in drain.endpoints)
-            log.warning("drain: deadline passed, refused %d requests in flight", drain.refused)
+            number = sum(endpoint.refuse() for endpoint in drain.endpoints)
+            log.warning("drain: deadline passed, refused %d requests in flight", number)
         elif step is Step.STOP:
             await _stop(drain, stop)
         else:
-            log.info("shutdown: done after %.2f s", drain.seconds())
+            drained, refused, lost = (drain.counts.total(n) for n in (DRAINED, REFUSED, LOST))
+            log.info(
+                "shutdown: done after %.2f s; %d requests drained, %d refused, %d lost",
+                drain.seconds(), drained, refused, lost,
+            )  # fmt: skip
 
 
 def _log_not_ready(drain: Drain) -> None:
@@ -108,24 +113,21 @@ def _log_not_ready(drain: Drain) -> None:
 
 
 async def _close(drain: Drain) -> None:
-    """Take in what has reached the kernel already, then stop accepting everywhere together."""
-    until = drain.clock() + SETTLE_S
-    while drain.clock() < min(until, drain.state.due.refuse_at):
-        before = sum(endpoint.arrivals() for endpoint in drain.endpoints)
+    """Take in what the kernel and gRPC have accepted, then stop accepting everywhere together."""
+    until, looks = min(drain.clock() + SETTLE_S, drain.state.due.refuse_at), 0
+    while looks < ENOUGH_LOOKS and drain.clock() < until:
         for _ in range(3):  # accept, read, parse: a turn of the loop each
             await asyncio.sleep(0)
-        paused_at = drain.clock()
-        await asyncio.sleep(QUIET_S)
-        # On a starved machine a pause says nothing: gRPC's threads had no processor either.
-        punctual = drain.clock() - paused_at < 2 * QUIET_S
-        if punctual and sum(endpoint.arrivals() for endpoint in drain.endpoints) == before:
-            break
+        looks += 1
+        if any(endpoint.waiting() for endpoint in drain.endpoints):
+            looks = 0
+            await asyncio.sleep(POLL_S)
     log.info("drain: stop accepting, %d requests in flight", drain.in_flight())
     await asyncio.gather(*(endpoint.close() for endpoint in drain.endpoints))
 
 
 async def _stop(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
-    log.info("stop: %d requests in flight, %d refused", drain.in_flight(), drain.refused)
+    log.info("stop: %d requests in flight", drain.in_flight())
     # The application's own clean-up comes first: it may still need the models.
     await asyncio.gather(*(endpoint.finish() for endpoint in drain.endpoints))
     await stop()

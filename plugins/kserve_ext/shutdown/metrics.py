@@ -3,56 +3,64 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain
 
-_shown: list[Any] = []
-"""The gauges that stand in this process."""
+GAUGES = {
+    "kserve_ext_draining": "1 from the first signal on, else 0",
+    "kserve_ext_in_flight": "Requests accepted and not yet answered, in all processes",
+    "kserve_ext_drain_seconds": "Seconds since the first signal",
+}
+COUNTERS = {
+    "kserve_ext_drained": (DRAINED, "Requests answered after the first signal"),
+    "kserve_ext_refused": (REFUSED, "Requests answered with an error at the deadline"),
+    "kserve_ext_lost": (LOST, "Requests cut off without an answer"),
+}
+
+_shown: list[_Collector] = []
+"""What stands in this process's registry; the first server's, if there are several."""
+
+
+class _Collector:
+    """Reads *drain* when somebody asks: requests pay nothing for it."""
+
+    def __init__(self, drain: Drain) -> None:
+        self.drain = drain
+
+    def collect(self) -> Iterator[Any]:
+        """Prometheus' families."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        drain, counts = self.drain, self.drain.counts
+        values = (float(drain.ending), counts.total(IN_FLIGHT), drain.seconds())
+        for (name, text), value in zip(GAUGES.items(), values, strict=True):
+            yield GaugeMetricFamily(name, text, value=value)
+        for name, (column, text) in COUNTERS.items():
+            yield CounterMetricFamily(name, text, value=counts.total(column))
 
 
 @contextlib.contextmanager
 def exported(drain: Drain) -> Iterator[None]:
-    """Show *drain* in ``/metrics`` while this lasts; read when scraped: requests pay nothing."""
-    from prometheus_client import Gauge
+    """Show *drain* in ``/metrics`` while this lasts."""
+    from prometheus_client import REGISTRY
 
-    gauges: list[Gauge] = []
-    values: dict[str, tuple[str, Callable[[], float]]] = {
-        "kserve_ext_draining": (
-            "1 from the first signal on, else 0",
-            lambda: float(drain.ending),
-        ),
-        "kserve_ext_in_flight": (
-            "Requests accepted and not yet answered",
-            lambda: float(drain.in_flight() - drain.scrapes),
-        ),
-        "kserve_ext_refused": (
-            "Requests answered with an error at the deadline",
-            lambda: float(drain.refused),
-        ),
-        "kserve_ext_drain_seconds": ("Seconds since the first signal", drain.seconds),
-    }
-    for name, (text, read) in values.items():
-        with contextlib.suppress(ValueError):  # a second server in this process: the first shows
-            gauge = Gauge(name, text)
-            gauge.set_function(read)
-            gauges.append(gauge)
-    _shown.extend(gauges)
+    collector = _Collector(drain)
+    if not _shown:
+        REGISTRY.register(collector)
+        _shown.append(collector)
     try:
         yield
     finally:
-        _withdraw(gauges)
+        if collector in _shown:
+            forget()
 
 
-def forget_parent() -> None:
-    """In a fork: withdraw the gauges that it inherited, for they show its parent's shutdown."""
-    _withdraw(_shown)
-
-
-def _withdraw(gauges: list[Any]) -> None:
+def forget() -> None:
+    """Withdraw what is shown; in a fork, where it is the parent's shutdown."""
     from prometheus_client import REGISTRY
 
-    for gauge in list(gauges):
-        REGISTRY.unregister(gauge)
-        _shown.remove(gauge)
+    while _shown:
+        REGISTRY.unregister(_shown.pop())

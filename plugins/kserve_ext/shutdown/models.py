@@ -1,16 +1,56 @@
-"""The end of models and clients: each stopped once, whatever one of them raises."""
+"""The end of models and clients: each stopped once, when nobody needs it, whatever it raises."""
 
 from __future__ import annotations
 
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kserve_ext.shutdown.drain import describe, log
+from kserve_ext.shutdown.drain import Drain, describe, log
+
+_drains: weakref.WeakKeyDictionary[Any, Drain]
+_drains = weakref.WeakKeyDictionary()
 
 
-def has_model(repository: Any) -> bool:
-    """Whether a model of *repository* is ready, or there is none to wait for."""
-    models = repository.get_models().values()
-    return not models or any(getattr(model, "ready", True) for model in models)
+def care_for(repository: Any, drain: Drain) -> None:
+    """Let *drain* know the models of *repository*."""
+    _drains[repository] = drain
+
+    def has_model() -> bool:
+        """Whether a model is ready, or there is none to wait for."""
+        models = list(repository.get_models().values())
+        return not models or any(getattr(model, "ready", True) for model in models)
+
+    drain.has_model = has_model
+
+
+async def unload(repository: Any, name: str, upstream: Callable[[], Awaitable[None]]) -> None:
+    """Unload model *name* by *upstream* once the requests in flight are answered.
+
+    From the beginning it is not found any more, as after KServe's own unload. Requests of other
+    models that are in flight now are waited for, too: they may be using this one.
+    """
+    drain, models = _drains.get(repository), repository.get_models()
+    limit_s = drain.settings.unload_s if drain else 0.0
+    if drain is None or name not in models or not limit_s:
+        await upstream()
+        return
+    model = models.pop(name)
+    try:
+        requests = {task for each in drain.endpoints for task in each.requests()}
+        requests -= drain.bystanders
+        late = (await asyncio.wait(requests, timeout=limit_s))[1] if requests else ()
+        if late:
+            log.warning("unload: %d requests in flight after %.1f s", len(late), limit_s)
+    finally:  # nothing is awaited until it has stopped: no request finds it again
+        newer = models.get(name)
+        models[name] = model
+    try:
+        await upstream()
+    finally:
+        if newer is not None:  # loaded meanwhile
+            models[name] = newer
 
 
 def stop_models(repository: Any) -> list[Any]:

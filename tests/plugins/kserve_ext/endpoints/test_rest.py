@@ -1,16 +1,44 @@
 """Requests past the deadline of a drain, in a uvicorn of this process."""
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 import uvicorn
 
 from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.plugin import INTERCEPTIONS
+from kserve_ext.shutdown.counts import IN_FLIGHT, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain
+from kserve_ext.shutdown.driver import _close
 from mlops_ext.patching import PatchSet
 
 pytestmark = pytest.mark.timeout(60)
+
+
+@contextlib.asynccontextmanager
+async def serving(drain, app, http="auto"):
+    """A uvicorn of this process in the care of *drain*: its endpoint and a connection to it."""
+    config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    endpoint = RestEndpoint(server, drain)
+    (patch,) = (each for each in INTERCEPTIONS if each.id == "kserve.uvicorn-serve")
+    with PatchSet([patch]):
+        task = asyncio.create_task(server.serve())
+        await asyncio.sleep(0)
+    while not endpoint.started:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(endpoint))
+    yield endpoint, reader, writer
+    writer.close()
+    await endpoint.close()
+    await endpoint.finish()
+    await task
+
+
+def port_of(endpoint):
+    return endpoint.server.servers[0].sockets[0].getsockname()[1]
 
 
 async def answers_of(http):
@@ -26,25 +54,10 @@ async def answers_of(http):
         drain.ending = drain.refusing = True
         endpoint.refuse()
 
-    config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="critical")
-    server = uvicorn.Server(config)
-    endpoint = RestEndpoint(server, drain)
-    (patch,) = (each for each in INTERCEPTIONS if each.id == "kserve.uvicorn-serve")
-    with PatchSet([patch]):
-        serving = asyncio.create_task(server.serve())
-        await asyncio.sleep(0)
-    while not endpoint.started:  # noqa: ASYNC110  # uvicorn has no event for it
-        await asyncio.sleep(0)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for path in (b"/first", b"/second"):
-        writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
-    heads = [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20) for _ in range(2)]
-    writer.close()
-    await endpoint.close()
-    await endpoint.finish()
-    await serving
-    return heads
+    async with serving(drain, app, http) as (endpoint, reader, writer):
+        for path in (b"/first", b"/second"):
+            writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+        return [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20) for _ in range(2)]
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
@@ -68,34 +81,78 @@ async def streamed(content_type):
         endpoint.refuse()
         await asyncio.Event().wait()
 
-    config = uvicorn.Config(app, port=0, lifespan="off", log_level="critical")
-    server = uvicorn.Server(config)
-    endpoint = RestEndpoint(server, drain)
-    (patch,) = (each for each in INTERCEPTIONS if each.id == "kserve.uvicorn-serve")
-    with PatchSet([patch]):
-        serving = asyncio.create_task(server.serve())
-        await asyncio.sleep(0)
-    while not endpoint.started:  # noqa: ASYNC110  # uvicorn has no event for it
-        await asyncio.sleep(0)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    text = await asyncio.wait_for(reader.read(), 20)
-    writer.close()
-    await endpoint.close()
-    await endpoint.finish()
-    await serving
-    return text
+    async with serving(drain, app) as (endpoint, reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        return await asyncio.wait_for(reader.read(), 20), drain.counts
 
 
 def test_a_stream_of_events_that_is_cut_off_ends_with_an_error():
-    text = asyncio.run(streamed(b"text/event-stream; charset=utf-8"))
+    text, counts = asyncio.run(streamed(b"text/event-stream; charset=utf-8"))
     assert b"event: error\ndata: {" in text
     assert b'"finish_reason": "error"' in text
     assert text.endswith(b"0\r\n\r\n"), "the stream ends whole"
+    assert (counts.total(REFUSED), counts.total(LOST), counts.total(IN_FLIGHT)) == (1, 0, 0)
 
 
 def test_another_answer_that_is_cut_off_does_not_look_whole():
-    text = asyncio.run(streamed(b"application/octet-stream"))
+    text, counts = asyncio.run(streamed(b"application/octet-stream"))
     assert b"error" not in text
     assert not text.endswith(b"0\r\n\r\n")
+    assert (counts.total(REFUSED), counts.total(LOST), counts.total(IN_FLIGHT)) == (0, 1, 0)
+
+
+REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_what_the_kernel_holds_is_waited_for_before_accepting_ends(http):
+    """Connections nobody has accepted, and requests nobody has read, while the loop is busy."""
+    bodies = []
+
+    async def app(scope, receive, send):
+        bodies.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def scenario():
+        drain = Drain(may_kill=False)
+        async with serving(drain, app, http) as (endpoint, reader, _):
+            drain.endpoints.append(endpoint)
+            while not endpoint.server.server_state.connections:  # noqa: ASYNC110  # no event for it
+                await asyncio.sleep(0)
+            assert endpoint.waiting() == 0, "an open connection without a request waits for nothing"
+            clients = [socket.create_connection(("127.0.0.1", port_of(endpoint))) for _ in range(2)]
+            assert endpoint.waiting() == 1, "the listening socket"
+            clients[0].sendall(REQUEST + b"first")
+            await _close(drain)
+            assert endpoint.waiting() == 0
+            await asyncio.to_thread(clients[0].settimeout, 20)
+            assert (await asyncio.to_thread(clients[0].recv, 99)).startswith(b"HTTP/1.1 204")
+            assert await asyncio.to_thread(clients[1].recv, 99) == b"", "closed without an answer"
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+            for client in clients:
+                client.close()
+
+    asyncio.run(scenario())
+    assert bodies == [b"first"]
+
+
+def test_an_upload_that_the_application_does_not_read_holds_nobody_up():
+    async def scenario():
+        unread, answered = asyncio.Event(), asyncio.Event()
+
+        async def app(scope, receive, send):
+            unread.set()
+            await answered.wait()
+
+        drain = Drain(may_kill=False)
+        async with serving(drain, app) as (endpoint, _, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+            await unread.wait()
+            writer.write(b"x" * 9_000_000)
+            for _ in range(100):
+                await asyncio.sleep(0.005)
+            assert endpoint.waiting() == 0
+            answered.set()
+
+    asyncio.run(scenario())

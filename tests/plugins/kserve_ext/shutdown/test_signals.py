@@ -318,6 +318,7 @@ def test_requests_past_the_deadline_get_an_answer(tmp_path):
             writer.close()
             assert await server.ended() == 0
             assert "refused 2 requests" in server.log
+            assert "0 requests drained, 2 refused, 0 lost" in server.log
 
     asyncio.run(scenario())
 
@@ -354,18 +355,64 @@ def test_workers_of_a_killed_parent_end(tmp_path):
     asyncio.run(scenario())
 
 
-@needs_workers
-def test_each_worker_shows_its_own_drain(tmp_path):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=needs_workers)])
+def test_every_process_shows_the_requests_of_all(tmp_path, workers):
     async def scenario():
-        with Server(tmp_path, workers=2, lame_duck_s=1.0) as server:
+        with Server(tmp_path, workers=workers, lame_duck_s=60.0) as server:
             await server.up()
+            assert {await shown(server, "in_flight") for _ in range(6)} == {0.0}
+            client = server.client(instance=6.0)
+            kinds = ("v1-new", "v2-new", "v1-kept", "grpc-new")
+            asked = [asyncio.create_task(client.ask(kind)) for kind in kinds]
+            await until(lambda: shown(server, "in_flight"), float(len(kinds)))
+            assert {await shown(server, "in_flight") for _ in range(6)} == {float(len(kinds))}
             server.signal()
-            while await shown(server, "draining") < 1:  # noqa: ASYNC110  # in another process
-                await asyncio.sleep(0.01)
+            await until(lambda: shown(server, "draining"), 1.0)
+            assert await asyncio.gather(*asked) == [1] * len(kinds)
             assert await shown(server, "drain_seconds") > 0
-            assert await server.ended() == 0
+            await until(lambda: shown(server, "drained_total"), float(len(kinds)))
+            assert await shown(server, "in_flight") == 0
+            await client.close()
+            server.signal(signal.SIGINT)
+            assert await server.ended() == 128 + signal.SIGINT
 
     asyncio.run(scenario())
+
+
+@needs_workers
+def test_what_a_dead_worker_had_in_flight_counts_as_lost(tmp_path):
+    async def scenario():
+        with Server(tmp_path, workers=2, lame_duck_s=0.2) as server:
+            await server.up()
+            client = server.client(instance=60.0)
+            asked = [asyncio.create_task(client.ask("v1-new")) for _ in range(3)]
+            await until(lambda: shown(server, "in_flight"), float(len(asked)))
+            for pid in re.findall(r"worker (\d+) started", server.log):
+                os.kill(int(pid), signal.SIGKILL)
+            await asyncio.gather(*asked, return_exceptions=True)
+            await until(lambda: settled(server), (0.0, float(len(asked))))
+            await client.close()
+            server.signal()
+            assert await server.ended() == 0
+            assert "3 lost" in server.log
+
+    asyncio.run(scenario())
+
+
+async def until(ask, wanted, timeout=60):
+    """Ask again and again until the answer is *wanted*."""
+    end = time.monotonic() + timeout
+    while (found := await ask()) != wanted:
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.05)
+
+
+async def settled(server):
+    """In flight and lost, once a worker answers again."""
+    try:
+        return await shown(server, "in_flight"), await shown(server, "lost_total")
+    except OSError:
+        return None
 
 
 @pytest.mark.slow

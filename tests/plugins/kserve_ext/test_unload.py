@@ -1,0 +1,115 @@
+"""A model that is unloaded through the repository's API answers first what it was asked."""
+
+import asyncio
+import contextlib
+
+import httpx
+import pytest
+from tests.support.servers.harness import Server
+
+pytestmark = pytest.mark.timeout(300)
+
+ASKED = 10
+
+
+async def repository(server, action, model="m"):
+    url = f"http://127.0.0.1:{server.http_port}/v2/repository/models/{model}/{action}"
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        return (await client.post(url)).status_code
+
+
+async def grpc_unload(server, model="m"):
+    """Unload over gRPC. KServe's servicer then fails over its own answer (INTERNAL)."""
+    import grpc
+    from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
+    from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as service
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = service.GRPCInferenceServiceStub(channel)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stub.RepositoryModelUnload(
+                messages.RepositoryModelUnloadRequest(model_name=model)
+            )
+
+
+async def ask_then_unload(server, unload):
+    """What requests in flight got, the unload's own answer, and what a late request got."""
+    client = server.client(instance=2.0)
+    kinds = ("v1-new", "grpc-new") * (ASKED // 2)
+    asked = [asyncio.create_task(client.ask(kind)) for kind in kinds]
+    await asyncio.sleep(1.0)
+    unloading = asyncio.create_task(unload(server))
+    await asyncio.sleep(0.3)
+    late = await asyncio.gather(server.client().ask("v1-new"), return_exceptions=True)
+    answers = await asyncio.gather(*asked)
+    await client.close()
+    return answers, await unloading, late[0]
+
+
+@pytest.mark.parametrize("way", ["bare", "subclass"])
+def test_requests_in_flight_are_answered_before_a_model_is_unloaded(tmp_path, way):
+    async def scenario():
+        with Server(tmp_path, way=way, lame_duck_s=0.1) as server:
+            await server.up()
+            unload = lambda server: repository(server, "unload")  # noqa: E731
+            answers, unloaded, late = await ask_then_unload(server, unload)
+            by_a_stopped_model = answers.count(0)
+            assert by_a_stopped_model == (ASKED if way == "bare" else 0)
+            assert (unloaded, "404" in str(late)) == (200, True)
+            assert server.events("model stopped")[0]["in_flight"] == by_a_stopped_model
+            assert await repository(server, "unload") == 404
+            assert await server.client(model="c").ask("v2-new") == 1, "the other model serves"
+            server.signal()
+            await server.ended()
+            stopped = [event["model"] for event in server.events("model stopped")]
+            assert sorted(stopped) == ["c", "m"]
+
+    asyncio.run(scenario())
+
+
+def test_over_grpc_too_and_behind_a_middleware_that_makes_tasks(tmp_path):
+    """Starlette's BaseHTTPMiddleware runs the application in a task of its own."""
+    code = f"""
+import runpy, sys
+from kserve import model_server
+from starlette.middleware.base import BaseHTTPMiddleware
+if hasattr(model_server, "app"):
+    async def through(request, call_next):
+        return await call_next(request)
+    model_server.app.add_middleware(BaseHTTPMiddleware, dispatch=through)
+sys.argv[0] = {str(Server.script)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    script = tmp_path / "with_middleware.py"
+    script.write_text(code)
+
+    async def scenario():
+        with Server(tmp_path, way="run", script=script, lame_duck_s=0.1) as server:
+            await server.up()
+            answers, _, _ = await ask_then_unload(server, grpc_unload)
+            assert answers.count(1) == ASKED
+            assert server.events("model stopped")[0]["in_flight"] == 0
+            assert await repository(server, "unload", "c") == 200
+            assert "in flight after" not in server.log, "the unload waited for itself"
+            server.signal()
+            assert await server.ended() == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.5"])
+def test_the_wait_has_a_limit_that_is_a_setting(tmp_path, seconds):
+    environment = {"MLOPS_EXT_KSERVE_UNLOAD_S": seconds}
+
+    async def scenario():
+        with Server(tmp_path, environment=environment) as server:
+            await server.up()
+            asked = asyncio.create_task(server.client(instance=8.0).ask("v1-new"))
+            await asyncio.sleep(0.5)
+            assert await repository(server, "unload") == 200
+            assert not asked.done()
+            assert [event["in_flight"] for event in server.events("model stopped")] == [1]
+            assert ("1 requests in flight after 0.5 s" in server.log) == (seconds != "0")
+            asked.cancel()
+
+    asyncio.run(scenario())
