@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import get_args
 
 import click
 
-from kserve_ext.manifest import MODES
+from kserve_ext.manifest import MODES, Extra, Kind
 
 
 @click.group()
@@ -27,18 +28,10 @@ def settings(*, as_json: bool) -> None:
         sources = dict(resolved.sources)
         click.echo(json.dumps({"values": values, "sources": sources}, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("setting", "value", "from")
     for name, value in values.items():
-        table.add_row(
-            name, f"{value:g}" if isinstance(value, float) else value, resolved.sources[name]
-        )
-    console = Console()
-    console.print(table)
+        click.echo(f"{name:17} {value!s:6} from {resolved.sources[name]}")
     total = resolved.value.limits.total_s
-    console.print(f"A shutdown takes at most {total:.1f} s. Flags of a server come before these.")
+    click.echo(f"A shutdown takes at most {total:.1f} s. Flags of a server come before these.")
 
 
 @kserve.command()
@@ -46,19 +39,40 @@ def settings(*, as_json: bool) -> None:
 @click.option("--drain-s", type=float, help="Seconds for requests in flight after that.")
 @click.option("--stop-s", type=float, help="Seconds for models and engines to stop.")
 @click.option(
+    "--kind",
+    type=click.Choice(get_args(Kind), case_sensitive=False),
+    default="inferenceservice",
+    show_default=True,
+    help="What to print; a Deployment is for clusters without KServe.",
+)
+@click.option(
     "--mode",
     type=click.Choice(list(MODES), case_sensitive=False),
     default="standard",
     show_default=True,
     help="KServe's deployment mode, by its older or newer name.",
 )
+@click.option(
+    "--with",
+    "extras",
+    type=click.Choice(get_args(Extra)),
+    multiple=True,
+    help="What else runs in the pod; can be given several times.",
+)
 @click.option("--name", default="my-model", show_default=True, help="Name of the service.")
 @click.option("--image", default="my-image", show_default=True, help="The container's image.")
-def manifest(*, mode: str, name: str, image: str, **given: float | None) -> None:
+def manifest(
+    *, kind: Kind, mode: str, extras: tuple[Extra, ...], name: str, image: str, **given: float
+) -> None:
     """Print the Kubernetes manifest that fits the settings, with the reason for each number."""
     from kserve_ext import manifest as manifests
     from kserve_ext.settings import load
 
     settings = load(given, argv=[]).value
-    text = manifests.manifest(settings, name=name, image=image, mode=MODES[mode.lower()])
+    try:
+        text = manifests.manifest(
+            settings, name=name, image=image, kind=kind, mode=MODES[mode.lower()], extras=extras
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     click.echo(text, nl=False)

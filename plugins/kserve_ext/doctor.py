@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kserve_ext.settings import load
+from kserve_ext.settings import KUBERNETES_GRACE_S, load
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.hookspecs import Finding, Severity
-
-TERMINATION_GRACE_S = 30.0
-"""Kubernetes' default; what a pod gets that asks for nothing else."""
 
 
 def check_settings() -> Iterable[Finding]:
@@ -21,13 +18,13 @@ def check_settings() -> Iterable[Finding]:
         return [Finding(check=name, severity=Severity.PROBLEM, message=str(error))]
     total = settings.limits.total_s
     message = f"a shutdown takes at most {total:.1f} s"
-    if total < TERMINATION_GRACE_S:
+    if total < KUBERNETES_GRACE_S:
         return [Finding(check=name, severity=Severity.OK, message=message)]
     return [
         Finding(
             check=name,
             severity=Severity.NOTE,
-            message=f"{message}, more than Kubernetes' default of {TERMINATION_GRACE_S:.0f} s",
+            message=f"{message}, more than Kubernetes' default of {KUBERNETES_GRACE_S} s",
             advice="raise terminationGracePeriodSeconds: mlops-ext kserve manifest prints it",
         )
     ]

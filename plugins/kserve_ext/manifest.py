@@ -1,22 +1,36 @@
-"""The Kubernetes manifest that fits the settings, with the reason for each number in it."""
+"""Kubernetes manifests that fit the settings: the files of ``manifests/``, with the numbers in.
+
+In such a file, a line ``#: standard agent`` keeps what follows only if all of these words hold, and
+``#:`` keeps it always. A line that is a name alone, ``$container``, stands for another file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import textwrap
+from collections.abc import Collection
+from pathlib import Path
+from string import Template
 from typing import Literal
 
-from kserve_ext.settings import KServeSettings
+from kserve_ext.settings import KUBERNETES_GRACE_S, KServeSettings
 
-PROBE_PERIOD_S = 2
-"""Two failed probes within the default lame_duck_s of 5 s."""
+FILES = Path(__file__).with_name("manifests")
+PROBE_PERIOD_S = 2  # two failed probes within the default lame_duck_s of 5 s
 MOST_FAILURES = 3
 """Failed readiness probes at most, Kubernetes' default: more keep a sick pod in traffic."""
-MARGIN_S = 1
-"""For the start of the container's termination and the end of the interpreter."""
+MARGIN_S = 1  # for the start of the container's termination and the end of the interpreter
+AGENT_QUIET_S = 30
+"""KServe's agent (batcher, logger) ends when no request has come for so long: its cmd/agent."""
+BATCH_LATENCY_S = 0.5
+"""How long a request may wait in the batcher; the lame duck is that much longer."""
 
+Kind = Literal["inferenceservice", "servingruntime", "deployment"]
 Mode = Literal["standard", "serverless"]
+Extra = Literal["istio", "batcher", "logger"]
+AGENT = frozenset({"batcher", "logger"})
 MODES: dict[str, Mode] = {
     "standard": "standard",
     "rawdeployment": "standard",
@@ -24,13 +38,17 @@ MODES: dict[str, Mode] = {
     "knative": "serverless",
 }
 """KServe's deployment modes by all their names; its later releases renamed both."""
-ANNOTATIONS: dict[Mode, str] = {"standard": "RawDeployment", "serverless": "Serverless"}
-"""The names of ``serving.kserve.io/deploymentMode`` that every supported release takes."""
 
 
-def grace_s(settings: KServeSettings) -> int:
-    """TerminationGracePeriodSeconds that covers a whole shutdown, at least Kubernetes' 30."""
-    return max(30, math.ceil(settings.limits.total_s) + MARGIN_S)
+def grace_s(settings: KServeSettings, *, agent: bool = False) -> int:
+    """TerminationGracePeriodSeconds that covers a whole shutdown, at least Kubernetes' 30.
+
+    Args:
+        settings: the server's.
+        agent: whether KServe's agent runs in the pod, which is to end by itself, too.
+    """
+    agent_s = settings.lame_duck_s + max(settings.drain_s, AGENT_QUIET_S) if agent else 0.0
+    return max(KUBERNETES_GRACE_S, math.ceil(max(settings.limits.total_s, agent_s)) + MARGIN_S)
 
 
 def manifest(
@@ -38,92 +56,74 @@ def manifest(
     *,
     name: str = "my-model",
     image: str = "my-image",
+    kind: Kind = "inferenceservice",
     mode: Mode = "standard",
+    extras: Collection[Extra] = (),
 ) -> str:
-    """An InferenceService for a model server with *settings*.
+    """The manifest for a model server with *settings*, as YAML.
 
     In mode "serverless" the lame duck is 0: Knative's queue-proxy drains before the container gets
     SIGTERM, and Knative refuses terminationGracePeriodSeconds on a pod template.
+
+    Args:
+        settings: the server's.
+        name: of the service.
+        image: of its container.
+        kind: an InferenceService, a ServingRuntime with an InferenceService that uses it, or a
+            Deployment with a Service, for clusters without KServe.
+        mode: KServe's deployment mode.
+        extras: what else runs in the pod.
+
+    Raises:
+        ValueError: a Deployment cannot be serverless, nor have KServe's batcher or logger.
     """
+    if kind == "deployment" and (mode == "serverless" or AGENT.intersection(extras)):
+        raise ValueError("a Deployment is not serverless, and has no batcher or logger of KServe")
+    lame_duck_s = settings.lame_duck_s + (BATCH_LATENCY_S if "batcher" in extras else 0.0)
     if mode == "serverless":
-        settings = dataclasses.replace(settings, lame_duck_s=0.0)
-    return f"""\
-apiVersion: serving.kserve.io/v1beta1
-kind: InferenceService
-metadata:
-  name: {json.dumps(name)}
-  annotations:
-    serving.kserve.io/deploymentMode: {ANNOTATIONS[mode]}
-spec:
-  predictor:
-{_grace(settings, mode)}\
-    containers:
-      - name: kserve-container
-        image: {json.dumps(image)}
-        # exec form: the server is PID 1 and gets SIGTERM itself, not a shell that drops it.
-        command: ["python", "server.py"]
-        env:
-          - name: MLOPS_EXT_KSERVE_LAME_DUCK_S
-            value: "{settings.lame_duck_s:g}"
-          - name: MLOPS_EXT_KSERVE_DRAIN_S
-            value: "{settings.drain_s:g}"
-          - name: MLOPS_EXT_KSERVE_STOP_S
-            value: "{settings.stop_s:g}"
-{_readiness(settings, mode)}\
-        livenessProbe:
-          # Stays 200 while the server drains: a restart would cut requests off.
-          httpGet:
-            path: /
-            port: 8080
-          periodSeconds: 10
-          failureThreshold: 3
-"""
+        lame_duck_s = 0.0
+    settings = dataclasses.replace(settings, lame_duck_s=lame_duck_s)
+    failures = min(MOST_FAILURES, max(1, int(lame_duck_s // PROBE_PERIOD_S)))
+    noticed = failures * PROBE_PERIOD_S <= lame_duck_s
+    agent = bool(AGENT.intersection(extras))
+    facts = {kind, mode, *extras, "noticed" if noticed else "unnoticed", "agent" if agent else ""}
+    values = {
+        "name": json.dumps(name),
+        "runtime": json.dumps(f"{name}-runtime"),
+        "image": json.dumps(image),
+        "environment": _environment(settings),
+        "failures": failures,
+        "period": PROBE_PERIOD_S,
+        "grace": grace_s(settings, agent=agent),
+        "margin": MARGIN_S,
+        "agent": AGENT_QUIET_S,
+        "sidecar": math.ceil(lame_duck_s + settings.drain_s + settings.refuse_s),
+        "latency": int(BATCH_LATENCY_S * 1000),
+        **{each: f"{getattr(settings, each):g}" for each in ("lame_duck_s", "drain_s", "stop_s")},
+    }
+    return _filled("deployment" if kind == "deployment" else "inferenceservice", facts, values)
 
 
-def _grace(settings: KServeSettings, mode: Mode) -> str:
-    if mode == "serverless":
-        return f"""\
-    # Knative's timeoutSeconds: for a request, and for the pod's end. drain_s {settings.drain_s:g} \
-+ stop_s {settings.stop_s:g} + {MARGIN_S} s margin, and never below 30.
-    timeout: {grace_s(settings)}
-"""
-    return f"""\
-    # lame_duck_s {settings.lame_duck_s:g} + drain_s {settings.drain_s:g} \
-+ stop_s {settings.stop_s:g} + {MARGIN_S} s margin, and never below Kubernetes' own 30.
-    terminationGracePeriodSeconds: {grace_s(settings)}
-"""
+def _environment(settings: KServeSettings) -> str:
+    """The entries of ``env``: the three times, and what is not at its default."""
+    default, lines = KServeSettings(), []
+    for name, value in dataclasses.asdict(settings).items():
+        if name in {"lame_duck_s", "drain_s", "stop_s"} or value != getattr(default, name):
+            text = f"{value:g}" if isinstance(value, float) else value
+            lines += [f"    - name: MLOPS_EXT_KSERVE_{name.upper()}", f'      value: "{text}"']
+    return "\n".join(lines)
 
 
-def _readiness(settings: KServeSettings, mode: Mode) -> str:
-    failures = min(MOST_FAILURES, max(1, int(settings.lame_duck_s // PROBE_PERIOD_S)))
-    in_time = failures * PROBE_PERIOD_S <= settings.lame_duck_s
-    if mode == "serverless":
-        why = "No lame duck: queue-proxy has drained before the server gets SIGTERM."
-    elif in_time:
-        why = (
-            'No preStop sleep: it would only delay SIGTERM, and with it the answer "not ready".\n'
-            "        # The server itself goes on serving for lame_duck_s after the signal."
-        )
-    else:
-        why = (
-            "lame_duck_s is shorter than probes take to notice: only who watches endpoints\n"
-            "        # has left before accepting ends."
-        )
-    noticed = (
-        f"{failures} failed probes, {PROBE_PERIOD_S} s apart: who only looks at readiness has "
-        "left before accepting ends."
-        if in_time
-        else "One failed probe takes the pod out of traffic."
-    )
-    return f"""\
-        # {why}
-        readinessProbe:
-          httpGet:
-            path: /v2/health/ready
-            port: 8080
-          # {noticed}
-          periodSeconds: {PROBE_PERIOD_S}
-          failureThreshold: {failures}
-          # Twice the longest pause of a CPU-bound model, which delays every answer.
-          timeoutSeconds: 2
-"""
+def _filled(file: str, facts: Collection[str], values: dict[str, object]) -> str:
+    """The text of *file*: what *facts* keep of it, *values* and other files put in."""
+    lines, kept = [], True
+    for line in (FILES / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
+        word = line.strip()
+        if word.startswith("#:"):
+            kept = set(word.split()[1:]) <= set(facts)
+        elif kept and (FILES / f"{word[1:]}.yaml").is_file():
+            indent = line[: line.index("$")]
+            lines.append(textwrap.indent(_filled(word[1:], facts, values), indent).rstrip())
+        elif kept:
+            lines.append(Template(line).substitute(values))
+    return "\n".join(lines) + "\n"

@@ -25,8 +25,7 @@ from mlops_ext.patching import PatchSet
 
 Upstream = Callable[..., Any]
 
-UVICORN_KEEP_ALIVE_S = 5
-"""uvicorn's default, which KServe before 0.18 leaves in place."""
+UVICORN_KEEP_ALIVE_S = 5  # uvicorn's default, which KServe before 0.18 leaves in place
 
 _interceptions = PatchSet(INTERCEPTIONS)
 _running = 0
@@ -185,11 +184,6 @@ def uvicorn_serve(original: Upstream) -> Upstream:
     return graceful
 
 
-def grpc_aio(original: Any) -> Any:
-    """The module ``grpc.aio`` as KServe's gRPC server sees it: its servers are gated."""
-    return _Aio(original)
-
-
 class _StandsFor:
     """Another object, but for the methods of a subclass."""
 
@@ -200,7 +194,21 @@ class _StandsFor:
         return getattr(self._original, name)
 
 
-class _Aio(_StandsFor):
+class LegacyAsyncio(_StandsFor):
+    """``asyncio`` as ``ModelServer.start`` before 0.14.1 sees it, which runs its own closures."""
+
+    def run(self, serving: Coroutine[Any, Any, None]) -> None:
+        """Run our servers in place of *serving*, if the server that starts is in our care."""
+        running = run.starting.get()
+        if running is not None:
+            serving.close()
+            serving = running.serve(releases.make_legacy)
+        self._original.run(serving)
+
+
+class GrpcAio(_StandsFor):
+    """The module ``grpc.aio`` as KServe's gRPC server sees it: its servers are gated."""
+
     def server(self, *args: Any, **kwargs: Any) -> Any:
         """A server for the endpoint in whose context it is made, else grpc's own."""
         made = self._original.server(*args, **kwargs)
@@ -208,12 +216,9 @@ class _Aio(_StandsFor):
         return made if endpoint is None else endpoint.adopt(made)
 
 
-def create_process(original: Any) -> Any:
+class CreateProcess(_StandsFor):
     """The system calls of ``multiprocessing`` on Windows: it passes no creation flags itself."""
-    return _WithGroup(original)
 
-
-class _WithGroup(_StandsFor):
     def CreateProcess(self, *arguments: Any) -> Any:  # noqa: N802  # Windows' name
         """As the system's; a worker of ours gets a process group of its own."""
         given = list(arguments)

@@ -5,14 +5,14 @@ KServe is not imported here.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 
 from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
 
-SUPPORTED = ">=0.13,<0.22"
-"""Releases of KServe that the tests run on."""
+SUPPORTED = ">=0.13,<0.22"  # releases of KServe that the tests run on
 
 
 @hookimpl
@@ -44,14 +44,8 @@ def mlops_ext_doctor_checks() -> Iterable[DoctorCheck]:
     return [DoctorCheck(name="kserve.settings", framework="kserve", run=check_settings)]
 
 
-def _patch(
-    target: str,
-    replacement: str,
-    reason: str,
-    verified_by: str,
-    **more: str,
-) -> Patch:
-    name = replacement.replace("_", "-")
+def _patch(target: str, replacement: str, reason: str, verified_by: str, **more: str) -> Patch:
+    name = re.sub(r"_|(?<=[a-z])(?=[A-Z])", "-", replacement).lower()
     patch = {"id": f"kserve.{name}", "distribution": "kserve", "versions": SUPPORTED, **more}
     return Patch(
         framework="kserve",
@@ -70,26 +64,22 @@ PATCHES = (
         f"{_CLASS}.start", "start",
         "readiness stays true after SIGTERM, and requests are refused, cut off or answered"
         " by models that have stopped",
-        "test_server.py::test_nothing_is_lost",
-    ),
+        "test_server.py::test_nothing_is_lost"),
     _patch(
         f"{_CLASS}.stop", "stop",
         "stop() unloads the models while requests are in flight, and crashes the"
         " interpreter while gRPC starts",
-        "shutdown/test_signals.py::test_bare_server_crashes_on_a_signal_while_it_starts",
-    ),
+        "shutdown/test_signals.py::test_bare_server_crashes_on_a_signal_while_it_starts"),
     _patch(
         f"{_CLASS}.shutdown", "shutdown",
         "a server in a thread or a notebook cannot be ended",
         "test_threads.py::test_a_server_in_a_thread_drains_on_shutdown",
-        expects="nothing",
-    ),
+        expects="nothing"),
     _patch(
         "kserve.model_server:parser", "parser",
         "the parser of a model server refuses --lame_duck_s and --drain_s",
         "test_settings.py::test_argument_then_flag_then_environment_then_file",
-        expects="argparse",
-    ),
+        expects="argparse"),
 )  # fmt: skip
 """What ``mlops_ext.apply`` and ``mlops-ext run`` change for servers of KServe's own class."""
 
@@ -98,44 +88,42 @@ INTERCEPTIONS = (
         f"{_CLASS}.register_signal_handler", "register_signal_handler",
         "KServe's handlers unload models at once, and cannot be set off the main thread",
         "test_threads.py::test_a_server_in_a_thread_drains_on_shutdown",
-        versions=">=0.14.1,<0.22",
-    ),
+        versions=">=0.14.1,<0.22"),
     _patch(
         f"{_CLASS}._serve", "serve",
         "KServe waits for its servers, and knows no drain",
         "test_server.py::test_nothing_is_lost",
-        versions=">=0.15,<0.22",
-    ),
+        versions=">=0.15,<0.22"),
     _patch(
         f"{_CLASS}._servers_task", "serve",
         "KServe waits for its servers, and knows no drain",
         "test_server.py::test_nothing_is_lost",
-        versions="==0.14.1", id="kserve.servers-task",
-    ),
+        versions="==0.14.1", id="kserve.servers-task"),
+    _patch(
+        "kserve.model_server:asyncio", "LegacyAsyncio",
+        "KServe waits for its servers, and knows no drain",
+        "test_server.py::test_nothing_is_lost",
+        versions=">=0.13,<0.14.1", expects="builtins"),
     _patch(
         "uvicorn.server:Server.serve", "uvicorn_serve",
         "uvicorn takes the signals, refuses connections at once and cancels by its own clock",
         "test_server.py::test_nothing_is_lost",
-        distribution="uvicorn", versions=">=0.16",
-    ),
+        distribution="uvicorn", versions=">=0.16"),
     _patch(
-        "kserve.protocol.grpc.server:aio", "grpc_aio",
+        "kserve.protocol.grpc.server:aio", "GrpcAio",
         "gRPC calls are not counted, and readiness stays true",
         "shutdown/test_signals.py::test_readiness_says_no_at_once_and_liveness_yes",
-        expects="builtins",
-    ),
+        expects="builtins"),
     _patch(
         "kserve.protocol.model_repository_extension:ModelRepositoryExtension.unload", "unload",
         "a model that is unloaded is stopped while it answers requests",
-        "test_unload.py::test_requests_in_flight_are_answered_before_a_model_is_unloaded",
-    ),
+        "test_unload.py::test_requests_in_flight_are_answered_before_a_model_is_unloaded"),
     *(
         [_patch(
-            "multiprocessing.popen_spawn_win32:_winapi", "create_process",
+            "multiprocessing.popen_spawn_win32:_winapi", "CreateProcess",
             "a console's events reach the workers, which their parent is to end",
             "shutdown/test_console.py::TestUnderWine::test_workers_start_in_a_group_of_their_own",
-            expects="builtins",
-        )]
+            expects="builtins")]
         if sys.platform == "win32"
         else []
     ),

@@ -2,7 +2,7 @@
 """What differs between KServe's releases: where the servers are made and where they are run.
 
 =============  =====================================================================
-0.13 - 0.14.0  ``start`` makes everything in closures: replaced by `make_legacy`
+0.13 - 0.14.0  ``start`` runs closures that make the servers: `make_legacy` does so for us
 0.14.1         ``start`` awaits ``_servers_task``; the ``workers`` argument has no effect
 0.15 - 0.21    ``start`` awaits ``_serve``; REST workers are spawned processes
 =============  =====================================================================
@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import importlib
 import importlib.metadata
 import inspect
@@ -33,8 +32,7 @@ from kserve_ext.shutdown.drain import Drain
 from mlops_ext.versions import in_range
 
 LEGACY = ">=0.13,<0.14.1"
-BACKLOG = 2048
-"""uvicorn's own default; KServe 0.13 listens with 5 for its workers."""
+BACKLOG = 2048  # uvicorn's own default; KServe 0.13 listens with 5 for its workers
 
 Coroutines = list[Coroutine[Any, Any, Any]]
 
@@ -86,10 +84,8 @@ def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint
 
     def launch(counts: Counts) -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
-        arguments = (
-            rest, upstream.log_config_file, [listening], theirs, drain.settings, counts,
-            INTERCEPTIONS,
-        )  # fmt: skip
+        share = worker_process.Share(pipe=theirs, settings=drain.settings, counts=counts)
+        arguments = (rest, upstream.log_config_file, [listening], share, INTERCEPTIONS)
         process = context.Process(target=worker_process.run_spawned, args=arguments)
         with own_process_group():
             process.start()
@@ -100,7 +96,7 @@ def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint
 
 
 def make_legacy(server: Any, drain: Drain) -> Coroutines:
-    """The same for 0.13 and 0.14.0, whose ``start`` makes the servers itself."""
+    """The same for 0.13 and 0.14.0, in place of what their ``start`` is about to run."""
     upstream = importlib.import_module("kserve.model_server")
     loop = asyncio.get_running_loop()
     handler = server._custom_exception_handler or server.default_exception_handler
@@ -157,7 +153,8 @@ def _forked_workers(
     def launch(counts: Counts) -> tuple[Any, Connection]:
         ours, theirs = context.Pipe()
         foreign = [ours, *(worker.pipe for worker in endpoint.workers)]
-        arguments = (rest, repository, sockets, theirs, drain.settings, counts, foreign)
+        share = worker_process.Share(pipe=theirs, settings=drain.settings, counts=counts)
+        arguments = (rest, repository, sockets, share, foreign)
         process = context.Process(target=worker_process.run_forked, args=arguments)
         process.start()
         theirs.close()
@@ -165,42 +162,3 @@ def _forked_workers(
 
     endpoint = WorkersEndpoint(launch, server.workers, drain, list(sockets))
     return endpoint
-
-
-def register_legacy(server: Any, models: Any) -> None:
-    """What ``start`` of 0.13 and 0.14.0 does before it serves."""
-    upstream = importlib.import_module("kserve.model_server")
-    if isinstance(models, dict):
-        _deploy_on_ray(server, models, upstream)
-    elif isinstance(models, list):
-        _register(server, models, upstream)
-    else:
-        raise RuntimeError("Unknown model collection types")  # noqa: TRY004  # KServe's own error
-    if server.max_asyncio_workers is None:
-        server.max_asyncio_workers = min(32, upstream.utils.cpu_count() + 4)
-    executor = concurrent.futures.ThreadPoolExecutor(max_workers=server.max_asyncio_workers)
-    asyncio.get_event_loop().set_default_executor(executor)
-
-
-def _register(server: Any, models: list[Any], upstream: Any) -> None:
-    kind = getattr(upstream, "BaseKServeModel", None) or upstream.Model
-    only_ready = hasattr(upstream, "NoModelReady")  # 0.14.0
-    for model in models:
-        if not isinstance(model, kind):
-            raise RuntimeError("Model type should be 'BaseKServeModel'")  # noqa: TRY004  # KServe's own error
-        if model.ready or not only_ready:
-            server.register_model(model)
-            model.enable_latency_logging = server.enable_latency_logging
-        if only_ready:
-            model.start()
-    if only_ready and models and not any(model.ready for model in models):
-        raise upstream.NoModelReady(models)
-
-
-def _deploy_on_ray(server: Any, models: dict[str, Any], upstream: Any) -> None:
-    if not all(isinstance(value, upstream.Deployment) for value in models.values()):
-        raise RuntimeError("Model type should be RayServe Deployment")
-    upstream.rayserve.start(detached=True, http_options={"host": "0.0.0.0", "port": 9071})  # noqa: S104  # as KServe does
-    for name, deployment in models.items():
-        deployment.deploy()
-        server.register_model_handle(name, deployment.get_handle())

@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 from kserve_ext import releases
@@ -28,11 +29,12 @@ from mlops_ext.shutdown import Signal
 
 _runs: weakref.WeakKeyDictionary[Any, Run]
 _runs = weakref.WeakKeyDictionary()
+starting: ContextVar[Run | None] = ContextVar("starting", default=None)
+"""The run whose server is being started in this context."""
 
 STOPS = ("kserve.model_server", "kserve_ext.server")
 """Where a ``stop`` is defined that needs no call: KServe's, which our patch wraps, and ours."""
-NOTEBOOK_EXIT_S = 4.5
-"""Jupyter kills a kernel 5 s after it has asked it to end."""
+NOTEBOOK_EXIT_S = 4.5  # Jupyter kills a kernel 5 s after it has asked it to end
 
 Upstream = Callable[[Any, Any], None]
 Hooks = Callable[[], AbstractContextManager[None]]
@@ -66,7 +68,9 @@ class Run:
 
         self.drain.on_not_ready.append(call_own_stop)
         try:
-            await supervise(make(self.server, self.drain), self.drain, self._stop)
+            repository = self.server.registered_models
+            servers = make(self.server, self.drain)
+            await supervise(servers, self.drain, lambda: close_clients(stop_models(repository)))
         finally:
             if self.handlers is not None:
                 self.handlers.leave_loop()
@@ -84,9 +88,6 @@ class Run:
             return
         if inspect.isawaitable(awaitable):
             self._own_stop = asyncio.ensure_future(awaitable)
-
-    async def _stop(self) -> None:
-        await close_clients(stop_models(self.server.registered_models))
 
 
 def run_of(server: Any) -> Run | None:
@@ -129,19 +130,11 @@ def start(
             warnings.warn(message, RuntimeWarning, stacklevel=3)
             upstream(server, models)
             return
-        if _has_running_loop():
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # in asyncio's __all__
             drain = Drain(settings=settings, may_kill=False)
             _start_beside(server, models, upstream, drain, hooks.pop_all())
         else:
             _start_here(server, models, upstream, Drain(settings=settings, may_kill=_is_main()))
-
-
-def _has_running_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def shutdown(server: Any, *, wait: bool = True, timeout_s: float | None = None) -> bool:
@@ -228,22 +221,21 @@ def _at_exit(drain: Drain) -> None:
 
 
 def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> None:
-    handlers = _take_signals(drain) if _is_main() else None
-    if handlers is None:
+    handlers = signals.SignalHandlers(drain) if _is_main() else None
+    if handlers is not None:
+        handlers.open()
+    else:
         log.warning(
             "the server does not run in the main thread: signals are left alone;"
             " call its shutdown() to drain it"
         )
-    run = Run(server, drain, handlers)
-    _runs[server] = run
+    _runs[server] = run = Run(server, drain, handlers)
+    starting.set(run)
     try:
         with _event_loop(), exported(drain), console_events(drain):
-            if releases.is_in(releases.LEGACY):
-                releases.register_legacy(server, models)
-                asyncio.run(run.serve(releases.make_legacy))
-            else:
-                upstream(server, models)
+            upstream(server, models)
     finally:
+        starting.set(None)
         drain.released = True
         drain.drained.set()
         _runs.pop(server, None)
@@ -251,12 +243,6 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
         if handlers is not None:
             handlers.release()
         drain.finished.set()
-
-
-def _take_signals(drain: Drain) -> signals.SignalHandlers:
-    handlers = signals.SignalHandlers(drain)
-    handlers.open()
-    return handlers
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,10 @@ from mlops_ext.errors import SettingsError, UnknownSettingError
 from mlops_ext.settings import Resolved, environment, resolve
 from mlops_ext.shutdown import Limits
 
-SECTION = "kserve"
-"""Table ``[tool.mlops-ext.kserve]``, variables ``MLOPS_EXT_KSERVE_...``."""
+SECTION = "kserve"  # table ``[tool.mlops-ext.kserve]``, variables ``MLOPS_EXT_KSERVE_...``
 
-QUEUE_PROXY_QUIET_S = 0.5
-"""quiet_s behind Knative's queue-proxy, unless it is set."""
+KUBERNETES_GRACE_S = 30  # its default terminationGracePeriodSeconds
+QUEUE_PROXY_QUIET_S = 0.5  # quiet_s behind Knative's queue-proxy, unless it is set
 SecondSignal = Literal["auto", "end", "ignore"]
 
 
@@ -121,12 +121,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     are left to the user's own parser, which has KServe's as its parent.
     """
     known = {option for action in parser._actions for option in action.option_strings}  # noqa: SLF001  # argparse has no look-up
-    defaults = KServeSettings()
+    defaults, helps = KServeSettings(), _help()
     for name in NAMES:
         flag = flag_of(name)
         if flag in known:
             continue
-        text = f"{_HELP[name]} (mlops-ext; default {getattr(defaults, name)})."
+        text = f"{helps.get(name, name)} (mlops-ext; default {getattr(defaults, name)})."
         names = (flag, f"--{flag[2:].replace('_', '-')}")
         if name in _TIMES:
             parser.add_argument(*names, dest=flag[2:], type=float, help=text)
@@ -139,15 +139,7 @@ def flag_of(name: str) -> str:
     return f"--{name}" if name in {"lame_duck_s", "drain_s"} else f"--mlops_ext_{name}"
 
 
-_HELP = {
-    "lame_duck_s": "Seconds of normal service after readiness says no",
-    "drain_s": "Seconds for requests in flight after that",
-    "refuse_s": "Seconds for the answers to refused requests",
-    "stop_s": "Seconds for models and engines to stop",
-    "abort_s": "Seconds, besides stop_s, for a server that is starting",
-    "quiet_s": "Seconds without a request that end the lame duck early; 0: never",
-    "second_signal": "Whether a second signal ends the server at once",
-    "worker_timeout_s": "Seconds until a worker that does nothing is replaced; 0: never",
-    "keep_alive_s": "Seconds that KServe before 0.18 keeps idle connections; 0: uvicorn's 5",
-    "unload_s": "Seconds that an unloaded model has for its requests; 0: none",
-}
+def _help() -> dict[str, str]:
+    """What the docstring of `KServeSettings` says of each setting, in its first sentence."""
+    text = " ".join((KServeSettings.__doc__ or "").split())
+    return dict(re.findall(rf"\b({'|'.join(NAMES)}): (.*?)\. ", text))

@@ -24,8 +24,7 @@ READINESS = re.compile(
 """Paths that answer "may I get traffic": KServe's own probes and its clients ask there."""
 ASIDE = ("/metrics", "/v2/repository/")
 """Paths of scrapes and of model management: no requests to a model, so they are not counted."""
-RETRY_AFTER_S = 1
-"""What a refused client is told to wait: another replica answers at once."""
+RETRY_AFTER_S = 1  # what a refused client is told to wait: another replica answers at once
 CLOSE = (b"connection", b"close")
 CUT_OFF = "the server shut down before the request was done"
 

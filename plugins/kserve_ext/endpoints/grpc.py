@@ -20,8 +20,7 @@ MANAGEMENT = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 SERVICE = b"inference.GRPCInferenceService"
 WATCH_S = 0.1
 """How often the status of a watched service is looked at: its clients act within seconds."""
-LONGEST_START_S = 0.5
-"""How long a stop waits for a start in progress: it takes a few milliseconds."""
+LONGEST_START_S = 0.5  # how long a stop waits for a start in progress: it takes a few milliseconds
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,17 +26,23 @@ from mlops_ext.patching import Patch, PatchSet
 
 ORPHAN_S = 1.2
 """What a worker whose parent was killed gets: requests in flight end within two seconds."""
-POLL_S = 0.25
-"""How often a worker looks whether its parent is still the same."""
+POLL_S = 0.25  # how often a worker looks whether its parent is still the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a worker gets of its parent: an end of their pipe, its settings, where to count."""
+
+    pipe: Connection
+    settings: KServeSettings
+    counts: Counts
 
 
 def run_spawned(
     rest_server: Any,
     log_config_file: str | None,
     sockets: list[Any],
-    pipe: Connection,
-    settings: KServeSettings,
-    counts: Counts,
+    share: Share,
     interceptions: tuple[Patch, ...],
 ) -> None:
     """KServe 0.15 and later: serve *rest_server*, a ``RESTServer``, on the parent's sockets."""
@@ -45,17 +52,11 @@ def run_spawned(
     logging.configure_logging(log_config_file)
     server = rest_server._server  # noqa: SLF001  # KServe has no other way to it
     repository = rest_server.dataplane.model_registry
-    _serve(server, repository, pipe, settings, counts, lambda: rest_server.run(sockets=sockets))
+    _serve(server, repository, share, lambda: rest_server.run(sockets=sockets))
 
 
 def run_forked(
-    rest_server: Any,
-    repository: Any,
-    sockets: list[Any],
-    pipe: Connection,
-    settings: KServeSettings,
-    counts: Counts,
-    foreign: list[Connection],
+    rest_server: Any, repository: Any, sockets: list[Any], share: Share, foreign: list[Connection]
 ) -> None:
     """KServe 0.13: serve *rest_server*, a ``UvicornServer``, on the parent's sockets."""
     for other in foreign:  # the parent's ends: while we hold them nobody sees that it is gone
@@ -67,27 +68,13 @@ def run_forked(
     import uvicorn
 
     server = uvicorn.Server(config=rest_server.cfg)
-    _serve(
-        server,
-        repository,
-        pipe,
-        settings,
-        counts,
-        lambda: asyncio.run(server.serve(sockets=sockets)),
-    )
+    _serve(server, repository, share, lambda: asyncio.run(server.serve(sockets=sockets)))
 
 
-def _serve(
-    server: Any,
-    repository: Any,
-    pipe: Connection,
-    settings: KServeSettings,
-    counts: Counts,
-    run: Callable[[], None],
-) -> None:
+def _serve(server: Any, repository: Any, share: Share, run: Callable[[], None]) -> None:
     """Run one REST server; *run* must call ``server.serve``."""
-    drain = Drain(settings=settings)
-    drain.counts = counts
+    drain, pipe = Drain(settings=share.settings), share.pipe
+    drain.counts = share.counts
     care_for(repository, drain)
     handlers = signals.SignalHandlers(drain)
     handlers.open()
@@ -101,12 +88,9 @@ def _serve(
     threading.Thread(target=_listen, args=(pipe, drain), daemon=True).start()
     drain.on_up.append(lambda: pipe.send((READY,)))
 
-    async def stop() -> None:
-        await close_clients(stop_models(repository))
-
     async def supervised(serving: Awaitable[None]) -> None:
         handlers.enter_loop()
-        await supervise([serving], drain, stop)
+        await supervise([serving], drain, lambda: close_clients(stop_models(repository)))
         handlers.leave_loop()
 
     drain.endpoints.append(RestEndpoint(server, drain, supervised))

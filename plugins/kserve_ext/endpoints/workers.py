@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
-import signal
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from kserve_ext.shutdown.counts import Counts, shared
 from kserve_ext.shutdown.drain import Drain, log
@@ -24,14 +23,10 @@ from mlops_ext.shutdown import Phase, Signal
 
 READY, FAILED, PING, DRAIN = "ready", "failed", "ping", "drain"
 
-POLL_S = 0.1
-"""How often the workers are looked at: a dead one is replaced within this time."""
-PING_S = 1.0
-"""How often a worker is asked for a sign of life."""
-BOOT_S = 0.3
-"""How long a worker that does not serve yet may take to end by itself."""
-BUSY_SHARE = 0.01
-"""CPU time, as a share of the time, from which a silent worker counts as busy."""
+POLL_S = 0.1  # how often the workers are looked at: a dead one is replaced within this time
+PING_S = 1.0  # how often a worker is asked for a sign of life
+BOOT_S = 0.3  # how long a worker that does not serve yet may take to end by itself
+BUSY_SHARE = 0.01  # CPU time, as a share of the time, from which a silent worker counts as busy
 MOST_FAILURES = 5
 """Starts in a row that may fail: a fault of the moment is over by then (15 s), another stays."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 8.0
@@ -40,21 +35,9 @@ KILL_MARGIN_S = 0.2
 """What is left of the last deadline once workers that have not ended are killed."""
 
 
-class _Process(Protocol):
-    """What is used of ``multiprocessing.Process``."""
-
-    pid: int | None
-    exitcode: int | None
-
-    def start(self) -> None: ...
-    def is_alive(self) -> bool: ...
-    def kill(self) -> None: ...
-    def join(self, timeout: float | None = None) -> None: ...
-
-
 @dataclass(slots=True)
 class _Worker:
-    process: _Process
+    process: BaseProcess
     pipe: Connection
     ready: bool = False
     failure: str = ""
@@ -191,11 +174,8 @@ class WorkersEndpoint:
             return
         hung = self._is_hung(worker, now)
         if worker.process.is_alive() and not hung:
-            if (
-                worker.ready
-                and worker.answered_at >= worker.asked_at
-                and (now - worker.asked_at > PING_S)
-            ):
+            is_due = now - worker.asked_at > PING_S
+            if worker.ready and is_due and worker.answered_at >= worker.asked_at:
                 worker.asked_at, worker.cpu_s = now, cpu_s(worker.process.pid)
                 worker.notify(PING)
             return
@@ -248,11 +228,7 @@ class WorkersEndpoint:
 
     def _kill_all(self) -> None:
         for worker in self.workers:
-            if worker.process.pid is not None and worker.process.is_alive():
-                if os.name == "posix":
-                    os.kill(worker.process.pid, signal.SIGKILL)
-                else:
-                    worker.process.kill()
+            worker.process.kill()
 
 
 def cpu_s(pid: int | None) -> float:

@@ -18,15 +18,12 @@ from typing import Any
 from kserve_ext.shutdown.drain import Drain
 
 CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN = 2, 5, 6
-SYSTEM_LIMIT_S = 5.0
-"""What Windows gives a handler (HungAppTimeout and WaitToKillAppTimeout)."""
-MARGIN_S = 0.5
-"""What is left of it for the end of the process."""
+SYSTEM_LIMIT_S = 5.0  # what Windows gives a handler (HungAppTimeout and WaitToKillAppTimeout)
+MARGIN_S = 0.5  # what is left of it for the end of the process
 NEW_PROCESS_GROUP = 0x00000200
 """CREATE_NEW_PROCESS_GROUP: events for our group do not reach the workers."""
 
-SIGBREAK = 21
-"""Its number on Windows; named here because other systems have no name for it."""
+SIGBREAK = 21  # its number on Windows; named here because other systems have no name for it
 
 _thread = threading.local()
 

@@ -26,8 +26,7 @@ from mlops_ext.shutdown import Event, Limits, Phase, Shutdown, Signal, Started, 
 # A child of KServe's logger: its handlers and level hold for these lines too.
 log = logging.getLogger("kserve.graceful")
 
-POLL_S = 0.02
-"""How often requests in flight are counted while draining: small against any request."""
+POLL_S = 0.02  # how often requests in flight are counted while draining: small against any request
 
 
 def describe(error: BaseException) -> str:
@@ -46,30 +45,24 @@ class Endpoint(Protocol):
     @property
     def started(self) -> bool:
         """Whether it accepts requests."""
-        ...
 
     def arrivals(self) -> int:
         """Requests seen since the start, probes included."""
-        ...
 
     def waiting(self) -> int:
         """Connections and calls that the kernel or gRPC has accepted and nobody has seen yet."""
-        ...
 
     def requests(self) -> Collection[asyncio.Task[Any]]:
         """The tasks that answer requests now."""
-        ...
 
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
-        ...
 
     async def close(self) -> None:
         """Stop accepting; return at once."""
 
     def refuse(self) -> int:
         """Answer what is in flight with an error; the number of requests."""
-        ...
 
     async def finish(self) -> None:
         """Let the server's own coroutine end."""

@@ -17,8 +17,7 @@ An overloaded server needs seconds to take in what gRPC holds, and gRPC cancels 
 
 ENOUGH_LOOKS = 2
 """Looks in a row that must find nothing: what has just been accepted shows at the second."""
-POLL_S = 0.005
-"""How often a server that is starting or about to close is looked at."""
+POLL_S = 0.005  # how often a server that is starting or about to close is looked at
 FLUSH_S = 0.25
 """Time for the servers' own coroutines to end when all is stopped; an engine's may never."""
 

@@ -33,8 +33,7 @@ from mlops_ext.settings import environment
 
 FROM_PYTHON = 0x80
 """Added to the number that the Python handler writes; signal numbers are below 65."""
-LONGEST_WAIT_S = 3600.0
-"""Upper bound for one wait of the thread; selectors take no infinity."""
+LONGEST_WAIT_S = 3600.0  # upper bound for one wait of the thread; selectors take no infinity
 SIGHUP = getattr(signal, "SIGHUP", None)
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 import pytest
 
-from kserve_ext.manifest import manifest
 from kserve_ext.settings import NAMES, KServeSettings, flag_of, load
 from mlops_ext.errors import SettingsError
 
@@ -227,48 +226,6 @@ def test_settings_are_shown_with_their_sources(tmp_path):
     document = json.loads(command("settings", "--json", folder=tmp_path).stdout)
     assert document["values"] == {**asdict(KServeSettings()), "drain_s": 60.0}
     assert document["sources"]["drain_s"] == str(tmp_path / "pyproject.toml")
-
-
-def test_the_manifest_fits_the_settings(tmp_path):
-    import yaml
-
-    done = command("manifest", "--drain-s", "60", "--name", "iris", folder=tmp_path)
-    document = yaml.safe_load(done.stdout)
-    predictor = document["spec"]["predictor"]
-    container = predictor["containers"][0]
-    assert document["metadata"]["name"] == "iris"
-    assert predictor["terminationGracePeriodSeconds"] > 60 + 5 + 8
-    assert {e["name"]: e["value"] for e in container["env"]} == {
-        "MLOPS_EXT_KSERVE_LAME_DUCK_S": "5", "MLOPS_EXT_KSERVE_DRAIN_S": "60",
-        "MLOPS_EXT_KSERVE_STOP_S": "8",
-    }  # fmt: skip
-    readiness = container["readinessProbe"]
-    assert readiness["periodSeconds"] * readiness["failureThreshold"] <= 5
-
-
-@pytest.mark.parametrize("name", ["yes", "1", "a: b # c", "'", '"'])
-@pytest.mark.parametrize("mode", ["standard", "serverless"])
-@pytest.mark.parametrize("lame_duck_s", [0.0, 1.0, 4.0, 30.0])
-def test_a_manifest_is_valid_and_true_whatever_it_is_for(name, mode, lame_duck_s):
-    import yaml
-
-    settings = KServeSettings(lame_duck_s=lame_duck_s)
-    text = manifest(settings, name=name, image=name, mode=mode)
-    document = yaml.safe_load(text)
-    predictor = document["spec"]["predictor"]
-    container = predictor["containers"][0]
-    assert (document["metadata"]["name"], container["image"]) == (name, name)
-    environment = {each["name"]: each["value"] for each in container["env"]}
-    lame_duck = 0.0 if mode == "serverless" else lame_duck_s
-    assert float(environment["MLOPS_EXT_KSERVE_LAME_DUCK_S"]) == lame_duck
-    total_s = KServeSettings(lame_duck_s=lame_duck).limits.total_s
-    key = "timeout" if mode == "serverless" else "terminationGracePeriodSeconds"
-    assert predictor[key] >= max(30, total_s)
-    assert ("terminationGracePeriodSeconds" in predictor) == (mode == "standard")
-    readiness = container["readinessProbe"]
-    noticed_s = readiness["periodSeconds"] * readiness["failureThreshold"]
-    assert readiness["failureThreshold"] <= 3
-    assert ("who only looks at readiness" in text) == (noticed_s <= lame_duck)
 
 
 def test_a_bad_value_is_one_line(tmp_path):

@@ -79,7 +79,7 @@ def test_one_server_starts_again_after_its_end_and_never_while_it_runs(tmp_path)
         import asyncio
         from kserve import Model
         from kserve_ext import GracefulModelServer
-        from kserve_ext.demo.load import get
+        from tests.support.servers.load import get
 
         def model():
             made = Model("m")

@@ -91,7 +91,7 @@ def test_start_works_in_a_notebook_and_twice(tmp_path):
         before = signal.getsignal(signal.SIGTERM)
         from kserve import Model
         from kserve_ext import GracefulModelServer
-        from kserve_ext.demo.load import get
+        from tests.support.servers.load import get
 
         class Twice(Model):
             async def predict(self, payload, headers=None):

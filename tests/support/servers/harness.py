@@ -15,8 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from packaging.version import Version
-
-from kserve_ext.demo.load import KINDS, Client, Load, get
+from tests.support.servers.load import KINDS, Client, Load, get
 
 SCRIPT = Path(__file__).with_name("model_server.py")
 KSERVE = Version(version("kserve"))

@@ -1,7 +1,6 @@
 """An open-loop load generator for model servers: REST v1, v2 and gRPC, kept and new connections.
 
-Requests leave at their time whether or not earlier ones were answered. Used by the demo, the
-tests and the benchmark.
+Requests leave at their time whether or not earlier ones were answered.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Client:
         path, document = _rest_request(protocol, self.model, self.instance)
         url = f"http://127.0.0.1:{self.http_port}{path}"
         answer = await self._rest_clients[kept].post(url, json=document)
-        if answer.status_code != 200:  # noqa: PLR2004  # HTTP's own number
+        if answer.status_code != 200:  # HTTP's own number
             raise RuntimeError(f"HTTP {answer.status_code}")
         found = answer.json()
         return int(found["predictions"][0] if protocol == "v1" else found["outputs"][0]["data"][0])
@@ -145,7 +144,7 @@ class Load:
         try:
             number = await asyncio.wait_for(self.client.ask(kind), TIMEOUT_S)
             outcome = "stopped" if number == STOPPED else "ok"
-        except Exception as error:  # noqa: BLE001  # each failure of a request is a datum here
+        except Exception as error:  # each failure of a request is a datum here
             outcome, detail = "lost", _describe(error)
         took = time.monotonic() - due
         self.answers.append(
@@ -177,7 +176,7 @@ def _client(*, kept: bool) -> httpx.AsyncClient:
         headers=headers,
         timeout=TIMEOUT_S,
         trust_env=False,
-        verify=False,  # noqa: S501
+        verify=False,
     )
 
 
