@@ -2,10 +2,13 @@
 
     python benchmarks/kserve_shutdown.py [--json] [--quick]
 
-Each restart sends open-loop load (REST v1, v2 and gRPC, kept and new connections, 150 requests a
-second) that leaves 2 s after SIGTERM. Throughput and p99 are taken without signals, closed loop,
-bare and patched alternating, with fresh processes three times; the ratio is the median of the
-rounds. A second bare server is the control: its ratio is what the same code differs by.
+The ways are bare KServe, bare KServe behind Kubernetes' hook ``preStop: sleep 5`` (the signal comes
+5 s after the pod is deleted), and the patch. Each restart sends open-loop load (REST v1, v2 and
+gRPC, kept and new connections, 150 requests a second) that leaves 2 s after the pod is deleted; the
+long requests take 8 s each, 10 a second. Signals to a server that starts come 20 to 60 ms after
+start(). Throughput and p99 are taken without signals, closed loop, bare and patched alternating,
+with fresh processes three times; the ratio is the median of the rounds. A second bare server is the
+control: its ratio is what the same code differs by.
 """
 
 import argparse
@@ -26,35 +29,55 @@ from rich.console import Console
 from rich.table import Table
 from tests.support.servers.harness import HAS_WORKERS, Server, rolling_restart
 
-WAYS = ("bare", "patch")
+WAYS = ("bare", "preStop", "patch")
+PRE_STOP_S = 5.0
+LONG_S = 8.0
 CONCURRENCY = 16
 SIDES = {"bare": "bare", "patch": "patch", "control": "bare"}
 """What throughput compares, and how each is served."""
+SERVED = SIDES | {"preStop": "bare"}
 
 
-async def restart(folder, way, workers, model):
-    with Server(folder, way=way, workers=workers) as server:
+async def restart(folder, way, workers, model, long):
+    load_of = {"rate": 10, "before": 20, "instance": LONG_S} if long else {}
+    hook = {"pre_stop_s": PRE_STOP_S} if way == "preStop" else {}
+    with Server(folder, way=SERVED[way], workers=workers) as server:
         await server.up()
-        load, probes = await rolling_restart(server, model=model)
-        status = await server.ended(timeout=30)
+        load, probes = await rolling_restart(server, model=model, **load_of, **hook)
+        status = await server.ended(timeout=40)
         count = load.count()
         return {
             "sent": len(load.answers),
             "lost": count["lost"],
             "stopped": count["stopped"],
             "never_unready": not any(probe[0] == 503 for probe in probes),
-            "exit_s": round(server.seconds, 2) if status is not None else None,
+            # From the deletion of the pod, as those who wait for a rollout count.
+            "exit_s": round(server.seconds + hook.get("pre_stop_s", 0.0), 2)
+            if status is not None
+            else None,
             "status": status,
         }
 
 
-def run_restart(folder, way, workers, model):
+def run_restart(folder, way, workers, model, long):
     """As `restart`; a server that does not come up (bare KServe replaces workers that boot slowly)
     is a row of its own, not the end of the benchmark."""
     try:
-        return asyncio.run(restart(folder, way, workers, model))
+        return asyncio.run(restart(folder, way, workers, model, long))
     except AssertionError as error:
         return {"failed": str(error).partition("\n")[0]}
+
+
+def starts(folder, way, number):
+    """How servers ended that got a signal while they started: their exit statuses."""
+    statuses = []
+    for delay in range(number):
+        with Server(folder, way=SERVED[way]) as server:
+            server.wait_for("start")
+            time.sleep(0.02 + 0.04 * delay / max(1, number - 1))
+            server.signal()
+            statuses.append(server.wait())
+    return statuses
 
 
 def cpu_s(server):
@@ -128,7 +151,7 @@ async def throughput(folder, kind, rounds, seconds):
     def ratio(side, at):
         return round(statistics.median(t[side][at] / t["bare"][at] for t in taken), 4)
 
-    rate = {side: round(statistics.median(t[side][0] for t in taken)) for side in WAYS}
+    rate = {side: round(statistics.median(t[side][0] for t in taken)) for side in ("bare", "patch")}
     names = ("throughput", "p99", "cpu")
     return {
         "bare_per_s": rate["bare"],
@@ -141,20 +164,24 @@ async def throughput(folder, kind, rounds, seconds):
 
 def measure(quick):
     rounds = 1 if quick else 3
-    cells = [(w, m) for w in (1, 2) for m in ("m", "c") if w == 1 or HAS_WORKERS]
+    cells = [(w, m, False) for w in (1, 2) for m in ("m", "c") if w == 1 or HAS_WORKERS]
+    cells += [(w, "m", True) for w in (1, 2) if w == 1 or HAS_WORKERS]
     result = {
         "kserve": version("kserve"),
         "cores": os.cpu_count(),
         "restarts": [],
+        "starts": {},
         "throughput": {},
     }
     with tempfile.TemporaryDirectory() as name:
-        for workers, model in cells[:1] if quick else cells:
+        for workers, model, long in [cells[0], cells[-1]] if quick else cells:
             for way in WAYS:
-                runs = [run_restart(Path(name), way, workers, model) for _ in range(rounds)]
-                kind = {"m": "async", "c": "CPU-bound"}[model]
+                runs = [run_restart(Path(name), way, workers, model, long) for _ in range(rounds)]
+                kind = f"{LONG_S:.0f} s" if long else {"m": "async", "c": "CPU-bound"}[model]
                 row = {"way": way, "workers": workers, "model": kind, "runs": runs}
                 result["restarts"].append(row)
+        for way in ("bare", "patch"):
+            result["starts"][way] = starts(Path(name), way, 3 if quick else 20)
         for kind in ("v1-kept", "grpc-kept"):
             amount = (2, 0.5) if quick else (10, 1.0)
             result["throughput"][kind] = asyncio.run(throughput(Path(name), kind, *amount))
@@ -176,6 +203,9 @@ def show(result):
         ended = f"{statistics.median(exits):.1f} s" if exits else "never (30 s)"
         table.add_row(row["way"], str(row["workers"]), row["model"], *cells, ended)
     console.print(table)
+    for way, statuses in result["starts"].items():
+        crashed = sum(status < 0 for status in statuses)
+        console.print(f"{way}: {crashed} of {len(statuses)} crashed on a signal while they started")
     for kind, row in result["throughput"].items():
         console.print(
             f"{kind}: {row['bare_per_s']} -> {row['patch_per_s']} requests/s,"

@@ -18,6 +18,8 @@ from rich.console import Console
 
 from clearml_ext.topology.file import read_topology
 from clearml_ext.topology.svg import draw as draw_topology
+from kserve_ext.manifest import PROBE_PERIOD_S, grace_s
+from kserve_ext.settings import KServeSettings
 from mlops_ext.cli.demo import draw_results
 from mlops_ext.memory import (
     Attempt,
@@ -135,6 +137,46 @@ def kserve(path):
         picture.text(at(seconds), 24, name, anchor="middle")
     for seconds in range(int(end) + 1):
         picture.text(at(seconds), 240, f"{seconds} s", anchor="middle", colour=GREY)
+    picture.write(path)
+
+
+def kubernetes(path):
+    """A pod's end at its longest: what each part of the cluster does after the pod is deleted."""
+    settings = KServeSettings()
+    due = played_shutdown(answered_s=settings.drain_s + settings.lame_duck_s + 1)
+    closed, refused, stopped = due[Step.CLOSE], due[Step.REFUSE], due[Step.STOP]
+    ended, grace = stopped + settings.stop_s, grace_s(settings)
+    left_edge, scale = 150, 18.5
+    picture = Picture(760, 322, "The end of a pod on Kubernetes, at its longest")
+
+    def at(seconds):
+        return left_edge + scale * seconds
+
+    def bar(row, start, stop, fill, *lines):
+        picture.box(at(start), 40 + 36 * row, scale * (stop - start), 28, fill, *lines)
+
+    names = ["kubelet", "endpoints", "gateways, proxies", "readiness probe", "server",
+             "new requests", "in flight"]  # fmt: skip
+    for row, name in enumerate(names):
+        picture.text(12, 59 + 36 * row, name)
+    failures = int(settings.lame_duck_s // PROBE_PERIOD_S)
+    bar(0, 0, grace, PALE, f"terminationGracePeriodSeconds {grace}, then SIGKILL")
+    bar(1, 0, grace, RED, "removed when the pod is deleted")
+    bar(2, 0, 3, ORANGE, "1-3 s")
+    bar(2, 3, grace, PALE, "no new requests for this pod")
+    bar(3, 0, failures * PROBE_PERIOD_S, ORANGE, f"{failures} x 503")
+    bar(3, failures * PROBE_PERIOD_S, grace, RED, "not ready, for who only probes")
+    bar(4, 0, closed, ORANGE, "lame duck")
+    bar(4, closed, refused, BLUE, "drain")
+    bar(4, stopped, ended, GREEN, "models stop")
+    bar(5, 0, closed, GREEN, "answered")
+    bar(5, closed, grace, PALE, "not accepted")
+    bar(6, 0, refused, GREEN, "answered")
+    bar(6, refused, ended, RED, "503, UNAVAILABLE")
+    picture.line([(at(0), 30), (at(0), 296)], dashed=True)
+    picture.text(at(0), 24, "deleted, SIGTERM", anchor="middle")
+    for seconds in range(0, grace + 1, 5):
+        picture.text(at(seconds), 312, f"{seconds} s", anchor="middle", colour=GREY)
     picture.write(path)
 
 
@@ -288,6 +330,7 @@ PICTURES = {
     "clearml-deadlock.svg": clearml("classic-deadlock"),
     "clearml-separate-queues.svg": clearml("separate-queues"),
     "joblib-name.svg": joblib,
+    "kserve-kubernetes.svg": kubernetes,
     "kserve-shutdown.svg": kserve,
     "zenml-memory.svg": zenml,
 }

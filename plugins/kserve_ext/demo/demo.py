@@ -23,7 +23,7 @@ BEFORE_S, AFTER_S = 1.0, 2.0
 """Load before the signal, and after it: the time that endpoints take to leave a balancer."""
 LAME_DUCK_S = 2.5  # longer than AFTER_S, shorter than the default to keep the demo short
 BOOT_S, EXIT_S = 90.0, 20.0
-REQUESTS = {
+REQUESTS: dict[str, dict[str, object]] = {
     "/v1/models/m:predict": {"instances": [0.0]},
     "/v2/models/m/infer": {
         "inputs": [{"name": "i", "shape": [1], "datatype": "FP64", "data": [0.0]}]

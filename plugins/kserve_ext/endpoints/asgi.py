@@ -46,8 +46,8 @@ class LameDuck:
         """Serve one request."""
         drain = self.drain
         if scope["type"] != "http" or scope["path"].startswith(ASIDE):
-            with drain.bystander():
-                await self.app(scope, receive, send)
+            drain.bystanders.add(asyncio.current_task())
+            await self.app(scope, receive, send)
             return
         answer = _Answer(send, drain, scope)
         if drain.ending and _asks_readiness(scope):

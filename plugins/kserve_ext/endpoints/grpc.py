@@ -154,11 +154,10 @@ class GrpcEndpoint:
             self._taken += 1
             self.seen += 1
             counts.add(IN_FLIGHT, is_request)
+            if not is_request:
+                drain.bystanders.add(task)
             try:
-                if is_request:
-                    return await inner(request, context)
-                with drain.bystander():
-                    return await inner(request, context)
+                return await inner(request, context)
             except asyncio.CancelledError:
                 column = LOST
                 if not drain.refusing:

@@ -13,8 +13,9 @@ import math
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -45,24 +46,30 @@ class Endpoint(Protocol):
     @property
     def started(self) -> bool:
         """Whether it accepts requests."""
+        ...
 
     def arrivals(self) -> int:
         """Requests seen since the start, probes included."""
+        ...
 
     def waiting(self) -> int:
         """Connections and calls that the kernel or gRPC has accepted and nobody has seen yet."""
+        ...
 
     def requests(self) -> Collection[asyncio.Task[Any]]:
         """The tasks that answer requests now."""
+        ...
 
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
+        ...
 
     async def close(self) -> None:
         """Stop accepting; return at once."""
 
     def refuse(self) -> int:
         """Answer what is in flight with an error; the number of requests."""
+        ...
 
     async def finish(self) -> None:
         """Let the server's own coroutine end."""
@@ -99,7 +106,7 @@ class Drain:
         self.ending = False
         self.refusing = False
         self.counts = Counts()
-        self.bystanders: set[asyncio.Task[Any] | None] = set()
+        self.bystanders: weakref.WeakSet[Any] = weakref.WeakSet()
         self.endpoints: list[Endpoint] = []
         self.drained, self.finished = threading.Event(), threading.Event()
         self.released = False
@@ -152,16 +159,6 @@ class Drain:
                 notify(event)
         if Step.KILL in moved.steps:
             self._kill()
-
-    @contextlib.contextmanager
-    def bystander(self) -> Iterator[None]:
-        """Count the current task among the `bystanders`."""
-        task = asyncio.current_task()
-        self.bystanders.add(task)
-        try:
-            yield
-        finally:
-            self.bystanders.discard(task)
 
     def in_flight(self) -> int:
         """Requests in flight in all endpoints."""

@@ -39,7 +39,7 @@ async def unload(repository: Any, name: str, upstream: Callable[[], Awaitable[No
     model = models.pop(name)
     try:
         requests = {task for each in drain.endpoints for task in each.requests()}
-        requests -= drain.bystanders
+        requests.difference_update(drain.bystanders)
         late = (await asyncio.wait(requests, timeout=limit_s))[1] if requests else ()
         if late:
             log.warning("unload: %d requests in flight after %.1f s", len(late), limit_s)

@@ -2,10 +2,14 @@
 
 import asyncio
 import inspect
+import json
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -112,6 +116,74 @@ def test_start_works_in_a_notebook_and_twice(tmp_path):
     )
     assert said(done) == ["200", "True"] * 2, done.stderr[-2000:]
     assert done.returncode == 0
+
+
+CELL = """
+from kserve import Model
+from kserve_ext import GracefulModelServer
+
+class Slow(Model):
+    async def predict(self, payload, headers=None):
+        import asyncio
+        await asyncio.sleep(payload["instances"][0])
+        return payload
+
+model = Slow("m")
+model.load()
+server = GracefulModelServer(http_port={http_port}, enable_grpc=False)
+server.start([model])
+print("serves")
+"""
+
+
+def test_a_jupyter_kernel_that_is_shut_down_drains_its_server_and_ends(tmp_path):
+    """Jupyter asks a kernel to end, and kills it after 5 s."""
+    from jupyter_client.manager import KernelManager
+
+    http_port, _ = free_ports()
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=tmp_path)
+    client = manager.client()
+    try:
+        client.start_channels()
+        client.wait_for_ready(timeout=120)
+        said = []
+        reply = client.execute_interactive(
+            CELL.format(http_port=http_port),
+            timeout=120,
+            output_hook=lambda message: said.append(message["content"].get("text", "")),
+        )
+        assert reply["content"]["status"] == "ok", said
+        assert "serves" in "".join(said)
+        call = threading.Thread(target=lambda: said.append(ask(http_port, 1.5)))
+        call.start()
+        while b"kserve_ext_in_flight 1" not in metrics(http_port):
+            time.sleep(0.05)
+        provider = manager.provisioner
+        client.shutdown()
+        manager.finish_shutdown(waittime=60)
+        call.join()
+        assert said[-1] == b'{"instances":[1.5]}'
+        assert provider.process is None or provider.process.poll() == 0
+    finally:
+        client.stop_channels()
+        if manager.is_alive():
+            manager.shutdown_kernel(now=True)
+
+
+def ask(port, seconds):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/models/m:predict",
+        data=json.dumps({"instances": [seconds]}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read()
+
+
+def metrics(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        return answer.read()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -175,28 +176,33 @@ def is_running(pid):
 
 
 async def rolling_restart(
-    server, *, model="m", rate=150, before=255, after_s=2.0, number=signal.SIGTERM, kinds=KINDS
-):
-    """Load that leaves *after_s* after the signal, which comes when *before* requests were sent.
+    server, *, model="m", rate=150, before=255, after_s=2.0, number=signal.SIGTERM, kinds=KINDS,
+    pre_stop_s=0.0, instance=0.0,
+):  # fmt: skip
+    """Load that leaves *after_s* after its pod is deleted, when *before* requests were sent.
 
-    Returns the load, and what readiness said meanwhile.
+    The signal comes *pre_stop_s* later than that, as after a hook that sleeps. Returns the load, and
+    what readiness said meanwhile.
     """
-    client = server.client(model=model)
+    client = server.client(model=model, instance=instance)
     load = Load(client, rate, kinds)
-    probes = []
+    probes, leaves_at = [], math.inf
 
     async def restart():
+        nonlocal leaves_at
         while load.sent < before:  # noqa: ASYNC110  # the load has no event for it
             await asyncio.sleep(0.01)
-        server.signal(number)
-        while time.monotonic() < server.signalled_at + after_s:
+        deleted_at = time.monotonic()
+        leaves_at = deleted_at + after_s
+        while (now := time.monotonic()) < max(leaves_at, deleted_at + pre_stop_s):
+            if now >= deleted_at + pre_stop_s and server.signalled_at is None:
+                server.signal(number)
             await asyncio.sleep(0.1)
             probes.append(await probe(server))
+        if server.signalled_at is None:
+            server.signal(number)
 
-    def left():
-        return server.signalled_at is not None and time.monotonic() > server.signalled_at + after_s
-
-    await asyncio.gather(restart(), load.run(left))
+    await asyncio.gather(restart(), load.run(lambda: time.monotonic() > leaves_at))
     await client.close()
     return load, probes
 

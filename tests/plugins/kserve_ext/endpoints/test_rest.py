@@ -6,9 +6,12 @@ import socket
 
 import pytest
 import uvicorn
+from tests.support.servers.harness import KSERVE, Server, Version
 
+from kserve_ext.endpoints import rest
 from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.plugin import INTERCEPTIONS
+from kserve_ext.settings import KServeSettings
 from kserve_ext.shutdown.counts import IN_FLIGHT, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain
 from kserve_ext.shutdown.driver import _close
@@ -18,9 +21,9 @@ pytestmark = pytest.mark.timeout(60)
 
 
 @contextlib.asynccontextmanager
-async def serving(drain, app, http="auto"):
+async def serving(drain, app, http="auto", **options):
     """A uvicorn of this process in the care of *drain*: its endpoint and a connection to it."""
-    config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="critical")
+    config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="critical", **options)
     server = uvicorn.Server(config)
     endpoint = RestEndpoint(server, drain)
     (patch,) = (each for each in INTERCEPTIONS if each.id == "kserve.uvicorn-serve")
@@ -156,3 +159,41 @@ def test_an_upload_that_the_application_does_not_read_holds_nobody_up():
             answered.set()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(Version("0.18") <= KSERVE, reason="KServe 0.18 keeps connections for 65 s")
+@pytest.mark.parametrize("way", ["bare", "subclass"])
+def test_an_idle_connection_outlives_the_pools_of_gateways(tmp_path, way):
+    """Bare KServe before 0.18 closes it after uvicorn's 5 s, and resets who comes back just then."""
+
+    async def scenario():
+        with Server(tmp_path, way=way) as server:
+            await server.up()
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+            request = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+            writer.write(request)
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(7)
+            if way == "bare":
+                assert await reader.read(1) == b""
+                return
+            writer.write(request)
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("setting", "kept_s"), [(65.0, 65), (0.0, 5), (30.0, 30)])
+def test_uvicorn_s_own_keep_alive_is_replaced_and_the_user_s_is_not(monkeypatch, setting, kept_s):
+    monkeypatch.setattr(rest, "installed_version", lambda _: "0.17.0")
+
+    async def app(scope, receive, send): ...
+
+    async def scenario(**options):
+        drain = Drain(may_kill=False, settings=KServeSettings(keep_alive_s=setting))
+        async with serving(drain, app, **options) as (endpoint, *_):
+            return endpoint.server.config.timeout_keep_alive
+
+    assert asyncio.run(scenario()) == kept_s
+    assert asyncio.run(scenario(timeout_keep_alive=9)) == 9
