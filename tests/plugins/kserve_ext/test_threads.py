@@ -95,7 +95,11 @@ def test_start_works_in_a_notebook_and_twice(tmp_path):
         before = signal.getsignal(signal.SIGTERM)
         from kserve import Model
         from kserve_ext import GracefulModelServer
-        from tests.support.servers.load import get
+        from urllib.request import urlopen
+
+        async def ready():
+            url = "http://127.0.0.1:{http_port}/v2/health/ready"
+            return (await asyncio.to_thread(urlopen, url)).status
 
         class Twice(Model):
             async def predict(self, payload, headers=None):
@@ -107,7 +111,7 @@ def test_start_works_in_a_notebook_and_twice(tmp_path):
                 model.load()
                 server = GracefulModelServer(http_port={http_port}, grpc_port={grpc_port} + offset, lame_duck_s=0.1)
                 server.start([model])
-                print(">", (await get({http_port}, "/v2/health/ready"))[0])
+                print(">", await ready())
                 print(">", server.shutdown())
 
         asyncio.run(cells())

@@ -106,12 +106,20 @@ class Cpu(Base):
             Base.in_flight -= 1
 
 
+class Told(Server):
+    """Tells that ``start`` has begun: from there on a signal is ours."""
+
+    def register_model(self, *args, **kwargs):
+        if not self.registered_models.get_models():
+            tell("start")
+        super().register_model(*args, **kwargs)
+
+
 def main():
     models = [Sleeper("m"), Cpu("c")]
     for model in models:
         model.load()
-    server = Server(http_port=args.http_port, grpc_port=args.grpc_port, workers=args.workers)
-    tell("start")
+    server = Told(http_port=args.http_port, grpc_port=args.grpc_port, workers=args.workers)
     if args.in_thread:
         thread = threading.Thread(target=server.start, args=(models,))
         thread.start()

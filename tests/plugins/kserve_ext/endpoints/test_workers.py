@@ -32,7 +32,7 @@ def test_a_signal_counts_what_workers_said_while_the_parent_s_loop_is_stuck():
     context = multiprocessing.get_context("spawn")
     said = context.Event()
 
-    def launch():
+    def launch(counts):
         ours, theirs = context.Pipe()
         process = context.Process(target=worker, args=(theirs, said))
         process.start()
@@ -58,7 +58,7 @@ def test_a_signal_counts_what_workers_said_while_the_parent_s_loop_is_stuck():
 def launcher(target, *arguments):
     context = multiprocessing.get_context("spawn")
 
-    def launch():
+    def launch(counts):
         ours, theirs = context.Pipe()
         process = context.Process(target=target, args=(theirs, *arguments))
         process.start()
