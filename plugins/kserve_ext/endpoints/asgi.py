@@ -74,8 +74,7 @@ class LameDuck:
 
 
 def _asks_readiness(scope: Any) -> bool:
-    is_look = scope["method"] in {"GET", "HEAD"}
-    return is_look and READINESS.fullmatch(scope["path"]) is not None
+    return scope["method"] in {"GET", "HEAD"} and READINESS.fullmatch(scope["path"]) is not None
 
 
 class _Answer:

@@ -24,6 +24,5 @@ def unanswered(server: int) -> int:
     """Calls that *server* has accepted and not answered; 0 if nobody counts them."""
     with contextlib.suppress(AttributeError, ValueError):
         data: dict[str, Any] = json.loads(cygrpc.channelz_get_server(server))["server"]["data"]
-        done = int(data["callsSucceeded"]) + int(data["callsFailed"])
-        return int(data["callsStarted"]) - done
+        return int(data["callsStarted"]) - int(data["callsSucceeded"]) - int(data["callsFailed"])
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -37,6 +38,8 @@ async def unload(repository: Any, name: str, upstream: Callable[[], Awaitable[No
         await upstream()
         return
     model = models.pop(name)
+    for copy in _copies():
+        copy.pop(name, None)
     try:
         requests = {task for each in drain.endpoints for task in each.requests()}
         requests.difference_update(drain.bystanders)
@@ -51,6 +54,14 @@ async def unload(repository: Any, name: str, upstream: Callable[[], Awaitable[No
     finally:
         if newer is not None:  # loaded meanwhile
             models[name] = newer
+
+
+def _copies() -> list[dict[str, Any]]:
+    """Models as the routes know them: those of OpenAI's protocol look into a copy of their own."""
+    app = getattr(sys.modules["kserve.model_server"], "app", None)
+    endpoints = [getattr(route, "endpoint", None) for route in getattr(app, "routes", ())]
+    planes = [getattr(getattr(each, "__self__", None), "dataplane", None) for each in endpoints]
+    return [plane.model_registry.get_models() for plane in planes if plane is not None]
 
 
 def stop_models(repository: Any) -> list[Any]:

@@ -18,7 +18,7 @@ sys.path.insert(0, {folder!r})
 sys.argv[0] = "server.py"
 import model_server as script
 
-class Own(script.Server):
+class Own(script.Told):
     def stop(self, sig=None):
         script.tell("own stop", number=sig)
         return super().stop(sig)
@@ -31,7 +31,7 @@ class Own(script.Server):
         script.tell("own serve")
         await super()._serve()
 
-script.Server = Own
+script.Told = Own
 if __name__ == "__main__":
     script.main()
 """

@@ -5,7 +5,8 @@ import contextlib
 
 import httpx
 import pytest
-from tests.support.servers.harness import Server
+from kserve.protocol.dataplane import DataPlane
+from tests.support.servers.harness import KSERVE, Server, Version
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -95,6 +96,41 @@ runpy.run_path(sys.argv[0], run_name="__main__")
             assert await server.ended() == 0
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(Version("0.14") > KSERVE, reason="before 0.14 applications are not shared")
+def test_the_copy_that_openai_s_routes_look_into_forgets_the_model_too(monkeypatch):
+    """KServe makes it where a model speaks OpenAI's protocol, and its own unload forgets it."""
+    from kserve import Model, ModelRepository, model_server
+
+    from kserve_ext.shutdown import models
+    from kserve_ext.shutdown.drain import Drain
+
+    class Endpoints:
+        def __init__(self, repository):
+            self.dataplane = DataPlane(repository)
+
+        async def create_completion(self):
+            raise NotImplementedError
+
+    main, copy = ModelRepository(), ModelRepository()
+    for repository in (main, copy):
+        repository.update(Model("m"), "m")
+    routes = list(model_server.app.router.routes)
+    monkeypatch.setattr(model_server.app.router, "routes", routes)
+    model_server.app.add_api_route("/openai/v1/completions", Endpoints(copy).create_completion)
+
+    async def scenario():
+        models.care_for(main, Drain(may_kill=False))
+
+        async def upstream():
+            assert not copy.get_models()
+            main.unload("m")
+
+        await models.unload(main, "m", upstream)
+
+    asyncio.run(scenario())
+    assert not main.get_models()
 
 
 @pytest.mark.parametrize("seconds", ["0", "0.5"])
