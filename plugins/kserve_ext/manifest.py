@@ -121,7 +121,7 @@ def _filled(file: str, facts: Collection[str], values: dict[str, object]) -> str
         word = line.strip()
         if word.startswith("#:"):
             kept = set(word.split()[1:]) <= set(facts)
-        elif kept and (FILES / f"{word[1:]}.yaml").is_file():
+        elif kept and word.startswith("$") and (FILES / f"{word[1:]}.yaml").is_file():
             indent = line[: line.index("$")]
             lines.append(textwrap.indent(_filled(word[1:], facts, values), indent).rstrip())
         elif kept:

@@ -22,7 +22,7 @@ READINESS = re.compile(
     r"|(/openai)?/v1/models/[^/:]+)/?"
 )
 """Paths that answer "may I get traffic": KServe's own probes and its clients ask there."""
-ASIDE = ("/metrics", "/v2/repository/")
+ASIDE = re.compile(r"/metrics$|/v2/repository/")
 """Paths of scrapes and of model management: no requests to a model, so they are not counted."""
 RETRY_AFTER_S = 1  # what a refused client is told to wait: another replica answers at once
 CLOSE = (b"connection", b"close")
@@ -45,17 +45,20 @@ class LameDuck:
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one request."""
         drain = self.drain
-        if scope["type"] != "http" or scope["path"].startswith(ASIDE):
+        is_http = scope["type"] == "http"
+        is_request = is_http and not ASIDE.match(scope["path"])
+        if not is_request:
             drain.bystanders.add(asyncio.current_task())
+        if not is_http:
             await self.app(scope, receive, send)
             return
         answer = _Answer(send, drain, scope)
         if drain.ending and _asks_readiness(scope):
             await answer.refuse("the server is shutting down")
             return
-        self.seen += 1
+        self.seen += is_request
         counts, column = drain.counts, DRAINED
-        counts.add(IN_FLIGHT)
+        counts.add(IN_FLIGHT, is_request)
         try:
             await self.app(scope, receive, answer)
         except asyncio.CancelledError:
@@ -68,9 +71,9 @@ class LameDuck:
                 return
             raise
         finally:
-            counts.add(IN_FLIGHT, -1)
+            counts.add(IN_FLIGHT, -is_request)
             if drain.ending:
-                counts.add(column)
+                counts.add(column, is_request)
 
 
 def _asks_readiness(scope: Any) -> bool:

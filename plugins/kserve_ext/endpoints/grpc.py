@@ -69,7 +69,7 @@ class GrpcEndpoint:
 
     def waiting(self) -> int:
         """Calls that gRPC has accepted and no handler has seen yet."""
-        return channelz.unanswered(self._number) - self._taken if self._number else 0
+        return max(0, channelz.unanswered(self._number) - self._taken) if self._number else 0
 
     def requests(self) -> Collection[asyncio.Task[Any]]:
         """The tasks that answer calls now."""

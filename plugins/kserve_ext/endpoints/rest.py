@@ -64,8 +64,9 @@ class RestEndpoint:
         """Connections that wait to be accepted, and those with bytes that wait to be read."""
         sockets = [sock for each in getattr(self.server, "servers", ()) for sock in each.sockets]
         for connection in self.server.server_state.connections:
-            cycle = getattr(connection, "cycle", None)
-            if cycle is None or cycle.response_complete:  # else it may be left unread on purpose
+            cycle = getattr(connection, "cycle", connection)  # a WebSocket's has none
+            # What is being answered may leave its bytes unread on purpose.
+            if cycle is None or getattr(cycle, "response_complete", False):
                 sockets.append(connection.transport.get_extra_info("socket"))
         with contextlib.suppress(ValueError, OSError), selectors.DefaultSelector() as selector:
             for sock in sockets:

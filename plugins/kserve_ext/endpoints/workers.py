@@ -183,9 +183,8 @@ class WorkersEndpoint:
         worker.process.join(timeout=1)
         worker.pipe.close()
         self.drain.counts.lose(index + 1)
-        pid, how = worker.process.pid, "hangs" if hung else "died"
         if worker.ready:
-            log.warning("worker %s %s; replaced", pid, how)
+            log.warning("worker %s %s; replaced", worker.process.pid, ("died", "hangs")[hung])
             worker.restart_at = now
         else:
             worker.restart_at = now + self._pause_after_failure(worker)
@@ -193,9 +192,8 @@ class WorkersEndpoint:
     def _is_hung(self, worker: _Worker, now: float) -> bool:
         """Whether *worker* owes a sign of life for too long and has used no CPU since."""
         patience_s = self.drain.settings.worker_timeout_s
-        if not (patience_s and worker.ready and worker.answered_at < worker.asked_at):
-            return False
-        if now - worker.asked_at <= patience_s:
+        silent_s = now - worker.asked_at if worker.answered_at < worker.asked_at else 0.0
+        if not (worker.ready and 0 < patience_s < silent_s):
             return False
         used_s = cpu_s(worker.process.pid)
         if used_s - worker.cpu_s > patience_s * BUSY_SHARE:  # it computes: look again later

@@ -131,8 +131,7 @@ class Drain:
         insists: bool = True,
     ) -> None:
         """Take notice of a signal, or with number 0 of a call; see `mlops_ext.shutdown.Signal`."""
-        at = self.clock()
-        state = self.state
+        at, state = self.clock(), self.state
         if state.phase is Phase.ENDED and number and not self.released:
             # All is stopped, but something keeps the process: a signal still ends it.
             if insists and at - (state.began_at or 0.0) > state.limits.echo_s:

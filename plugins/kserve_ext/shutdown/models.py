@@ -58,7 +58,7 @@ async def unload(repository: Any, name: str, upstream: Callable[[], Awaitable[No
 
 def _copies() -> list[dict[str, Any]]:
     """Models as the routes know them: those of OpenAI's protocol look into a copy of their own."""
-    app = getattr(sys.modules["kserve.model_server"], "app", None)
+    app = getattr(sys.modules.get("kserve.model_server"), "app", None)
     endpoints = [getattr(route, "endpoint", None) for route in getattr(app, "routes", ())]
     planes = [getattr(getattr(each, "__self__", None), "dataplane", None) for each in endpoints]
     return [plane.model_registry.get_models() for plane in planes if plane is not None]

@@ -37,7 +37,7 @@ def validate(value, kind, path):
     """Raise where *value* is not of *kind*, a model of the kserve or the kubernetes package."""
     kind = re.sub(r"\bK8sIo\w*?(?=V\d)", "", kind)  # the wheel's long names of Kubernetes' own
     model = getattr(kserve, kind, None) or getattr(kubernetes.client, kind, None)
-    if kind.startswith("list["):
+    if kind.lower().startswith("list["):
         assert isinstance(value, list), path
         for number, item in enumerate(value):
             validate(item, kind[5:-1], f"{path}[{number}]")
@@ -50,7 +50,7 @@ def validate(value, kind, path):
     elif kind in {"str", "int", "bool"}:
         assert type(value).__name__ == kind, f"{path}: {value!r} is no {kind}"
     else:
-        assert kind == "object" or kind.startswith("dict"), f"{path}: {kind}"
+        assert kind == "object" or kind.lower().startswith("dict"), f"{path}: {kind}"
 
 
 def documents(text):
