@@ -165,7 +165,7 @@ def kubernetes(path):
     bar(2, 0, 3, ORANGE, "1-3 s")
     bar(2, 3, grace, PALE, "no new requests for this pod")
     bar(3, 0, failures * PROBE_PERIOD_S, ORANGE, f"{failures} x 503")
-    bar(3, failures * PROBE_PERIOD_S, grace, RED, "not ready, for who only probes")
+    bar(3, failures * PROBE_PERIOD_S, grace, RED, "not ready: balancers that only probe leave")
     bar(4, 0, closed, ORANGE, "lame duck")
     bar(4, closed, refused, BLUE, "drain")
     bar(4, stopped, ended, GREEN, "models stop")

@@ -105,7 +105,7 @@ def manifest(
 
 
 def _environment(settings: KServeSettings) -> str:
-    """The entries of ``env``: the three times, and what is not at its default."""
+    """The entries of ``env``: the three times, and each setting that differs from its default."""
     default, lines = KServeSettings(), []
     for name, value in dataclasses.asdict(settings).items():
         if name in {"lame_duck_s", "drain_s", "stop_s"} or value != getattr(default, name):

@@ -114,9 +114,9 @@ def shutdown(_: object) -> Callable[..., bool]:
 
 
 def extend_parser() -> None:
-    """Add our flags to KServe's parser itself: whoever imports `GracefulModelServer` gets them.
+    """Add our flags to KServe's own parser, when `GracefulModelServer` is imported.
 
-    A hook rather than a `Patch`: the user's module may hold the parser already. It only adds.
+    This is a hook, not a `Patch`: the user's module may hold the parser already. It only adds.
     """
     add_flags(importlib.import_module("kserve.model_server").parser)
 
@@ -164,7 +164,7 @@ def serve(original: Upstream) -> Upstream:
 
 
 def uvicorn_serve(original: Upstream) -> Upstream:
-    """``uvicorn.Server.serve`` without signal handlers; the drain, and nobody else, ends it."""
+    """``uvicorn.Server.serve`` without its signal handlers; only the drain ends it."""
 
     @functools.wraps(original)
     async def graceful(self: Any, sockets: list[Any] | None = None) -> None:

@@ -47,7 +47,7 @@ class Run:
         server: the ``ModelServer``.
         drain: its shutdown.
         thread: the thread that its loop runs in.
-        stop_called: whether the server's ``stop`` was called, by us or by somebody else.
+        stop_called: whether the server's ``stop`` was called, by us or by user code.
     """
 
     def __init__(self, server: Any, drain: Drain, handlers: signals.SignalHandlers | None) -> None:

@@ -35,7 +35,8 @@ class KServeSettings:
         refuse_s: seconds for the answers to requests that are refused at the deadline to leave.
         stop_s: seconds for models, engines and clients to stop. 8: an engine that frees a GPU or
             leaves its cluster takes several.
-        abort_s: seconds, besides stop_s, for a server that is still starting: it serves nobody.
+        abort_s: seconds, besides stop_s, for a server that is still starting. 0.8: it
+            has no client yet.
         quiet_s: the lame duck ends early once no request has come for so many seconds. 0, never:
             a balancer that has not noticed yet may send the next one late. In a Knative pod 0.5:
             queue-proxy has drained before the server gets a signal.

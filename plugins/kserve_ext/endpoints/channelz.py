@@ -21,7 +21,7 @@ def newest_server() -> int:
 
 
 def unanswered(server: int) -> int:
-    """Calls that *server* has accepted and not answered; 0 if nobody counts them."""
+    """Calls that *server* has accepted and not answered; 0 if gRPC does not count them."""
     with contextlib.suppress(AttributeError, ValueError):
         data: dict[str, Any] = json.loads(cygrpc.channelz_get_server(server))["server"]["data"]
         return int(data["callsStarted"]) - int(data["callsSucceeded"]) - int(data["callsFailed"])

@@ -89,7 +89,7 @@ class GrpcEndpoint:
         await asyncio.sleep(0)
 
     def refuse(self) -> int:
-        """Cancel what is in flight; each call is then answered with UNAVAILABLE."""
+        """Cancel the calls in flight; each is then answered with UNAVAILABLE."""
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""The REST server of one process: uvicorn, told when to stop by the drain and by nobody else."""
+"""The REST server of one process: uvicorn, stopped by the drain alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RestEndpoint:
     Args:
         server: the server, in our care from now on.
         drain: the shutdown of this process.
-        around: what is awaited in place of the server's coroutine; it gets that.
+        around: gets the server's coroutine, and is awaited in its place.
     """
 
     def __init__(self, server: Any, drain: Drain, around: Around = lambda serving: serving) -> None:
@@ -90,7 +90,7 @@ class RestEndpoint:
             connection.shutdown()
 
     def refuse(self) -> int:
-        """Cancel what is in flight; each request is then answered with 503."""
+        """Cancel the requests in flight; each is then answered with 503."""
         tasks = list(self.server.server_state.tasks)
         loop = asyncio.get_running_loop()
         for task in tasks:

@@ -59,7 +59,7 @@ def run_forked(
     rest_server: Any, repository: Any, sockets: list[Any], share: Share, foreign: list[Connection]
 ) -> None:
     """KServe 0.13: serve *rest_server*, a ``UvicornServer``, on the parent's sockets."""
-    for other in foreign:  # the parent's ends: while we hold them nobody sees that it is gone
+    for other in foreign:  # the parent's ends: held here, they would hide its death
         other.close()
     # A worker that replaces a dead one is forked while gRPC runs in the parent. Its threads are not
     # here, so its objects must not be freed here: that would wait for them.

@@ -230,7 +230,7 @@ class WorkersEndpoint:
 
 
 def cpu_s(pid: int | None) -> float:
-    """CPU seconds that process *pid* has used; 0 if nobody tells."""
+    """CPU seconds that process *pid* has used; 0 if the system does not say."""
     import psutil  # KServe needs it, too
 
     try:

@@ -19,7 +19,7 @@ from kserve_ext.shutdown.drain import Drain
 
 CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN = 2, 5, 6
 SYSTEM_LIMIT_S = 5.0  # what Windows gives a handler (HungAppTimeout and WaitToKillAppTimeout)
-MARGIN_S = 0.5  # what is left of it for the end of the process
+MARGIN_S = 0.5  # the part of it that the process needs to exit
 NEW_PROCESS_GROUP = 0x00000200
 """CREATE_NEW_PROCESS_GROUP: events for our group do not reach the workers."""
 

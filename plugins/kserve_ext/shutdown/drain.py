@@ -53,7 +53,7 @@ class Endpoint(Protocol):
         ...
 
     def waiting(self) -> int:
-        """Connections and calls that the kernel or gRPC has accepted and nobody has seen yet."""
+        """Connections and calls that the kernel or gRPC has accepted, and no handler has seen."""
         ...
 
     def requests(self) -> Collection[asyncio.Task[Any]]:
@@ -68,7 +68,7 @@ class Endpoint(Protocol):
         """Stop accepting; return at once."""
 
     def refuse(self) -> int:
-        """Answer what is in flight with an error; the number of requests."""
+        """Answer requests in flight with an error; how many there were."""
         ...
 
     async def finish(self) -> None:
@@ -85,7 +85,7 @@ class Drain:
         refusing: whether cancelled requests are answered with an error.
         counts: what became of requests, in all processes of the server.
         bystanders: tasks that use no model: an unload does not wait for them.
-        endpoints: what is drained.
+        endpoints: the servers and workers that are drained.
         drained: set when everything has stopped.
         finished: set when the server may be started again, too.
         released: set when the process goes on without us; nothing is killed any more.
@@ -186,7 +186,7 @@ class Drain:
                 loop.call_soon_threadsafe(wake.set)
 
     def guard(self) -> float:
-        """Do what is due where the loop is stuck; seconds until this is needed again."""
+        """Take the steps that are due if the loop is stuck; seconds until the next check."""
         state = self.state
         kill_at = state.due.kill_at
         if kill_at == math.inf or self.released:

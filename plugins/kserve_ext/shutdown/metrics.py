@@ -25,7 +25,7 @@ _shown: list[_Collector] = []
 
 
 class _Collector:
-    """Reads *drain* when somebody asks: requests pay nothing for it."""
+    """Reads *drain* at each scrape: requests pay nothing for it."""
 
     def __init__(self, drain: Drain) -> None:
         self.drain = drain
@@ -59,7 +59,7 @@ def exported(drain: Drain) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Withdraw what is shown; in a fork, where it is the parent's shutdown."""
+    """Withdraw the metrics; a fork does so too, because they are its parent's."""
     from prometheus_client import REGISTRY
 
     while _shown:

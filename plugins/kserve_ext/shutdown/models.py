@@ -1,4 +1,4 @@
-"""The end of models and clients: each stopped once, when nobody needs it, whatever it raises."""
+"""The end of models and clients: each stops once, after its last request, whatever it raises."""
 
 from __future__ import annotations
 

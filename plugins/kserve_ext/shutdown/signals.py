@@ -5,8 +5,8 @@ main thread does; the thread reads it there. So a signal counts while a model bl
 loop. Where someone else took the wake-up descriptor over (asyncio's ``add_signal_handler`` does),
 our Python handler writes the number itself.
 
-Before a server starts, signals do what they do in any Python process: somebody may only import
-KServe, as a client or a training step does.
+Before a server starts, signals do what they do in any Python process: a client or a training step
+imports KServe and serves nothing.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class SignalHandlers:
             signal.raise_signal(number)
 
     def _forward(self, number: int) -> None:
-        """Tell whoever had the wake-up descriptor before us."""
+        """Pass the signal on to the earlier owners of the wake-up descriptor."""
         for descriptor in {self._original_fd, self._loop_fd} - {-1}:
             with contextlib.suppress(OSError):
                 os.write(descriptor, bytes([number]))

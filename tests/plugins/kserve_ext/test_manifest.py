@@ -103,7 +103,7 @@ def test_its_numbers_and_comments_are_true(kind, mode, lame_duck_s, extras):
     readiness = container["readinessProbe"]
     noticed_s = readiness["periodSeconds"] * readiness["failureThreshold"]
     assert readiness["failureThreshold"] <= 3
-    assert ("who only looks at readiness" in text) == (noticed_s <= lame_duck)
+    assert ("balancers that only probe readiness" in text) == (noticed_s <= lame_duck)
     assert ("One failed probe takes" in text) == (readiness["failureThreshold"] == 1)
     assert ("No lame duck" in text) == (mode == "serverless")
     annotations = found[-1]["metadata"].get("annotations", {})
