@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
-from zenml_ext.processes import LOCAL_STEP, ORCHESTRATOR_POD, STEP_POD
+from zenml_ext.processes import DYNAMIC_POD, LOCAL_STEP, ORCHESTRATOR_POD, STEP_POD
 
 _SUPPORTED = ">=0.94.6,<0.99"
 _MATERIALIZER = "zenml.materializers.base_materializer:BaseMaterializer"
@@ -97,7 +97,11 @@ def _memory_patches() -> Iterator[Patch]:
             _LOCAL_TEST,
         ),
     )
-    for process, suffix in ((ORCHESTRATOR_POD, ""), (STEP_POD, "-of-a-step")):
+    for process, suffix in (
+        (ORCHESTRATOR_POD, ""),
+        (DYNAMIC_POD, "-of-a-dynamic-pipeline"),
+        (STEP_POD, "-of-a-step"),
+    ):
         yield Patch(
             id=f"zenml.server-away{suffix}",
             framework="zenml",

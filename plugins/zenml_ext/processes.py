@@ -10,6 +10,7 @@ from mlops_ext.extensions.activation import apply
 log = logging.getLogger(__name__)
 
 ORCHESTRATOR_POD = "the pod of an orchestrator kubernetes_oom"
+DYNAMIC_POD = "the pod of a dynamic pipeline under kubernetes_oom"
 STEP_POD = "the pod of a step under kubernetes_oom"
 LOCAL_STEP = "the process of a step under local_oom"
 

@@ -8,6 +8,9 @@ this folder are skipped:
 * ``MLOPS_EXT_TEST_IMAGE``: an image with Python, ZenML, its Kubernetes integration and mlops-ext;
 * ``ZENML_STORE_URL`` (and its credentials): a ZenML server that pods reach;
 * ``MLOPS_EXT_TEST_STORE``: a folder that this machine and the nodes share by the same path.
+
+``MLOPS_EXT_TEST_SOURCE``, if set, names another such folder that pods see in place of the image's
+copy: with an editable installation a changed tree then needs no new image.
 """
 
 import json
@@ -32,11 +35,12 @@ ON_A_CLUSTER = [
 """The marks of every module here."""
 STORE = os.environ.get("MLOPS_EXT_TEST_STORE", "")
 CONTEXT = os.environ.get("MLOPS_EXT_TEST_CONTEXT", "local")
-COMMON = f"STORE = {STORE!r}  # as text: a dynamic pipeline is read again inside the cluster\n"
+SHARED = [STORE, *filter(None, [os.environ.get("MLOPS_EXT_TEST_SOURCE")])]
+COMMON = f"SHARED = {SHARED!r}  # as text: a dynamic pipeline is read again inside the cluster\n"
 COMMON += """
 MOUNT = {
-    "volumes": [{"name": "store", "hostPath": {"path": STORE}}],
-    "volume_mounts": [{"name": "store", "mountPath": STORE}],
+    "volumes": [{"name": f"shared-{n}", "hostPath": {"path": p}} for n, p in enumerate(SHARED)],
+    "volume_mounts": [{"name": f"shared-{n}", "mountPath": p} for n, p in enumerate(SHARED)],
 }
 BARE = os.environ.get("TEST_STACK") == "bare"
 
@@ -49,6 +53,18 @@ def orchestrator(limit=None, **more):
 
 # nothing learnt from earlier runs, nothing resized
 COLD = {"memory_policy": "double", "in_place": False}
+"""
+ROLE = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: mlops-ext-resize, namespace: zenml}
+rules: [{apiGroups: [""], resources: ["pods/resize"], verbs: ["patch"]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: mlops-ext-resize, namespace: zenml}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: mlops-ext-resize}
+subjects: [{kind: ServiceAccount, name: default, namespace: zenml}]
 """
 GUARD = """
 from zenml.client import Client

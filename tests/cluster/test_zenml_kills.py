@@ -1,21 +1,8 @@
 """Steps that are killed for memory on a real cluster, or grow before that."""
 
-from tests.cluster.project import ON_A_CLUSTER, kubectl, objects, outcomes
+from tests.cluster.project import ON_A_CLUSTER, ROLE, kubectl, objects, outcomes
 
 pytestmark = ON_A_CLUSTER
-ROLE = """
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: mlops-ext-resize, namespace: zenml}
-rules: [{apiGroups: [""], resources: ["pods/resize"], verbs: ["patch"]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: mlops-ext-resize, namespace: zenml}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: mlops-ext-resize}
-subjects: [{kind: ServiceAccount, name: default, namespace: zenml}]
-"""
-
 HUNGRY = """
 @step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
 def hungry() -> int:

@@ -130,4 +130,6 @@ def test_ten_steps_without_limits_on_a_small_node_all_complete(project):
         assert len(kills) <= 1
     (orchestrator,) = objects("pods", f"run_id={found.run['id']},!step_name")
     assert orchestrator["status"]["phase"] == "Succeeded"
-    assert orchestrator["status"]["qosClass"] == "Guaranteed"
+    resources = orchestrator["spec"]["containers"][0]["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+    assert "cpu" not in resources["limits"]

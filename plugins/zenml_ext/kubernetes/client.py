@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from kubernetes import client as k8s
 from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
+from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext.redaction import redact, redacted
 from mlops_ext.retry import doubling, retry
@@ -166,6 +167,15 @@ class KubeApi:
             )
         )["items"]
         return found
+
+    def pods_of_step(self, run_id: str, step: str) -> list[Manifest]:
+        """Every pod of a step; none where they may not be read."""
+        labels = f"run_id={run_id},step_name={kube_utils.sanitize_label_value(step)}"
+        return self._if_allowed(
+            lambda: self.core.list_namespaced_pod(
+                namespace=self.namespace, label_selector=labels, **self._options
+            )
+        )
 
     def create_job(self, manifest: Mapping[str, Any]) -> Manifest:
         """Create a Job; one of the same name that is there already is as good.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import copy
 import importlib.metadata
@@ -21,10 +20,14 @@ from zenml.integrations.kubernetes.pod_settings import KubernetesPodSettings
 
 from mlops_ext.memory import Quantity
 from zenml_ext.kubernetes.client import KubeApi, describe_api_error
-from zenml_ext.kubernetes.objects.job import is_finished, latest_jobs, superseding_patch
+from zenml_ext.kubernetes.objects.job import (
+    POD_VARIABLE,
+    is_finished,
+    latest_jobs,
+    superseding_patch,
+)
 from zenml_ext.kubernetes.objects.volumes import VOLUME_NAME, temp_dir_parts
 from zenml_ext.kubernetes.settings import KubernetesOomConfig, KubernetesOomSettings
-from zenml_ext.kubernetes.supervisor.own_memory import OrchestratorMemory
 from zenml_ext.kubernetes.supervisor.step_runs import StepFacts
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
 from zenml_ext.memory.exits import RETRY_MEMORY_ERROR
@@ -41,8 +44,13 @@ log = logging.getLogger(__name__)
 
 _STATIC_ENTRYPOINT = "kubernetes_orchestrator_entrypoint"
 _OWN_ENTRYPOINT = "zenml_ext.kubernetes.supervisor.entrypoint"
-_ORCHESTRATOR_ANNOTATION = "zenml.io/orchestrator"
+_DYNAMIC_ENTRYPOINTS = {
+    "zenml.pipelines.dynamic.entrypoint_configuration.DynamicPipelineEntrypointConfiguration": (
+        "zenml_ext.kubernetes.dynamic.DynamicEntrypointConfiguration"
+    )
+}
 _DISTRIBUTION = "mlops-ext"
+_ORCHESTRATOR_MEMORY = "600Mi"
 _RETRY_MEMORY_ERROR = {"name": RETRY_MEMORY_ERROR, "value": "1"}
 
 
@@ -50,7 +58,6 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
     """ZenML's Kubernetes orchestrator; steps killed for memory run again with more."""
 
     _supervisor: Supervisor | None = None
-    _own_memory: OrchestratorMemory | None = None
     _facts_by_name: dict[str, StepFacts] | None = None
     _being_submitted = threading.local()
 
@@ -79,9 +86,18 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
     # -- settings -----------------------------------------------------------------------------
 
     def get_settings(self, container: Any) -> BaseSettings:
-        """The settings; for a step with its memory and its temporary directory in the pod's."""
+        """The settings; for a step with its memory and its temporary directory in the pod's.
+
+        For a snapshot with the memory of the orchestrator's pod.
+        """
         settings = super().get_settings(container)
-        if not isinstance(settings, KubernetesOomSettings) or not _is_step(container):
+        if not isinstance(settings, KubernetesOomSettings):
+            return settings
+        if hasattr(container, "is_dynamic") and settings.protect_orchestrator:
+            pod = protected(settings, is_dynamic=container.is_dynamic)
+            changed = settings.model_copy(update={"orchestrator_pod_settings": pod})
+            return cast("BaseSettings", changed)
+        if not _is_step(container):
             return settings
         pod = settings.pod_settings or KubernetesPodSettings()
         changes: dict[str, Any] = {"resources": _resources(settings, container, pod.resources)}
@@ -102,21 +118,16 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
     # -- the orchestrator's pod -----------------------------------------------------------------
 
     def _submit_orchestrator_job(
-        self, snapshot: Any, command: list[str], *args: Any, **kwargs: Any
+        self, snapshot: Any, command: list[str], args: list[str], *more: Any, **kwargs: Any
     ) -> SubmissionResult | None:
-        """Submit with our module in place of ZenML's entrypoint for static pipelines."""
+        """Submit with our entrypoints in place of ZenML's."""
         if command[-1].endswith(_STATIC_ENTRYPOINT):
             command = [*command[:-1], _OWN_ENTRYPOINT]
-        return super()._submit_orchestrator_job(snapshot, command, *args, **kwargs)
+        args = [_DYNAMIC_ENTRYPOINTS.get(one, one) for one in args]
+        return super()._submit_orchestrator_job(snapshot, command, args, *more, **kwargs)
 
     def _prepare_job_manifest(self, *args: Any, **kwargs: Any) -> Any:
-        """Protect the orchestrator's pod, and have a dynamic step's Job supervised."""
-        annotations = kwargs.get("annotations") or {}
-        if _ORCHESTRATOR_ANNOTATION in annotations:
-            settings = kwargs["settings"]
-            if settings.protect_orchestrator:
-                kwargs["pod_settings"] = protected(settings, kwargs.get("pod_settings"))
-            return super()._prepare_job_manifest(*args, **kwargs)
+        """Have a dynamic pipeline's step supervised."""
         manifest = super()._prepare_job_manifest(*args, **kwargs)
         info = getattr(self._being_submitted, "info", None)
         if info is None:
@@ -124,8 +135,6 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         plain = KubeApi(self._k8s_batch_api, None, "").plain(manifest)
         facts = self._facts_of(info)
         supervisor = self._supervise()
-        if self._own_memory is not None:
-            self._own_memory.run_id = str(info.run_id)
         return supervisor.prepare(plain, facts, str(info.run_id))
 
     # -- dynamic pipelines ------------------------------------------------------------------------
@@ -172,9 +181,6 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
                 settings=cast("KubernetesOomSettings", self.get_settings(step)),
             )
         supervisor = self._supervise()
-        if self._own_memory is not None and self._own_memory.run_id is None:
-            # A step that another process has submitted: this one goes on where that one died.
-            self._own_memory.report_earlier_kills(api, str(step_run.pipeline_run_id))
         status, message = supervisor.check(
             batch_api=api.batch,
             core_api=api.core,
@@ -241,8 +247,6 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         if self._supervisor is None:
             known = self._known_facts()
             self._supervisor = Supervisor(lambda name: known[name])
-            self._own_memory = OrchestratorMemory().__enter__()
-            atexit.register(self._own_memory.__exit__, None, None, None)
         return self._supervisor
 
     def _facts_of(self, info: Any) -> StepFacts:
@@ -259,19 +263,26 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         return facts
 
 
-def protected(
-    settings: KubernetesOomSettings, pod_settings: KubernetesPodSettings | None
-) -> KubernetesPodSettings:
-    """Pod settings whose requests equal their limits; what the user has set decides."""
-    pod = pod_settings or KubernetesPodSettings()
+def protected(settings: KubernetesOomSettings, *, is_dynamic: bool) -> KubernetesPodSettings:
+    """The orchestrator's pod with a memory request that equals its limit; the user's own decides.
+
+    Inline steps of a dynamic pipeline run in that pod, and nobody knows what they need: it has
+    no limit but one that the user gave.
+    """
+    pod = settings.orchestrator_pod_settings or KubernetesPodSettings()
     given = copy.deepcopy(dict(pod.resources or {}))
     limits, requests = dict(given.get("limits") or {}), dict(given.get("requests") or {})
-    defaults = {"memory": settings.orchestrator_memory, "cpu": settings.orchestrator_cpu}
-    for name, default in defaults.items():
-        value = limits.get(name) or requests.get(name) or default
-        limits[name] = requests[name] = value
-    resources = {**given, "limits": limits, "requests": requests}
-    return pod.model_copy(update={"resources": resources})
+    asked = limits.get("memory") or requests.get("memory") or settings.orchestrator_memory
+    requests["memory"] = asked or _ORCHESTRATOR_MEMORY
+    if "memory" in limits or settings.orchestrator_memory or not is_dynamic:
+        limits["memory"] = requests["memory"]
+    requests.setdefault("cpu", limits.get("cpu") or settings.orchestrator_cpu)
+    own = {"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    changes = {
+        "resources": {**given, "requests": requests, **({"limits": limits} if limits else {})},
+        "env": [*(one for one in pod.env if one.get("name") != POD_VARIABLE), own],
+    }
+    return pod.model_copy(update=changes)
 
 
 def _is_step(container: Any) -> bool:

@@ -16,18 +16,20 @@ class KubernetesOomSettings(OomSettings, KubernetesOrchestratorSettings):
 
     protect_orchestrator: bool = Field(
         default=True,
-        description="Give the orchestrator's pod a request that equals its limit, for memory and"
-        " CPU, so that a node that runs out of memory never picks it (QoS class Guaranteed)."
-        " What orchestrator_pod_settings asks for is kept.",
+        description="Give the orchestrator's pod a memory request that equals its limit, so that a"
+        " node that runs out of memory picks another pod. What orchestrator_pod_settings asks for"
+        " is kept.",
     )
-    orchestrator_memory: str = Field(
-        default="600Mi",
+    orchestrator_memory: str | None = Field(
+        default=None,
         description="Memory of the orchestrator's pod where orchestrator_pod_settings names"
-        " none. It used about 300Mi with ten steps.",
+        " none. Unset: 600Mi, twice what it used with ten steps; the pod of a dynamic pipeline,"
+        " in which inline steps run, requests as much and has no limit.",
     )
     orchestrator_cpu: str = Field(
         default="500m",
-        description="CPU of the orchestrator's pod where orchestrator_pod_settings names none.",
+        description="CPU request of the orchestrator's pod where orchestrator_pod_settings names"
+        " none. It gets no CPU limit.",
     )
     pending_timeout_min: float = Field(
         default=10.0,

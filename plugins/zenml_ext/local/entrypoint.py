@@ -14,7 +14,13 @@ from mlops_ext import settings
 from zenml_ext.entrypoint import ResumingEntrypointConfiguration
 from zenml_ext.local.process import GROUP, PARENT_PIPE
 from zenml_ext.memory.cgroup import MemoryCgroup
-from zenml_ext.memory.exits import MEMORY_ERROR, RETRY_MEMORY_ERROR, SIGKILLED, leave
+from zenml_ext.memory.exits import (
+    MEMORY_ERROR,
+    RETRY_MEMORY_ERROR,
+    SIGKILLED,
+    leave,
+    may_follow_a_kill,
+)
 from zenml_ext.processes import LOCAL_STEP, patch_own_process
 
 if TYPE_CHECKING:
@@ -66,7 +72,7 @@ def leave_if_memory_is_the_cause(error: Exception) -> None:
     That concerns a step that fails because one of its children was killed (a worker of a data
     loader), and, if the user wants it, a MemoryError.
     """
-    if _children_killed():
+    if _children_killed() and may_follow_a_kill(error):
         log.error("The step failed after a process of it was killed for memory.", exc_info=error)
         leave(SIGKILLED)
     if isinstance(error, MemoryError) and settings.environment().get(RETRY_MEMORY_ERROR):

@@ -203,7 +203,13 @@ class StepJob:
         curve = () if censored else termination.curve
         try:
             self.policy.observe(
-                self.key, self.features, peak, termination.runtime_s, censored=censored, curve=curve
+                self.key,
+                self.features,
+                peak,
+                termination.runtime_s,
+                censored=censored,
+                curve=curve,
+                plan=self.plan,
             )
         except Exception:  # somebody else's policy: what it does not learn fails no step
             log.warning("the memory policy did not take note of %s", self.name, exc_info=True)

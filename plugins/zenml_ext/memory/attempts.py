@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlops_ext.memory import Decision, Quantity
+from mlops_ext.memory import Cause, Decision, Quantity
 
 COMPLETED = "completed"
 _SETTINGS = {
@@ -34,6 +34,9 @@ class AttemptRecord:
         lost_s: seconds of its work that were lost; 0 for one that completed.
         input_bytes: size of the step's input, as it was known before the start, or None.
         version: the step's code, as its history tells versions apart.
+        curve: (seconds, bytes) points of the memory in use.
+        resizes_s: seconds until each resize of the running pod took effect; negative for one that
+            never did.
     """
 
     number: int
@@ -46,6 +49,8 @@ class AttemptRecord:
     lost_s: float = 0.0
     input_bytes: float | None = None
     version: str = ""
+    curve: tuple[tuple[float, int], ...] = ()
+    resizes_s: tuple[float, ...] = ()
 
     @property
     def completed(self) -> bool:
@@ -67,6 +72,8 @@ class AttemptRecord:
             **{f"{key}_bytes": int(size) for key, size in sizes.items() if size is not None},
             **({"input_bytes": self.input_bytes} if self.input_bytes is not None else {}),
             **({"version": self.version} if self.version else {}),
+            **({"curve": [list(point) for point in self.curve]} if self.curve else {}),
+            **({"resizes_s": list(self.resizes_s)} if self.resizes_s else {}),
         }
 
     @classmethod
@@ -88,6 +95,8 @@ class AttemptRecord:
                 lost_s=float(found.get("lost_s", 0)),
                 input_bytes=float(found["input_bytes"]) if "input_bytes" in found else None,
                 version=str(found.get("version", "")),
+                curve=tuple((float(s), int(size)) for s, size in found.get("curve", ())),
+                resizes_s=tuple(map(float, found.get("resizes_s", ()))),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{found!r} is no recorded attempt") from error
@@ -98,8 +107,10 @@ def _size(number: object) -> Quantity | None:
 
 
 def in_our_words(decision: Decision) -> Decision:
-    """*decision* with core's names of settings as they are called here."""
+    """*decision* with core's names of settings as they are called here, and no error a kill."""
     reason = decision.reason
+    if decision.cause is Cause.MEMORY_ERROR:
+        reason = reason.replace("It was killed for memory", "It raised a memory error")
     for theirs, ours in _SETTINGS.items():
         reason = reason.replace(theirs, ours)
     return replace(decision, reason=reason)

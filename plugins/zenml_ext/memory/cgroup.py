@@ -126,6 +126,14 @@ class MemoryCgroup:
         """How many processes the kernel has killed here for want of memory."""
         return _table(self.path / _NAMES[self.version].events).get("oom_kill", 0)
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU time that the processes inside have used, but for this one."""
+        ticks = 0
+        for pid in _pids(self.path):
+            fields = "".join(_lines(Path(f"/proc/{pid}/stat"))).rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:13])) if pid != os.getpid() else 0
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def limit(self) -> int | None:
         """The limit in bytes, or None where there is none.
 

@@ -26,6 +26,8 @@ _LIMIT_RANGE = re.compile(
     r"maximum memory usage per (?P<kind>\w+) is (?P<most>\S+?), but (?:limit|request) is"
     r" (?P<asked>\S+?)[.,]?(?:$|\s)"
 )
+_NEVER = re.compile(r"must specify|minimum \w+ usage|limit to request ratio")
+"""Words of refusals that no waiting changes: the pod lacks a size, or breaks a LimitRange."""
 _MEMORY_KEYS = ("limits.memory", "requests.memory", "memory")
 _NOTHING = Quantity(0)
 _KEEP_S = 30.0
@@ -188,7 +190,7 @@ def read_refusal(text: str, orchestrators: Sequence[Manifest] = ()) -> Refused |
             for_good=bool(never),
         )
     if "is forbidden" in text:
-        return Refused(message=text, for_good=False)
+        return Refused(message=text, for_good=bool(_NEVER.search(text)))
     return None
 
 

@@ -18,7 +18,7 @@ from mlops_ext.errors import QuantityError
 from mlops_ext.memory import Evidence, Quantity
 from zenml_ext.kubernetes.objects.job import MAIN, memory_of
 from zenml_ext.kubernetes.objects.nodes import pod_memory
-from zenml_ext.memory.exits import SIGKILLED
+from zenml_ext.memory.exits import FULL_SHM, SIGBUS, SIGKILLED
 
 Manifest = Mapping[str, Any]
 
@@ -267,9 +267,12 @@ def _message(  # noqa: PLR0911 - a cause each
     for one in status.get("containerStatuses") or ():
         if waiting := (one.get("state") or {}).get("waiting"):
             return f"{waiting.get('reason')}: {waiting.get('message') or ''}".rstrip(": ")
+    if evidence.memory_error:
+        return f"the step raised a MemoryError{where}"
     if evidence.exit_code:
         beside = f"; {victim} meanwhile" if victim else ""
-        ended = f"container {evidence.container} ended with exit code {evidence.exit_code}"
+        bus = f" ({FULL_SHM})" if evidence.exit_code == SIGBUS else ""
+        ended = f"container {evidence.container} ended with exit code {evidence.exit_code}{bus}"
         return f"{ended}{where}{beside}"
     return words
 

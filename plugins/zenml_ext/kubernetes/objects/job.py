@@ -127,14 +127,16 @@ def prepare_step_job(
     job = copy.deepcopy(dict(manifest))
     meta, spec = job["metadata"], job["spec"]
     container = main_container(job)
-    if plan is not None and plan.first_limit is not None:
-        set_memory(container, plan.first_limit)
+    grows = plan.in_place if plan is not None and in_place else None
+    first = grows.start if grows else plan.first_limit if plan else None
+    if first is not None:
+        set_memory(container, first)
     limit, _ = memory_of(container)
     rules = (spec.get("podFailurePolicy") or {}).get("rules") or []
     spec["podFailurePolicy"] = {"rules": [*copy.deepcopy(list(_RULES)), *rules]}
     labels = {SIZED_LABEL: str(limit is not None).lower(), ATTEMPT_LABEL: "1"}
     _label(job, labels)
-    if plan is not None and plan.first_limit is not None:
+    if first is not None:
         tolerate_pressure(job)
     state = AttemptState(
         base=meta["name"], features=features, version=version, plan=plan, code_key=code_key

@@ -1,4 +1,4 @@
-"""The entrypoint of a step's pod: resumes, monitors memory, keeps a kill from being a failure.
+"""The entrypoint of a step's pod: resumes, has memory watched, keeps a kill from being a failure.
 
 Started as ZenML starts its own entrypoint, with another configuration class.
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 from uuid import UUID
 
+from mlops_ext.codec import decode
 from mlops_ext.errors import MlopsExtError
-from mlops_ext.memory import Quantity
+from mlops_ext.memory import InPlace, Quantity
 from mlops_ext.settings import environment
 from zenml_ext.entrypoint import ResumingEntrypointConfiguration
-from zenml_ext.kubernetes.monitor import Growth, MemoryMonitor, TerminationReport, load_in_place
 from zenml_ext.kubernetes.objects.job import (
     ATTEMPTS_VARIABLE,
     IN_PLACE_VARIABLE,
@@ -28,10 +28,10 @@ from zenml_ext.kubernetes.objects.job import (
     POD_VARIABLE,
     TASK_VARIABLE,
 )
-from zenml_ext.kubernetes.step.resize import PodResizer
+from zenml_ext.kubernetes.watcher import Watch
 from zenml_ext.memory.attempts import AttemptRecord
 from zenml_ext.memory.cgroup import MemoryCgroup
-from zenml_ext.memory.exits import RETRY_MEMORY_ERROR, SIGKILLED, leave
+from zenml_ext.memory.exits import RETRY_MEMORY_ERROR, SIGKILLED, leave, may_follow_a_kill
 from zenml_ext.memory.records import metadata_of, record
 from zenml_ext.processes import STEP_POD, patch_own_process
 
@@ -42,19 +42,18 @@ _INTERRUPTED = "RunInterruptedException"
 _STOPPED = frozenset({"RunStoppedException", "StepHeartBeatTerminationException"})
 """What ZenML raises where somebody has stopped the run; by name, as above."""
 
-_monitor: MemoryMonitor | None = None
-_growth: Growth | None = None
+_watch: Watch | None = None
 _step_run_id: UUID | None = None
 
 
 class KubernetesStepEntrypointConfiguration(ResumingEntrypointConfiguration):
-    """Runs a step in its pod, with a memory monitor beside it."""
+    """Runs a step in its pod, with a process beside it that watches its memory."""
 
     def run(self) -> None:
         """Run the step."""
         check_temp_dir()
         patch_own_process(STEP_POD)
-        with monitoring(), recording():
+        with watching(), recording():
             super().run()
 
 
@@ -80,29 +79,24 @@ def check_temp_dir() -> None:
 
 
 @contextlib.contextmanager
-def monitoring() -> Iterator[None]:
-    """Monitor memory, and let the limit grow, while the block runs; nothing without a cgroup."""
-    global _monitor, _growth
-    cgroup = MemoryCgroup.own()
+def watching() -> Iterator[None]:
+    """Watch memory, and let the limit grow, while the block runs; nothing without a cgroup."""
+    global _watch
+    cgroup, known = MemoryCgroup.own(), environment()
     if cgroup is None:
-        log.info("No memory cgroup can be read here: the step runs unmonitored.")
+        log.info("No memory cgroup can be read here: the step runs unwatched.")
         yield
         return
-    rule = load_in_place(environment().get(IN_PLACE_VARIABLE))
-    resizer = PodResizer.own(environment().get(POD_VARIABLE, ""), MAIN) if rule else None
-    _growth = Growth(rule=rule, resizer=resizer)
-    monitor = _monitor = MemoryMonitor(cgroup, TerminationReport(), _growth.on_reading)
-    monitor.start()
-    try:
+    rule = known.get(IN_PLACE_VARIABLE)
+    growth = decode(InPlace, json.loads(rule)) if rule else None
+    with Watch(cgroup, growth, pod=known.get(POD_VARIABLE, ""), container=MAIN) as _watch:
         yield
-    finally:
-        monitor.stop()
-        if monitor.oom_kills:
-            log.warning(
-                "The kernel killed %d of this step's processes for memory, and the step went on"
-                " without them.",
-                monitor.oom_kills,
-            )
+    if kills := _watch.look().oom_kills:
+        log.warning(
+            "The kernel killed %d of this step's processes for memory, and the step went on"
+            " without them.",
+            kills,
+        )
 
 
 def leave_if_memory_is_the_cause(error: BaseException | None) -> None:
@@ -115,21 +109,21 @@ def leave_if_memory_is_the_cause(error: BaseException | None) -> None:
     if type(error).__name__ == _INTERRUPTED:
         log.warning("The pod is being taken away: the step run is left for the next attempt.")
         _leave()
-    if _monitor is None:
+    if _watch is None:
         return
-    _monitor.poll()
+    kills = _watch.look().oom_kills
     retries_errors = environment().get(RETRY_MEMORY_ERROR) == "1"
-    is_memory_error = isinstance(error, MemoryError) and retries_errors
-    if not _monitor.oom_kills and not is_memory_error:
-        return
-    cause = "one of its processes was killed for memory" if _monitor.oom_kills else "MemoryError"
-    log.error("The step ends because %s: %r", cause, error)
-    _leave(memory_error=is_memory_error)
+    if isinstance(error, MemoryError) and retries_errors:
+        log.error("The step ends with a MemoryError, which is retried: %r", error)
+        _leave(memory_error=not kills)
+    if kills and may_follow_a_kill(error):
+        log.error("The step ends because one of its processes was killed for memory: %r", error)
+        _leave()
 
 
 def _leave(**report: bool) -> NoReturn:
-    if _monitor is not None:
-        _monitor.write_report(**report)
+    if _watch is not None:
+        _watch.close(**report)
     leave(SIGKILLED)
 
 
@@ -157,24 +151,23 @@ def step_metadata(step_run_id: UUID | None = None) -> dict[str, Any]:
 
 def _attempts() -> list[AttemptRecord]:
     """The attempts at this step, with the present one as it stands; none in other processes."""
-    if _monitor is None:
+    if _watch is None:
         return []
-    _monitor.poll()
     earlier = json.loads(environment().get(ATTEMPTS_VARIABLE) or "[]")
-    limit = Quantity(_monitor.limit) if _monitor.limit else None
-    grown = _growth.grown if _growth else ()
-    begin = Quantity(_monitor.first_limit or 0).human
-    reason = f"grown in place {len(grown)} times, from {begin}" if grown else ""
+    seen, runtime_s = _watch.look(), _watch.runtime_s
+    begin = Quantity(seen.first_limit or 0).human
     outcome = _outcome(sys.exc_info()[1])
     own = AttemptRecord(
         number=len(earlier) + 1,
-        memory=limit,
-        peak=Quantity(_monitor.peak),
+        memory=Quantity(seen.limit) if seen.limit else None,
+        peak=Quantity(seen.peak),
         outcome=outcome,
-        reason=reason,
+        reason=f"grown in place {len(seen.grown)} times, from {begin}" if seen.grown else "",
         node=environment().get(NODE_VARIABLE, ""),
-        runtime_s=_monitor.runtime_s,
-        lost_s=0.0 if outcome == "completed" else _monitor.runtime_s,
+        runtime_s=runtime_s,
+        lost_s=0.0 if outcome == "completed" else runtime_s,
+        curve=seen.curve,
+        resizes_s=seen.resizes_s,
         **json.loads(environment().get(TASK_VARIABLE) or "{}"),
     )
     return [*(AttemptRecord.load(attempt) for attempt in earlier), own]

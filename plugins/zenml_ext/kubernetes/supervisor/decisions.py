@@ -141,13 +141,14 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
     """
     state, termination = failed.state, failed.termination
     empty = MemoryPlan(ladder=(), reason="Nobody asked for memory.")
-    plan = (state.plan or empty).capped(failed.caps)
+    known = state.plan or empty
+    plan = known.capped(_caps_now(failed))
     if termination.victim and termination.victim.is_init and not termination.evidence.succeeded:
         reason = f"{termination.victim}, before the step began: raise the memory of that container."
         return GiveUp(reason=reason, attempt=_record(failed, reason), cause=Cause.OUT_OF_MEMORY)
     attempt = Attempt(memory=termination.memory, oom_retries=state.oom_retries, container=MAIN)
     decision = in_our_words(policy.on_failure(plan, attempt, termination.evidence))
-    change = _same_again(failed, plan, in_place=in_place)
+    change = _same_again(failed, known, in_place=in_place)  # caps are of this moment
     if isinstance(decision, Retry):
         return _more_memory(failed, plan, decision, change)
     if isinstance(decision, RetryElsewhere):
@@ -161,6 +162,16 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
             change, reason = _sized(failed, plan, change)
         return _relaunch(failed, change, reason)
     return _users_retry(failed, decision, change)
+
+
+def _caps_now(failed: FailedJob) -> Caps:
+    """What limits the next attempt.
+
+    The largest node is tried first; beyond it only a node that an autoscaler may add helps, and
+    whether one comes shows when the pod waits for it.
+    """
+    had, node = failed.termination.memory, failed.caps.node
+    return replace(failed.caps, node=None) if had and node and had >= node else failed.caps
 
 
 def _more_memory(
@@ -278,7 +289,7 @@ def _outcome(evidence: Evidence) -> str:
         return KILLED
     if evidence.disruption or evidence.storage_evicted:
         return "evicted"
-    return "failed"
+    return "memory error" if evidence.memory_error else "failed"
 
 
 def _human(size: Quantity | None) -> str:

@@ -1,17 +1,13 @@
-"""The memory of the orchestrator's own pod: warns, and records it, when its limit is too small.
+"""The memory of the orchestrator's own pod: grows in place, and says when its limit is too small.
 
-Nobody raises that limit but the user: a Job's pod template cannot be changed. A pod that was killed
-is followed by one that goes on where it was, with the same limit, and may be killed again.
+A Job's pod template cannot be changed. A pod that was killed is followed by one that goes on where
+it was, with the limit it began with.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 from uuid import UUID
 
@@ -19,11 +15,14 @@ from kubernetes.client.rest import ApiException
 from typing_extensions import Self
 from urllib3.exceptions import HTTPError
 
-from mlops_ext.memory import Quantity
+from mlops_ext.memory import InPlace, Quantity
+from mlops_ext.settings import environment
 from zenml_ext.kubernetes.client import KubeApi, describe_api_error
-from zenml_ext.kubernetes.monitor import MemoryMonitor, TerminationReport
+from zenml_ext.kubernetes.objects.diagnosis import Termination, diagnose
+from zenml_ext.kubernetes.objects.job import MAIN, POD_VARIABLE
+from zenml_ext.kubernetes.watcher import Watch
 from zenml_ext.memory import records
-from zenml_ext.memory.cgroup import MemoryCgroup, MemoryReading
+from zenml_ext.memory.cgroup import MemoryCgroup
 
 log = logging.getLogger(__name__)
 
@@ -35,53 +34,38 @@ _ROOM = 1.5
 _ROUND = 100 * 1024**2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EarlierKills:
-    """Earlier pods of the orchestrator's Job that were killed for memory.
+class OrchestratorMemory:
+    """Has this process's container watched inside ``with``, and its limit grow where it may.
 
-    Attributes:
-        count: how many.
-        limit: the limit they had; None: none.
-        peak: the most they were seen to use; None: not known.
+    Says so if the limit was too small.
     """
 
-    count: int
-    limit: Quantity | None
-    peak: Quantity | None
-
-
-class OrchestratorMemory:
-    """Monitors this process's container inside ``with``, and says when its limit is too small."""
-
-    def __init__(
-        self, *, cgroup: MemoryCgroup | None = None, report: TerminationReport | None = None
-    ) -> None:
-        self.run_id: str | None = None
-        self._cgroup = cgroup or MemoryCgroup.own()
-        self._report = report or TerminationReport()
-        self._monitor: MemoryMonitor | None = None
+    def __init__(self, run_id: str | None = None, *, cgroup: MemoryCgroup | None = None) -> None:
+        self.run_id = run_id
         self._kills = 0
+        self._watch: Watch | None = None
+        cgroup = cgroup or MemoryCgroup.own()
+        reading = cgroup.read() if cgroup else None
+        if cgroup and reading:
+            limit = Quantity(reading.limit) if reading.limit else None
+            rule = InPlace(start=limit, threshold=NEAR, growth=1.5) if limit else None
+            pod = environment().get(POD_VARIABLE, "")
+            self._watch = Watch(cgroup, rule, pod=pod, container=MAIN)
 
     def __enter__(self) -> Self:
         """Begin, if there is a cgroup to read."""
-        if self._cgroup is not None and self._monitor is None:
-            self._monitor = MemoryMonitor(self._cgroup, self._report, warn_once_when_near())
-            self._monitor.start()
+        if self._watch is not None:
+            self._watch.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End, and record a limit that was nearly reached."""
-        if self._monitor is None:
+        if self._watch is None:
             return
-        self._monitor.stop()
-        limit = self._monitor.limit
-        if limit and self._monitor.peak > NEAR * limit:
-            self._notify(Quantity(limit), Quantity(self._monitor.peak))
+        self._watch.stop()
+        seen = self._watch.look()
+        if seen.first_limit and seen.peak > NEAR * seen.first_limit:
+            self._notify(Quantity(seen.first_limit), Quantity(seen.peak))
 
     def report_earlier_kills(self, api: KubeApi, run_id: str) -> None:
         """Say so if earlier pods of this run's orchestrator were killed for memory.
@@ -93,15 +77,18 @@ class OrchestratorMemory:
         try:
             own = socket.gethostname()
             name = (api.pod(own)["metadata"].get("labels") or {}).get("job-name")
-            found = earlier_kills(api.pods_of(name), own) if name else None
+            found = earlier_kills(api.pods_of(name), own) if name else []
         except (ApiException, HTTPError, OSError) as error:
             log.debug(
                 "the orchestrator's earlier pods cannot be read: %s", describe_api_error(error)
             )
             return
-        if found is not None:
-            self._kills = found.count
-            self._notify(found.limit, found.peak)
+        if found:
+            self._kills = len(found)
+            self._notify(
+                max((end.memory for end in found if end.memory), default=None),
+                max((end.evidence.peak for end in found if end.evidence.peak), default=None),
+            )
 
     def _notify(self, limit: Quantity | None, peak: Quantity | None) -> None:
         words = advice(limit, peak, self._kills)
@@ -117,19 +104,6 @@ class OrchestratorMemory:
                     **{f"{key}_bytes": int(size) for key, size in sizes.items() if size},
                 },
             )
-
-
-def warn_once_when_near(share: float = NEAR) -> Callable[[MemoryReading, float], None]:
-    """A listener that says once that more than *share* of the limit is in use."""
-    said = False
-
-    def on_reading(reading: MemoryReading, _now: float) -> None:
-        nonlocal said
-        if not said and reading.limit and reading.used > share * reading.limit:
-            said = True
-            log.warning("%s", advice(Quantity(reading.limit), Quantity(reading.used), 0))
-
-    return on_reading
 
 
 def advice(limit: Quantity | None, peak: Quantity | None, kills: int) -> str:
@@ -150,42 +124,11 @@ def advice(limit: Quantity | None, peak: Quantity | None, kills: int) -> str:
     )
 
 
-def earlier_kills(pods: list[dict[str, Any]], own: str) -> EarlierKills | None:
-    """The kills of the orchestrator's *pods* other than *own*; None if there was none."""
-    limits: list[int] = []
-    peaks: list[int] = []
-    count = 0
-    for pod in pods:
-        if pod["metadata"]["name"] == own:
-            continue
-        for status in pod["status"].get("containerStatuses") or ():
-            end: Mapping[str, Any] = (status.get("state") or {}).get("terminated") or {}
-            if end.get("reason") != "OOMKilled":
-                continue
-            count += 1
-            limits += [_memory_limit(pod, status["name"])]
-            peaks += [_peak(end.get("message") or "")]
-    if not count:
-        return None
-    limit, peak = max(limits), max(peaks)
-    return EarlierKills(
-        count=count,
-        limit=Quantity(limit) if limit else None,
-        peak=Quantity(peak) if peak else None,
-    )
-
-
-def _memory_limit(pod: Mapping[str, Any], name: str) -> int:
-    for container in pod["spec"]["containers"]:
-        limits = (container.get("resources") or {}).get("limits") or {}
-        if container["name"] == name and "memory" in limits:
-            return Quantity.parse(limits["memory"])
-    return 0
-
-
-def _peak(text: str) -> int:
-    try:
-        found = json.loads(text)
-        return int(found.get("peak") or 0)
-    except (ValueError, AttributeError, TypeError):
-        return 0
+def earlier_kills(pods: list[dict[str, Any]], own: str) -> list[Termination]:
+    """How those of the orchestrator's *pods* other than *own* ended that were killed for memory."""
+    ends = [
+        diagnose({"spec": {"template": pod}}, [pod])
+        for pod in pods
+        if pod["metadata"]["name"] != own
+    ]
+    return [end for end in ends if end.evidence.oom_killed]

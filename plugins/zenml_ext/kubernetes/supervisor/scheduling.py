@@ -94,6 +94,7 @@ class StepState:
         to_relabel: superseded Jobs that still carry ZenML's labels, with their successors' names.
         heartbeat: its heartbeat.
         pending: its pod, while it waits.
+        stop_timer: while no pod of it runs, ZenML is asked this often whether the run is stopped.
     """
 
     job_name: str
@@ -102,6 +103,7 @@ class StepState:
     to_relabel: list[tuple[Manifest, str]] = field(default_factory=list)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     pending: PendingPod = field(default_factory=PendingPod)
+    stop_timer: Every = field(default_factory=lambda: Every(period_s=10.0))
 
 
 class PendingPods:

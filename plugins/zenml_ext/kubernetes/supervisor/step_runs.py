@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -125,7 +126,7 @@ class StepRuns:
         left_alone = without_limit(facts.settings, request)
         if left_alone is not None:
             return left_alone
-        policy = _with_records_of_its_own(facts.policy)
+        policy, grows = _with_records_of_its_own(facts.policy), False
         key = task_key(facts.pipeline, facts.step)
         for attempt in self.history(facts):
             size = attempt.peak if attempt.completed else attempt.memory or attempt.peak
@@ -136,8 +137,16 @@ class StepRuns:
                     size,
                     attempt.runtime_s,
                     censored=not attempt.completed,
+                    curve=attempt.curve,
+                    resizes_s=[s if s >= 0 else math.inf for s in attempt.resizes_s],
                 )
-        return policy.decide(key, features, request, Caps(max_memory=facts.max_memory))
+                grows = grows or any(s >= 0 for s in attempt.resizes_s)
+        plan = policy.decide(key, features, request, Caps(max_memory=facts.max_memory))
+        if plan.in_place and plan.first_limit and not grows:
+            # Nothing shows that pods can grow here, and a low start would be a sure kill.
+            plan = replace(plan, in_place=replace(plan.in_place, start=plan.first_limit))
+        log.info("Step %s: %s", facts.name, plan.reason)
+        return plan
 
     def history(self, facts: StepFacts) -> Sequence[AttemptRecord]:
         """Attempts of earlier runs of the step that tell its need, oldest first; none if unknown.

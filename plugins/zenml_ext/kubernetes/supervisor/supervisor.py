@@ -81,7 +81,7 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._facts, self._step_runs = facts, step_runs or StepRuns()
-        self._pending = PendingPods(self._step_runs, clock)
+        self._pending, self._clock = PendingPods(self._step_runs, clock), clock
         self._check: Callable[..., Answer] = check or kube_utils.check_job_status
         self._steps: dict[str, StepState] = {}
         self._sizing_runs: dict[str, str] = {}
@@ -164,7 +164,9 @@ class Supervisor:
     def _poll(self, api: KubeApi, step: StepState, options: dict[str, Any]) -> Answer:  # noqa: PLR0911
         self._relabel(api, step)
         if step.awaiting_sizing is not None:
-            return self._after(api, step, step.awaiting_sizing)
+            return self._stopped_meanwhile(api, step, step.awaiting_sizing.job) or self._after(
+                api, step, step.awaiting_sizing
+            )
         batch = Recorder(api.batch, "read_namespaced_job")
         core = Recorder(api.core, "list_namespaced_pod")
         status, message = self._check(
@@ -194,6 +196,10 @@ class Supervisor:
             )
             return self._after(api, step, FailedJob(job=job, state=state, termination=termination))
         if status is JobStatus.RUNNING:
+            if state.number > 1 and not (job.get("status") or {}).get("ready"):
+                stopped = self._stopped_meanwhile(api, step, job)
+                if stopped is not None:
+                    return stopped
             refused = self._refused(api, step, job, state, pods or [])
             return (JobStatus.RUNNING, message) if refused is None else refused
         return status, message
@@ -250,7 +256,8 @@ class Supervisor:
                 log.warning("Step %s completed: %s", failed.step_name, decision.reason)
                 return JobStatus.SUCCEEDED, None
             self._give_up(failed, decision)
-            return JobStatus.FAILED, decision.reason
+            beside = "" if failed.is_memory else self._killed_beside(api, failed)
+            return JobStatus.FAILED, f"{decision.reason}{beside}"
         if decision.change.state.isolated and self._awaits_sizing(step, failed):
             self._pending.send_heartbeat(step, failed.job)
             sizing_run = self._sizing_runs[failed.state.code_key]
@@ -304,6 +311,13 @@ class Supervisor:
             api.delete_job(name)
             return self._stopped(failed.job)
         return JobStatus.RUNNING, None
+
+    def _stopped_meanwhile(self, api: KubeApi, step: StepState, job: Manifest) -> Answer | None:
+        """End a step whose next pod does not run yet, if the run is being stopped."""
+        if not step.stop_timer.due(self._clock()) or not self._is_stopping(run_id_of(job)):
+            return None
+        api.delete_job(step.job_name)
+        return self._stopped(job)
 
     def _stopped(self, job: Manifest) -> Answer:
         """Say on ZenML's server that a step is stopped of which no process is left to say so."""
@@ -360,6 +374,18 @@ class Supervisor:
             log.warning(
                 "the attempts of %s could not be recorded: %s", failed.step_name, redacted(error)
             )
+
+    def _killed_beside(self, api: KubeApi, failed: FailedJob) -> str:
+        """Words about a pod that a step operator had run for the step, if memory ended it."""
+        for pod in api.pods_of_step(failed.run_id, failed.step_name):
+            end = diagnose({"spec": {"template": pod}}, [pod])
+            if end.evidence.oom_killed and end.pod != failed.termination.pod:
+                limit = f" at its limit of {end.memory.human}" if end.memory else ""
+                return (
+                    f" The step operator's pod {end.pod} was killed for memory{limit}: raise its"
+                    " memory, or use a step operator of flavor kubernetes_oom."
+                )
+        return ""
 
     def _relabel(self, api: KubeApi, step: StepState) -> None:
         """Take superseded Jobs out of ZenML's look-ups; tried again until it has worked."""

@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
-from zenml_ext.kubernetes.monitor import TerminationReport
 from zenml_ext.kubernetes.supervisor import own_memory
 from zenml_ext.kubernetes.supervisor.own_memory import OrchestratorMemory, earlier_kills
 from zenml_ext.memory import records
@@ -37,16 +36,13 @@ def cgroup(folder, *, used, limit=600):
 
 
 def own(tmp_path, used):
-    report = TerminationReport(path=tmp_path / "termination")
-    return OrchestratorMemory(cgroup=cgroup(tmp_path / "group", used=used), report=report)
+    return OrchestratorMemory(RUN, cgroup=cgroup(tmp_path / "group", used=used))
 
 
-def test_a_limit_that_was_nearly_reached_is_recorded_and_told_once(tmp_path, recorded, caplog):
-    with caplog.at_level(logging.WARNING), own(tmp_path, 560) as memory:
-        memory.run_id = RUN
-        memory._monitor.poll()
-        memory._monitor.poll()
-        assert caplog.text.count("used 560Mi of its limit of 600Mi") == 1
+def test_a_limit_that_was_nearly_reached_is_recorded_and_told(tmp_path, recorded, caplog):
+    with caplog.at_level(logging.WARNING), own(tmp_path, 560):
+        pass
+    assert caplog.text.count("used 560Mi of its limit of 600Mi") == 1
     ((run_id, values),) = recorded
     assert run_id == RUN
     assert (values["limit_bytes"], values["peak_bytes"]) == (600 * MIB, 560 * MIB)
@@ -55,9 +51,8 @@ def test_a_limit_that_was_nearly_reached_is_recorded_and_told_once(tmp_path, rec
 
 
 def test_a_limit_with_room_is_not_mentioned(tmp_path, recorded, caplog):
-    with caplog.at_level(logging.WARNING), own(tmp_path, 300) as memory:
-        memory.run_id = RUN
-        memory._monitor.poll()
+    with caplog.at_level(logging.WARNING), own(tmp_path, 300):
+        pass
     assert recorded == []
     assert caplog.text == ""
 
@@ -66,10 +61,11 @@ def pod(name, reason, code, peak=None):
     message = {"message": json.dumps({"mlops-ext": 1, "peak": peak})} if peak else {}
     end = {"terminated": {"reason": reason, "exitCode": code, **message}}
     limits = {"limits": {"memory": "600Mi"}}
+    phase = "Failed" if code else "Running"
     return {
         "metadata": {"name": name, "labels": {"job-name": "run"}},
         "spec": {"containers": [{"name": "main", "resources": limits}]},
-        "status": {"containerStatuses": [{"name": "main", "state": end}]},
+        "status": {"phase": phase, "containerStatuses": [{"name": "main", "state": end}]},
     }
 
 
@@ -104,6 +100,4 @@ def test_a_pod_that_follows_one_killed_for_memory_says_so(tmp_path, recorded, mo
 
 
 def test_a_pod_that_was_deleted_was_not_killed_for_memory():
-    assert (
-        earlier_kills([pod("first", "Error", 137), pod("second", "Running", 0)], "second") is None
-    )
+    assert earlier_kills([pod("first", "Error", 137), pod("second", "Running", 0)], "second") == []

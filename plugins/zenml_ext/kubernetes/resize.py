@@ -11,12 +11,14 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlops_ext.memory import Quantity
 from mlops_ext.settings import environment
-from zenml_ext.kubernetes.monitor import Refusal, ResizeAnswer
+from zenml_ext.kubernetes.growth import Refusal, ResizeAnswer
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT_S = 5.0
@@ -58,7 +60,20 @@ class PodResizer:
 
     def resize(self, limit: Quantity) -> ResizeAnswer:
         """Ask for a memory limit of *limit*, and a request, for the scheduler; never raises."""
-        resources = {section: {"memory": str(limit)} for section in ("limits", "requests")}
+        return self._patch({section: {"memory": str(limit)} for section in ("limits", "requests")})
+
+    def look(self) -> ResizeAnswer:
+        """Ask for nothing; the answer tells what has become of the last wish."""
+        return self._patch({})
+
+    def withdraw(self, limit: Quantity) -> ResizeAnswer:
+        """Wish for no more than *limit*, or at least request no more where limits may not sink."""
+        answer = self.resize(limit)
+        if answer.refusal is Refusal.FOR_GOOD:  # Kubernetes 1.33 refuses a lower limit
+            return self._patch({"requests": {"memory": str(limit)}})
+        return answer
+
+    def _patch(self, resources: Mapping[str, Mapping[str, str]]) -> ResizeAnswer:
         body = {"spec": {"containers": [{"name": self.container, "resources": resources}]}}
         request = urllib.request.Request(  # noqa: S310 - the scheme is https, see own()
             self.url,
@@ -70,12 +85,20 @@ class PodResizer:
             token = (self.folder / "token").read_text().strip()
             request.add_header("Authorization", f"Bearer {token}")
             context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context):  # noqa: S310
-                return ResizeAnswer(refusal=None)
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:  # noqa: S310
+                return ResizeAnswer(refusal=None, pending=_pending(json.load(answer)))
         except urllib.error.HTTPError as error:
             return _refused(error.code, error.read().decode(errors="replace"))
         except (OSError, http.client.HTTPException, ValueError) as error:
             return ResizeAnswer(refusal=Refusal.FOR_NOW, message=str(error))
+
+
+def _pending(pod: Mapping[str, Any]) -> str:
+    """Why the kubelet has not begun a resize of *pod*: its condition's reason, or ""."""
+    for one in (pod.get("status") or {}).get("conditions") or ():
+        if one["type"] == "PodResizePending" and one["status"] == "True":
+            return str(one.get("reason") or "Deferred")
+    return ""
 
 
 def _refused(code: int, body: str) -> ResizeAnswer:
