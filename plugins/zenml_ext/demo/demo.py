@@ -201,7 +201,9 @@ class _Workshop:
         self._script()
         with (self.folder / "bare.log").open("wb") as log:
             ending = _limited.run(
-                [sys.executable, str(self.folder / "pipeline.py"), *actions],
+                _limited.Command(
+                    program=[sys.executable, str(self.folder / "pipeline.py"), *actions]
+                ),
                 environment=self.environment(PWD=str(self.folder)),
                 limit=_LIMIT,
                 stopping=threading.Event(),

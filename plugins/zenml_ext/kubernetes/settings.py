@@ -36,7 +36,8 @@ class KubernetesOomSettings(OomSettings, KubernetesOrchestratorSettings):
         gt=0,
         description="Where the orchestrator may not list nodes: minutes a step waits for a node"
         " with enough free memory while nothing else of the namespace runs; then it fails, and"
-        " says so. Where it may list them, what can never fit fails at once, and the rest waits.",
+        " says so. Where it may list them, what can never fit fails once an autoscaler has had a"
+        " minute to look at it, and the rest waits.",
     )
     orchestrator_job_backoff_limit: NonNegativeInt = Field(
         default=20,

@@ -18,9 +18,14 @@ def main() -> None:
     procs_file, *command = sys.argv[1:]
     if procs_file:
         Path(procs_file).write_text("0")
+    first_to_go()
+    os.execv(command[0], command)  # noqa: S606  # the command is our own
+
+
+def first_to_go() -> None:
+    """Have the kernel take this process, not its orchestrator, if the machine runs out."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-    os.execv(command[0], command)  # noqa: S606  # the command is our own
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -12,10 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from mlops_ext.memory import Quantity
+from zenml_ext.local.warm import WarmProcess, WarmServer
 from zenml_ext.memory.cgroup import MemoryCgroup, create, inherited_limit
+
+log = logging.getLogger(__name__)
 
 GROUP = "MLOPS_EXT_MEMORY_GROUP"
 """Variable with the version and the path of the command's cgroup: ``1:/sys/fs/cgroup/…``."""
@@ -31,6 +35,24 @@ _WATCH_PERIOD_S = 0.05
 """How often usage is read where we enforce it: at 1 GB/s a step overshoots by 50 MB."""
 _MAX_POINTS = 4096
 """Points of the curve that are kept; beyond, every second one is dropped."""
+
+
+Process: TypeAlias = "subprocess.Popen[bytes] | WarmProcess"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What to run.
+
+    Attributes:
+        program: the program, as an absolute path, and what makes it take *arguments*.
+        arguments: its arguments.
+        warm: starts it in place of *program*, from what it has imported already; None: nothing.
+    """
+
+    program: Sequence[str]
+    arguments: Sequence[str] = ()
+    warm: WarmServer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +78,7 @@ class Termination:
 
 
 def run(
-    command: Sequence[str],
+    command: Command,
     *,
     environment: Mapping[str, str],
     limit: int | None,
@@ -68,7 +90,7 @@ def run(
     """Run *command* under *limit* bytes until it ends, or until *stopping* is set.
 
     Args:
-        command: program and arguments; the program as an absolute path.
+        command: what to run.
         environment: its whole environment.
         limit: bytes of memory for all its processes together; None for no limit.
         stopping: when set, the command gets SIGTERM, and SIGKILL after *grace_s*.
@@ -97,29 +119,21 @@ def total_memory() -> Quantity:
 
 @contextlib.contextmanager
 def _started(
-    command: Sequence[str],
+    command: Command,
     environment: Mapping[str, str],
     output: IO[bytes] | None,
     group: MemoryCgroup | None,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Process]:
     """The running command; it is killed where this process leaves it early."""
     posix = os.name == "posix"
-    if posix:
-        procs_file = str(group.procs_file) if group else ""
-        command = [sys.executable, "-I", "-S", str(_CHILD), procs_file, *command]
     parent_pipe, ours = os.pipe() if posix else (-1, -1)
     environment = {**environment, PARENT_PIPE: str(parent_pipe)} if posix else environment
     if group:
         environment = {**environment, GROUP: f"{group.version}:{group.path}"}
+    procs_file = str(group.procs_file) if group else ""
     try:
-        process = subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if output else None,
-            start_new_session=posix,
-            pass_fds=(parent_pipe,) if posix else (),
+        process = _warm(command, environment, output, parent_pipe, procs_file) or _cold(
+            command, environment, output, parent_pipe, procs_file
         )
     except BaseException:
         if posix:
@@ -140,11 +154,55 @@ def _started(
             os.close(ours)
 
 
+def _cold(
+    command: Command,
+    environment: Mapping[str, str],
+    output: IO[bytes] | None,
+    parent_pipe: int,
+    procs_file: str,
+) -> subprocess.Popen[bytes]:
+    """A process of its own from the first."""
+    posix = os.name == "posix"
+    own = [sys.executable, "-I", "-S", str(_CHILD), procs_file] if posix else []
+    return subprocess.Popen(
+        [*own, *command.program, *command.arguments],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=posix,
+        pass_fds=(parent_pipe,) if posix else (),
+    )
+
+
+def _warm(
+    command: Command,
+    environment: Mapping[str, str],
+    output: IO[bytes] | None,
+    parent_pipe: int,
+    procs_file: str,
+) -> WarmProcess | None:
+    """A fork of the process that has imported ZenML; None where there is none."""
+    if command.warm is None:
+        return None
+    try:
+        return command.warm.start(
+            command.arguments,
+            environment,
+            output=output,
+            parent_pipe=parent_pipe,
+            procs_file=procs_file,
+        )
+    except OSError as error:
+        log.warning("The process that starts steps is gone (%s); this one starts cold.", error)
+        return None
+
+
 @dataclass(slots=True, kw_only=True)
 class _MemoryMonitor:
     """Reads the memory of a running command until it ends."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     group: MemoryCgroup | None
     limit: int | None
     began: float = field(default_factory=time.monotonic)
@@ -168,7 +226,7 @@ class _MemoryMonitor:
                 self.process.wait(period)
 
     def termination(self, *, stopped: bool) -> Termination:
-        code = self.process.returncode
+        code = self.process.wait()
         kills = self.group.kills() if self.group else 0
         if kills and code and self.limit:
             self.peak = max(self.peak, self.limit)
@@ -229,7 +287,7 @@ def _proportional(process: Any) -> int:
     return int(getattr(memory, "pss", 0) or memory.uss)
 
 
-def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+def _kill_tree(process: Process) -> None:
     import psutil
 
     doomed: list[Any] = []

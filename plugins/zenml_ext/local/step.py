@@ -38,8 +38,9 @@ from zenml_ext.local import process
 from zenml_ext.local.budget import MemoryBudget
 from zenml_ext.local.dag import State
 from zenml_ext.local.entrypoint import LocalEntrypoint
-from zenml_ext.local.process import Termination
+from zenml_ext.local.process import Command, Termination
 from zenml_ext.local.settings import LocalOomSettings
+from zenml_ext.local.warm import WarmServer
 from zenml_ext.memory.attempts import KILLED, AttemptRecord, in_our_words
 from zenml_ext.memory.exits import MEMORY_ERROR
 from zenml_ext.memory.records import record, record_on_run
@@ -138,7 +139,11 @@ class StepJob:
         )
         arguments[1] = _ENTRYPOINT  # ZenML names it by the client's source root otherwise
         return process.run(
-            [sys.executable, *command, *arguments],
+            Command(
+                program=[sys.executable, *command],
+                arguments=arguments,
+                warm=WarmServer.get(self.environment),
+            ),
             environment=self.environment,
             limit=memory,
             stopping=self.stopping,

@@ -18,7 +18,7 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 from zenml.integrations.kubernetes import kube_utils
 
-from mlops_ext.memory import Caps, Cause, Features, Quantity
+from mlops_ext.memory import Caps, Cause, Features
 from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import (
     KubeApi,
@@ -48,6 +48,7 @@ from zenml_ext.kubernetes.objects.job import (
 from zenml_ext.kubernetes.objects.state import AttemptState, state_of
 from zenml_ext.kubernetes.supervisor.decisions import FailedJob, GiveUp, Relaunch, after_failure
 from zenml_ext.kubernetes.supervisor.scheduling import PendingPods, StepState
+from zenml_ext.kubernetes.supervisor.sizing import SizingRuns
 from zenml_ext.kubernetes.supervisor.step_runs import StepFacts, StepRun, StepRuns, step_run_of
 from zenml_ext.memory.attempts import KILLED
 
@@ -84,8 +85,7 @@ class Supervisor:
         self._pending, self._clock = PendingPods(self._step_runs, clock), clock
         self._check: Callable[..., Answer] = check or kube_utils.check_job_status
         self._steps: dict[str, StepState] = {}
-        self._sizing_runs: dict[str, str] = {}
-        self._peaks: dict[str, Quantity] = {}
+        self._sizing = SizingRuns()
         self._caps: CapsReader | None = None
         self._any_unlimited = False
         self._lock = threading.RLock()
@@ -137,7 +137,7 @@ class Supervisor:
             self._any_unlimited |= memory_of(main_container(job))[0] is None
             conditions = job["status"].get("conditions") or []
             if state.isolated and not any(c["type"] == "Complete" for c in conditions):
-                self._sizing_runs[state.code_key] = state.base
+                self._sizing.begin(state)
             job["status"]["conditions"] = [c for c in conditions if c["type"] not in _FAILURES]
         return current
 
@@ -187,7 +187,7 @@ class Supervisor:
         listed = core.seen.get("list_namespaced_pod")
         pods: list[dict[str, Any]] | None = None if listed is None else api.plain(listed)["items"]
         if status is JobStatus.SUCCEEDED:
-            self._note_size(api, job, state)
+            self._sizing.end(api, job, state)
             self._relabel(api, step)
             return (JobStatus.RUNNING, None) if step.to_relabel else (status, message)
         if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
@@ -247,7 +247,7 @@ class Supervisor:
         failed = replace(
             failed,
             caps=caps,
-            code_peak=self._peaks.get(failed.state.code_key),
+            code_peak=self._sizing.peak(failed.state),
             beside_unlimited=self._any_unlimited,
         )
         decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
@@ -258,20 +258,11 @@ class Supervisor:
             self._give_up(failed, decision)
             beside = "" if failed.is_memory else self._killed_beside(api, failed)
             return JobStatus.FAILED, f"{decision.reason}{beside}"
-        if decision.change.state.isolated and self._awaits_sizing(step, failed):
-            self._pending.send_heartbeat(step, failed.job)
-            sizing_run = self._sizing_runs[failed.state.code_key]
-            return JobStatus.RUNNING, f"waits for {sizing_run} to show what this step needs"
-        return self._relaunch(api, step, failed, decision)
-
-    def _awaits_sizing(self, step: StepState, failed: FailedJob) -> bool:
-        """Whether a step of the same code is finding out already what this one needs."""
-        with self._lock:
-            key, base = failed.state.code_key, failed.state.base
-            if self._sizing_runs.setdefault(key, base) == base:
-                return False
+        if decision.change.state.isolated and (other := self._sizing.begin(failed.state)):
             step.awaiting_sizing = failed
-            return True
+            self._pending.send_heartbeat(step, failed.job)
+            return JobStatus.RUNNING, f"waits for {other} to show what this step needs"
+        return self._relaunch(api, step, failed, decision)
 
     def _relaunch(
         self, api: KubeApi, step: StepState, failed: FailedJob, decision: Relaunch
@@ -398,17 +389,6 @@ class Supervisor:
                 log.warning("Job %s keeps its label for now: %s", name, describe_api_error(error))
                 return
             step.to_relabel.pop(0)
-
-    def _note_size(self, api: KubeApi, job: Manifest, state: AttemptState) -> None:
-        """What a sizing run has needed lets the other steps of its code be scheduled."""
-        if not state.isolated or self._sizing_runs.get(state.code_key) != state.base:
-            return
-        peak = diagnose(job, api.pods_of(job["metadata"]["name"])).evidence.peak
-        with self._lock:
-            if peak is not None:
-                known = self._peaks.get(state.code_key, peak)
-                self._peaks[state.code_key] = max(peak, known)
-            self._sizing_runs.pop(state.code_key, None)
 
     def _caps_reader(self, api: KubeApi) -> CapsReader:
         if self._caps is None:

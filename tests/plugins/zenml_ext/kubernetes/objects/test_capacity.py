@@ -33,6 +33,16 @@ from zenml_ext.kubernetes.objects.capacity import read_refusal, rooms_of
             True,
             "LimitRange allows 1Gi per container",
         ),
+        (
+            'pods "x" is forbidden: failed quota: team: must specify limits.memory for: fetch',
+            True,
+            "must specify limits.memory",
+        ),
+        (
+            'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
+            False,  # a namespace's labels may change
+            "PodSecurity",
+        ),
     ],
 )
 def test_refusals_of_admission_are_told_in_the_users_words(text, for_good, words):

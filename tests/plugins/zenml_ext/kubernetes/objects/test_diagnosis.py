@@ -180,3 +180,23 @@ def test_a_setting_is_named_as_the_user_knows_it():
     assert isinstance(next_, GiveUp)
     assert "raise oom_retries" in next_.reason
     assert "memory.max" not in next_.reason
+
+
+def test_a_full_dev_shm_and_a_memory_error_are_named():
+    job = {"spec": {"template": {"spec": {"containers": [{"name": "main"}]}}}}
+
+    def ended(code, message=""):
+        end = {"exitCode": code, "reason": "Error", "message": message}
+        return {
+            "metadata": {"name": "p"},
+            "spec": {"containers": [{"name": "main"}]},
+            "status": {
+                "phase": "Failed",
+                "containerStatuses": [{"name": "main", "state": {"terminated": end}}],
+            },
+        }
+
+    assert "/dev/shm" in diagnose(job, [ended(135)]).message
+    found = diagnose(job, [ended(137, '{"mlops-ext":1,"peak":5,"memory_error":true}')])
+    assert found.message == "the step raised a MemoryError"
+    assert not found.evidence.oom_killed

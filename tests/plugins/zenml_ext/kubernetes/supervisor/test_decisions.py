@@ -220,11 +220,22 @@ def test_an_eviction_for_memory_pressure_moves_the_step_and_costs_no_retry():
     assert next_.change.avoid_node == "nodea"
 
 
-def test_a_kill_at_the_cap_fails_and_names_the_node():
+def test_the_largest_node_is_tried_and_then_one_that_an_autoscaler_may_add():
+    caps = Caps(node=Quantity(300 * MIB), node_name="small")
+    first = after_failure(failed("oom-main", caps=caps), POLICY, in_place=True)
+    assert first.change.limit == 300 * MIB
+    plan = first.change.state.plan
+    assert plan.cap is None  # a node that comes tomorrow counts
     caps = Caps(node=Quantity(200 * MIB), node_name="small")
-    next_ = after_failure(failed("oom-main", caps=caps), POLICY, in_place=True)
-    assert isinstance(next_, GiveUp)
-    assert "small" in next_.reason
+    at_the_cap = after_failure(failed("oom-main", caps=caps), POLICY, in_place=True)
+    assert at_the_cap.change.limit == 400 * MIB
+
+
+def test_a_kill_at_the_users_cap_or_a_quotas_fails_and_names_it():
+    for caps in (Caps(max_memory=Quantity(200 * MIB)), Caps(quota=Quantity(200 * MIB))):
+        next_ = after_failure(failed("oom-main", caps=caps), POLICY, in_place=True)
+        assert isinstance(next_, GiveUp)
+        assert caps.binding.name in next_.reason
 
 
 def unlimited(**changes):

@@ -243,6 +243,33 @@ def test_a_stop_that_deletes_the_job_before_its_pod_begins_ends_the_step_too(clu
     assert step_runs.stopped == [step_runs.step_run_]
 
 
+def test_a_stop_ends_a_step_whose_next_pod_has_not_begun(cluster):
+    now, step_runs = [0.0], FakeStepRuns()
+    ours = Orchestrator(cluster, step_runs, lambda: now[0])
+    name = ours.start("137 OOMKilled 0;0 Completed 0")
+    failed_job(cluster, name)
+    cluster.pause_jobs.set()
+    for _ in range(2):
+        assert ours.check(name)[0] is JobStatus.RUNNING
+    assert names(cluster, "mlops-ext.io/attempt=2") == ["a-step-m2"]
+    step_runs.stopping, now[0] = [True], now[0] + 30
+    assert ours.check(name)[0] is JobStatus.FAILED
+    assert step_runs.stopped == [step_runs.step_run_]
+    assert names(cluster, "mlops-ext.io/attempt=2") == []
+
+
+def test_a_step_operators_pod_that_was_killed_for_memory_is_named(cluster):
+    ours = Orchestrator(cluster, FakeStepRuns())
+    name = ours.start("1 Error 0")
+    operator = step_job("an-operators", "step", "137 OOMKilled 0", limit="300Mi")
+    ours.batch.create_namespaced_job("zenml", operator)
+    failed_job(cluster, "an-operators")
+    status, message = ours.until_over(name)
+    assert status is JobStatus.FAILED
+    assert "The step operator's pod an-operators" in message
+    assert "was killed for memory at its limit of 300Mi" in message
+
+
 def test_a_relaunched_job_keeps_fields_that_no_client_knows(cluster):
     """ZenML pins a client that drops what came after it: sidecars' restart policies among it."""
     ours = Orchestrator(cluster, FakeStepRuns())
