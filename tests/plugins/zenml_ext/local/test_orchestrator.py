@@ -63,7 +63,7 @@ PIPELINE = '''
     @step(settings=LIMITED)
     def waits_for_workers() -> int:
         """As a pool of processes: goes on waiting when one of its workers is killed."""
-        code = "x = bytearray(400 * 1024**2); x[::4096] = b'x' * len(x[::4096])"
+        code = "x = bytearray(480 * 1024**2); x[::4096] = b'x' * len(x[::4096])"
         while subprocess.run([sys.executable, "-c", code]).returncode:
             time.sleep(100)
         return 1
@@ -71,7 +71,7 @@ PIPELINE = '''
     @step(settings=LIMITED)
     def loader() -> int:
         """As a data loader: fails when one of its workers is killed."""
-        code = "x = bytearray(400 * 1024**2); x[::4096] = b'x' * len(x[::4096])"
+        code = "x = bytearray(480 * 1024**2); x[::4096] = b'x' * len(x[::4096])"
         subprocess.run([sys.executable, "-c", code], check=True)
         return 1
 
