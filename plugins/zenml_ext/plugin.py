@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
@@ -11,25 +11,15 @@ from zenml_ext.processes import DYNAMIC_POD, LOCAL_STEP, ORCHESTRATOR_POD, STEP_
 _SUPPORTED = ">=0.94.6,<0.99"
 _MATERIALIZER = "zenml.materializers.base_materializer:BaseMaterializer"
 _KUBE_UTILS = "zenml.integrations.kubernetes.kube_utils"
-_TESTS = "tests/plugins/zenml_ext"
-_TEMP_DIR_TESTS = f"{_TESTS}/test_temp_dir.py"
 _PIPELINE_TEST = (
-    f"{_TESTS}/kubernetes/test_pipelines.py"
-    "::test_a_step_killed_for_memory_fails_on_zenml_and_completes_here"
+    "kubernetes/test_pipelines.py::test_a_step_killed_for_memory_fails_on_zenml_and_completes_here"
 )
 _LIST_TEST = (
-    f"{_TESTS}/kubernetes/supervisor/test_supervisor.py"
+    "kubernetes/supervisor/test_supervisor.py"
     "::test_zenml_takes_a_kill_between_two_orchestrators_for_a_failure_and_we_do_not"
 )
-_PUBLISH_TEST = (
-    f"{_TESTS}/kubernetes/step/test_entrypoint.py"
-    "::test_a_failure_that_a_kill_caused_is_not_published"
-)
-_LOCAL_TEST = (
-    f"{_TESTS}/local/test_orchestrator.py"
-    "::test_a_step_that_fails_because_its_child_was_killed_runs_again_with_more"
-)
 _KILLED_STEP = "a step killed for memory counts as failed for good"
+_ISSUES = "https://github.com/zenml-io/zenml/issues"
 
 
 @hookimpl
@@ -46,86 +36,78 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
     ]
 
 
+def _patch(name: str, target: str, reason: str, verified_by: str, **more: str) -> Patch:
+    fields = {"replacement": f"zenml_ext.patches:make_{name.replace('-', '_')}", **more}
+    return Patch(
+        id=f"zenml.{name}",
+        framework="zenml",
+        distribution="zenml",
+        versions=_SUPPORTED,
+        target=target,
+        reason=reason,
+        verified_by=f"tests/plugins/zenml_ext/{verified_by}",
+        **fields,
+    )
+
+
 @hookimpl
 def mlops_ext_patches() -> Iterable[Patch]:
-    """Materializers' temporary directories; and what would declare a killed step failed."""
-    return [
-        *_memory_patches(),
-        Patch(
-            id="zenml.temp-dir",
-            framework="zenml",
-            distribution="zenml",
-            versions=_SUPPORTED,
-            target=f"{_MATERIALIZER}.get_temporary_directory",
-            expects="contextlib",  # it is made by contextlib.contextmanager
-            replacement="zenml_ext.patches:make_get_temporary_directory",
-            reason="a finished step fails when a file in its temporary directory is still open,"
-            " and the directory's place cannot be chosen",
-            upstream="https://github.com/zenml-io/zenml/issues/2990",
-            verified_by=f"{_TEMP_DIR_TESTS}::test_a_busy_file_fails_no_finished_step",
-        ),
-        Patch(
-            id="zenml.temp-dir-after-step",
-            framework="zenml",
-            distribution="zenml",
-            versions=_SUPPORTED,
-            target=f"{_MATERIALIZER}._register_directory_for_deletion_after_step_execution",
-            replacement="zenml_ext.patches:make_register_directory",
-            reason="a directory that is still in use when its step ends is left behind for good",
-            upstream="https://github.com/zenml-io/zenml/issues/2990",
-            verified_by=f"{_TEMP_DIR_TESTS}::test_what_is_busy_when_the_step_ends_is_removed_later",
-        ),
-    ]
-
-
-def _memory_patches() -> Iterator[Patch]:
-    """Those that processes of our orchestrators apply to themselves."""
-    seams = (
-        ("create-job", f"{_KUBE_UTILS}:create_job", ORCHESTRATOR_POD, _PIPELINE_TEST),
-        ("list-jobs", f"{_KUBE_UTILS}:list_jobs", ORCHESTRATOR_POD, _LIST_TEST),
-        ("check-job-status", f"{_KUBE_UTILS}:check_job_status", ORCHESTRATOR_POD, _PIPELINE_TEST),
-        (
-            "publish-failed-step-run",
-            "zenml.orchestrators.step_runner:publish_failed_step_run",
-            STEP_POD,
-            _PUBLISH_TEST,
-        ),
-        (
-            "call-entrypoint",
-            "zenml.steps.base_step:BaseStep.call_entrypoint",
-            LOCAL_STEP,
-            _LOCAL_TEST,
-        ),
+    """Materializers' temporary directories; and what processes of our orchestrators patch."""
+    yield _patch(
+        "temp-dir",
+        f"{_MATERIALIZER}.get_temporary_directory",
+        "a finished step fails when a file in its temporary directory is still open, and the"
+        " directory's place cannot be chosen",
+        "test_temp_dir.py::test_a_busy_file_fails_no_finished_step",
+        replacement="zenml_ext.patches:make_get_temporary_directory",
+        expects="contextlib",  # it is made by contextlib.contextmanager
+        upstream=f"{_ISSUES}/2990",
+    )
+    yield _patch(
+        "temp-dir-after-step",
+        f"{_MATERIALIZER}._register_directory_for_deletion_after_step_execution",
+        "a directory that is still in use when its step ends is left behind for good",
+        "test_temp_dir.py::test_what_is_busy_when_the_step_ends_is_removed_later",
+        replacement="zenml_ext.patches:make_register_directory",
+        upstream=f"{_ISSUES}/2990",
     )
     for process, suffix in (
         (ORCHESTRATOR_POD, ""),
         (DYNAMIC_POD, "-of-a-dynamic-pipeline"),
         (STEP_POD, "-of-a-step"),
     ):
-        yield Patch(
-            id=f"zenml.server-away{suffix}",
-            framework="zenml",
-            distribution="zenml",
-            versions=_SUPPORTED,
-            target="zenml.zen_stores.rest_zen_store:RestZenStore._request",
+        yield _patch(
+            f"server-away{suffix}",
+            "zenml.zen_stores.rest_zen_store:RestZenStore._request",
+            "a step that runs fails when ZenML's server is away for 45 s",
+            "test_server.py::test_a_server_that_comes_back_is_waited_for",
             replacement="zenml_ext.patches:make_rest_request",
             process=process,
-            reason="a step that runs fails when ZenML's server is away for 45 s",
-            upstream="https://github.com/zenml-io/zenml/issues/3946",
-            verified_by=f"{_TESTS}/test_server.py::test_a_server_that_comes_back_is_waited_for",
+            upstream=f"{_ISSUES}/3946",
         )
-    for name, target, process, test in seams:
-        yield Patch(
-            id=f"zenml.{name}",
-            framework="zenml",
-            distribution="zenml",
-            versions=_SUPPORTED,
-            target=target,
-            replacement=f"zenml_ext.patches:make_{name.replace('-', '_')}",
-            process=process,
-            reason=_KILLED_STEP,
-            verified_by=test,
+    for name in ("create_job", "list_jobs", "check_job_status"):
+        yield _patch(
+            name.replace("_", "-"),
+            f"{_KUBE_UTILS}:{name}",
+            _KILLED_STEP,
+            _LIST_TEST if name == "list_jobs" else _PIPELINE_TEST,
+            process=ORCHESTRATOR_POD,
         )
+    yield _patch(
+        "publish-failed-step-run",
+        "zenml.orchestrators.step_runner:publish_failed_step_run",
+        _KILLED_STEP,
+        "kubernetes/step/test_entrypoint.py::test_a_failure_that_a_kill_caused_is_not_published",
+        process=STEP_POD,
+    )
+    yield _patch(
+        "call-entrypoint",
+        "zenml.steps.base_step:BaseStep.call_entrypoint",
+        _KILLED_STEP,
+        "local/test_orchestrator.py"
+        "::test_a_step_that_fails_because_its_child_was_killed_runs_again_with_more",
+        process=LOCAL_STEP,
+    )
 
 
 @hookimpl

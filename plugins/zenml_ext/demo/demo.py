@@ -201,9 +201,7 @@ class _Workshop:
         self._script()
         with (self.folder / "bare.log").open("wb") as log:
             ending = _limited.run(
-                _limited.Command(
-                    program=[sys.executable, str(self.folder / "pipeline.py"), *actions]
-                ),
+                [sys.executable, str(self.folder / "pipeline.py"), *actions],
                 environment=self.environment(PWD=str(self.folder)),
                 limit=_LIMIT,
                 stopping=threading.Event(),

@@ -6,10 +6,10 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from kubernetes import client as k8s
 from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 from zenml.integrations.kubernetes import kube_utils
@@ -139,12 +139,7 @@ class KubeApi:
 
     def jobs(self, selector: str) -> list[Manifest]:
         """The Jobs that a label selector picks."""
-        found: list[Manifest] = self.plain(
-            self.batch.list_namespaced_job(
-                namespace=self.namespace, label_selector=selector, **self._options
-            )
-        )["items"]
-        return found
+        return self._items(self.batch.list_namespaced_job, label_selector=selector)
 
     def pod(self, name: str) -> Manifest:
         """A pod."""
@@ -153,29 +148,14 @@ class KubeApi:
         )
         return found
 
-    def pods(self) -> Sequence[Manifest]:
-        """The pods of the namespace; none where they may not be read."""
-        return self._if_allowed(
-            lambda: self.core.list_namespaced_pod(namespace=self.namespace, **self._options)
-        )
-
     def pods_of(self, job: str) -> list[Manifest]:
         """The pods of a Job."""
-        found: list[Manifest] = self.plain(
-            self.core.list_namespaced_pod(
-                namespace=self.namespace, label_selector=f"job-name={job}", **self._options
-            )
-        )["items"]
-        return found
+        return self._items(self.core.list_namespaced_pod, label_selector=f"job-name={job}")
 
     def pods_of_step(self, run_id: str, step: str) -> list[Manifest]:
         """Every pod of a step; none where they may not be read."""
         labels = f"run_id={run_id},step_name={kube_utils.sanitize_label_value(step)}"
-        return self._if_allowed(
-            lambda: self.core.list_namespaced_pod(
-                namespace=self.namespace, label_selector=labels, **self._options
-            )
-        )
+        return self._readable(self.core.list_namespaced_pod, label_selector=labels)
 
     def create_job(self, manifest: Mapping[str, Any]) -> Manifest:
         """Create a Job; one of the same name that is there already is as good.
@@ -215,74 +195,69 @@ class KubeApi:
 
     def events_of(self, name: str) -> list[Manifest]:
         """The events about an object; none where they may not be read."""
-        return self._if_allowed(
-            lambda: self.core.list_namespaced_event(
-                namespace=self.namespace,
-                field_selector=f"involvedObject.name={name}",
-                **self._options,
-            )
+        return self._readable(
+            self.core.list_namespaced_event, field_selector=f"involvedObject.name={name}"
         )
 
     def node_oom_events(self, node: str) -> list[Manifest]:
         """A node's events of out-of-memory kills; none where they may not be read."""
-        return self._if_allowed(
-            lambda: self.core.list_namespaced_event(
-                namespace="default",
-                field_selector=f"involvedObject.kind=Node,involvedObject.name={node},"
-                "reason=SystemOOM",
-                **self._options,
-            )
+        return self._readable(
+            self.core.list_namespaced_event,
+            namespace="default",
+            field_selector=f"involvedObject.kind=Node,involvedObject.name={node},reason=SystemOOM",
         )
 
     def create_event(self, job: Mapping[str, Any], reason: str, message: str) -> None:
         """An event about a Job; where that is not allowed, none."""
-        from datetime import datetime, timezone
-
-        meta, stamp = job["metadata"], datetime.now(timezone.utc)
-        body = k8s.CoreV1Event(
-            metadata=k8s.V1ObjectMeta(generate_name=f"{meta['name'][:50]}."),
-            involved_object=k8s.V1ObjectReference(
-                api_version="batch/v1",
-                kind="Job",
-                name=meta["name"],
-                namespace=self.namespace,
-                uid=meta.get("uid"),
-            ),
-            reason=reason,
-            message=message[:1000],
-            type="Warning",
-            count=1,
-            first_timestamp=stamp,
-            last_timestamp=stamp,
-            reporting_component="mlops-ext",
-            source=k8s.V1EventSource(component="mlops-ext"),
-        )
+        meta, stamp = job["metadata"], datetime.now(timezone.utc).isoformat()
+        body = {
+            "metadata": {"generateName": f"{meta['name'][:50]}."},
+            "involvedObject": {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "name": meta["name"],
+                "namespace": self.namespace,
+                "uid": meta.get("uid"),
+            },
+            "reason": reason,
+            "message": message[:1000],
+            "type": "Warning",
+            "count": 1,
+            "firstTimestamp": stamp,
+            "lastTimestamp": stamp,
+            "reportingComponent": "mlops-ext",
+            "source": {"component": "mlops-ext"},
+        }
         try:
             self.core.create_namespaced_event(namespace=self.namespace, body=body, **self._options)
         except (ApiException, HTTPError, OSError) as error:
             log.debug("no event: %s", describe_api_error(error))
 
-    def fetch(self, kind: str) -> Sequence[Manifest]:
-        """The objects of a kind, for `capacity.CapsReader`."""
+    def fetch(self, kind: str) -> list[Manifest]:
+        """The objects of a kind, for `capacity.CapsReader`; none where they may not be read."""
+        core = self.core
         if kind == "nodes":
-            return self._if_allowed(lambda: self.core.list_node(**self._options))
+            return self._readable(core.list_node, namespace=None)
         if kind == "pods":
-            everywhere = self._if_allowed(
-                lambda: self.core.list_pod_for_all_namespaces(**self._options)
-            )
-            return everywhere or self.pods()
+            everywhere = self._readable(core.list_pod_for_all_namespaces, namespace=None)
+            return everywhere or self._readable(core.list_namespaced_pod)
         name = {"limitranges": "limit_range", "resourcequotas": "resource_quota"}[kind]
-        call = getattr(self.core, f"list_namespaced_{name}")
-        return self._if_allowed(lambda: call(namespace=self.namespace, **self._options))
+        return self._readable(getattr(core, f"list_namespaced_{name}"))
 
-    def _if_allowed(self, call: Callable[[], Any]) -> list[Manifest]:
+    def _items(self, call: Callable[..., Any], **query: str | None) -> list[Manifest]:
+        place = {"namespace": self.namespace, **query, **self._options}
+        found: list[Manifest] = self.plain(
+            call(**{name: value for name, value in place.items() if value is not None})
+        )["items"]
+        return found
+
+    def _readable(self, call: Callable[..., Any], **query: str | None) -> list[Manifest]:
         try:
-            found: list[Manifest] = self.plain(call())["items"]
+            return self._items(call, **query)
         except ApiException as error:
             if error.status not in {_FORBIDDEN, _NOT_FOUND}:
                 raise
             return []
-        return found
 
 
 @contextlib.contextmanager

@@ -19,14 +19,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from typing_extensions import Self
 
 from mlops_ext.codec import decode, encode
 from mlops_ext.memory import InPlace
 from zenml_ext.kubernetes.growth import Growth
-from zenml_ext.memory.cgroup import MemoryCgroup, MemoryReading
+from zenml_ext.memory.attempts import CurvePoints, with_point
+from zenml_ext.memory.cgroup import MemoryCgroup
 from zenml_ext.memory.exits import SIGKILLED, leave
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,6 @@ TERMINATION_LOG = Path("/dev/termination-log")
 _REPORT_BYTES = 2048
 """The report is padded, and written over in one write: a kill cannot leave half of one. The
 kubelet keeps 4096 bytes."""
-_CURVE_POINTS = 32
-_RISE = 1.03
-"""A point of the curve is kept where memory has risen by so much."""
 _HUNG_S, _HUNG_CPU_S = 20.0, 0.5
 """After a child was killed: a container that uses less CPU time than this in so long waits for a
 result that nobody will bring, as `multiprocessing.Pool` does."""
@@ -65,20 +63,12 @@ class Report:
     oom_kills: int = 0
     grown: tuple[int, ...] = ()
     resizes_s: tuple[float, ...] = ()
-    curve: tuple[tuple[float, int], ...] = ()
+    curve: CurvePoints = ()
 
     def text(self, **more: object) -> bytes:
         """The report as the termination message, with *more*."""
         values = {"mlops-ext": 1, **{k: v for k, v in encode(self).items() if v}, **more}
         return json.dumps(values, separators=(",", ":")).ljust(_REPORT_BYTES).encode()
-
-
-class Cgroup(Protocol):
-    """What is watched."""
-
-    def read(self) -> MemoryReading | None:
-        """The state now."""
-        ...
 
 
 def write_report(path: Path, text: bytes) -> None:
@@ -103,7 +93,7 @@ class Sampler:
         began: the time of the start.
     """
 
-    cgroup: Cgroup
+    cgroup: MemoryCgroup
     growth: Growth
     began: float
     report: Report = field(default_factory=Report)
@@ -121,10 +111,7 @@ class Sampler:
         if reading is None:
             return False
         self.growth.on_reading(reading, now)
-        old, curve = self.report, self.report.curve
-        if not curve or reading.resident > _RISE * curve[-1][1]:
-            point = (round(now - self.began, 1), reading.resident)
-            curve = (*curve[:: 2 if len(curve) >= _CURVE_POINTS else 1], point)
+        old = self.report
         self.report = replace(
             old,
             peak=max(old.peak, reading.resident),
@@ -132,7 +119,7 @@ class Sampler:
             oom_kills=reading.oom_kills - self.kills_before,
             grown=tuple(map(int, self.growth.grown)),
             resizes_s=tuple(self.growth.resizes_s),
-            curve=curve,
+            curve=with_point(old.curve, now - self.began, reading.resident),
         )
         return self.report != old
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -17,9 +16,8 @@ from typing import IO, Any, TypeAlias
 
 from mlops_ext.memory import Quantity
 from zenml_ext.local.warm import WarmProcess, WarmServer
+from zenml_ext.memory.attempts import CurvePoints, with_point
 from zenml_ext.memory.cgroup import MemoryCgroup, create, inherited_limit
-
-log = logging.getLogger(__name__)
 
 GROUP = "MLOPS_EXT_MEMORY_GROUP"
 """Variable with the version and the path of the command's cgroup: ``1:/sys/fs/cgroup/…``."""
@@ -33,26 +31,9 @@ _KERNEL_PERIOD_S = 0.1
 and on cgroup v1 how long a command lives on with one of its processes killed."""
 _WATCH_PERIOD_S = 0.05
 """How often usage is read where we enforce it: at 1 GB/s a step overshoots by 50 MB."""
-_MAX_POINTS = 4096
-"""Points of the curve that are kept; beyond, every second one is dropped."""
 
 
 Process: TypeAlias = "subprocess.Popen[bytes] | WarmProcess"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What to run.
-
-    Attributes:
-        program: the program, as an absolute path, and what makes it take *arguments*.
-        arguments: its arguments.
-        warm: starts it in place of *program*, from what it has imported already; None: nothing.
-    """
-
-    program: Sequence[str]
-    arguments: Sequence[str] = ()
-    warm: WarmServer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +55,11 @@ class Termination:
     peak: Quantity | None
     runtime_s: float
     stopped: bool
-    curve: tuple[tuple[float, int], ...] = ()
+    curve: CurvePoints = ()
 
 
-def run(
-    command: Command,
+def run(  # noqa: PLR0913 - all that a process is started with
+    command: Sequence[str],
     *,
     environment: Mapping[str, str],
     limit: int | None,
@@ -86,21 +67,23 @@ def run(
     grace_s: float,
     output: IO[bytes] | None = None,
     kernel: bool = True,
+    warm: WarmServer | None = None,
 ) -> Termination:
     """Run *command* under *limit* bytes until it ends, or until *stopping* is set.
 
     Args:
-        command: what to run.
+        command: program and arguments; the program as an absolute path.
         environment: its whole environment.
         limit: bytes of memory for all its processes together; None for no limit.
         stopping: when set, the command gets SIGTERM, and SIGKILL after *grace_s*.
         grace_s: seconds between the two.
         output: where its output goes; None: to ours.
         kernel: let the kernel enforce the limit where it can.
+        warm: runs ZenML's entrypoint, whose arguments end *command*, without importing it anew.
     """
     group = create(limit) if kernel else None
     try:
-        with _started(command, environment, output, group) as process:
+        with _started(command, environment, output, group, warm) as process:
             step = _MemoryMonitor(process=process, group=group, limit=limit)
             step.until_end(stopping, grace_s)
             return step.termination(stopped=stopping.is_set())
@@ -119,10 +102,11 @@ def total_memory() -> Quantity:
 
 @contextlib.contextmanager
 def _started(
-    command: Command,
+    command: Sequence[str],
     environment: Mapping[str, str],
     output: IO[bytes] | None,
     group: MemoryCgroup | None,
+    warm: WarmServer | None,
 ) -> Iterator[Process]:
     """The running command; it is killed where this process leaves it early."""
     posix = os.name == "posix"
@@ -132,9 +116,9 @@ def _started(
         environment = {**environment, GROUP: f"{group.version}:{group.path}"}
     procs_file = str(group.procs_file) if group else ""
     try:
-        process = _warm(command, environment, output, parent_pipe, procs_file) or _cold(
-            command, environment, output, parent_pipe, procs_file
-        )
+        channels = (output, parent_pipe, procs_file)
+        started = warm.start(command, environment, *channels) if warm else None
+        process: Process = started or _cold(command, environment, *channels)
     except BaseException:
         if posix:
             os.close(ours)
@@ -155,7 +139,7 @@ def _started(
 
 
 def _cold(
-    command: Command,
+    command: Sequence[str],
     environment: Mapping[str, str],
     output: IO[bytes] | None,
     parent_pipe: int,
@@ -163,9 +147,9 @@ def _cold(
 ) -> subprocess.Popen[bytes]:
     """A process of its own from the first."""
     posix = os.name == "posix"
-    own = [sys.executable, "-I", "-S", str(_CHILD), procs_file] if posix else []
+    join = [sys.executable, "-I", "-S", str(_CHILD), procs_file] if posix else []
     return subprocess.Popen(
-        [*own, *command.program, *command.arguments],
+        [*join, *command],
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -173,29 +157,6 @@ def _cold(
         start_new_session=posix,
         pass_fds=(parent_pipe,) if posix else (),
     )
-
-
-def _warm(
-    command: Command,
-    environment: Mapping[str, str],
-    output: IO[bytes] | None,
-    parent_pipe: int,
-    procs_file: str,
-) -> WarmProcess | None:
-    """A fork of the process that has imported ZenML; None where there is none."""
-    if command.warm is None:
-        return None
-    try:
-        return command.warm.start(
-            command.arguments,
-            environment,
-            output=output,
-            parent_pipe=parent_pipe,
-            procs_file=procs_file,
-        )
-    except OSError as error:
-        log.warning("The process that starts steps is gone (%s); this one starts cold.", error)
-        return None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -208,9 +169,7 @@ class _MemoryMonitor:
     began: float = field(default_factory=time.monotonic)
     peak: int = 0
     killed: bool = False
-    curve: list[tuple[float, int]] = field(default_factory=list)
-    stride: int = 1
-    reads: int = 0
+    curve: CurvePoints = ()
 
     def until_end(self, stopping: threading.Event, grace_s: float) -> None:
         period = _KERNEL_PERIOD_S if self.group else _WATCH_PERIOD_S
@@ -236,7 +195,7 @@ class _MemoryMonitor:
             peak=Quantity(self.peak) if self.peak else None,
             runtime_s=time.monotonic() - self.began,
             stopped=stopped and code != 0,
-            curve=tuple(self.curve),
+            curve=self.curve,
         )
 
     def _poll(self) -> None:
@@ -253,15 +212,7 @@ class _MemoryMonitor:
                 self.killed = True
                 _kill_tree(self.process)
         self.peak = max(self.peak, used)
-        self._note(used)
-
-    def _note(self, used: int) -> None:
-        if self.reads % self.stride == 0:
-            self.curve.append((time.monotonic() - self.began, used))
-            if len(self.curve) >= _MAX_POINTS:
-                del self.curve[1::2]
-                self.stride *= 2
-        self.reads += 1
+        self.curve = with_point(self.curve, time.monotonic() - self.began, used)
 
 
 def _tree_memory(pid: int, measure: Callable[[Any], int]) -> int:

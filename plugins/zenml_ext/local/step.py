@@ -38,7 +38,7 @@ from zenml_ext.local import process
 from zenml_ext.local.budget import MemoryBudget
 from zenml_ext.local.dag import State
 from zenml_ext.local.entrypoint import LocalEntrypoint
-from zenml_ext.local.process import Command, Termination
+from zenml_ext.local.process import Termination
 from zenml_ext.local.settings import LocalOomSettings
 from zenml_ext.local.warm import WarmServer
 from zenml_ext.memory.attempts import KILLED, AttemptRecord, in_our_words
@@ -139,17 +139,14 @@ class StepJob:
         )
         arguments[1] = _ENTRYPOINT  # ZenML names it by the client's source root otherwise
         return process.run(
-            Command(
-                program=[sys.executable, *command],
-                arguments=arguments,
-                warm=WarmServer.get(self.environment),
-            ),
+            [sys.executable, *command, *arguments],
             environment=self.environment,
             limit=memory,
             stopping=self.stopping,
             grace_s=self.settings.stop_grace_s,
             output=output,
             kernel=self.settings.kernel_limit,
+            warm=WarmServer.get(self.environment),
         )
 
     def _evidence(self, termination: Termination) -> Evidence:

@@ -56,7 +56,6 @@ class WarmProcess:
         self.returncode: int | None = None
         pid = self._read(_READY_S)
         if pid is None:
-            os.close(status)
             raise ConnectionError("it ended before the step began")
         self.pid = pid
 
@@ -141,39 +140,34 @@ class WarmServer:
 
     def start(
         self,
-        arguments: Sequence[str],
+        command: Sequence[str],
         environment: Mapping[str, str],
-        *,
         output: IO[bytes] | None,
         parent_pipe: int,
         procs_file: str,
-    ) -> WarmProcess:
-        """Start a step with ZenML's *arguments*, in the cgroup of *procs_file*.
-
-        Raises:
-            OSError: the server is gone.
-        """
+    ) -> WarmProcess | None:
+        """Start the step that *command* would start, in the cgroup of *procs_file*; None: gone."""
         ours, theirs = os.pipe()
         task = os.memfd_create("mlops-ext-task")
+        values = {
+            "arguments": command[command.index(_MODULES[0]) + 1 :],
+            "environment": dict(environment),
+            "directory": os.getcwd(),  # noqa: PTH109 - a text for JSON
+            "procs_file": procs_file,
+        }
+        os.write(task, json.dumps(values).encode())
+        streams = [output.fileno()] * 2 if output else [1, 2]
         try:
-            values = {
-                "arguments": list(arguments),
-                "environment": dict(environment),
-                "directory": os.getcwd(),  # noqa: PTH109 - a text for JSON
-                "procs_file": procs_file,
-                "parent_pipe": parent_pipe,
-            }
-            os.write(task, json.dumps(values).encode())
-            out = output.fileno() if output else 1
-            err = output.fileno() if output else 2
-            socket.send_fds(self._socket, [b"!"], [task, theirs, parent_pipe, out, err])
-        except BaseException:
+            try:
+                socket.send_fds(self._socket, [b"!"], [task, theirs, parent_pipe, *streams])
+            finally:
+                os.close(task)
+                os.close(theirs)
+            return WarmProcess(ours)
+        except (OSError, subprocess.TimeoutExpired) as error:
             os.close(ours)
-            raise
-        finally:
-            os.close(task)
-            os.close(theirs)
-        return WarmProcess(ours)
+            log.warning("The process that starts steps is gone (%s); this one starts cold.", error)
+            return None
 
 
 def _seen_by_imports(environment: Mapping[str, str]) -> dict[str, str]:

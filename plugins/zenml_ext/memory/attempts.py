@@ -8,6 +8,12 @@ from typing import Any
 
 from mlops_ext.memory import Cause, Decision, Quantity
 
+CurvePoints = tuple[tuple[float, int], ...]
+"""(seconds, bytes) points of the memory in use."""
+_CURVE_POINTS = 32
+_RISE = 1.03
+"""A point is kept where memory has risen by so much."""
+
 COMPLETED = "completed"
 _SETTINGS = {
     "memory.max_oom_retries": "oom_retries",
@@ -49,7 +55,7 @@ class AttemptRecord:
     lost_s: float = 0.0
     input_bytes: float | None = None
     version: str = ""
-    curve: tuple[tuple[float, int], ...] = ()
+    curve: CurvePoints = ()
     resizes_s: tuple[float, ...] = ()
 
     @property
@@ -100,6 +106,13 @@ class AttemptRecord:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{found!r} is no recorded attempt") from error
+
+
+def with_point(curve: CurvePoints, seconds: float, used: int) -> CurvePoints:
+    """*curve* with one more point, if it is higher than the last; few points, however long."""
+    if curve and used <= _RISE * curve[-1][1]:
+        return curve
+    return (*curve[:: 2 if len(curve) >= _CURVE_POINTS else 1], (round(seconds, 1), used))
 
 
 def _size(number: object) -> Quantity | None:

@@ -279,7 +279,7 @@ def _others_run(api: KubeApi, pod: Manifest) -> bool:
         other["status"].get("phase") == "Running"
         and other["metadata"]["name"] != pod["metadata"]["name"]
         and not stays(other, _run_id(other))
-        for other in api.pods()
+        for other in api.fetch("pods")
     )
 
 

@@ -230,7 +230,7 @@ def test_bare_zenml_loses_the_run_at_the_same_limit(zenml_home):
     script = zenml_home.script("bare", PIPELINE.replace("survivors", "bare"))
     with (zenml_home.folder / "bare.log").open("wb") as output:
         termination = process.run(
-            process.Command(program=[sys.executable, str(script), "default"]),
+            [sys.executable, str(script), "default"],
             environment=zenml_home.environment(),
             limit=500 * 1024**2,
             stopping=threading.Event(),

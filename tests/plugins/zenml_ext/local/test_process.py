@@ -26,7 +26,7 @@ def limited(*command, limit=None, kernel=True, stopping=None):
     bound.start()
     try:
         termination = local_process.run(
-            local_process.Command(program=[sys.executable, *map(str, command)]),
+            [sys.executable, *map(str, command)],
             environment=dict(os.environ),
             limit=limit,
             stopping=stopping,

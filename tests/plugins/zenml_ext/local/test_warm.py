@@ -20,6 +20,9 @@ pytestmark = [
 ]
 
 
+ENTRYPOINT = "zenml.entrypoints.entrypoint"
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """Steps run what STEP_CODE holds, in place of ZenML's entrypoint."""
@@ -50,12 +53,13 @@ def run(environment, code, *, stopping=None, limit=None, **more):
     environment = {**environment, "MLOPS_EXT_CODE": code, **more}
     with Path(environment["OUT"]).open("wb") as output:
         termination = process.run(
-            process.Command(program=["/none"], warm=WarmServer.get(environment)),
+            ["/none", "-m", ENTRYPOINT],
             environment=environment,
             limit=limit,
             stopping=stopping or threading.Event(),
             grace_s=0.5,
             output=output,
+            warm=WarmServer.get(environment),
         )
     return termination, Path(environment["OUT"]).read_text()
 
@@ -142,7 +146,7 @@ def test_steps_end_with_the_server_gone_too(env):
 def test_where_the_server_cannot_be_reached_a_step_starts_cold(env, caplog):
     server = WarmServer.get(env)
     server.close()
-    command = process.Command(program=[sys.executable, "-c", "print('cold')"], warm=server)
+    command = [sys.executable, "-c", "print('cold')", ENTRYPOINT]
     with Path(env["OUT"]).open("wb") as output:
         termination = process.run(
             command,
@@ -151,6 +155,7 @@ def test_where_the_server_cannot_be_reached_a_step_starts_cold(env, caplog):
             stopping=threading.Event(),
             grace_s=1,
             output=output,
+            warm=server,
         )
     assert termination.exit_code == 0
     assert Path(env["OUT"]).read_text() == "cold\n"
