@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlops_ext.errors import MlopsExtError, UnknownNameError
+from mlops_ext.redaction import redacted
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
     from zenml_ext.memory.report import StepMemory
 
+_PATIENCE_S = 3.0
+"""For a server that is there to say so."""
 _RUNS = 20
 """Runs of a pipeline that are shown: enough to see a trend, few enough to read."""
 
@@ -93,15 +96,37 @@ def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest:
 
 
 def _client() -> Any:
-    """ZenML's client; its import takes seconds, its chatter stays out of our output."""
+    """ZenML's client; its import takes seconds, its chatter stays out of our output.
+
+    Raises:
+        MlopsExtError: the server does not answer within seconds, or refuses; in one line.
+    """
     try:
         from zenml.client import Client
+        from zenml.config.global_config import GlobalConfiguration
     except ImportError as error:
         from mlops_ext.errors import MissingExtraError
 
         raise MissingExtraError("zenml", "zenml") from error
+    import requests
+
     logging.getLogger("zenml").setLevel(logging.WARNING)
-    return Client()
+    store, what = GlobalConfiguration().store_configuration, "does not answer"
+    url = store.url
+    try:
+        if url.startswith("http"):  # ZenML's own client would try for most of a minute
+            requests.get(
+                f"{url}/health", timeout=_PATIENCE_S, verify=getattr(store, "verify_ssl", True)
+            )
+        what = "refuses"
+        client = Client()
+        _ = client.active_user
+    except Exception as error:
+        words = redacted(error).splitlines()[0][:200]
+        raise MlopsExtError(
+            f"ZenML's server {url} {what}: {words}; see zenml status, or log in with zenml login"
+        ) from error
+    return client
 
 
 def _runs(client: Any, run: str | None, pipeline: str | None) -> list[PipelineRunResponse]:

@@ -18,6 +18,17 @@ FLAVORS = {
 }
 
 
+_SHORT = {
+    "orchestrator": "orchestrator",
+    "artifact_store": "store",
+    "container_registry": "registry",
+    "image_builder": "builder",
+}
+_USUAL = {"artifact_store": "s3", "container_registry": "default", "image_builder": "local"}
+_UNFIT = {"artifact_store": "local"}
+"""A store on this machine is out of the pods' reach."""
+
+
 class Known(enum.Enum):
     """What registering a flavor came to."""
 
@@ -68,21 +79,34 @@ def register(client: Client) -> Iterator[Registered]:
 
 def next_steps(client: Client, flavor: str) -> list[str]:
     """What to type to use *flavor*; empty where the active stack uses it."""
-    from zenml.enums import StackComponentType
+    from zenml.enums import StackComponentType as Kind
 
-    active = client.active_stack_model
-    kind = StackComponentType.ORCHESTRATOR
-    if any(_flavor_name(c) == flavor for c in active.components.get(kind, ())):
+    active = client.active_stack_model.components.get(Kind.ORCHESTRATOR, ())
+    if any(_flavor_name(one) == flavor for one in active):
         return []
-    steps = []
-    components = client.list_stack_components(type=kind, flavor=flavor)
-    name = components[0].name if components.total else flavor
-    if not components.total:
-        options = " --kubernetes_context=CONTEXT" if flavor == "kubernetes_oom" else ""
-        steps.append(f"zenml orchestrator register {name} --flavor {flavor}{options}")
-    stores = active.components.get(StackComponentType.ARTIFACT_STORE, ())
-    store = stores[0].name if stores else "default"
-    steps.append(f"zenml stack register {name}_stack -o {name} -a {store} --set")
+    is_remote = flavor == "kubernetes_oom"
+    needed = [(Kind.ORCHESTRATOR, "-o", "--kubernetes_context=CONTEXT" if is_remote else "")]
+    if is_remote:  # ZenML refuses a stack for Kubernetes without these
+        needed += [
+            (Kind.ARTIFACT_STORE, "-a", "--path=s3://BUCKET"),
+            (Kind.CONTAINER_REGISTRY, "-c", "--uri=REGISTRY"),
+            (Kind.IMAGE_BUILDER, "-i", ""),
+        ]
+    steps, parts = [], [] if is_remote else ["-a default"]
+    for kind, option, more in needed:
+        known = [
+            one
+            for one in client.list_stack_components(type=kind)
+            if (_flavor_name(one) == flavor)
+            or (kind is not Kind.ORCHESTRATOR and _flavor_name(one) != _UNFIT.get(kind.value))
+        ]
+        name = known[0].name if known else f"{flavor}_{_SHORT[kind.value]}"
+        if not known:
+            wanted = flavor if kind is Kind.ORCHESTRATOR else _USUAL[kind.value]
+            command = f"zenml {kind.value.replace('_', '-')} register {name} --flavor {wanted}"
+            steps.append(f"{command} {more}".rstrip())
+        parts.append(f"{option} {name}")
+    steps.append(f"zenml stack register {flavor}_stack {' '.join(parts)} --set")
     return steps
 
 

@@ -128,12 +128,12 @@ apiVersion: v1
 kind: LimitRange
 metadata: {name: team, namespace: zenml}
 spec:
-  limits: [{type: Container, default: {memory: 300Mi}, defaultRequest: {memory: 300Mi}, max: {memory: 1200Mi}}]
+  limits: [{type: Container, default: {memory: 500Mi}, defaultRequest: {memory: 500Mi}, max: {memory: 1200Mi}}]
 """
 IN_A_RANGE = """
 @step(enable_cache=False, settings=orchestrator())
 def unsized() -> int:
-    return eat(500, 5)
+    return eat(400, 5)
 
 @pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
 def in_a_range():

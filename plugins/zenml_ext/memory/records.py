@@ -51,7 +51,8 @@ def record_on_run(run_id: UUID, step_name: str, attempts: Sequence[AttemptRecord
     """Write *attempts* to the pipeline run, where a step needed more than one: one call."""
     from zenml.enums import MetadataResourceTypes
 
-    values = {f"{ATTEMPTS}.{step_name}": [attempt.dump() for attempt in attempts]}
+    key = f"{ATTEMPTS}.{step_name}".replace(":", ".")  # as in map:train:0; ZenML takes no colon
+    values = {key: [attempt.dump() for attempt in attempts]}
     _write(values, run_id, MetadataResourceTypes.PIPELINE_RUN)
 
 

@@ -189,6 +189,8 @@ def read_refusal(text: str, orchestrators: Sequence[Manifest] = ()) -> Refused |
             message=f"{words}: {advice if never else 'it starts when others have finished'}",
             for_good=bool(never),
         )
+    if " is invalid: " in text:  # as with a LimitRange whose default is below ZenML's request
+        return Refused(message=f"{text}; set the step's memory", for_good=True)
     if "is forbidden" in text:
         return Refused(message=text, for_good=bool(_NEVER.search(text)))
     return None

@@ -194,3 +194,13 @@ def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_versio
     assert 4.3 * GB < large < 6 * GB
     assert not shared.exists()
     assert set(asked) == {"contains:train"}  # invocations of a function share a history
+
+
+def test_the_name_of_a_mapped_step_fits_into_zenmls_metadata(monkeypatch):
+    """ZenML refuses keys with a colon, and calls the steps of a map so."""
+    from zenml_ext.memory import records as written
+
+    keys = []
+    monkeypatch.setattr(written, "_write", lambda values, *_: keys.extend(values))
+    written.record_on_run(None, "map:train:0", [attempt("completed", GB, GB, 1)])
+    assert keys == ["memory_attempts.map.train.0"]

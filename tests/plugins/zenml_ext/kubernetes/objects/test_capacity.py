@@ -34,6 +34,12 @@ from zenml_ext.kubernetes.objects.capacity import read_refusal, rooms_of
             "LimitRange allows 1Gi per container",
         ),
         (
+            'Error creating: Pod "x" is invalid: spec.containers[0].resources.requests: Invalid'
+            ' value: "400Mi": must be less than or equal to memory limit of 300Mi',
+            True,
+            "set the step's memory",
+        ),
+        (
             'pods "x" is forbidden: failed quota: team: must specify limits.memory for: fetch',
             True,
             "must specify limits.memory",
