@@ -19,9 +19,7 @@ class LocalOomSettings(OomSettings, BaseSettings):
         " the step's processes and kills them itself.",
     )
     stop_grace_s: float = Field(
-        default=15.0,
-        ge=0,
-        description="Seconds between SIGTERM and SIGKILL when a run is stopped.",
+        default=15.0, ge=0, description="Seconds between SIGTERM and SIGKILL when a run is stopped."
     )
     show_output: bool = Field(
         default=True,

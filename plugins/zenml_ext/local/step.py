@@ -186,8 +186,7 @@ class StepJob:
     ) -> None:
         if termination.oom_killed:
             log.warning(
-                "Step %s completed, although one of its processes was killed for memory.",
-                self.name,
+                "Step %s completed, although one of its processes was killed for memory.", self.name
             )
         self._note(memory, why, termination, "completed", step_run)
         if termination.peak is not None:

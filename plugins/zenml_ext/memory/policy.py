@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mlops_ext.extensions.discovery import extensions
-from mlops_ext.memory import (
-    Caps,
-    Features,
-    MemoryPlan,
-    MemoryPolicy,
-    Quantity,
-    TaskKey,
-)
+from mlops_ext.memory import Caps, Features, MemoryPlan, MemoryPolicy, Quantity, TaskKey
 from mlops_ext.redaction import redacted
 
 if TYPE_CHECKING:

@@ -355,8 +355,6 @@ def unschedulable(pod: Manifest) -> Unschedulable | None:
             except QuantityError:
                 request = None
             return Unschedulable(
-                message=message,
-                lacks_memory="Insufficient memory" in message,
-                request=request,
+                message=message, lacks_memory="Insufficient memory" in message, request=request
             )
     return None

@@ -218,12 +218,7 @@ def next_job(job: Mapping[str, Any], change: JobChange) -> Manifest:
         container,
         {ATTEMPTS_VARIABLE: json.dumps(list(change.state.attempts)), IN_PLACE_VARIABLE: growth},
     )
-    place(
-        new,
-        change.state,
-        avoid_node=change.avoid_node,
-        is_limited=change.limit is not None,
-    )
+    place(new, change.state, avoid_node=change.avoid_node, is_limited=change.limit is not None)
     return new
 
 
@@ -234,12 +229,7 @@ def superseding_patch(job: Mapping[str, Any], successor: str) -> Manifest:
     for old, new in SUPERSEDED_LABELS.items():
         if old in labels:
             changed |= {old: None, new: labels[old]}
-    return {
-        "metadata": {
-            "labels": changed,
-            "annotations": {SUCCESSOR_ANNOTATION: successor},
-        }
-    }
+    return {"metadata": {"labels": changed, "annotations": {SUCCESSOR_ANNOTATION: successor}}}
 
 
 def successor_of(job: Mapping[str, Any]) -> str | None:
