@@ -32,7 +32,7 @@ def test_what_can_never_fit_fails_and_says_what_the_node_has_where_that_may_be_r
     untold = project.run(NEVER)
     assert untold.statuses() == {"never": "failed"}, untold.output
     assert "it asks for 900Gi" in orchestrator_log(untold)
-    assert "right to list nodes" in orchestrator_log(untold)
+    assert "raise pending_timeout_min" in orchestrator_log(untold)
     kubectl("apply", "-f", "-", text=NODES)
     try:
         found = project.run(NEVER.replace("0.2", "60"))

@@ -31,13 +31,13 @@ class KubernetesOomSettings(OomSettings, KubernetesOrchestratorSettings):
         description="CPU request of the orchestrator's pod where orchestrator_pod_settings names"
         " none. It gets no CPU limit.",
     )
-    pending_timeout_min: float = Field(
-        default=10.0,
+    pending_timeout_min: float | None = Field(
+        default=None,
         gt=0,
-        description="Where the orchestrator may not list nodes: minutes a step waits for a node"
-        " with enough free memory while nothing else of the namespace runs; then it fails, and"
-        " says so. Where it may list them, what can never fit fails once an autoscaler has had a"
-        " minute to look at it, and the rest waits.",
+        description="Minutes that a step may wait for a node with enough free memory; then it"
+        " fails, and says so. Unset: as long as it takes. What no node can ever run fails"
+        " anyhow, once an autoscaler has had a minute to look at it, where the orchestrator may"
+        " list nodes.",
     )
     orchestrator_job_backoff_limit: NonNegativeInt = Field(
         default=20,

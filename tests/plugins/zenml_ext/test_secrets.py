@@ -110,9 +110,7 @@ class Leaking:
 def facts(name):
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     policy = RequestPolicy(settings=MemorySettings())
-    return SimpleNamespace(
-        name=name, code_key="f", version="", policy=policy, max_memory=None, settings=settings
-    )
+    return SimpleNamespace(name=name, version="", policy=policy, max_memory=None, settings=settings)
 
 
 def job():

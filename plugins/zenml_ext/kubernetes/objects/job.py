@@ -17,7 +17,7 @@ from typing import Any
 
 from mlops_ext.codec import encode
 from mlops_ext.memory import Features, InPlace, MemoryPlan, Quantity
-from zenml_ext.kubernetes.objects.placement import SIZED_LABEL, place, tolerate_pressure
+from zenml_ext.kubernetes.objects.placement import place, tolerate_pressure
 from zenml_ext.kubernetes.objects.state import PREFIX, STATE_ANNOTATION, AttemptState, state_of
 from zenml_ext.memory.exits import SIGKILLED
 
@@ -113,7 +113,6 @@ def prepare_step_job(
     manifest: Mapping[str, Any],
     *,
     plan: MemoryPlan | None,
-    code_key: str,
     in_place: bool,
     features: Features = _UNKNOWN,
     version: str = "",
@@ -134,13 +133,10 @@ def prepare_step_job(
     limit, _ = memory_of(container)
     rules = (spec.get("podFailurePolicy") or {}).get("rules") or []
     spec["podFailurePolicy"] = {"rules": [*copy.deepcopy(list(_RULES)), *rules]}
-    labels = {SIZED_LABEL: str(limit is not None).lower(), ATTEMPT_LABEL: "1"}
-    _label(job, labels)
+    _label(job, {ATTEMPT_LABEL: "1"})
     if first is not None:
         tolerate_pressure(job)
-    state = AttemptState(
-        base=meta["name"], features=features, version=version, plan=plan, code_key=code_key
-    )
+    state = AttemptState(base=meta["name"], features=features, version=version, plan=plan)
     meta["annotations"] = {**(meta.get("annotations") or {}), STATE_ANNOTATION: state.dump()}
     _use_own_entrypoint(container, step_run_id=None)
     task = {"input_bytes": features.known_input, "version": version}
@@ -210,8 +206,7 @@ def next_job(job: Mapping[str, Any], change: JobChange) -> Manifest:
     new: Manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": new_meta, "spec": spec}
     container = main_container(new)
     set_memory(container, change.limit, change.request)
-    is_sized = change.limit is not None and not change.state.isolated
-    _label(new, {SIZED_LABEL: str(is_sized).lower(), ATTEMPT_LABEL: str(change.state.number)})
+    _label(new, {ATTEMPT_LABEL: str(change.state.number)})
     _use_own_entrypoint(container, step_run_id=change.step_run_id)
     growth = _growth_of(change.state.plan, change.limit) if change.in_place else None
     _set_variables(

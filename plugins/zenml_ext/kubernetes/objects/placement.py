@@ -1,18 +1,13 @@
-"""Where a step's next pod may run: away from a node, and away from steps without a limit."""
+"""Where a step's next pod may run: away from a node, and away from other steps."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
-from zenml_ext.kubernetes.objects.state import PREFIX, AttemptState
+from zenml_ext.kubernetes.objects.state import AttemptState
 
 Manifest = dict[str, Any]
-
-SIZED_LABEL = f"{PREFIX}/sized"
-"""Whether the pod's memory is held to a limit that equals its request."""
-
 
 _PRESSURE = {
     "key": "node.kubernetes.io/memory-pressure",
@@ -24,31 +19,21 @@ set aside need not wait so long; the kubelet takes it, as it takes all but best-
 
 
 def place(job: Manifest, state: AttemptState, *, avoid_node: str, is_limited: bool) -> None:
-    """Affinities: away from a node, and away from steps that nothing holds to their size."""
+    """Affinities: away from a node, and away from other steps of the run."""
     pod = job["spec"]["template"]["spec"]
     affinity = copy.deepcopy(pod.get("affinity") or {})
+    labels = job["metadata"].get("labels") or {}
     if avoid_node:
         _avoid(affinity, avoid_node)
-    labels = job["metadata"].get("labels") or {}
-    if (is_limited or state.isolated) and "run_id" in labels:
-        same_run = {"matchLabels": {"run_id": labels["run_id"]}}
-        rule = (
-            {"key": "step_name", "operator": "Exists"}
-            if state.isolated
-            else {"key": SIZED_LABEL, "operator": "In", "values": ["false"]}
-        )
-        term = {
-            "labelSelector": {**same_run, "matchExpressions": [rule]},
-            "topologyKey": "kubernetes.io/hostname",
+    if state.isolated and "run_id" in labels:
+        steps = {
+            "matchLabels": {"run_id": labels["run_id"]},
+            "matchExpressions": [{"key": "step_name", "operator": "Exists"}],
         }
-        terms = affinity.setdefault("podAntiAffinity", {})
+        term = {"labelSelector": steps, "topologyKey": "kubernetes.io/hostname"}
+        rules = affinity.setdefault("podAntiAffinity", {})
         key = "requiredDuringSchedulingIgnoredDuringExecution"
-        others = [one for one in terms.get(key) or () if not _is_ours(one)]
-        if state.attempts and (state.isolated or _was_unlimited(state)):
-            others.append(term)
-        terms[key] = others
-        if not others:
-            affinity.pop("podAntiAffinity")
+        rules[key] = [*(one for one in rules.get(key) or () if one != term), term]
     if affinity:
         pod["affinity"] = affinity
     if is_limited or state.isolated:
@@ -69,15 +54,3 @@ def _avoid(affinity: Manifest, node: str) -> None:
     rules = affinity.setdefault("nodeAffinity", {})
     key = "preferredDuringSchedulingIgnoredDuringExecution"
     rules[key] = [*(rules.get(key) or ()), preference]
-
-
-def _is_ours(term: Mapping[str, Any]) -> bool:
-    rules = (term.get("labelSelector") or {}).get("matchExpressions") or ()
-    return any(
-        rule["key"] == SIZED_LABEL or rule == {"key": "step_name", "operator": "Exists"}
-        for rule in rules
-    )
-
-
-def _was_unlimited(state: AttemptState) -> bool:
-    return any("memory_bytes" not in attempt for attempt in state.attempts)

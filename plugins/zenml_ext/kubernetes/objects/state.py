@@ -27,8 +27,7 @@ class AttemptState:
         features: what was known of the step before its start.
         version: the step's code, as its history tells versions apart.
         plan: the memory plan; None until the first kill where nobody asked for memory.
-        code_key: the step's code; steps of the same code need about the same memory.
-        isolated: it runs on a node without other steps of the run, to learn what it needs.
+        isolated: it runs on a node without other steps of the run, whose needs nobody knows.
         attempts: the attempts that have ended, as `AttemptRecord.dump` gives them.
     """
 
@@ -39,7 +38,6 @@ class AttemptState:
     features: Features = Features()  # noqa: RUF009 - frozen
     version: str = ""
     plan: MemoryPlan | None = None
-    code_key: str = ""
     isolated: bool = False
     attempts: tuple[Mapping[str, Any], ...] = ()
 

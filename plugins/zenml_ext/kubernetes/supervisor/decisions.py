@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,9 +32,6 @@ from zenml_ext.kubernetes.objects.state import AttemptState
 from zenml_ext.memory.attempts import KILLED, AttemptRecord, in_our_words
 
 _NO_CAPS = Caps()
-_HEADROOM = 1.2
-"""A peak that a sibling reached, and this much more: two runs of the same code on other data
-differ; a limit below the need costs a kill."""
 _LOW_ON_MEMORY = "low on resource: memory"
 """How the kubelet says that it evicted a pod for the node's memory."""
 _MAX_DISRUPTIONS = 20
@@ -53,7 +49,6 @@ class FailedJob:
         state: its state.
         termination: what ended it.
         caps: what the cluster can give; read only where memory is the cause.
-        code_peak: the largest use seen of a step of the same code; None if none is known.
         beside_unlimited: steps without a limit ran in the same run, so that a node may run out
             before this step reaches its own limit.
     """
@@ -62,7 +57,6 @@ class FailedJob:
     state: AttemptState
     termination: Termination
     caps: Caps = _NO_CAPS
-    code_peak: Quantity | None = None
     beside_unlimited: bool = False
 
     @property
@@ -136,8 +130,8 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
     """What to do about a failed Job.
 
     Node exhaustion is no matter of more memory but of a request: the scheduler must know what
-    the step needs. Where a step of the same code has shown it, that; else the step runs on a
-    node without other steps of its run, and shows it.
+    the step needs. Nobody knows, so the step runs on a node without other steps of its run; its
+    history knows afterwards.
     """
     state, termination = failed.state, failed.termination
     empty = MemoryPlan(ladder=(), reason="Nobody asked for memory.")
@@ -187,20 +181,14 @@ def _more_memory(
 def _sized(failed: FailedJob, plan: MemoryPlan, change: JobChange) -> tuple[JobChange, str]:
     """What follows if the node ran out: the scheduler is told what is known of the need."""
     cap = plan.cap.memory if plan.cap else None
-    limit, seen = failed.termination.memory, failed.termination.evidence.peak
+    limit, evidence = failed.termination.memory, failed.termination.evidence
     if limit is not None:
-        return replace(change, limit=limit, request=None), (
-            f"The node ran out of memory while it used {_human(seen)} of its {limit.human}: it"
-            " runs again, apart from steps without a limit."
+        away = replace(change, limit=limit, request=None, avoid_node=evidence.node or "")
+        return away, (
+            f"The node ran out of memory while it used {_human(evidence.peak)} of its"
+            f" {limit.human}: it runs again, on another node if there is one."
         )
-    if failed.code_peak is not None:
-        fits = Quantity(math.ceil(failed.code_peak * _HEADROOM))
-        size = min(fits, cap) if cap else fits
-        return replace(change, limit=size, request=None), (
-            f"The node ran out of memory; a step of the same code used"
-            f" {failed.code_peak.human}: it runs again with {size.human}."
-        )
-    request = Quantity(max(seen or 0, _request_of(failed), _DEFAULT_REQUEST))
+    request = Quantity(max(evidence.peak or 0, _request_of(failed), _DEFAULT_REQUEST))
     request = min(request, cap) if cap else request
     isolated = replace(change.state, isolated=True)
     within = f", with a limit of {cap.human}" if cap else ""

@@ -95,15 +95,9 @@ class OrchestratorMemory:
         log.warning("%s", words)
         if self.run_id is not None:
             sizes = {"limit": limit, "peak": peak}
-            records.record_orchestrator(
-                UUID(self.run_id),
-                {
-                    "kills": self._kills,
-                    "advice": words,
-                    **{key: size.human for key, size in sizes.items() if size},
-                    **{f"{key}_bytes": int(size) for key, size in sizes.items() if size},
-                },
-            )
+            known = {f"{key}_bytes": int(size) for key, size in sizes.items() if size}
+            values = {"kills": self._kills, "advice": words, **known}
+            records.record_orchestrator(UUID(self.run_id), values)
 
 
 def advice(limit: Quantity | None, peak: Quantity | None, kills: int) -> str:
@@ -111,24 +105,18 @@ def advice(limit: Quantity | None, peak: Quantity | None, kills: int) -> str:
     has = f"its limit of {limit.human}" if limit else "its node's memory"
     seen = max(peak or 0, (limit or 0) if kills else 0)
     enough = Quantity(-(-int(seen * _ROOM) // _ROUND) * _ROUND)
-    what = (
-        f"was killed for memory {kills} time{'s' if kills > 1 else ''} at {has}, and goes on where"
-        " it was"
-        if kills
-        else f"used {peak.human if peak else 'nearly all'} of {has}"
-    )
-    more = f" to {enough.human} or more" if enough else ""
+    what = f"used {peak.human if peak else 'nearly all'} of {has}"
+    if kills:
+        times = "1 time" if kills == 1 else f"{kills} times"
+        what = f"was killed for memory {times} at {has}, and goes on where it was"
     return (
         f"The orchestrator's pod {what}. Set orchestrator_memory (or the memory in"
-        f" orchestrator_pod_settings){more}."
+        f" orchestrator_pod_settings) to {enough.human} or more."
     )
 
 
 def earlier_kills(pods: list[dict[str, Any]], own: str) -> list[Termination]:
     """How those of the orchestrator's *pods* other than *own* ended that were killed for memory."""
-    ends = [
-        diagnose({"spec": {"template": pod}}, [pod])
-        for pod in pods
-        if pod["metadata"]["name"] != own
-    ]
+    others = [pod for pod in pods if pod["metadata"]["name"] != own]
+    ends = [diagnose({"spec": {"template": pod}}, [pod]) for pod in others]
     return [end for end in ends if end.evidence.oom_killed]

@@ -12,11 +12,10 @@ from typing import Any
 
 from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import KubeApi
-from zenml_ext.kubernetes.objects.capacity import CapsReader, Refused, read_refusal, stays
-from zenml_ext.kubernetes.objects.diagnosis import Unschedulable, unschedulable
+from zenml_ext.kubernetes.objects.capacity import CapsReader, Refused, read_refusal
+from zenml_ext.kubernetes.objects.diagnosis import unschedulable
 from zenml_ext.kubernetes.objects.job import run_id_of, step_name_of
 from zenml_ext.kubernetes.objects.state import AttemptState
-from zenml_ext.kubernetes.supervisor.decisions import FailedJob
 from zenml_ext.kubernetes.supervisor.step_runs import StepRun, StepRuns, step_run_of
 
 log = logging.getLogger(__name__)
@@ -48,61 +47,33 @@ class Every:
 
 
 @dataclass(slots=True, kw_only=True)
-class Heartbeat:
-    """The heartbeat of a step whose pod cannot send one.
-
-    Attributes:
-        step_run: the step run to keep alive; None until it is known.
-        enabled: False once ZenML's server has said that the step needs none.
-        timer: ZenML's own worker sends one every 15 s, and its thresholds are minutes.
-    """
-
-    step_run: StepRun | None = None
-    enabled: bool = True
-    timer: Every = field(default_factory=lambda: Every(period_s=20.0))
-
-
-@dataclass(slots=True, kw_only=True)
-class PendingPod:
-    """How long a step's pod has been waiting, and for what.
-
-    Attributes:
-        last_message: what was logged last.
-        podless_since: when its Job was first seen without a pod.
-        unfit_since: since when no node has had enough free memory.
-        scaling_given_up: the cluster's autoscaler will add no node for it.
-        refusal_timer: a Job without a pod is asked why this often.
-        scaling_timer: an autoscaler thinks for about this long.
-    """
-
-    last_message: str = ""
-    podless_since: float | None = None
-    unfit_since: float | None = None
-    scaling_given_up: bool = False
-    refusal_timer: Every = field(default_factory=lambda: Every(period_s=10.0))
-    scaling_timer: Every = field(default_factory=lambda: Every(period_s=_SCALING_S))
-
-
-@dataclass(slots=True, kw_only=True)
 class StepState:
     """What the supervisor knows of one step, from poll to poll.
 
     Attributes:
         job_name: the Job that counts now.
         last_job: a Job of the step, as it was seen last; None before the first poll.
-        awaiting_sizing: its Job has failed, and what follows waits for another step.
         to_relabel: superseded Jobs that still carry ZenML's labels, with their successors' names.
-        heartbeat: its heartbeat.
-        pending: its pod, while it waits.
-        stop_timer: while no pod of it runs, ZenML is asked this often whether the run is stopped.
+        step_run: the step run to keep alive while no pod does; None until it is known.
+        has_heartbeat: False once ZenML's server has said that the step needs none.
+        heartbeat_timer: ZenML's own worker sends one every 15 s, and its thresholds are minutes.
+        last_message: what was logged last of a pod that waits.
+        podless_since: when its Job was first seen without a pod.
+        unfit_since: since when no node has had enough free memory.
+        refusal_timer: a Job without a pod is asked why this often.
+        stop_timer: while no pod runs, ZenML is asked this often whether the run is stopped.
     """
 
     job_name: str
     last_job: Manifest | None = None
-    awaiting_sizing: FailedJob | None = None
     to_relabel: list[tuple[Manifest, str]] = field(default_factory=list)
-    heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    pending: PendingPod = field(default_factory=PendingPod)
+    step_run: StepRun | None = None
+    has_heartbeat: bool = True
+    heartbeat_timer: Every = field(default_factory=lambda: Every(period_s=20.0))
+    last_message: str = ""
+    podless_since: float | None = None
+    unfit_since: float | None = None
+    refusal_timer: Every = field(default_factory=lambda: Every(period_s=10.0))
     stop_timer: Every = field(default_factory=lambda: Every(period_s=10.0))
 
 
@@ -126,7 +97,7 @@ class PendingPods:
         pods: Sequence[Manifest],
         *,
         caps: CapsReader,
-        patience_s: float,
+        patience_s: float | None,
     ) -> Refused | None:
         """Why an unfinished Job has no pod that runs; None if nothing is wrong.
 
@@ -137,30 +108,29 @@ class PendingPods:
             state: the Job's state.
             pods: its pods, if ZenML has read them.
             caps: what the nodes can give.
-            patience_s: how long a pod may wait for memory if nodes may not be read.
+            patience_s: how long a pod may wait for memory; None: as long as it takes.
         """
         status = job.get("status") or {}
         if state.number > 1 and not status.get("ready"):
             self.send_heartbeat(step, job)
-        refused = self._lacks_memory(api, caps, pods, step.pending, patience_s)
+        refused = self._lacks_memory(api, caps, pods, step, patience_s)
         if is_without_pod(status):
             refused = self._refused(api, step, job, caps)
         else:
-            step.pending.podless_since = None
-        if refused and not refused.for_good and refused.message != step.pending.last_message:
+            step.podless_since = None
+        if refused and not refused.for_good and refused.message != step.last_message:
             log.warning("Step %s waits: %s", step_name_of(job), refused.message)
-            step.pending.last_message = refused.message
+            step.last_message = refused.message
         return refused
 
     def send_heartbeat(self, step: StepState, job: Manifest) -> None:
         """Keep *job*'s step run alive: without heartbeats ZenML would stop a step that waits."""
-        beat = step.heartbeat
-        if not beat.enabled:
+        if not step.has_heartbeat:
             return
         try:
-            beat.step_run = beat.step_run or step_run_of(self._step_runs, job)
-            if beat.step_run is not None and beat.timer.due(self._clock()):
-                beat.enabled = self._step_runs.heartbeat(beat.step_run)
+            step.step_run = step.step_run or step_run_of(self._step_runs, job)
+            if step.step_run is not None and step.heartbeat_timer.due(self._clock()):
+                step.has_heartbeat = self._step_runs.heartbeat(step.step_run)
         except Exception as error:  # noqa: BLE001 - the next one is due in seconds
             log.debug("no heartbeat for step %s: %s", step_name_of(job), redacted(error))
 
@@ -168,60 +138,43 @@ class PendingPods:
         self, api: KubeApi, step: StepState, job: Manifest, caps: CapsReader
     ) -> Refused | None:
         """Why a Job has no pod; not asked in the moment before it has one."""
-        pending, now = step.pending, self._clock()
-        if pending.podless_since is None:
-            pending.podless_since = now
-        if now - pending.podless_since < _PODLESS_S:
+        now = self._clock()
+        step.podless_since = now if step.podless_since is None else step.podless_since
+        if now - step.podless_since < _PODLESS_S:
             return None
-        if pending.refusal_timer.due(now):
-            run_id = run_id_of(job)
-            return why_no_pod(api, step.job_name, caps.orchestrators(run_id))
-        message = pending.last_message
-        return Refused(message=message, for_good=False) if message else None
+        if step.refusal_timer.due(now):
+            return why_no_pod(api, step.job_name, caps.orchestrators(run_id_of(job)))
+        return Refused(message=step.last_message, for_good=False) if step.last_message else None
 
     def _lacks_memory(
         self,
         api: KubeApi,
         caps: CapsReader,
         pods: Sequence[Manifest],
-        pending: PendingPod,
-        patience_s: float,
+        step: StepState,
+        patience_s: float | None,
     ) -> Refused | None:
-        """Why the scheduler finds no memory for one of *pods*, or None if none waits for that.
-
-        If nodes may not be read nobody can say what will never fit. Then a wait is given up
-        after *patience_s* in which nothing else of the namespace ran and could make room.
-        """
+        """Why the scheduler finds no memory for one of *pods*, or None if none waits for that."""
         found = ((pod, why) for pod in pods if (why := unschedulable(pod)) and why.lacks_memory)
         pod, why = next(found, (None, None))
         if pod is None or why is None:
-            pending.unfit_since = None
+            step.unfit_since = None
             return None
         now = self._clock()
-        since = pending.unfit_since = now if pending.unfit_since is None else pending.unfit_since
-        waiting = Refused(
-            message=f"{why.asks}, which no node has free now; it starts when there is room",
-            for_good=False,
-        )
-        if caps.rooms(pod["spec"], _run_id(pod)):  # only what never fits is given up
-            reason = never_fits(api, caps, pod, waited_s=now - since)
-            return Refused(message=reason, for_good=True) if reason else waiting
-        if pending.scaling_timer.due(now):
-            pending.scaling_given_up = _gave_up_scaling(api, pod)
-        if pending.scaling_given_up:
-            return _given_up(
-                why, "and the cluster's autoscaler says that no node it could add has as much"
+        step.unfit_since = now if step.unfit_since is None else step.unfit_since
+        waited_s = now - step.unfit_since
+        if reason := never_fits(api, caps, pod, waited_s=waited_s):
+            return Refused(message=reason, for_good=True)
+        if patience_s is not None and waited_s >= patience_s:
+            words = (
+                f"{why.asks}, which no node has had free for {waited_s / 60:.0f} min"
+                f" (the scheduler: {why.message.split('. ')[0]}). Lower its memory, add a larger"
+                " node, or raise pending_timeout_min"
             )
-        if now - since < patience_s:
-            return waiting
-        if _others_run(api, pod):  # they may make room
-            pending.unfit_since = now
-            return waiting
-        return _given_up(
-            why,
-            f"which no node has had free for {(now - since) / 60:.0f} min, although nothing else"
-            " of the namespace was running",
-        )
+            return Refused(message=words, for_good=True)
+        unread = "" if caps.rooms(pod["spec"]) else ", if any node is as large: none may be listed"
+        words = f"{why.asks}, which no node has free now; it starts when there is room{unread}"
+        return Refused(message=words, for_good=False)
 
 
 def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest, *, waited_s: float) -> str | None:
@@ -250,37 +203,12 @@ def never_fits(api: KubeApi, caps: CapsReader, pod: Manifest, *, waited_s: float
     )
 
 
-def _given_up(why: Unschedulable, words: str) -> Refused:
-    return Refused(
-        message=f"{why.asks}, {words} (the scheduler: {why.message.split('. ')[0]})."
-        " Lower its memory, add a larger node, give the orchestrator the right to list nodes, or"
-        " set pending_timeout_min",
-        for_good=True,
-    )
-
-
 def _run_id(pod: Manifest) -> str:
     return str((pod["metadata"].get("labels") or {}).get("run_id") or "")
 
 
 def _reasons(api: KubeApi, pod: Manifest) -> set[str]:
     return {str(event.get("reason")) for event in api.events_of(pod["metadata"]["name"])}
-
-
-def _gave_up_scaling(api: KubeApi, pod: Manifest) -> bool:
-    """Whether an autoscaler has looked at the pod, and would not add a node for it."""
-    reasons = _reasons(api, pod)
-    return "NotTriggerScaleUp" in reasons and "TriggeredScaleUp" not in reasons
-
-
-def _others_run(api: KubeApi, pod: Manifest) -> bool:
-    """Whether a pod of the namespace runs, other than an orchestrator, that may make room."""
-    return any(
-        other["status"].get("phase") == "Running"
-        and other["metadata"]["name"] != pod["metadata"]["name"]
-        and not stays(other, _run_id(other))
-        for other in api.fetch("pods")
-    )
 
 
 def is_without_pod(status: Manifest) -> bool:

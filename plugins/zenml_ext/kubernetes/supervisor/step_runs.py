@@ -61,13 +61,6 @@ class StepFacts:
     settings: KubernetesOomSettings
 
     @property
-    def code_key(self) -> str:
-        """The step's code: invocations of one function share it."""
-        key = task_key(self.pipeline, self.step)
-        source = getattr(self.step.spec.source, "import_path", self.name)
-        return f"{source}:{key.version}"[:200]
-
-    @property
     def version(self) -> str:
         """The step's code, as its history tells versions apart."""
         return task_key(self.pipeline, self.step).version

@@ -48,7 +48,6 @@ from zenml_ext.kubernetes.objects.job import (
 from zenml_ext.kubernetes.objects.state import AttemptState, state_of
 from zenml_ext.kubernetes.supervisor.decisions import FailedJob, GiveUp, Relaunch, after_failure
 from zenml_ext.kubernetes.supervisor.scheduling import PendingPods, StepState
-from zenml_ext.kubernetes.supervisor.sizing import SizingRuns
 from zenml_ext.kubernetes.supervisor.step_runs import StepFacts, StepRun, StepRuns, step_run_of
 from zenml_ext.memory.attempts import KILLED
 
@@ -85,7 +84,6 @@ class Supervisor:
         self._pending, self._clock = PendingPods(self._step_runs, clock), clock
         self._check: Callable[..., Answer] = check or kube_utils.check_job_status
         self._steps: dict[str, StepState] = {}
-        self._sizing = SizingRuns()
         self._caps: CapsReader | None = None
         self._any_unlimited = False
         self._lock = threading.RLock()
@@ -103,7 +101,6 @@ class Supervisor:
         return prepare_step_job(
             manifest,
             plan=plan,
-            code_key=facts.code_key,
             in_place=facts.settings.in_place,
             features=features,
             version=facts.version,
@@ -136,8 +133,6 @@ class Supervisor:
                 continue
             self._any_unlimited |= memory_of(main_container(job))[0] is None
             conditions = job["status"].get("conditions") or []
-            if state.isolated and not any(c["type"] == "Complete" for c in conditions):
-                self._sizing.begin(state)
             job["status"]["conditions"] = [c for c in conditions if c["type"] not in _FAILURES]
         return current
 
@@ -163,10 +158,6 @@ class Supervisor:
 
     def _poll(self, api: KubeApi, step: StepState, options: dict[str, Any]) -> Answer:  # noqa: PLR0911
         self._relabel(api, step)
-        if step.awaiting_sizing is not None:
-            return self._stopped_meanwhile(api, step, step.awaiting_sizing.job) or self._after(
-                api, step, step.awaiting_sizing
-            )
         batch = Recorder(api.batch, "read_namespaced_job")
         core = Recorder(api.core, "list_namespaced_pod")
         status, message = self._check(
@@ -187,7 +178,6 @@ class Supervisor:
         listed = core.seen.get("list_namespaced_pod")
         pods: list[dict[str, Any]] | None = None if listed is None else api.plain(listed)["items"]
         if status is JobStatus.SUCCEEDED:
-            self._sizing.end(api, job, state)
             self._relabel(api, step)
             return (JobStatus.RUNNING, None) if step.to_relabel else (status, message)
         if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
@@ -213,9 +203,10 @@ class Supervisor:
         pods: list[dict[str, Any]],
     ) -> Answer | None:
         """What to answer about a Job that waits; None if it runs."""
-        minutes = self._facts(step_name_of(job)).settings.pending_timeout_min if pods else 0
+        minutes = self._facts(step_name_of(job)).settings.pending_timeout_min if pods else None
+        patience_s = None if minutes is None else 60 * minutes
         refused = self._pending.poll(
-            api, step, job, state, pods, caps=self._caps_reader(api), patience_s=60 * minutes
+            api, step, job, state, pods, caps=self._caps_reader(api), patience_s=patience_s
         )
         if refused is None:
             return None
@@ -247,7 +238,6 @@ class Supervisor:
         failed = replace(
             failed,
             caps=caps,
-            code_peak=self._sizing.peak(failed.state),
             beside_unlimited=self._any_unlimited,
         )
         decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
@@ -258,10 +248,6 @@ class Supervisor:
             self._give_up(failed, decision)
             beside = "" if failed.is_memory else self._killed_beside(api, failed)
             return JobStatus.FAILED, f"{decision.reason}{beside}"
-        if decision.change.state.isolated and (other := self._sizing.begin(failed.state)):
-            step.awaiting_sizing = failed
-            self._pending.send_heartbeat(step, failed.job)
-            return JobStatus.RUNNING, f"waits for {other} to show what this step needs"
         return self._relaunch(api, step, failed, decision)
 
     def _relaunch(
@@ -293,8 +279,8 @@ class Supervisor:
             if is_transient(error):
                 raise
             return JobStatus.FAILED, f"Job {name}: {describe_api_error(error)}"
-        step.job_name, step.awaiting_sizing = name, None
-        step.heartbeat.step_run = resumed
+        step.job_name = name
+        step.step_run = resumed
         step.to_relabel.append((failed.job, name))
         self._relabel(api, step)
         self._announce(api, step, failed, decision, resumed)

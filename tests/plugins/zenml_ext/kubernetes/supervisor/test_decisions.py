@@ -21,7 +21,6 @@ from zenml_ext.kubernetes.objects.job import (
     prepare_step_job,
     superseding_patch,
 )
-from zenml_ext.kubernetes.objects.placement import SIZED_LABEL
 from zenml_ext.kubernetes.objects.state import AttemptState, state_of
 from zenml_ext.kubernetes.supervisor.decisions import FailedJob, GiveUp, Relaunch, after_failure
 
@@ -82,7 +81,7 @@ def step_job(limit="200Mi", *, name="abc-step-pipe", backoff_limit=0):
         },
     }
     plan = MemoryPlan(ladder=(Quantity.parse(limit),), reason="test") if limit else None
-    return prepare_step_job(job, plan=plan, code_key="f", in_place=True)
+    return prepare_step_job(job, plan=plan, in_place=True)
 
 
 def failed(name, **changes):
@@ -287,18 +286,6 @@ def test_a_step_without_a_limit_that_is_evicted_for_memory_is_sized_too():
     assert (next_.change.state.oom_retries, next_.change.state.disruptions) == (0, 1)
 
 
-def test_once_a_sibling_has_shown_the_need_the_scheduler_is_told_it():
-    next_ = after_failure(unlimited(code_peak=Quantity(1000 * MIB)), POLICY, in_place=True)
-    assert next_.change.limit == 1200 * MIB
-    assert next_.change.request is None
-    job = next_job(step_job(None), next_.change)
-    limit, request = memory_of(main_container(job))
-    assert limit == request == 1200 * MIB
-    assert job["metadata"]["labels"][SIZED_LABEL] == "true"
-    affinity = json.dumps(job["spec"]["template"]["spec"]["affinity"])
-    assert SIZED_LABEL in affinity
-
-
 def test_a_pod_that_no_node_takes_is_seen_as_such():
     _, pods = recording("unschedulable")
     found = unschedulable(pods[0])
@@ -347,7 +334,7 @@ def test_a_successor_takes_labels_owner_and_arguments_and_drops_what_the_server_
 def test_a_foreign_entrypoint_is_left_alone():
     job = step_job()
     main_container(job)["args"] = ["python", "train.py"]
-    again = prepare_step_job(job, plan=None, code_key="f", in_place=True)
+    again = prepare_step_job(job, plan=None, in_place=True)
     assert main_container(again)["args"] == ["python", "train.py"]
 
 
