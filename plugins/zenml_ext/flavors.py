@@ -18,15 +18,12 @@ FLAVORS = {
 }
 
 
-_SHORT = {
-    "orchestrator": "orchestrator",
-    "artifact_store": "store",
-    "container_registry": "registry",
-    "image_builder": "builder",
-}
-_USUAL = {"artifact_store": "s3", "container_registry": "default", "image_builder": "local"}
-_UNFIT = {"artifact_store": "local"}
-"""A store on this machine is out of the pods' reach."""
+_REMOTE = (
+    ("artifact-store", "-a", "s3 --path=s3://BUCKET"),
+    ("container-registry", "-c", "default --uri=REGISTRY"),
+    ("image-builder", "-i", "local"),
+)
+"""What a stack for Kubernetes must have: kind, option, flavor."""
 
 
 class Known(enum.Enum):
@@ -85,29 +82,26 @@ def next_steps(client: Client, flavor: str) -> list[str]:
     if any(_flavor_name(one) == flavor for one in active):
         return []
     is_remote = flavor == "kubernetes_oom"
-    needed = [(Kind.ORCHESTRATOR, "-o", "--kubernetes_context=CONTEXT" if is_remote else "")]
-    if is_remote:  # ZenML refuses a stack for Kubernetes without these
-        needed += [
-            (Kind.ARTIFACT_STORE, "-a", "--path=s3://BUCKET"),
-            (Kind.CONTAINER_REGISTRY, "-c", "--uri=REGISTRY"),
-            (Kind.IMAGE_BUILDER, "-i", ""),
-        ]
-    steps, parts = [], [] if is_remote else ["-a default"]
-    for kind, option, more in needed:
+    context = " --kubernetes_context=CONTEXT" if is_remote else ""
+    parts = (("orchestrator", "-o", f"{flavor}{context}"), *(_REMOTE if is_remote else ()))
+    steps, options = [], [] if is_remote else ["-a default"]
+    for kind, option, wanted in parts:
         known = [
-            one
-            for one in client.list_stack_components(type=kind)
-            if (_flavor_name(one) == flavor)
-            or (kind is not Kind.ORCHESTRATOR and _flavor_name(one) != _UNFIT.get(kind.value))
+            one.name
+            for one in client.list_stack_components(type=Kind(kind.replace("-", "_")))
+            if (_flavor_name(one) == flavor if kind == "orchestrator" else not _is_local(one))
         ]
-        name = known[0].name if known else f"{flavor}_{_SHORT[kind.value]}"
+        name = known[0] if known else f"{flavor}_{kind}"
         if not known:
-            wanted = flavor if kind is Kind.ORCHESTRATOR else _USUAL[kind.value]
-            command = f"zenml {kind.value.replace('_', '-')} register {name} --flavor {wanted}"
-            steps.append(f"{command} {more}".rstrip())
-        parts.append(f"{option} {name}")
-    steps.append(f"zenml stack register {flavor}_stack {' '.join(parts)} --set")
-    return steps
+            steps.append(f"zenml {kind} register {name} --flavor {wanted}")
+        options.append(f"{option} {name}")
+    return [*steps, f"zenml stack register {flavor}_stack {' '.join(options)} --set"]
+
+
+def _is_local(component: object) -> bool:
+    """Whether pods cannot reach it: an artifact store on this machine."""
+    kind = getattr(getattr(component, "type", None), "value", "")
+    return str(kind) == "artifact_store" and _flavor_name(component) == "local"
 
 
 def _flavor_name(component: object) -> str:

@@ -46,19 +46,17 @@ with Scratch(uri="/nowhere", artifact_store=Store()).get_temporary_directory(
 
 
 def demo() -> Iterator[Event]:
-    """A step that needs more than its limit, its temporary files, and what a kill leaves."""
+    """A step that needs more than its limit, and what a kill leaves."""
     with tempfile.TemporaryDirectory(prefix="zenml-demo-") as folder:
         shop = _Workshop(folder=Path(folder))
         yield Progress(text="bare ZenML: a step that needs 550 MiB and more, limited to 500Mi")
         bare_code = shop.run_limited("set_up", "default")
         yield Progress(text="local_oom: the same pipeline, the same limit")
         bare, first = shop.run("report", "oom", "report")
-        place = (shop.folder / "temp_dir_used").read_text(encoding="utf-8")
         yield from _memory_claims(bare_code, bare, first)
         yield Progress(text="the same pipeline once more: the history knows the step now")
         (second,) = shop.run("oom", "report")
         yield _second_run(second, first)
-        yield _temp_dir(shop, place)
         yield Progress(text="killing a process that has a temporary directory, twice")
         yield _left_overs(shop)
 
@@ -95,16 +93,6 @@ def _second_run(second: Mapping[str, Any], first: Mapping[str, Any]) -> Claim:
         before=f"{before} in the first run",
         after=f"{after}: it starts with {_attempts(second)[0]['memory']}",
         holds=second["status"] == "completed" and after < before,
-    )
-
-
-def _temp_dir(shop: _Workshop, place: str) -> Claim:
-    left = [entry.name for entry in shop.scratch.iterdir()]
-    return Claim(
-        what="temporary files of a materializer, one of them held open",
-        before=f"where tempfile falls ({tempfile.gettempdir()})",
-        after=f"in the chosen directory; {len(left)} left behind, step completed",
-        holds=Path(place).is_relative_to(shop.scratch) and not left,
     )
 
 
@@ -147,11 +135,6 @@ class _Workshop:
 
     folder: Path
 
-    @property
-    def scratch(self) -> Path:
-        """The temporary directory that is chosen for local_oom."""
-        return self.folder / "scratch"
-
     def environment(self, **variables: str) -> dict[str, str]:
         """The environment of a process that uses this ZenML, quietly."""
         inherited = settings.environment().items()
@@ -177,7 +160,7 @@ class _Workshop:
         with subprocess.Popen(
             [sys.executable, "pipeline.py", *actions],
             cwd=self.folder,
-            env=self.environment(MLOPS_EXT_TEMP_DIR=str(self.scratch)),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -233,4 +216,3 @@ class _Workshop:
         script = self.folder / "pipeline.py"
         if not script.exists():
             shutil.copyfile(Path(__file__).with_name("pipeline.py"), script)
-            self.scratch.mkdir()

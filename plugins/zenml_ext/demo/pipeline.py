@@ -2,52 +2,20 @@
 
 import json
 import sys
-from pathlib import Path
 
 from zenml import pipeline, step
 from zenml.client import Client
-from zenml.enums import ArtifactType, StackComponentType
-from zenml.materializers.base_materializer import BaseMaterializer
+from zenml.enums import StackComponentType
 
 NEEDED_MIB = 550
 
 
-class Packed(list[int]):
-    """A value that is stored by way of a temporary directory."""
-
-
-class PackedMaterializer(BaseMaterializer):
-    """Stores it, and writes down where the temporary directory was."""
-
-    ASSOCIATED_TYPES = (Packed,)
-    ASSOCIATED_ARTIFACT_TYPE = ArtifactType.DATA
-
-    def save(self, data: Packed) -> None:
-        """Write to a temporary directory, then to the store, while a file is held open."""
-        with self.get_temporary_directory(delete_at_exit=True) as directory:
-            held = Path(directory, "packed.json").open("w+")  # noqa: SIM115  # held on purpose
-            json.dump(data, held)
-            held.flush()
-            Path("temp_dir_used").write_text(directory)
-            with self.artifact_store.open(f"{self.uri}/packed.json", "w") as target:
-                target.write(json.dumps(data))
-        PackedMaterializer.held = held  # type: ignore[attr-defined]
-
-    def load(self, data_type: type[Packed]) -> Packed:
-        """Read it back."""
-        with self.artifact_store.open(f"{self.uri}/packed.json", "r") as source:
-            return data_type(json.load(source))
-
-
-@step(
-    settings={"orchestrator": {"memory": "500Mi", "stop_grace_s": 1}},
-    output_materializers=PackedMaterializer,
-)
-def hungry() -> Packed:
+@step(settings={"orchestrator": {"memory": "500Mi", "stop_grace_s": 1}})
+def hungry() -> int:
     """Need more than the limit."""
     block = bytearray(NEEDED_MIB * 1024**2)
     block[::4096] = b"x" * len(block[::4096])
-    return Packed([len(block)])
+    return len(block)
 
 
 @pipeline(enable_cache=False)

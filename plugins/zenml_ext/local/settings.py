@@ -21,12 +21,6 @@ class LocalOomSettings(OomSettings, BaseSettings):
     stop_grace_s: float = Field(
         default=15.0, ge=0, description="Seconds between SIGTERM and SIGKILL when a run is stopped."
     )
-    show_output: bool = Field(
-        default=True,
-        description="Show what a step prints on the orchestrator's own output. Off: it is kept"
-        " in a file, whose end is shown when the step fails. ZenML's own logs of a step are kept"
-        " either way.",
-    )
 
 
 class LocalOomConfig(BaseOrchestratorConfig, LocalOomSettings):

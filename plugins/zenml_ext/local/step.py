@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from zenml.client import Client
@@ -51,8 +48,6 @@ T = TypeVar("T")
 
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 """SQLite itself waits for 5 s; a restart of a small server takes about as long as these."""
-_TAIL_BYTES = 4000
-"""What is shown of a failed step's kept output: about forty lines."""
 _ENTRYPOINT = f"{LocalEntrypoint.__module__}.{LocalEntrypoint.__qualname__}"
 
 
@@ -97,18 +92,19 @@ class StepJob:
         """Run the step to its end; afterwards no step run of it is left RUNNING."""
         memory, why, resume = self.plan.first_limit, self.plan.reason, self.step_run_id
         while True:
-            with (
-                self.budget.share(memory, self.stopping),
-                _output(show=self.settings.show_output) as output,
-            ):
+            with self.budget.share(memory, self.stopping):
                 if self.stopping.is_set():
                     return self._close(State.STOPPED)
-                termination = self._attempt(memory, resume, output)
-                if termination.exit_code and not termination.stopped:
-                    self._show(output)
+                termination = self._attempt(memory, resume)
             step_run = self._latest_step_run()
             if termination.exit_code == 0 or _is_done(step_run, termination):
-                self._completed(memory, why, termination, step_run)
+                if termination.oom_killed:
+                    log.warning(
+                        "Step %s completed, although a process of it was killed for memory.",
+                        self.name,
+                    )
+                self._note(memory, why, termination, "completed", step_run)
+                self._observe(termination.peak, termination, censored=False)
                 return State.COMPLETED
             if termination.stopped:
                 self._note(memory, why, termination, "stopped", step_run)
@@ -116,7 +112,8 @@ class StepJob:
             evidence = self._evidence(termination)
             tried = Attempt(memory=memory, oom_retries=self.oom_retries)
             decision = in_our_words(self.policy.on_failure(self.plan, tried, evidence))
-            self._learn(memory, termination, decision.cause)
+            if decision.cause is Cause.OUT_OF_MEMORY:
+                self._observe(memory or termination.peak, termination, censored=True)
             outcome = _OUTCOMES.get(decision.cause, "failed")
             self._note(memory, decision.reason, termination, outcome, step_run)
             if isinstance(decision, Fail):
@@ -128,9 +125,7 @@ class StepJob:
             memory, why = decision.memory, decision.reason
             resume = step_run.id if step_run is not None and step_run.status in STARTED else None
 
-    def _attempt(
-        self, memory: Quantity | None, resume: UUID | None, output: IO[bytes] | None
-    ) -> Termination:
+    def _attempt(self, memory: Quantity | None, resume: UUID | None) -> Termination:
         command = LocalEntrypoint.get_entrypoint_command()[1:]
         arguments = LocalEntrypoint.get_entrypoint_arguments(
             step_name=self.name,
@@ -144,7 +139,6 @@ class StepJob:
             limit=memory,
             stopping=self.stopping,
             grace_s=self.settings.stop_grace_s,
-            output=output,
             kernel=self.settings.kernel_limit,
             warm=WarmServer.get(self.environment),
         )
@@ -177,30 +171,10 @@ class StepJob:
         )
         return not self.stopping.wait(delay)
 
-    def _completed(
-        self,
-        memory: Quantity | None,
-        why: str,
-        termination: Termination,
-        step_run: StepRunResponse | None,
-    ) -> None:
-        if termination.oom_killed:
-            log.warning(
-                "Step %s completed, although one of its processes was killed for memory.", self.name
-            )
-        self._note(memory, why, termination, "completed", step_run)
-        if termination.peak is not None:
-            self._observe(termination.peak, termination, censored=False)
-
-    def _learn(self, memory: Quantity | None, termination: Termination, cause: Cause) -> None:
-        """Tell the policy of a kill: the peak is at least the limit."""
-        if cause is not Cause.OUT_OF_MEMORY:
+    def _observe(self, peak: Quantity | None, termination: Termination, *, censored: bool) -> None:
+        """Tell the policy what an attempt has shown; a killed one needed at least *peak*."""
+        if not peak:
             return
-        min_peak = memory or termination.peak
-        if min_peak:
-            self._observe(min_peak, termination, censored=True)
-
-    def _observe(self, peak: Quantity, termination: Termination, *, censored: bool) -> None:
         curve = () if censored else termination.curve
         try:
             self.policy.observe(
@@ -276,13 +250,6 @@ class StepJob:
                 _retried(lambda: publish_utils.publish_failed_step_run(step_run.id))
         return state
 
-    def _show(self, output: IO[bytes] | None) -> None:
-        if output is not None:
-            output.seek(0, os.SEEK_END)
-            output.seek(max(0, output.tell() - _TAIL_BYTES))
-            tail = output.read().decode("utf-8", "replace").strip()
-            log.warning("The end of what step %s printed:\n%s", self.name, tail)
-
 
 def _is_done(step_run: StepRunResponse | None, termination: Termination) -> bool:
     """Whether the step had published its result before memory brought its process down."""
@@ -306,13 +273,3 @@ def _retried(ask: Callable[[], T]) -> T:
             "asking the server again in %s s: %s", pause_s, redacted(error)
         ),
     )
-
-
-@contextmanager
-def _output(*, show: bool) -> Iterator[IO[bytes] | None]:
-    """Where an attempt prints to: None for our own output."""
-    if show:
-        yield None
-        return
-    with tempfile.TemporaryFile() as kept:
-        yield kept
