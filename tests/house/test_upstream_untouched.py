@@ -32,6 +32,7 @@ ALLOWED = {
     "plugins/zenml_ext/kubernetes/orchestrator.py": "a value of each thread of ours",
     "plugins/zenml_ext/kubernetes/step/entrypoint.py: tempfile.tempdir": "the standard library's own"
     " setting of a process for its temporary directory",
+    "plugins/zenml_ext/local/warm.py": "a step's own, in the process that becomes it",
     "plugins/zenml_ext/temp_dir.py": "the same, where a user asks for it by set_temp_dir",
     "plugins/zenml_ext/kubernetes/supervisor/entrypoint.py: job.status.conditions": "a copy of what"
     " Kubernetes answered, as ZenML is to see it",
