@@ -1,4 +1,4 @@
-"""What out-of-memory retries cost on Kubernetes: bare ZenML against zenml_ext, in one run.
+"""What out-of-memory retries cost: bare ZenML against zenml_ext, in one run.
 
 Both drive ZenML's own functions through the real Kubernetes client against the double of the
 Kubernetes API in tests/, where pods end as told. Measured:
@@ -8,7 +8,10 @@ Kubernetes API in tests/, where pods end as told. Measured:
   and the calls made for it. Bare ZenML leaves it to Kubernetes, which starts a pod with the same
   memory after a back-off: 10 s on a real cluster, 0.3 s here. Ours is bigger;
 * side by side: many steps at once, of which one in ten is killed once: seconds a round of looks
-  takes, calls a step, and whether all completed.
+  takes, calls a step, and whether all completed;
+* local steps: seconds that a trivial step takes on ZenML's own local orchestrator, in its own
+  process, and on local_oom, in a process of its own under a limit; the second run of a pipeline
+  of five, so that what ZenML imports and makes once is there.
 
     python benchmarks/zenml_oom.py [--json] [--quick]
 """
@@ -18,8 +21,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,7 +37,7 @@ from rich.table import Table
 from tests.doubles.kubernetes import Cluster
 from tests.doubles.kubernetes.orchestrator import (
     OPTIONS,
-    FakeBook,
+    FakeStepRuns,
     JobStatus,
     Orchestrator,
     step_job,
@@ -45,10 +51,10 @@ class Side:
     """Bare ZenML, or ours: what its orchestrator's process does about step Jobs."""
 
     def __init__(self, cluster, *, ours):
-        book = FakeBook()
-        book.limit = Quantity.parse("1Mi")
+        step_runs = FakeStepRuns()
+        step_runs.limit = Quantity.parse("1Mi")
         self.ours = ours
-        self.process = Orchestrator(cluster, book)
+        self.process = Orchestrator(cluster, step_runs)
 
     def start(self, name, ends, retries=0):
         if self.ours:
@@ -147,6 +153,66 @@ def side_by_side(count, interval_s):
     return work
 
 
+FIVE = """
+import sys, time
+from zenml import pipeline, step
+from zenml.client import Client
+from zenml.enums import StackComponentType as Kind
+
+@step(enable_cache=False)
+def one(number: int) -> int:
+    return number + 1
+
+@pipeline(enable_cache=False)
+def five():
+    number = one(0)
+    for _ in range(4):
+        number = one(number)
+
+if __name__ == "__main__":
+    client = Client()
+    if sys.argv[1] == "local_oom":
+        client.create_flavor("zenml_ext.local.flavor.LocalOomFlavor", Kind.ORCHESTRATOR)
+        client.create_stack_component(
+            "local_oom", flavor="local_oom", component_type=Kind.ORCHESTRATOR, configuration={})
+        client.create_stack(
+            "local_oom", {Kind.ORCHESTRATOR: "local_oom", Kind.ARTIFACT_STORE: "default"})
+    client.activate_stack(sys.argv[1])
+    five()
+    begin = time.perf_counter()
+    five()
+    print("SECONDS", (time.perf_counter() - begin) / 5)
+"""
+
+
+def local_steps():
+    """Seconds a step takes on ZenML's local orchestrator, and on ours."""
+    found = {}
+    with tempfile.TemporaryDirectory() as home:
+        Path(home, "five.py").write_text(FIVE)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("ZENML_", "MLOPS_EXT_"))}
+        environment = {
+            **kept,
+            "ZENML_CONFIG_PATH": f"{home}/config",
+            "ZENML_LOCAL_STORES_PATH": f"{home}/stores",
+            "MLOPS_EXT_MEMORY_HISTORY": f"{home}/history.sqlite",
+            "ZENML_ANALYTICS_OPT_IN": "false",
+            "AUTO_OPEN_DASHBOARD": "false",
+        }
+        for side, stack in (("bare", "default"), ("ours", "local_oom")):
+            done = subprocess.run(
+                [sys.executable, "five.py", stack],
+                cwd=home,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            (line,) = (one for one in done.stdout.splitlines() if one.startswith("SECONDS"))
+            found[side] = float(line.split()[1])
+    return found
+
+
 def measure(*, quick):
     count, repeats = (100, 3) if quick else (1000, 9)
     rows = {
@@ -154,10 +220,11 @@ def measure(*, quick):
         "kill_to_next_pod": kill_to_next_pod(repeats, 0.05),
         "side_by_side": side_by_side(count, 1.0),
     }
-    return {
+    found = {
         name: {"bare": fresh(work, ours=False), "ours": fresh(work, ours=True)}
         for name, work in rows.items()
     }
+    return {**found, "local_step": local_steps()}
 
 
 def show(found):
@@ -169,7 +236,7 @@ def show(found):
         ratio = f"{ours / bare:.2f}" if bare else ""
         table.add_row(label, f"{bare:.{digits}f}{unit}", f"{ours:.{digits}f}{unit}", ratio)
 
-    calls, kill, side = found.values()
+    calls, kill, side, local = found.values()
     row("API calls of a step", calls["bare"], calls["ours"])
     row("kill to the next pod", kill["bare"]["seconds"], kill["ours"]["seconds"], " s", 2)
     row("API calls for it", kill["bare"]["calls"], kill["ours"]["calls"])
@@ -177,6 +244,7 @@ def show(found):
     row(f"{label}: completed", side["bare"]["completed"], side["ours"]["completed"])
     for key, unit in (("seconds", " s"), ("round_s", " s"), ("calls_per_step", "")):
         row(f"{label}: {key}", side["bare"][key], side["ours"][key], unit, 2)
+    row("a local step, in a process of its own for ours", local["bare"], local["ours"], " s", 2)
     Console(width=120).print(table)
 
 

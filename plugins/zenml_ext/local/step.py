@@ -100,7 +100,7 @@ class StepJob:
             if termination.exit_code == 0 or _is_done(step_run, termination):
                 if termination.oom_killed:
                     log.warning(
-                        "Step %s completed, although a process of it was killed for memory.",
+                        "Step %s completed, although one of its processes was killed for memory.",
                         self.name,
                     )
                 self._note(memory, why, termination, "completed", step_run)
