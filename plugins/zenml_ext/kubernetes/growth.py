@@ -84,14 +84,12 @@ class Growth:
     Attributes:
         rule: when and by how much to grow; None: never.
         resizer: None where this process cannot ask.
-        grown: the limits that took effect, in order.
         resizes_s: for each wish the seconds until it took effect; `NEVER_S` for one withdrawn.
         stopped: why it asks no more, or "".
     """
 
     rule: InPlace | None
     resizer: Resizer | None
-    grown: list[Quantity] = field(default_factory=list)
     resizes_s: list[float] = field(default_factory=list)
     stopped: str = ""
     _asked: Quantity | None = None
@@ -168,7 +166,6 @@ class Growth:
         waited = now - self._asked_at
         if limit >= asked:
             log.info("The memory limit is %s now.", limit.human)
-            self.grown.append(limit)
             self.resizes_s.append(round(waited, 1))
             self._asked, self._pause_s = None, _QUIET_S
             return

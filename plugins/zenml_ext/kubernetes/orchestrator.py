@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.metadata
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from kubernetes.client.rest import ApiException
@@ -57,8 +58,6 @@ _RETRY_MEMORY_ERROR = {"name": RETRY_MEMORY_ERROR, "value": "1"}
 class KubernetesOomOrchestrator(KubernetesOrchestrator):
     """ZenML's Kubernetes orchestrator; steps killed for memory run again with more."""
 
-    _supervisor: Supervisor | None = None
-    _facts_by_name: dict[str, StepFacts] | None = None
     _being_submitted = threading.local()
 
     @property
@@ -133,9 +132,8 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         if info is None:
             return manifest
         plain = KubeApi(self._k8s_batch_api, None, "").plain(manifest)
-        facts = self._facts_of(info)
-        supervisor = self._supervise()
-        return supervisor.prepare(plain, facts, str(info.run_id))
+        facts = self._learn(info.pipeline_step_name, info.pipeline.name, info)
+        return self._supervisor.prepare(plain, facts, str(info.run_id))
 
     # -- dynamic pipelines ------------------------------------------------------------------------
 
@@ -143,17 +141,20 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         self, step_run_info: StepRunInfo, *args: Any, **kwargs: Any
     ) -> None:
         """Submit a step of a dynamic pipeline under supervision (ZenML 0.96 and later)."""
-        self._being_submitted.info = step_run_info
-        try:
+        with self._submitting(step_run_info):
             super().submit_isolated_step_with_allocation(step_run_info, *args, **kwargs)
-        finally:
-            self._being_submitted.info = None
 
     def submit_isolated_step(self, step_run_info: StepRunInfo, *args: Any, **kwargs: Any) -> None:
         """Submit a step of a dynamic pipeline under supervision (ZenML before 0.96)."""
-        self._being_submitted.info = step_run_info
-        try:
+        with self._submitting(step_run_info):
             super().submit_isolated_step(step_run_info, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _submitting(self, info: StepRunInfo) -> Iterator[None]:
+        """Inside, `_prepare_job_manifest` knows the step that this thread submits."""
+        self._being_submitted.info = info
+        try:
+            yield
         finally:
             self._being_submitted.info = None
 
@@ -172,22 +173,17 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
         for job, successor in superseded:
             with contextlib.suppress(ApiException, HTTPError, OSError):
                 api.patch_job(job["metadata"]["name"], superseding_patch(job, successor))
-        if step_run.name not in self._known_facts():
-            step = _step_of(step_run)
-            self._known_facts()[step_run.name] = StepFacts(
-                name=step_run.name,
-                pipeline=_pipeline_name(step_run),
-                step=step,
-                settings=cast("KubernetesOomSettings", self.get_settings(step)),
-            )
-        supervisor = self._supervise()
-        status, message = supervisor.check(
+        if step_run.name not in self._known:
+            run = Client().get_pipeline_run(step_run.pipeline_run_id, hydrate=False)
+            self._learn(step_run.name, run.pipeline.name if run.pipeline else "", step_run)
+        retries = getattr(self.config, "max_api_retries", None)  # of a later ZenML
+        status, message = self._supervisor.check(
             batch_api=api.batch,
             core_api=api.core,
             namespace=api.namespace,
             job_name=current[0]["metadata"]["name"],
             api_request_timeout=self.config.api_request_timeout,
-            **_retries(self.config),
+            **({} if retries is None else {"max_retries": retries}),
         )
         if status is kube_utils.JobStatus.SUCCEEDED:
             return ExecutionStatus.COMPLETED
@@ -238,28 +234,26 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
             self.config.api_request_timeout,
         )
 
-    def _known_facts(self) -> dict[str, StepFacts]:
-        if self._facts_by_name is None:
-            self._facts_by_name = {}
-        return self._facts_by_name
+    @functools.cached_property
+    def _known(self) -> dict[str, StepFacts]:
+        return {}
 
-    def _supervise(self) -> Supervisor:
-        if self._supervisor is None:
-            known = self._known_facts()
-            self._supervisor = Supervisor(lambda name: known[name])
-        return self._supervisor
+    @functools.cached_property
+    def _supervisor(self) -> Supervisor:
+        known = self._known
+        return Supervisor(lambda name: known[name])
 
-    def _facts_of(self, info: Any) -> StepFacts:
+    def _learn(self, name: str, pipeline: str, source: Any) -> StepFacts:
+        """What is configured for a step, from its step run or what it is submitted with."""
         from zenml.config.step_configurations import Step
 
-        step = Step(spec=info.spec, config=info.config, step_config_overrides=info.config)
-        facts = StepFacts(
-            name=info.pipeline_step_name,
-            pipeline=info.pipeline.name,
-            step=step,
-            settings=cast("KubernetesOomSettings", self.get_settings(info)),
+        config = source.config
+        facts = self._known[name] = StepFacts(
+            name=name,
+            pipeline=pipeline,
+            step=Step(spec=source.spec, config=config, step_config_overrides=config),
+            settings=cast("KubernetesOomSettings", self.get_settings(source)),
         )
-        self._known_facts()[facts.name] = facts
         return facts
 
 
@@ -310,20 +304,3 @@ def _resources(
         if value is not None:
             resources[section] = {**resources.get(section, {}), "memory": value}
     return resources
-
-
-def _retries(config: Any) -> dict[str, Any]:
-    """``max_api_retries`` came with a later version of ZenML."""
-    found = getattr(config, "max_api_retries", None)
-    return {"max_retries": found} if found is not None else {}
-
-
-def _step_of(step_run: Any) -> Any:
-    from zenml.config.step_configurations import Step
-
-    return Step(spec=step_run.spec, config=step_run.config, step_config_overrides=step_run.config)
-
-
-def _pipeline_name(step_run: Any) -> str:
-    run = Client().get_pipeline_run(step_run.pipeline_run_id, hydrate=False)
-    return run.pipeline.name if run.pipeline else ""

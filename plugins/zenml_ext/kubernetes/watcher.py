@@ -52,7 +52,6 @@ class Report:
         limit: the limit now; None: none.
         first_limit: the limit at the start.
         oom_kills: how many processes the kernel has killed meanwhile.
-        grown: limits that were raised to while it ran.
         resizes_s: seconds until each wish for more took effect; negative for one that never did.
         curve: (seconds, bytes) points of the memory in use.
     """
@@ -61,7 +60,6 @@ class Report:
     limit: int | None = None
     first_limit: int | None = None
     oom_kills: int = 0
-    grown: tuple[int, ...] = ()
     resizes_s: tuple[float, ...] = ()
     curve: CurvePoints = ()
 
@@ -117,7 +115,6 @@ class Sampler:
             peak=max(old.peak, reading.resident),
             limit=reading.limit,
             oom_kills=reading.oom_kills - self.kills_before,
-            grown=tuple(map(int, self.growth.grown)),
             resizes_s=tuple(self.growth.resizes_s),
             curve=with_point(old.curve, now - self.began, reading.resident),
         )

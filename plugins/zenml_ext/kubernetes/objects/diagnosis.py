@@ -16,7 +16,7 @@ from typing import Any
 
 from mlops_ext.errors import QuantityError
 from mlops_ext.memory import Evidence, Quantity
-from zenml_ext.kubernetes.objects.job import MAIN, memory_of
+from zenml_ext.kubernetes.objects.job import MAIN, main_container, memory_of
 from zenml_ext.kubernetes.objects.nodes import pod_memory
 from zenml_ext.memory.exits import FULL_SHM, SIGBUS, SIGKILLED
 
@@ -107,19 +107,15 @@ def diagnose(job: Manifest, pods: Sequence[Manifest]) -> Termination:
     failed = status.get("failed") or 0
     reason, words = condition.get("reason") or "", condition.get("message") or ""
     succeeded = condition.get("type") == "Complete"
-    template = job["spec"]["template"]["spec"]["containers"]
-    if not pods:
-        main = next((one for one in template if one["name"] == MAIN), template[0])
+    pod = max(pods, key=lambda one: one["metadata"].get("creationTimestamp") or "", default=None)
+    if pod is None:
         evidence = _evidence_in(words, succeeded=succeeded)
         taken = "the pod was taken from its node, and nothing is left of it"
+        message = taken if evidence.disruption else words or "no pod was left to tell why"
+        memory = memory_of(main_container(job))[0]
         return Termination(
-            evidence=evidence,
-            memory=memory_of(main)[0],
-            reason=reason,
-            message=taken if evidence.disruption else words or "no pod was left to tell why",
-            failed=failed,
+            evidence=evidence, memory=memory, reason=reason, message=message, failed=failed
         )
-    pod = max(pods, key=lambda one: one["metadata"].get("creationTimestamp") or "")
     victim = _victim_of(pod)
     evidence = _evidence_of(pod, victim, succeeded=succeeded)
     return Termination(
@@ -157,9 +153,7 @@ def _limit_of(pod: Manifest) -> Quantity | None:
     What the spec says is only a wish while a resize is deferred or infeasible. The kubelet's
     status (1.33 and later) tells what was given, else the report that the monitor left.
     """
-    containers = pod["spec"]["containers"]
-    main = next((one for one in containers if one["name"] == MAIN), containers[0])
-    limit, _ = memory_of(main)
+    limit, _ = memory_of(main_container({"spec": {"template": pod}}))
     status = _main_status(pod)
     given, _ = memory_of(status)
     if given is not None:

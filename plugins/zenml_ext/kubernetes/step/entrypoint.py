@@ -20,6 +20,7 @@ from mlops_ext.errors import MlopsExtError
 from mlops_ext.memory import InPlace, Quantity
 from mlops_ext.settings import environment
 from zenml_ext.entrypoint import ResumingEntrypointConfiguration
+from zenml_ext.kubernetes.growth import NEVER_S
 from zenml_ext.kubernetes.objects.job import (
     ATTEMPTS_VARIABLE,
     IN_PLACE_VARIABLE,
@@ -156,13 +157,14 @@ def _attempts() -> list[AttemptRecord]:
     earlier = json.loads(environment().get(ATTEMPTS_VARIABLE) or "[]")
     seen, runtime_s = _watch.look(), _watch.runtime_s
     begin = Quantity(seen.first_limit or 0).human
+    grown = sum(seconds != NEVER_S for seconds in seen.resizes_s)
     outcome = _outcome(sys.exc_info()[1])
     own = AttemptRecord(
         number=len(earlier) + 1,
         memory=Quantity(seen.limit) if seen.limit else None,
         peak=Quantity(seen.peak),
         outcome=outcome,
-        reason=f"grown in place {len(seen.grown)} times, from {begin}" if seen.grown else "",
+        reason=f"grown in place {grown} times, from {begin}" if grown else "",
         node=environment().get(NODE_VARIABLE, ""),
         runtime_s=runtime_s,
         lost_s=0.0 if outcome == "completed" else runtime_s,
