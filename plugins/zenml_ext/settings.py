@@ -88,7 +88,7 @@ class TempDir(BaseModel):
     @field_validator("size_limit")
     @classmethod
     def _size(cls, value: str | None) -> str | None:
-        return _quantity(value)
+        return checked_size(value)
 
     @field_validator("claim_name")
     @classmethod
@@ -182,7 +182,7 @@ class OomSettings(BaseModel):
     @field_validator("memory", "max_memory")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
-        return _quantity(value)
+        return checked_size(value)
 
     @field_validator("memory_policy")
     @classmethod
@@ -206,7 +206,7 @@ class OomSettings(BaseModel):
         return self
 
 
-def _quantity(value: str | None) -> str | None:
+def checked_size(value: str | None) -> str | None:
     """*value* as it stands, once it is known to be a size of at least one byte."""
     if value is None:
         return None

@@ -27,7 +27,7 @@ from zenml_ext.kubernetes.objects.job import (
     latest_jobs,
     superseding_patch,
 )
-from zenml_ext.kubernetes.objects.volumes import VOLUME_NAME, temp_dir_parts
+from zenml_ext.kubernetes.objects.volumes import shm_parts, temp_dir_parts
 from zenml_ext.kubernetes.settings import KubernetesOomConfig, KubernetesOomSettings
 from zenml_ext.kubernetes.supervisor.step_runs import StepFacts
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
@@ -96,23 +96,10 @@ class KubernetesOomOrchestrator(KubernetesOrchestrator):
             pod = protected(settings, is_dynamic=container.is_dynamic)
             changed = settings.model_copy(update={"orchestrator_pod_settings": pod})
             return cast("BaseSettings", changed)
-        if not _is_step(container):
+        if not (hasattr(container, "config") and hasattr(container, "spec")):  # no step
             return settings
-        pod = settings.pod_settings or KubernetesPodSettings()
-        changes: dict[str, Any] = {"resources": _resources(settings, container, pod.resources)}
-        env = [*pod.env]
-        if settings.temp_dir is not None and not any(
-            volume.get("name") == VOLUME_NAME for volume in pod.volumes
-        ):
-            parts = temp_dir_parts(settings.temp_dir)
-            changes["volumes"] = [*pod.volumes, *parts["volumes"]]
-            changes["volume_mounts"] = [*pod.volume_mounts, *parts["volume_mounts"]]
-            env += parts["env"]
-        if settings.retry_memory_error and _RETRY_MEMORY_ERROR not in env:
-            env.append(_RETRY_MEMORY_ERROR)
-        changes["env"] = env
-        new = pod.model_copy(deep=True).model_copy(update=changes)
-        return cast("BaseSettings", settings.model_copy(update={"pod_settings": new}))
+        changed = settings.model_copy(update={"pod_settings": step_pod(settings, container)})
+        return cast("BaseSettings", changed)
 
     # -- the orchestrator's pod -----------------------------------------------------------------
 
@@ -279,9 +266,21 @@ def protected(settings: KubernetesOomSettings, *, is_dynamic: bool) -> Kubernete
     return pod.model_copy(update=changes)
 
 
-def _is_step(container: Any) -> bool:
-    """Whether settings are asked for a step, not for a pipeline or a run."""
-    return hasattr(container, "config") and hasattr(container, "spec")
+def step_pod(settings: KubernetesOomSettings, container: Any) -> KubernetesPodSettings:
+    """A step's pod with its memory, its temporary directory, and its /dev/shm."""
+    pod = settings.pod_settings or KubernetesPodSettings()
+    volumes, mounts, env = [*pod.volumes], [*pod.volume_mounts], [*pod.env]
+    for parts in (temp_dir_parts(settings.temp_dir), shm_parts(settings.shm_size)):
+        taken = {one.get("name") for one in volumes} & {one["name"] for one in parts["volumes"]}
+        if not taken:
+            volumes += parts["volumes"]
+            mounts += parts["volume_mounts"]
+            env += [one for one in parts["env"] if one not in env]
+    if settings.retry_memory_error and _RETRY_MEMORY_ERROR not in env:
+        env.append(_RETRY_MEMORY_ERROR)
+    resources = _resources(settings, container, pod.resources)
+    changes = {"resources": resources, "volumes": volumes, "volume_mounts": mounts, "env": env}
+    return pod.model_copy(deep=True).model_copy(update=changes)
 
 
 def _resources(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, field_validator
 from zenml.integrations.kubernetes.flavors.kubernetes_orchestrator_flavor import (
     KubernetesOrchestratorConfig,
     KubernetesOrchestratorSettings,
 )
 
-from zenml_ext.settings import OomSettings
+from zenml_ext.settings import OomSettings, checked_size
 
 
 class KubernetesOomSettings(OomSettings, KubernetesOrchestratorSettings):
@@ -39,11 +39,21 @@ class KubernetesOomSettings(OomSettings, KubernetesOrchestratorSettings):
         " anyhow, once an autoscaler has had a minute to look at it, where the orchestrator may"
         " list nodes.",
     )
+    shm_size: str | None = Field(
+        default=None,
+        description="Size of /dev/shm, such as 2Gi, for data loaders with workers. It is memory,"
+        " and counts against the step's limit. Unset: what the container runtime gives, 64Mi.",
+    )
     orchestrator_job_backoff_limit: NonNegativeInt = Field(
         default=20,
         description="How often the orchestrator's pod may fail before its Job is given up. More"
         " than the parent's 3: a pod that goes on where the last one died costs little.",
     )
+
+    @field_validator("shm_size", "orchestrator_memory")
+    @classmethod
+    def _size(cls, value: str | None) -> str | None:
+        return checked_size(value)
 
 
 class KubernetesOomConfig(KubernetesOrchestratorConfig, KubernetesOomSettings):

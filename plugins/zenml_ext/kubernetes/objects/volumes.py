@@ -1,4 +1,4 @@
-"""A `TempDir` as a volume, a mount and TMPDIR of a pod. Pure."""
+"""A `TempDir`, and a /dev/shm, as volumes and mounts of a pod. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ from zenml_ext.settings import TempDir
 VOLUME_NAME = "mlops-ext-temp"
 
 
-def temp_dir_parts(temp_dir: TempDir) -> Mapping[str, list[dict[str, Any]]]:
+Parts = Mapping[str, list[dict[str, Any]]]
+_NOTHING: Parts = {"volumes": [], "volume_mounts": [], "env": []}
+
+
+def shm_parts(size: str | None) -> Parts:
+    """What pod settings get for a /dev/shm of *size*: a tmpfs, which counts as the step's memory."""
+    if size is None:
+        return _NOTHING
+    volume = {"name": "mlops-ext-shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+    mount = {"name": "mlops-ext-shm", "mountPath": "/dev/shm"}  # noqa: S108 - the place itself
+    return {"volumes": [volume], "volume_mounts": [mount], "env": []}
+
+
+def temp_dir_parts(temp_dir: TempDir | None) -> Parts:
     """What pod settings get for *temp_dir*: their fields ``volumes``, ``volume_mounts``, ``env``.
 
     A path without a volume is the image's own: TMPDIR alone.
     """
+    if temp_dir is None:
+        return _NOTHING
     env = [{"name": name, "value": temp_dir.path} for name in ("TMPDIR", "MLOPS_EXT_TEMP_DIR")]
     source = _source(temp_dir)
     if source is None:

@@ -34,8 +34,10 @@ from zenml_ext.kubernetes.objects.capacity import read_refusal, rooms_of
             "LimitRange allows 1Gi per container",
         ),
         (
-            'Error creating: Pod "x" is invalid: spec.containers[0].resources.requests: Invalid'
-            ' value: "400Mi": must be less than or equal to memory limit of 300Mi',
+            (
+                'Error creating: Pod "x" is invalid: spec.containers[0].resources.requests: Invalid'
+                ' value: "400Mi": must be less than or equal to memory limit of 300Mi'
+            ),
             True,
             "set the step's memory",
         ),
