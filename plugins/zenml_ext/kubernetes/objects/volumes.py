@@ -15,7 +15,7 @@ _NOTHING: Parts = {"volumes": [], "volume_mounts": [], "env": []}
 
 
 def shm_parts(size: str | None) -> Parts:
-    """What pod settings get for a /dev/shm of *size*: a tmpfs, which counts as the step's memory."""
+    """What pod settings get for a /dev/shm of *size*; it counts as memory of the step."""
     if size is None:
         return _NOTHING
     volume = {"name": "mlops-ext-shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
