@@ -4,14 +4,15 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Tests wait for processes of their own most of the time: one or two a core keep it busy.
 SIDE_BY_SIDE := -n 4
-QUICK := not slow and not needs_cluster
+FAST := not slow and not needs_cluster
+QUICK := $(FAST) and not integration
 
 .PHONY: help setup demo test test-integration test-all lint mypy pyright layers docs bench wheel clean
 
 help:
 	@echo "make demo      the fixes at work on this machine, figures before and after"
-	@echo "make test      the test-suite"
-	@echo "make test-integration   the oldest supported versions, in environments of their own"
+	@echo "make test      the units, the properties, and each fix on its real framework"
+	@echo "make test-integration   agents, upstream's own suites, whole pages, the oldest supported versions"
 	@echo "make test-all  also the long fault, version and Windows matrices"
 	@echo "make lint      format, lint, types, layers"
 	@echo "make docs      build the documentation into site/"
@@ -31,13 +32,16 @@ test: setup
 	$(BIN)/python -m pytest -q -m "$(QUICK) and alone"
 
 test-integration: setup
-	$(BIN)/nox -t quick
-
-test-all: setup
 	@# Each part runs whatever became of the one before; the exit status is that of the worst.
 	@status=0; \
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK) and not alone" || status=$$?; \
-	$(BIN)/python -m pytest -m "not ($(QUICK)) or alone" || status=$$?; \
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(FAST) and integration" || status=$$?; \
+	$(BIN)/nox -t quick || status=$$?; \
+	exit $$status
+
+test-all: setup
+	@status=0; \
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(FAST) and not alone" || status=$$?; \
+	$(BIN)/python -m pytest -m "not ($(FAST)) or alone" || status=$$?; \
 	$(BIN)/nox || status=$$?; \
 	exit $$status
 

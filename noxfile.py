@@ -68,3 +68,15 @@ def site(session):
     tools = ("pytest", "pytest-timeout", "hypothesis")
     session.install("-e", ".", "--group", "screenshots", *tools)
     session.run("pytest", "-q", "tests/docs/test_pages_in_a_browser.py")
+
+
+def _register_suite(version):
+    @nox.session(name=f"suite-py{version}", python=_interpreter(version))
+    def suite(session):
+        """All that `make test` runs, and the tests marked integration, on another Python."""
+        session.install("-e", ".[all]", "--group", "dev")
+        session.run("pytest", *SIDE_BY_SIDE, "-m", "not slow and not needs_cluster")
+
+
+for _version in ("3.10", "3.12", "3.13"):
+    _register_suite(_version)

@@ -4,8 +4,17 @@ import pytest
 from tests.support.pages import PAGES, ROOT, blocks, run
 
 
+LONG = {"tutorial.md"}
+"""Pages that start ZenML six times; how-to/zenml-local-oom.md shows in `make test` that it starts."""
+
+
+def _page(path):
+    marks = [pytest.mark.integration] if path.name in LONG else []
+    return pytest.param(path, id=str(path.relative_to(ROOT)), marks=marks)
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", map(_page, PAGES))
 def test_code_blocks_run(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     if all(kind == "file" for kind, *_ in blocks(text)):

@@ -60,6 +60,7 @@ def test_everything_but_the_listed_exceptions_passes():
     assert len(outcomes(done, "PASSED")) >= 40, f"joblib {version('joblib')}: too few tests ran"
 
 
+@pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_the_quick_part_of_the_suite_passes():
     """As above, without the tests that start processes or sleep."""

@@ -58,6 +58,7 @@ def test_one_agent_hangs_bare_and_is_refused_with_the_patch(lab):
     assert hangs(lab)
 
 
+@pytest.mark.integration
 def test_a_launched_pipeline_completes_on_separate_agents(lab):
     lab.agent("a1", "services")
     lab.agent("a2", "default")

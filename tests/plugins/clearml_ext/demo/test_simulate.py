@@ -14,6 +14,7 @@ def test_every_claim_of_the_simulation_holds():
     assert all(claim.holds and claim.what.startswith("simulated: ") for claim in claims)
 
 
+@pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_a_clone_shows_a_real_pipeline_on_a_real_agent():
     pytest.importorskip("clearml_agent")

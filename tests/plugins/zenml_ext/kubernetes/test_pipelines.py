@@ -57,6 +57,7 @@ def the_pipeline():
 """
 
 
+@pytest.mark.integration
 def test_a_growing_step_is_resized_in_place_and_never_restarted(project):
     with Cluster() as cluster:
         found = project.run(cluster, GROWING)
