@@ -3,9 +3,8 @@
 import pytest
 from tests.support.pages import PAGES, ROOT, blocks, run
 
-
-LONG = {"tutorial.md"}
-"""Pages that start ZenML six times; how-to/zenml-local-oom.md shows in `make test` that it starts."""
+LONG = {"tutorial.md", "zenml-local-oom.md"}
+"""Pages that start ZenML six times and more; README.md shows in `make test` that it starts."""
 
 
 def _page(path):
@@ -14,7 +13,7 @@ def _page(path):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", map(_page, PAGES))
+@pytest.mark.parametrize("page", [_page(path) for path in PAGES])
 def test_code_blocks_run(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     if all(kind == "file" for kind, *_ in blocks(text)):
