@@ -287,8 +287,6 @@ def full_disk(path: Path) -> Iterator[None]:
     """Turn "no space left" inside the block into an error that names *path* and its size."""
     try:
         yield
-    except TempDirError:
-        raise
     except OSError as error:
         if error.errno in _FULL:
             raise TempDirError(path, describe(error, path)) from error
@@ -300,22 +298,18 @@ def describe(error: OSError, path: Path) -> str:
     what = error.strerror or str(error)
     if error.errno not in _FULL:
         return what
-    for place in (path, *path.parents):
-        with suppress(OSError):
-            usage = shutil.disk_usage(place)
-            return f"{what} ({usage.free:,} of {usage.total:,} bytes are free)"
+    with suppress(OSError):
+        usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
+        return f"{what} ({usage.free:,} of {usage.total:,} bytes are free)"
     return what
 
 
 def _remove_empty(path: Path) -> bool:
     """Remove a directory whose owner died before it could put anything there."""
-    with suppress(FileNotFoundError):
-        try:
-            path.rmdir()
-        except FileNotFoundError:
-            raise
-        except OSError:
-            return False
+    try:
+        path.rmdir()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     return True
 
 
@@ -346,11 +340,10 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
 
 def _markers(root: Path) -> list[Path]:
     try:
-        with os.scandir(root) as entries:
-            names = [e.name for e in entries if e.name.startswith(_PREFIX)]
+        names = sorted(path.name for path in root.iterdir())
     except OSError:
         return []
-    return [root / name for name in sorted(names) if name.endswith(markers.SUFFIX)]
+    return [root / n for n in names if n.startswith(_PREFIX) and n.endswith(markers.SUFFIX)]
 
 
 _warned: set[str] = set()

@@ -36,7 +36,7 @@ def doctor(*, as_json: bool, require: tuple[str, ...]) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # what an extension prints is no part of ours
         diagnosis = diagnose(extensions(), filter(None, names))
     if as_json:
-        click.echo(json.dumps(_as_document(diagnosis), indent=2))
+        click.echo(json.dumps(_as_document(diagnosis), indent=2, default=lambda each: each.value))
     else:
         _draw(diagnosis, Console())
     sys.exit(0 if diagnosis.healthy else 1)
@@ -50,10 +50,7 @@ def _as_document(diagnosis: Diagnosis) -> dict[str, object]:
             for s in diagnosis.frameworks
         ],
         "fixes": [dataclasses.asdict(fix) for fix in diagnosis.fixes],
-        "findings": [
-            {**dataclasses.asdict(finding), "severity": finding.severity.value}
-            for finding in diagnosis.findings
-        ],
+        "findings": [dataclasses.asdict(finding) for finding in diagnosis.findings],
     }
 
 

@@ -128,5 +128,20 @@ def apply_guarded(framework: str) -> None:
         log.warning("%s goes on without its patches: %s", framework, error)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # as the docstring says
-        log.exception("%s goes on without its patches", framework)
+    except BaseException as error:  # as the docstring says
+        if type(error).__name__ == "_DeadlockError":
+            _apply_later(framework)
+        else:
+            log.exception("%s goes on without its patches", framework)
+
+
+def _apply_later(framework: str) -> None:
+    """Apply the patches when the modules that they change have been imported.
+
+    Another thread imports such a module, and waits for the import that this one is in: Python
+    refuses to wait for it here.
+    """
+    from mlops_ext.extensions.discovery import extensions
+
+    for module in {patch.module for patch in extensions().patches(framework)} - sys.modules.keys():
+        finder.on_import(module, lambda: apply_guarded(framework))

@@ -48,7 +48,6 @@ def write_new(
     data: Iterable[Buffer],
     *,
     durability: Durability = Durability.NONE,
-    mode: int = 0o666,
     reserve: int = 0,
 ) -> None:
     """Create *path* with the concatenation of *data*; it must not exist.
@@ -60,14 +59,13 @@ def write_new(
         path: the new file.
         data: buffers, written in turn.
         durability: FSYNC syncs the file before it is closed.
-        mode: permissions before the umask.
         reserve: bytes for which the file system is asked for room before anything is written.
 
     Raises:
         FileExistsError: *path* exists.
         OSError: what the file system reported.
     """
-    descriptor = os.open(path, _CREATE, mode)
+    descriptor = os.open(path, _CREATE, 0o666)
     try:
         try:
             if reserve:

@@ -56,6 +56,11 @@ class Patch:
     upstream: str = ""
     verified_by: str
 
+    @property
+    def module(self) -> str:
+        """The module that *target* is in."""
+        return self.target.partition(":")[0]
+
     def __post_init__(self) -> None:
         """Refuse what cannot be read, with the field's name."""
         parse_target(self.target)
@@ -197,7 +202,7 @@ def find_slot(patch: Patch) -> Slot:
 
 def _expected(patch: Patch) -> str:
     """The top-level package that must have defined what stands at the target."""
-    return patch.expects or patch.target.partition(":")[0].partition(".")[0]
+    return patch.expects or patch.module.partition(".")[0]
 
 
 def loaded_slot(patch: Patch) -> Slot | None:

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from typing_extensions import Self
 
@@ -153,12 +152,7 @@ class PatchSet:
         self.apply()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self.revert()
         except PatchConflictError as conflict:
@@ -184,12 +178,10 @@ class PatchSet:
         if found is applied.original:
             return self._report(patch, Outcome.NOT_APPLIED, "undone by other code since")
         if _leads_to(found, applied.replacement):
-            return self._report(
-                patch, Outcome.APPLIED, f"applied, and wrapped since by {describe(found)}"
-            )
-        return self._report(
-            patch, Outcome.CONFLICT, f"applied, then wrapped or replaced by {describe(found)}"
-        )
+            detail = f"applied, and wrapped since by {describe(found)}"
+            return self._report(patch, Outcome.APPLIED, detail)
+        detail = f"applied, then wrapped or replaced by {describe(found)}"
+        return self._report(patch, Outcome.CONFLICT, detail)
 
     def _skip(self, patch: Patch) -> PatchReport | None:
         """Why the installed version gets no patch, or None where it gets one."""

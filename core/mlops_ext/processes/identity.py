@@ -96,10 +96,9 @@ def verdict(owner: ProcessIdentity | None, here: ProcessIdentity, evidence: Evid
     if evidence.held:
         return Liveness.ALIVE
     if owner is None:  # half written: its owner died, or is at it now
-        old = evidence.now - evidence.written > _HALF_WRITTEN_S
-        return (
-            Liveness.DEAD if old and evidence.local and evidence.held is False else Liveness.UNKNOWN
-        )
+        is_old = evidence.now - evidence.written > _HALF_WRITTEN_S
+        is_dead = is_old and evidence.local and evidence.held is False
+        return Liveness.DEAD if is_dead else Liveness.UNKNOWN
     same_place = (owner.host, owner.namespaces) == (here.host, here.namespaces)
     if not (owner.boot and here.boot):  # another machine may have this host's name too
         lives = same_place and _by_process(owner, evidence) is Liveness.ALIVE
@@ -125,13 +124,16 @@ def _by_process(owner: ProcessIdentity, evidence: Evidence) -> Liveness:
     return Liveness.ALIVE if evidence.started == owner.started else Liveness.DEAD
 
 
+_NAMESPACES = ("/proc/self/ns/pid", "/proc/self/ns/time")
+
+
 def own_identity() -> ProcessIdentity:
     """The identity of the calling process."""
     pid = os.getpid()
     return ProcessIdentity(
         host=socket.gethostname(),
         boot=boot_id(),
-        namespaces=" ".join(filter(None, map(_link, ("pid", "time")))),
+        namespaces=" ".join(filter(None, map(_link_text, _NAMESPACES))),
         pid=pid,
         started=start_of(pid) or "",
     )
@@ -319,10 +321,6 @@ def on_local_disk(path: Path) -> bool:
         if inside and len(point) >= len(best):
             best, kind = point, right.split()[0]
     return kind in _LOCAL
-
-
-def _link(namespace: str) -> str:
-    return _link_text(f"/proc/self/ns/{namespace}")
 
 
 def _link_text(path: str) -> str:

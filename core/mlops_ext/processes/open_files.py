@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,24 +23,11 @@ def holders(path: Path) -> list[str]:
     real = os.path.realpath(path)
     found: list[str] = []
     for process in psutil.process_iter():
-        try:
-            opened = next(_below(process, real), None)
-            if opened is not None:
-                found.append(f"{process.name()} (pid {process.pid}): {opened}")
-        except (psutil.Error, OSError):
-            continue
+        with suppress(psutil.Error, OSError):
+            opened = [*(entry.path for entry in process.open_files()), process.cwd()]
+            inside = [each for each in opened if each == real or each.startswith(real + os.sep)]
+            if inside:
+                found.append(f"{process.name()} (pid {process.pid}): {inside[0]}")
         if len(found) == _MOST:
             break
     return found
-
-
-def _below(process: object, root: str) -> Iterator[str]:
-    import psutil
-
-    assert isinstance(process, psutil.Process)
-    candidates = [entry.path for entry in process.open_files()]
-    with suppress(psutil.Error, OSError):
-        candidates.append(process.cwd())
-    for candidate in candidates:
-        if candidate == root or candidate.startswith(root + os.sep):
-            yield candidate

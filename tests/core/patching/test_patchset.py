@@ -90,6 +90,8 @@ def importable(monkeypatch):
     """Make this test module importable by the name the patches use; wait for no import after."""
     monkeypatch.setattr(finder, "_before", {})
     monkeypatch.setattr(finder, "_after", {})
+    for name in [name for name in sys.modules if name.startswith("fw_")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
 
 
