@@ -17,9 +17,6 @@ from mlops_ext.patching import Outcome, PatchReport, PatchSet
 
 __all__ = ["Diagnosis", "Fix", "diagnose"]
 
-_MEMORY = "memory"
-"""The section of core's own memory policies."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fix:
@@ -177,7 +174,7 @@ def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> I
         if name not in known:
             message = f"autopatch lists {name!r}, and no extension is written for that"
             yield _unknown("settings.autopatch", message, nearest(name, known))
-    known |= {_MEMORY, *names}
+    known |= {"memory", *names}  # the section of core's own policies
     file, sections = settings.sections()
     for name in sections:
         if name not in {each.replace("-", "_") for each in known}:
@@ -215,8 +212,8 @@ def _run(check: DoctorCheck) -> list[Finding]:
     return findings
 
 
+# Fields of a `Fix` that are those of its patch.
 _SAME = ("id", "framework", "process", "reason", "upstream", "verified_by")
-"""Fields of a `Fix` that are those of its patch."""
 
 
 def _fix(report: PatchReport) -> Fix:

@@ -145,12 +145,8 @@ class UnknownNameError(MlopsExtError, LookupError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         near = nearest(name, self.known)
-        if near is not None:
-            hint = f"did you mean {near!r}?"
-        elif self.known:
-            hint = f"known: {', '.join(self.known)}"
-        else:
-            hint = f"there is no {kind} at all"
+        known = f"known: {', '.join(self.known)}" if self.known else f"there is no {kind} at all"
+        hint = f"did you mean {near!r}?" if near is not None else known
         super().__init__(f"no {kind} is named {name!r}; {hint}")
 
 

@@ -12,14 +12,14 @@ _TOKEN = re.compile(r"(?i)(?<=bearer )[\w.~+/=-]{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w
 _NAMED = re.compile(
     r"(?i)([\"']?\w*(?:password|passwd|secret|token|api_?key)[\"']?\s*[:=]\s*[\"']?)([^\s\"',;}&]+)"
 )
+# A variable as a pod's manifest has it; API servers quote manifests in what they refuse.
 _IN_MANIFEST = re.compile(
     r"(?i)([\"']name[\"']\s*:\s*[\"']\w*(?:password|passwd|secret|token|api_?key)\w*[\"']\s*,"
     r"\s*[\"']value[\"']\s*:\s*[\"'])([^\"']+)"
 )
-"""A variable as a pod's manifest has it; API servers quote manifests in what they refuse."""
 _SECRET_NAME = re.compile(r"(?i)password|passwd|secret|token|api_?key|credential")
+# A shorter value would be found in words that have nothing to do with it.
 _SHORTEST = 6
-"""A shorter value would be found in words that have nothing to do with it."""
 
 
 def redact(text: str) -> str:

@@ -50,8 +50,7 @@ NEVER_FROM_FILE: Mapping[str, str] = types.MappingProxyType({"mlops-ext": "never
 """``dataclasses.field(metadata=NEVER_FROM_FILE)``: the environment, an argument or a flag only."""
 
 _PREFIX = "MLOPS_EXT_"
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _SCALARS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
@@ -162,8 +161,8 @@ def sections(directory: Path | None = None) -> tuple[Path | None, list[str]]:
     return file, [name for name, value in table.items() if isinstance(value, dict)]
 
 
+# The variables of every section that was asked for in this process.
 _known_variables: set[str] = set()
-"""The variables of every section that was asked for in this process."""
 
 
 def unknown_variables() -> list[tuple[str, str | None]]:
@@ -330,11 +329,10 @@ def _convert_class(value: Any, hint: Any, label: str) -> object:
     if isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
         return value
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        try:
+        values = [member.value for member in hint]
+        if value in values:
             return hint(value)
-        except ValueError as error:
-            allowed = f"one of {', '.join(str(member.value) for member in hint)}"
-            raise SettingsError(label, value, allowed) from error
+        raise SettingsError(label, value, f"one of {', '.join(map(str, values))}")
     if hasattr(hint, "parse"):
         try:
             return hint.parse(value)
@@ -352,9 +350,7 @@ def _convert_class(value: Any, hint: Any, label: str) -> object:
 
 
 def _as_bool(value: object, label: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    folded = str(value).strip().casefold()
-    if folded in _TRUE | _FALSE:
+    folded = str(value).strip().casefold()  # of a bool too
+    if folded in _TRUE + _FALSE:
         return folded in _TRUE
     raise SettingsError(label, value, "true or false")

@@ -47,11 +47,11 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PREFIX = "mlops-ext-"
+# At most this long is a start held up by what dead processes left; the next start goes on.
 _REAP_BUDGET_S = 10.0
-"""At most this long is a start held up by what dead processes left; the next start goes on."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Names tried for a new directory; each is random, so a second try is rare already.
 _TRIES = 8
-"""Names tried for a new directory; each is random, so a second try is rare already."""
 
 
 def root(path: str | Path | None = None) -> Path:
@@ -95,7 +95,7 @@ def _system_root() -> Path:
 
 
 def check_root(path: str | Path) -> Path:
-    """*path*, absolute, made where it did not exist, and written to once.
+    """*path*, absolute, made if it did not exist, and written to once.
 
     Raises:
         TempDirError: it cannot be made or written to.
@@ -127,6 +127,7 @@ class RunDirectory:
     path: Path
     marker: Path
     _descriptor: int
+    _inode: int
     _pid: int = field(default_factory=os.getpid)
 
     @classmethod
@@ -146,7 +147,8 @@ class RunDirectory:
                     continue
                 try:
                     path.mkdir(mode=0o700)
-                    markers.write(marker, descriptor, path.lstat().st_ino)
+                    inode = path.lstat().st_ino
+                    markers.write(marker, descriptor, inode)
                 except OSError:
                     with suppress(OSError):
                         path.rmdir()
@@ -154,7 +156,7 @@ class RunDirectory:
                     raise
             except OSError as error:
                 raise TempDirError(root, describe(error, root)) from error
-            return cls(path, marker, descriptor)
+            return cls(path, marker, descriptor, inode)
         raise TempDirError(root, f"no free name after {_TRIES} tries")
 
     def make(self, prefix: str = "") -> Path:
@@ -171,13 +173,15 @@ class RunDirectory:
     def close(self) -> bool:
         """Remove the directory and give up its marker; a no-op in a forked child.
 
+        Another directory, which somebody has put in its place, is left alone.
+
         Returns:
-            Whether the directory is gone. Where it is not, the marker stays, no longer locked,
-            and a later `reap` goes on from there.
+            Whether the directory is gone. If it is not, the marker stays, no longer locked, and a
+            later `reap` goes on from there.
         """
         if self._descriptor < 0 or self._pid != os.getpid():
             return True
-        gone = remove(self.path)
+        gone = remove(self.path, inode=self._inode)
         if gone:
             markers.give_up(self.marker, self._descriptor)
         else:
@@ -186,7 +190,7 @@ class RunDirectory:
         return gone
 
 
-_open: dict[tuple[str, str, int], RunDirectory] = {}
+_open: dict[tuple[str, str], RunDirectory] = {}
 _lock = threading.Lock()
 
 
@@ -199,10 +203,10 @@ def for_process(run: str = "", path: str | Path | None = None) -> RunDirectory:
         TempDirError: not even `tempfile`'s own place can be used.
     """
     chosen = root(path)
-    key = (str(chosen), run, os.getpid())
+    key = (str(chosen), run)
     with _lock:
         found = _open.get(key)
-        is_first = not any(known[0] == key[0] and known[2] == key[2] for known in _open)
+        is_first = not any(known_root == str(chosen) for known_root, _ in _open)
     if found is not None and found.path.is_dir():
         return found
     if is_first:

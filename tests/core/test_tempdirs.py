@@ -62,6 +62,19 @@ def test_a_name_from_outside_cannot_leave_the_root(tmp_path):
     assert directory.close()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="inodes are of POSIX")
+def test_closing_leaves_a_directory_that_stands_in_the_place_of_its_own(tmp_path):
+    """In a root without the sticky bit another user may rename the one over the other."""
+    mine = tempdirs.RunDirectory.create(tmp_path, "mine")
+    other = tempdirs.RunDirectory.create(tmp_path, "other")
+    (other.path / "kept").touch()
+    mine.path.rename(tmp_path / "aside")
+    other.path.rename(mine.path)
+    mine.close()
+    assert (mine.path / "kept").exists()
+    assert (tmp_path / "aside").is_dir()
+
+
 def test_a_directory_that_was_cleaned_away_is_made_again(tmp_path):
     first = tempdirs.for_process("a", tmp_path)
     first.close()

@@ -32,13 +32,13 @@ from mlops_ext.extensions.discovery import extensions
 from mlops_ext.hookspecs import PROJECT
 from mlops_ext.settings import environment
 
+# A demo that takes longer hangs: the slowest takes about a minute on two busy cores.
 LIMIT_S = 600.0
-"""A demo that takes longer hangs: the slowest takes about a minute on two busy cores."""
+# Time for a demo to clean up after SIGTERM before its process group is killed: ZenML's publishes
+# that its run was stopped, and ends the step, in about 3 s.
 GRACE_S = 10.0
-"""Time for a demo to clean up after SIGTERM before its process group is killed: ZenML's publishes
-that its run was stopped, and ends the step, in about 3 s."""
+# Lines of a failed demo's log that are shown: a traceback and what led to it.
 LOG_LINES = 25
-"""Lines of a failed demo's log that are shown: a traceback and what led to it."""
 
 
 @dataclass(slots=True)

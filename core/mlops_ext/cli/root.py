@@ -99,11 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")
     try:
         root(args=arguments, prog_name="mlops-ext")
-    except MlopsExtError as error:
-        click.echo(f"mlops-ext: {error}", err=True)
-        sys.exit(error.exit_status)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    except (MlopsExtError, OSError) as error:
+        if getattr(error, "errno", None) not in {None, errno.ENOSPC, errno.EDQUOT}:
             raise
         click.echo(f"mlops-ext: {error}", err=True)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_status", 1))

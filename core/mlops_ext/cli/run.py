@@ -11,7 +11,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -75,8 +74,8 @@ def _triggers(patches: tuple[str, ...]) -> list[str]:
 
 
 _PYTHON = re.compile(r"(python|pypy)[\d.]*(\.exe)?")
+# Letters of one word, and the one that takes the rest of it or the next word as its value.
 _SHORT_OPTIONS = re.compile(r"-([a-zA-Z]*?)([cmWX]|$)")
-"""Letters of one word, and the one that takes the rest of it or the next word as its value."""
 
 
 def _isolating_option(path: str, command: tuple[str, ...]) -> str | None:
@@ -147,11 +146,7 @@ def _supervise(command: list[str], child: dict[str, str]) -> int:
 
     The console sends its events to the child too, so that ours only has to outlive it.
     """
-
-    def leave_it_to_the_child(_signum: int, _frame: FrameType | None) -> None:
-        return
-
     for name in ("SIGINT", "SIGBREAK"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), leave_it_to_the_child)
+            signal.signal(getattr(signal, name), lambda _signum, _frame: None)
     return subprocess.run(command, env=child, check=False).returncode

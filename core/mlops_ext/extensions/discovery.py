@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Extensions", "Found", "Support", "extensions", "load_extensions"]
 
-HIDDEN = (
-    "extension {!r} of {} is not used: another distribution, earlier on sys.path, has one of that"
-    " name"
-)
-"""Said of an entry point's name and the distribution that has it."""
+# Said of an entry point's name and the distribution that has it.
+HIDDEN = "extension {!r} of {} is not used: a distribution earlier on sys.path has one of that name"
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -17,8 +17,8 @@ TYPE_CHECKING = False  # type checkers know this name; importing typing costs mi
 if TYPE_CHECKING:
     from typing import Any
 
+# Arguments of a command that may name the program it launches.
 _LOOKED_AT = 16
-"""Arguments of a command that may name the program it launches."""
 
 
 def stay_first(bootstrap: str) -> None:

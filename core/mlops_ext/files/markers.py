@@ -21,8 +21,8 @@ from mlops_ext.processes import identity
 from mlops_ext.processes.identity import Evidence, Liveness, ProcessIdentity
 
 SUFFIX = ".owner"
+# Bytes of a marker that are read; one has about 300.
 _LONGEST = 4096
-"""Bytes of a marker that are read; one has about 300."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

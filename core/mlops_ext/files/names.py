@@ -14,8 +14,8 @@ from mlops_ext.processes.identity import Liveness, boot_id, is_alive, own_boot, 
 TEMP_SUFFIX = ".tmp"
 """Every temporary name ends with it, so that house-keeping finds them with one test."""
 
+# Longest file name that ext4, XFS, NFS and NTFS all accept.
 _MAX_BYTES = 255
-"""Longest file name that ext4, XFS, NFS and NTFS all accept."""
 _PATTERN = re.compile(
     r"(?P<stem>.*)\.(?P<host>\w+)-(?P<boot>[0-9a-f]{8})-(?P<pid>[0-9a-f]+)"
     r"-(?P<thread>[0-9a-f]+)-(?P<random>[0-9a-f]{16})\.tmp",

@@ -16,18 +16,18 @@ from mlops_ext.retry import retry
 
 _BINARY = getattr(os, "O_BINARY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | getattr(os, "O_CLOEXEC", 0)
+# After these a rename may have taken place: over a network the reply can be lost and
+# the request sent again, which then meets its own result. Only the destination tells.
 _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTEMPTY})
-"""After these a rename may have taken place: over a network the reply can be lost and
-the request sent again, which then meets its own result. Only the destination tells."""
+# A temporary file can be reaped, or its name answered with a lost reply, by bad luck once;
+# four times in a row is another fault.
 _TRIES = 4
-"""A temporary file can be reaped, or its name answered with a lost reply, by bad luck once;
-four times in a row is another fault."""
 
 _NOT_ASKED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+# ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION: a reader has the target open.
 _WINDOWS_OPEN = frozenset({5, 32})
-"""ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION: a reader has the target open."""
+# A reader of a small file is done within these.
 _WINDOWS_PAUSES_S = (0.001, 0.01, 0.05, 0.2)
-"""A reader of a small file is done within these."""
 
 Buffer = bytes | bytearray | memoryview
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlops_ext.errors import MlopsExtError
 
+# https://learn.microsoft.com/windows/win32/debug/system-error-codes
 _WINDOWS_ERRORS = {
     2: "gone",  # ERROR_FILE_NOT_FOUND
     3: "gone",  # ERROR_PATH_NOT_FOUND
@@ -18,7 +19,6 @@ _WINDOWS_ERRORS = {
     170: "busy",  # ERROR_BUSY
     303: "busy",  # ERROR_DELETE_PENDING
 }
-"""https://learn.microsoft.com/windows/win32/debug/system-error-codes"""
 _POSIX_ERRORS = {
     errno.ENOENT: "gone",
     errno.ESTALE: "gone",  # NFS: another client removed it

@@ -33,18 +33,18 @@ HAS_DESCRIPTORS = (
     and hasattr(os, "O_NOFOLLOW")
 )
 
+# IO_REPARSE_TAG_MOUNT_POINT, which `stat` names on Windows only.
 _JUNCTION_TAG = 0xA0000003
-"""IO_REPARSE_TAG_MOUNT_POINT, which `stat` names on Windows only."""
+# Directories of one branch held open: enough for nearly every tree, few of a process's 1,024.
 _OPEN_LEVELS = 32
-"""Directories of one branch held open: enough for nearly every tree, few of a process's 1,024."""
 DIRECTORY = (
     os.O_RDONLY
     | getattr(os, "O_DIRECTORY", 0)
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_NONBLOCK", 0)
 )
+# Opens a directory that may be searched, but not listed; Linux only.
 _PATH_ONLY = getattr(os, "O_PATH", 0)
-"""Opens a directory that may be searched, but not listed; Linux only."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class DescriptorSweep(Sweep):
         try:
             self._walk(inode)
         finally:
-            self._leave(self._levels)
+            self._leave(0)
 
     def _walk(self, inode: int | None) -> None:
         while True:
@@ -215,14 +215,13 @@ class DescriptorSweep(Sweep):
         except OSError as error:
             self.record(path, error)
             if above.descriptor < 0:  # moved away meanwhile: the way back is lost
-                self._leave(self._levels[1:])
+                self._leave(1)
         finally:
             level.close()
 
-    def _leave(self, levels: list[_Level]) -> None:
-        for level in levels:
-            level.close()
-        del self._levels[len(self._levels) - len(levels) :]
+    def _leave(self, kept: int) -> None:
+        while len(self._levels) > kept:
+            self._levels.pop().close()
 
     @staticmethod
     def _open_above(level: _Level, above: _Level) -> int:

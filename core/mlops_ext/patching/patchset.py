@@ -38,11 +38,8 @@ from mlops_ext.versions import in_range, installed_version
 
 log = logging.getLogger(__name__)
 
-Versions = Callable[[str], "str | None"]
-"""Gives the installed version of a distribution, or None."""
-
+# A claim is held for one assignment; one that is held longer hangs in code of a metaclass.
 _LONGEST_CHANGE_S = 5.0
-"""A claim is held for one assignment; one that is held longer hangs in code of a metaclass."""
 
 _applied: dict[tuple[str, Slot], AppliedPatch] = {}
 _claims: dict[Slot, threading.Event] = {}
@@ -87,12 +84,12 @@ class PatchSet:
     Attributes:
         patches: the patches, applied in this order, reverted in the opposite one; each id once.
         notify: called with each report of something new; what it raises is logged.
-        versions: gives installed versions.
+        versions: gives the installed version of a distribution, or None.
     """
 
     patches: Iterable[Patch]
     notify: Callable[[PatchReport], object] = lambda _: None
-    versions: Versions = installed_version
+    versions: Callable[[str], str | None] = installed_version
     _mine: list[AppliedPatch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -295,5 +292,5 @@ def _leads_to(found: object, replacement: object) -> bool:
     return False
 
 
+# Wrappers around one function; more, and they go in a circle.
 _LONGEST_CHAIN = 100
-"""Wrappers around one function; more, and they go in a circle."""

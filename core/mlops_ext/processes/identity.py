@@ -20,17 +20,17 @@ from pathlib import Path
 
 from mlops_ext.processes.forks import in_forked_child
 
+# How far a marker must predate this boot: a clock that is set at boot may move by seconds.
 _CLOCK_SLACK_S = 60.0
-"""How far a marker must predate this boot: a clock that is set at boot may move by seconds."""
 
+# A marker is written within milliseconds; after a day without a lock its owner is gone.
 _HALF_WRITTEN_S = 86_400.0
-"""A marker is written within milliseconds; after a day without a lock its owner is gone."""
 
+# Enough to tell hosts apart for a reader.
 _HOST_CHARS = 32
-"""Enough to tell hosts apart for a reader."""
 
+# File systems that one kernel uses alone, where all its processes see each other's flock.
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
-"""File systems that one kernel uses alone, where all its processes see each other's flock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+# Holders to name: enough to act on, few enough to read.
 _MOST = 5
-"""Holders to name: enough to act on, few enough to read."""
 
 
 def holders(path: Path) -> list[str]:

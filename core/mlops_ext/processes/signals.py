@@ -13,8 +13,8 @@ TYPE_CHECKING = False  # type checkers know this name; importing typing costs mi
 if TYPE_CHECKING:
     from types import FrameType
 
+# Signals that Python leaves to the kernel, and that ask for an end.
 _LOST = ("SIGTERM", "SIGQUIT")
-"""Signals that Python leaves to the kernel, and that ask for an end."""
 
 
 def hear_as_pid_1() -> None:
