@@ -426,6 +426,36 @@ print(*(oct(path.stat().st_mode & 0o777) for path in (blob, archive)))
 
 
 @needs_descriptors
+def test_a_sealed_directory_swapped_for_a_link_makes_no_other_one_writable(world_dir):
+    code = """
+import os, pathlib, sys
+from mlops_ext.files import remove
+base = pathlib.Path(sys.argv[1])
+(base / "outside").mkdir()
+(base / "outside").chmod(0o500)
+sealed = base / "tree" / "d"
+sealed.mkdir(parents=True)
+sealed.chmod(0o000)
+real, waiting = os.open, ["swap"]
+
+def watched(*args, **kwargs):
+    try:
+        return real(*args, **kwargs)
+    except PermissionError:
+        if waiting:
+            waiting.pop()
+            sealed.rename(base / "aside")
+            sealed.symlink_to(base / "outside")
+        raise
+
+os.open = watched
+remove(base / "tree", patience_s=0)
+print(waiting, oct((base / "outside").stat().st_mode & 0o777))
+"""
+    assert as_nobody(code, world_dir) == "[] 0o500"
+
+
+@needs_descriptors
 def test_a_directory_that_cannot_be_changed_is_still_emptied(world_dir):
     """Another user's directory with mode 0777: its mode cannot be set, and need not be."""
     if os.getuid() != 0:
