@@ -36,6 +36,8 @@ CUT = """() => {
     const outer = box.right > wide + 1 || box.left < -1;
     const said = `${each.tagName} ${each.className}: ${each.textContent.trim().slice(0, 60)}`;
     if (!drawn && (inner || outer)) found.push(said);
+    if (wide < 700 && each.tagName === "TABLE" && box.width + 2 < each.parentElement.clientWidth)
+      found.push("not as wide as the text: " + said);
     if (drawn && wide > 1000 && inner) found.push("drawn: " + said);
   }
   return found;
