@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clearml_ext.server.client import Client
-from clearml_ext.server.snapshot import parse_time
+from clearml_ext.server.workers import parse_time
 
 _PREFIX = "mlops-ext-launch:"
 _CHOOSING = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,11 @@ def clearml() -> None:
     help="Write the topology that was checked to a .yaml or .json file.",
 )
 @click.option("--queue", help="The controller's queue, for a TASK.")
+@click.option(
+    "--agents",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A topology file with the agents, for a SCRIPT: no server is asked.",
+)
 def check(
     targets: tuple[str, ...],
     *,
@@ -42,6 +48,7 @@ def check(
     plot: Path | None,
     save: Path | None,
     queue: str | None,
+    agents: Path | None,
 ) -> None:
     """Check whether pipelines can deadlock; nothing is enqueued.
 
@@ -57,7 +64,7 @@ def check(
 
     if len(targets) > 1 and (plot or save):
         raise click.UsageError("--plot and --save take one target at a time")
-    settings = load_settings()
+    settings = load_settings(agents=agents)
     results = []
     for target in targets:
         result = check_target(target, settings, queue)
@@ -94,15 +101,12 @@ def launch(
     from clearml_ext.check import targets
     from clearml_ext.check.results import exit_code
 
-    try:
+    with _told():
         if dry_run:
             result = targets.check_script(script, arguments)
             _show([result])
             sys.exit(exit_code([result]))
         sys.exit(targets.launch(script, arguments, {"fix": fix, "wait_s": wait_s}))
-    except MlopsExtError as error:
-        click.echo(f"mlops-ext: {error}", err=True)
-        sys.exit(2)
 
 
 @clearml.command()
@@ -119,11 +123,8 @@ def status(*, as_json: bool) -> None:
     from clearml_ext.settings import load_settings
 
     settings = load_settings()
-    try:
+    with _told():
         found = workspace_status(Client.from_configuration(settings.timeout_s), settings)
-    except MlopsExtError as error:
-        click.echo(f"mlops-ext: {error}", err=True)
-        sys.exit(2)
     if as_json:
         click.echo(json.dumps(found.document(), ensure_ascii=False))
     else:
@@ -140,11 +141,8 @@ def explain(task: str) -> None:
     """
     from clearml_ext.watchdog.live import explain_task
 
-    try:
+    with _told():
         found = explain_task(task)
-    except MlopsExtError as error:
-        click.echo(f"mlops-ext: {error}", err=True)
-        sys.exit(2)
     for each in found:
         click.echo(each.text)
     if not found:
@@ -159,7 +157,10 @@ def explain(task: str) -> None:
 )
 @click.option("--pending", type=float, metavar="SECONDS", help="How long a step may wait.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Between two polls.")
-def watch(task: str, *, move: bool, pending: float | None, interval: float | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object for each change.")
+def watch(
+    task: str, *, move: bool, pending: float | None, interval: float | None, as_json: bool
+) -> None:
     """Show the progress of the pipeline whose controller is TASK, and explain what waits.
 
     Ends with the pipeline. Without --move nothing is changed.
@@ -167,12 +168,72 @@ def watch(task: str, *, move: bool, pending: float | None, interval: float | Non
     """
     from clearml_ext.watchdog.live import watch_pipeline
 
+    with _told():
+        done = watch_pipeline(
+            task, as_json=as_json, move=move or None, pending_s=pending, interval_s=interval
+        )
+    sys.exit(0 if done else 1)
+
+
+@clearml.command()
+@click.argument("target", metavar="FILE|SCRIPT|TASK")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["compose", "systemd", "helm"]),
+    default="compose",
+    help="What to write; with --output, all three are written.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder for the files.",
+)
+@click.option("--all", "anew", is_flag=True, help="All agents, also those that are there already.")
+def manifest(target: str, *, kind: str, output: Path | None, anew: bool) -> None:
+    """Write files that start the agents which a plan lacks to be safe.
+
+    The plan with these agents was checked. Credentials are not in the files; they say where they
+    are read from.
+
+    Exit status: 0 written, 1 no agents make it safe, 2 not known.
+    """
+    from clearml_ext.check.manifest import manifest as agents_for
+    from clearml_ext.check.targets import check_target
+    from clearml_ext.settings import load_settings
+    from clearml_ext.topology.file import write
+
+    settings = load_settings()
+    result = check_target(target, settings)
+    if result.topology is None:
+        _show([result])
+        sys.exit(2)
+    with _told(status=1):
+        found = agents_for(result.topology, settings.services_queue, anew=anew)
+    for change in found.changes:
+        click.echo(f"# {change}")
+    if not found.agents:
+        click.echo(f"# {target} needs no other agents: --all writes those that it has")
+    written = {"compose": found.compose, "systemd": found.systemd, "helm": found.helm}
+    if output is None:
+        for name, text in written[kind]().items() if found.agents else ():
+            click.echo(f"# {name}\n{text}", nl=False)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in (item for each in written.values() for item in each().items()):
+        with _told():
+            write(output / name, text)
+        click.echo(str(output / name))
+
+
+@contextmanager
+def _told(status: int = 2) -> Iterator[None]:
+    """Within it, an error is one line, and ends the process with *status*."""
     try:
-        done = watch_pipeline(task, move=move or None, pending_s=pending, interval_s=interval)
+        yield
     except MlopsExtError as error:
         click.echo(f"mlops-ext: {error}", err=True)
-        sys.exit(2)
-    sys.exit(0 if done else 1)
+        sys.exit(status)
 
 
 def _keep(result: Result, plot: Path | None, save: Path | None) -> None:
@@ -223,5 +284,5 @@ def _show(results: Iterable[Result]) -> None:
         for note in result.notes:
             console.print(Text(f"  note: {note}", "dim"))
         for number, text in enumerate(result.remedies):
-            lead = "  mend it: " if number == 0 else "  or:      "
+            lead = "  fix: " if number == 0 else "  or:  "
             console.print(Text.assemble((lead, "bold"), text))

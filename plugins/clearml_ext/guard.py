@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 from clearml_ext import sdk
 from clearml_ext.admission import Admission
-from clearml_ext.check.dry_run import PretendedServer
 from clearml_ext.check.fixes import Fix, FixKind
 from clearml_ext.check.plans import (
     Node,
@@ -26,13 +25,13 @@ from clearml_ext.check.plans import (
     plan_of_task,
     plan_of_waiting_task,
 )
-from clearml_ext.check.preflight import check_live, check_plan
+from clearml_ext.check.preflight import check_live, check_plan, look
 from clearml_ext.check.results import Answer, Result, UnsafePipelineError, dump_result
 from clearml_ext.decision import AT_ENQUEUE, AT_FIRST_STEP, AT_LAUNCH, Refuse, Reroute, decide
 from clearml_ext.errors import UndeclaredError
 from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
-from clearml_ext.server.snapshot import Snapshot, take_snapshot
+from clearml_ext.server.snapshot import Snapshot
 from clearml_ext.server.tasks import (
     WAITING_TYPES,
     fail_task,
@@ -45,9 +44,6 @@ from mlops_ext.errors import MlopsExtError
 from mlops_ext.processes.exits import exit_now
 
 log = logging.getLogger(__name__)
-
-pretended = PretendedServer()
-"""What a script that is only checked has written so far."""
 
 _launch = threading.local()
 _checked: set[str] = set()
@@ -98,7 +94,7 @@ def judge(
         raise UnsafePipelineError(result)
     if not isinstance(decision, Reroute):
         return None
-    log.warning("%s; so: %s", result.reasons[0], decision.fix.text)
+    log.warning("%s; so: %s, as %s", result.reasons[0], decision.fix.text, decision.fix.why)
     return decision.fix
 
 
@@ -236,7 +232,7 @@ def before_enqueue(
     own, here = own_task_id(), sdk.current_pipeline() if _is_decorated(task_id) else None
     try:
         client = Client.from_configuration(settings.timeout_s)
-        snapshot = take_snapshot(client, settings, [task_id, *filter(None, [own])])
+        snapshot = look(client, settings, [task_id, *filter(None, [own])])
         document = snapshot.tasks.get(task_id)
         if own is None or document is None or document.get("parent") != own:
             result = _check_enqueued(task_id, queue, client, snapshot, settings)
@@ -269,8 +265,8 @@ def check_enqueue(task_id: str, queue: str, settings: ClearmlSettings) -> None:
     """In a check, report what enqueueing a task would come to; it is not enqueued."""
     try:
         client = Client.from_configuration(settings.timeout_s)
-        snapshot = take_snapshot(client, settings, [task_id])
-        document = pretended.tasks.get(task_id) or snapshot.tasks.get(task_id) or {}
+        snapshot = look(client, settings, [task_id])
+        document = snapshot.tasks.get(task_id) or {}
         found = _check_enqueued(task_id, queue, client, snapshot, settings)
         name = str(document.get("name") or task_id)
         result = found or Result(target=name, answer=Answer.SAFE)
@@ -289,7 +285,7 @@ def _check_enqueued(
     Raises:
         PlanError: it waits for others, and which ones cannot be told.
     """
-    document = pretended.tasks.get(task_id) or snapshot.tasks.get(task_id)
+    document = snapshot.tasks.get(task_id)
     if document is None or not may_wait(document):
         return None
     if _is_decorated(task_id):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from clearml_ext import sdk
+from clearml_ext.check.dry_run import pretended
 from clearml_ext.check.results import Answer, Result
 from clearml_ext.guard import (
     already_checked,
@@ -23,7 +24,6 @@ from clearml_ext.guard import (
     current_settings,
     exit_after_check,
     is_already_checked,
-    pretended,
 )
 from clearml_ext.settings import load_settings
 from clearml_ext.watchdog.reaper import Reaper

@@ -37,6 +37,8 @@ class ClearmlSettings:
     Not at all: a script that waits looks like one that hangs."""
     capacity: Path | None = None
     """A topology file whose ``workers`` say how many slots the live ones of the same name have."""
+    agents: Path | None = None
+    """A topology file to check against, instead of the server's queues and workers."""
     check_timeout_s: float = 300.0
     """How long ``check SCRIPT`` lets the script run before it reaches its pipelines. Scripts import
     frameworks and read their data first, which takes minutes where both are on a share."""

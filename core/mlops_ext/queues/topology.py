@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from mlops_ext.errors import TopologyError, UnknownNameError
 
@@ -45,12 +45,14 @@ class Step:
         after: names of the siblings that must have ended before.
         steps: the steps of a sub-pipeline, whose controller this task then is; empty for a
             plain step.
+        needs: labels that its machine must have; the check itself does not look at them.
     """
 
     name: str
     queue: str
     after: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an unnamed step, and children that cannot be told apart or found."""
@@ -99,11 +101,13 @@ class Topology:
         workers: the workers that are alive.
         pipelines: the pipelines; all instances of all may be enqueued at the same time.
         queues: names of queues that exist, beyond those that a worker listens to.
+        labels: what the machines of a queue are made for, by the queue's name.
     """
 
     workers: tuple[Worker, ...]
     pipelines: tuple[Pipeline, ...]
     queues: tuple[str, ...] = ()
+    labels: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse two of a name, and a controller on a worker that is not there."""

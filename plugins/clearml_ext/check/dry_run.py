@@ -7,8 +7,10 @@ What is not known to read counts as writing.
 
 from __future__ import annotations
 
+import base64
 import copy
 import datetime as dt
+import json
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,11 +35,13 @@ class PretendedServer:
     Attributes:
         tasks: documents of the tasks that exist only here, by id.
         fetch: gives a real task, to copy it.
+        queues: names of the queues there are, if there is no real server; else None.
     """
 
     def __init__(self, fetch: Fetch = lambda _: None) -> None:
         self.tasks: dict[str, dict[str, Any]] = {}
         self.fetch = fetch
+        self.queues: list[str] | None = None
         self._projects: dict[str, dict[str, Any]] = {}
 
     def answer(
@@ -57,11 +61,27 @@ class PretendedServer:
     def _read(self, service: str, action: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
         known = {**self.tasks, **self._projects}
         if not any(number in str(request) for number in known):
-            return None
+            return None if self.queues is None else self._nothing(service, action, self.queues)
         if service == "projects":
             found = self._projects.get(str(request.get("project")))
             return {"project": found, "projects": [found] if found else []}
         return self._read_tasks(action, request) if service == "tasks" else {}
+
+    @staticmethod
+    def _nothing(service: str, action: str, queues: list[str]) -> dict[str, Any]:
+        """What an empty server with *queues* would answer."""
+        if action == "login":
+            claims = {
+                "exp": 2**33,
+                "api_version": "2.34",
+                "server_version": "2.3.0",
+                "identity": {},
+            }
+            parts = (base64.urlsafe_b64encode(json.dumps(e).encode()) for e in ({}, claims, ""))
+            return {"token": b".".join(parts).decode().replace("=", "")}
+        if service == "queues":
+            return {"queues": [{"id": name, "name": name} for name in queues]}
+        return {service: [], service.removesuffix("s"): None}
 
     def _read_tasks(self, action: str, request: Mapping[str, Any]) -> dict[str, Any]:
         if action.startswith("get_by_id"):
@@ -142,3 +162,7 @@ def _entries(tree: Mapping[str, Any], depth: int) -> list[Any]:
     if depth == 0:
         return [tree]
     return [entry for each in tree.values() for entry in _entries(each, depth - 1)]
+
+
+pretended = PretendedServer()
+"""What the script of this process, if it is only checked, has written so far."""

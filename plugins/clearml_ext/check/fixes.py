@@ -6,9 +6,10 @@ import dataclasses
 import enum
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from clearml_ext.topology.labels import fits, is_for_controllers
 from mlops_ext.queues.check import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
 
 _CHECKS = 60
@@ -19,10 +20,6 @@ _MOVES = 20_000
 """Moves that each of these checks may try: a fraction of a second."""
 _LARGE = 400
 """Workers and steps from which a topology counts as large here."""
-_CONTROLLER_QUEUES = ("services", "controllers", "own-services")
-"""Queues that are for controllers by their names, beside the one that the settings name."""
-_ACCELERATED = re.compile(r"gpu|cuda|tpu|rtx|dgx|(?<![a-z])[ahvltp]\d{1,3}(?!\d)", re.IGNORECASE)
-"""Names of queues whose machines have accelerators: gpu, a100-box, h100."""
 _NEW_AGENTS = 8
 """New agents that are proposed at most; who needs more had better move the controllers."""
 
@@ -44,6 +41,7 @@ class Fix:
     Attributes:
         kind: what it changes.
         text: what to do, in words, with the command where there is one.
+        why: why this one was chosen of those of its kind.
         topology: the topology after it.
         commands: shell commands to run, if any.
         queues: old queue → new queue, of the steps that it moves.
@@ -52,6 +50,7 @@ class Fix:
 
     kind: FixKind
     text: str
+    why: str
     topology: Topology
     commands: tuple[str, ...] = ()
     queues: tuple[tuple[str, str], ...] = ()
@@ -87,13 +86,14 @@ def _candidates(topology: Topology, verdict: Verdict, services: str) -> Iterator
         yield from _new_agents(topology, waiting)
         return
     yield from _move_controllers(topology, involved, services)
-    yield from _move_steps(topology, involved, waiting)
+    yield from _move_steps(topology, involved, waiting, services)
     yield _replace(
         topology,
         involved,
         lambda each: dataclasses.replace(each, queue=None, worker=None),
         FixKind.LOCAL_CONTROLLER,
         f"run the controller of {_listing(involved)} outside of the agents: start_locally()",
+        "there it holds none of them",
     )
     yield from _new_agents(topology, waiting)
     yield from _services_agent(topology, involved, services)
@@ -130,35 +130,50 @@ def separate(topology: Topology, name: str, services: str = "services") -> Itera
             return
 
 
-def _step_queues(steps: tuple[Step, ...]) -> set[str]:
-    found: set[str] = set()
+def all_steps(steps: Iterable[Step]) -> Iterator[Step]:
+    """*steps* and all below them."""
     pending = list(steps)
     while pending:
-        step = pending.pop()
-        found.add(step.queue)
+        yield (step := pending.pop())
         pending += step.steps
-    return found
+
+
+def _step_queues(steps: tuple[Step, ...]) -> set[str]:
+    return {step.queue for step in all_steps(steps)}
 
 
 def _move_controllers(topology: Topology, involved: list[str], services: str) -> Iterator[Fix]:
     taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
     for queue in _known_queues(topology):
-        if queue not in taken and queue in {services, *_CONTROLLER_QUEUES}:
+        if queue not in taken and is_for_controllers(queue, topology.labels, services):
             yield _replace(
                 topology,
                 involved,
                 lambda each, queue=queue: dataclasses.replace(each, queue=queue),  # type: ignore[misc]  # a lambda's default has no type
                 FixKind.CONTROLLER_QUEUE,
                 f"put the controller of {_listing(involved)} in queue {queue}",
+                "it is for controllers, and no step goes there",
                 controller_queue=queue,
             )
 
 
-def _move_steps(topology: Topology, involved: list[str], waiting: list[str]) -> Iterator[Fix]:
-    controllers = {"services", *(each.queue for each in topology.pipelines)}
+def _move_steps(
+    topology: Topology, involved: list[str], waiting: list[str], services: str
+) -> Iterator[Fix]:
+    labels, controllers = topology.labels, {each.queue for each in topology.pipelines}
+    steps = [each for pipe in topology.pipelines if pipe.name in involved for each in pipe.steps]
     for old in waiting:
+        moved = [step for step in all_steps(steps) if step.queue == old]
         for new in _known_queues(topology):
-            if new != old and new not in controllers and _alike(old, new):
+            if new in {old, *controllers} or is_for_controllers(new, labels, services):
+                continue
+            if all(fits(step, new, labels) for step in moved):
+                needed = sorted({need for step in moved for need in step.needs})
+                why = (
+                    f"it has what they need: {', '.join(needed)}"
+                    if needed
+                    else ("its machines are of the same kind")
+                )
                 yield _replace(
                     topology,
                     involved,
@@ -167,13 +182,9 @@ def _move_steps(topology: Topology, involved: list[str], waiting: list[str]) -> 
                     ),
                     FixKind.STEP_QUEUE,
                     f"put the steps that go to {old} in queue {new}",
+                    why,
                     queues=((old, new),),
                 )
-
-
-def _alike(one: str, other: str) -> bool:
-    """Whether two queues are served by machines of one kind, as far as their names tell."""
-    return bool(_ACCELERATED.search(one)) == bool(_ACCELERATED.search(other))
 
 
 def _moved(steps: tuple[Step, ...], old: str, new: str) -> tuple[Step, ...]:
@@ -192,7 +203,7 @@ def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
     for count in range(1, _NEW_AGENTS + 1):
         targets = [unserved] if unserved else [[queue] for queue in waiting]
         for queues in targets:
-            commands = [_agent_command(queue) for queue in queues for _ in range(count)]
+            commands = [agent_command(queue) for queue in queues for _ in range(count)]
             workers = [
                 Worker(name=f"new agent {at} on {queue}", queues=(queue,))
                 for queue in queues
@@ -202,6 +213,7 @@ def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
             yield Fix(
                 kind=FixKind.NEW_AGENT,
                 text=f"start {words} for {_listing(queues)}: {'; '.join(dict.fromkeys(commands))}",
+                why="no change of queues would do, or none is wanted",
                 topology=dataclasses.replace(topology, workers=(*topology.workers, *workers)),
                 commands=tuple(commands),
             )
@@ -210,7 +222,8 @@ def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
 def _services_agent(topology: Topology, involved: list[str], services: str) -> Iterator[Fix]:
     """A services-mode agent of the controllers' own: on the open-source server it has no bound."""
     taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
-    queue = next(name for name in (services, *_CONTROLLER_QUEUES) if name not in taken)
+    names = (services, "controllers", *(f"controllers-{at}" for at in range(2, len(taken) + 3)))
+    queue = next(name for name in names if name not in taken)
     agent = Worker(name="new services agent", queues=(queue,), slots=None)
     command = services_command(queue)
     yield _replace(
@@ -219,6 +232,7 @@ def _services_agent(topology: Topology, involved: list[str], services: str) -> I
         lambda each: dataclasses.replace(each, queue=queue),
         FixKind.SERVICES_AGENT,
         f"put the controller of {_listing(involved)} in queue {queue}, served by {command}",
+        "such an agent takes any number of controllers",
         commands=(command,),
         controller_queue=queue,
     )
@@ -234,7 +248,8 @@ def _quoted(queue: str) -> str:
     return queue if re.fullmatch(r"[\w.:/-]+", queue) else shlex.quote(queue)
 
 
-def _agent_command(queue: str) -> str:
+def agent_command(queue: str) -> str:
+    """The command that starts an agent for one task at a time, in *queue*."""
     return f"clearml-agent daemon --queue {_quoted(queue)} --create-queue --detached"
 
 
@@ -244,6 +259,7 @@ def _replace(  # noqa: PLR0913  # the parts of a Fix
     change: Callable[[Pipeline], Pipeline],
     kind: FixKind,
     text: str,
+    why: str,
     *,
     commands: tuple[str, ...] = (),
     queues: tuple[tuple[str, str], ...] = (),
@@ -255,6 +271,7 @@ def _replace(  # noqa: PLR0913  # the parts of a Fix
     return Fix(
         kind=kind,
         text=text,
+        why=why,
         topology=dataclasses.replace(topology, pipelines=pipelines),
         commands=commands,
         queues=queues,

@@ -17,6 +17,7 @@ from clearml_ext.server.tasks import (
     is_pipeline,
     launched_by_task,
     may_wait,
+    needs_of,
     queues_of_automation,
     steps_on_task,
 )
@@ -254,6 +255,7 @@ def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step
                     name=node.name,
                     queue=snapshot.require_queue(node.queue),
                     after=tuple(each for each in node.parents if each in left),
+                    needs=needs_of(own or base),
                     steps=nested,
                 )
             )
@@ -289,7 +291,7 @@ def running_pipelines(
     if without is not None and without.task is not None:
         active.pop(without.task, None)
         launched[without.task] = without.launched
-    pipelines, notes, taken = [], [], []
+    pipelines, notes, taken = list(snapshot.others), [], []
     for number, document in active.items():
         above = launched.get(str(document.get("parent")))
         if above is not None and above.includes(document):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from clearml_ext.check.dry_run import pretended
 from clearml_ext.check.fixes import Fix, FixKind, separate, services_command
 from clearml_ext.check.plans import Others, Plan, resolve, running_pipelines
 from clearml_ext.check.results import Answer, Result, examine_mine, take_slots
@@ -22,8 +24,42 @@ def check_live(
     queue: str | None,
     settings: ClearmlSettings,
     *,
-    instances: int = 1,
     client: Client | None = None,
+    own_task: str | None = None,
+    **more: Any,
+) -> Result:
+    """What a launch of *plan* with its controller in *queue* would come to, by a new snapshot.
+
+    The arguments are those of `check_plan`; the client is by default the one that ClearML is
+    configured for.
+    """
+    try:
+        client = client or Client.from_configuration(settings.timeout_s)
+        wanted = [*plan.base_tasks, *filter(None, [own_task])]
+        snapshot = look(client, settings, wanted)
+        return check_plan(plan, queue, snapshot, settings, client=client, own_task=own_task, **more)
+    except MlopsExtError as error:
+        return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(str(error),))
+
+
+def look(client: Client, settings: ClearmlSettings, task_ids: Iterable[str]) -> Snapshot:
+    """What the server knows now, and what a script that is only checked has pretended to write.
+
+    Raises:
+        ServerError: the server does not answer, or not as a ClearML server does.
+    """
+    found = take_snapshot(client, settings, task_ids)
+    return dataclasses.replace(found, tasks={**found.tasks, **pretended.tasks})
+
+
+def check_plan(  # noqa: PLR0913  # all that a launch consists of
+    plan: Plan,
+    queue: str | None,
+    snapshot: Snapshot,
+    settings: ClearmlSettings,
+    *,
+    client: Client,
+    instances: int = 1,
     own_task: str | None = None,
     alone: bool = False,
 ) -> Result:
@@ -32,45 +68,16 @@ def check_live(
     Args:
         plan: what the pipeline enqueues.
         queue: where its controller goes; None where it runs outside of the agents.
+        snapshot: what the server knew a moment ago.
         settings: how to check.
+        client: asks the server for what the snapshot lacks.
         instances: how many of it are launched at the same time.
-        client: asks the server; by default the one ClearML is configured for.
         own_task: id of the controller where it runs already: it holds its worker.
         alone: leave out what others run: they came after this one was accepted.
 
     Returns:
-        SAFE, UNSAFE with the reasons, or UNKNOWN where the server or the plan cannot be read.
+        SAFE, UNSAFE with the reasons, or UNKNOWN if the plan cannot be read.
     """
-    try:
-        client = client or Client.from_configuration(settings.timeout_s)
-        wanted = [*plan.base_tasks, *filter(None, [own_task])]
-        snapshot = take_snapshot(client, settings, wanted)
-        return check_plan(
-            plan,
-            queue,
-            snapshot,
-            settings,
-            instances=instances,
-            client=client,
-            own_task=own_task,
-            alone=alone,
-        )
-    except MlopsExtError as error:
-        return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(str(error),))
-
-
-def check_plan(  # noqa: PLR0913  # see check_live
-    plan: Plan,
-    queue: str | None,
-    snapshot: Snapshot,
-    settings: ClearmlSettings,
-    *,
-    instances: int = 1,
-    client: Client | None = None,
-    own_task: str | None = None,
-    alone: bool = False,
-) -> Result:
-    """The same as `check_live`, on a snapshot that was taken before."""
     workers = snapshot.usable_workers()
     holder, own_queue = _own_place(snapshot, own_task)
     try:
@@ -87,16 +94,12 @@ def check_plan(  # noqa: PLR0913  # see check_live
             advice=(f"start {services_command(queue)}",) if missing and queue else (),
         )
     others = Others() if alone else running_pipelines(snapshot, client, without=plan)
-    mine = Pipeline(
-        name=plan.name,
-        queue=name,
-        steps=steps,
-        instances=instances,
-        worker=holder,
-    )
-    workers = take_slots(workers, others.taken)
+    mine = Pipeline(name=plan.name, queue=name, steps=steps, instances=instances, worker=holder)
     topology = Topology(
-        workers=workers, pipelines=(mine, *others.pipelines), queues=tuple(snapshot.names)
+        workers=take_slots(workers, others.taken),
+        pipelines=(mine, *others.pipelines),
+        queues=tuple(snapshot.names),
+        labels=snapshot.labels,
     )
     notes = [*snapshot.notes, *others.notes, *_dead(snapshot, topology)]
     result = examine_mine(plan.name, topology, notes, settings.services_queue)

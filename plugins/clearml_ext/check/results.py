@@ -82,7 +82,7 @@ class UnsafePipelineError(MlopsExtError):
             why = "whether it can wait forever is not known"
         lines = [f"{result.target} was not launched: {why}"]
         lines += [f"  {reason}" for reason in result.reasons]
-        lines += [f"  mend it: {text}" for text in result.remedies]
+        lines += [f"  fix: {text}" for text in result.remedies]
         super().__init__("\n".join(lines))
 
 

@@ -16,6 +16,13 @@ from mlops_ext.errors import MlopsExtError
 
 _TASK = re.compile(r"[0-9a-f]{32}")
 _TAIL = 400
+_NO_SERVER = {
+    "CLEARML_API_HOST": "http://127.0.0.1:9",
+    "CLEARML_WEB_HOST": "http://127.0.0.1:9",
+    "CLEARML_API_ACCESS_KEY": "none",
+    "CLEARML_API_SECRET_KEY": "none",
+}
+"""Where nobody is asked: an address that nobody has, in case anybody asks all the same."""
 _PROCESS = "clearml_ext.check.script_process"
 
 
@@ -80,6 +87,8 @@ def check_script(
         report = Path(folder) / "results.jsonl"
         environment = guarded_environment(report=report, check_only=True, fix=False)
         environment["CLEARML_FILES_HOST"] = f"file://{folder}"
+        if settings.agents is not None:
+            environment |= _NO_SERVER | {"MLOPS_EXT_CLEARML_AGENTS": str(settings.agents.resolve())}
         try:
             done = subprocess.run(
                 [sys.executable, "-m", _PROCESS, str(report), script, *arguments],
@@ -141,8 +150,11 @@ def _require_server(settings: ClearmlSettings) -> None:
         TopologyError: the file with declared capacities cannot be read.
     """
     from clearml_ext.server.client import Client
-    from clearml_ext.server.snapshot import take_snapshot
+    from clearml_ext.server.snapshot import take_snapshot, written_down
 
+    if settings.agents is not None:
+        written_down(settings.agents)
+        return
     client = Client.from_configuration(settings.timeout_s)
     take_snapshot(client, settings)
     running = {"type": ["controller"], "status": ["in_progress"], "only_fields": ["id"]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import itertools
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,12 @@ from clearml_ext.errors import ServerError
 from clearml_ext.sdk import connection
 
 _HIDDEN = "***"
+_HOSTILE = re.compile(
+    r"\\\\|\\u(?:00[01][0-8b-f]|00[78][0-9a-f]|009[0-9a-f]|061c|200[ef]|202[a-e]|206[6-9])"
+    "|[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]",
+    re.IGNORECASE,
+)
+"""Characters in JSON that turn the text around them, or that steer a terminal."""
 _TOO_OLD = 401
 _NOT_FOUND = 404
 _BAD_REQUEST = 400
@@ -175,7 +182,7 @@ class Client:
 
     def _data(self, endpoint: str, response: requests.Response) -> dict[str, Any]:
         try:
-            document = response.json()
+            document = json.loads(_HOSTILE.sub(_spelt, response.text))
             data = document["data"]
             text = str(document.get("meta", {}).get("result_msg", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -208,6 +215,14 @@ class Client:
 
     def _error(self, problem: str, advice: str, status: int | None = None) -> ServerError:
         return ServerError(self.shown, problem, advice, status=status)
+
+
+def _spelt(found: re.Match[str]) -> str:
+    """Such a character as the text that names it; a backslash that stands for one stays."""
+    text = found[0]
+    if text == r"\\":
+        return text
+    return rf"\\u{ord(text):04x}" if len(text) == 1 else rf"\{text}"
 
 
 def _without_credentials(host: str) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 from clearml_ext.errors import PlanError, ServerError
 from clearml_ext.sdk import default_queue_of, is_draft, job_id_of, nodes_of
 from clearml_ext.server.client import Client
-from clearml_ext.server.snapshot import Snapshot, parse_time
+from clearml_ext.server.snapshot import Snapshot
+from clearml_ext.server.workers import parse_time
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,17 @@ def may_wait(document: Mapping[str, Any] | None) -> bool:
 
 def declared_queues(document: Mapping[str, Any]) -> tuple[str, ...]:
     """The queues that a task says it waits for: tags ``waits-for:QUEUE``."""
+    return _tagged(document, WAITS_FOR)
+
+
+def _tagged(document: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
     tags = (str(tag) for tag in document.get("tags") or [])
-    return tuple(tag.removeprefix(WAITS_FOR).strip() for tag in tags if tag.startswith(WAITS_FOR))
+    return tuple(tag.removeprefix(prefix).strip() for tag in tags if tag.startswith(prefix))
+
+
+def needs_of(document: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The labels that a task's machine must have: its tags ``needs:LABEL``."""
+    return _tagged(document or {}, "needs:")
 
 
 def queues_of_automation(document: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ _MAX_STEPS = 100_000
 """Steps of all pipelines, a hundred times a large plan; aliases make millions out of a few."""
 
 
-def read_topology(path: Path) -> Topology:
-    """The topology in the file *path*.
+def read_topology(path: Path, *, whole: bool = True) -> Topology:
+    """The topology in the file *path*; if it need not be *whole*, pipelines may be missing.
 
     Raises:
         TopologyError: it cannot be read, is not YAML or JSON, or does not keep to the schema.
@@ -46,6 +46,8 @@ def read_topology(path: Path) -> Topology:
     document = read_document(path)
     if document is None:
         raise TopologyError(str(path), "empty", "workers and pipelines")
+    if not whole and isinstance(document, dict):
+        document = {"pipelines": [], **document}
     return parse_topology(document)
 
 
@@ -56,43 +58,84 @@ def parse_topology(document: object) -> Topology:
         TopologyError: it does not keep to the schema; the message names the place.
         UnknownNameError: it names a step or a worker that it does not describe.
     """
-    top = _mapping(document, "the topology", ("workers", "pipelines", "queues"))
+    top = _mapping(document, "the topology", ("pipelines",), ("workers", "queues"))
     counted = itertools.count(1)
-    workers = _list(top.get("workers", []), "workers")
-    if len(workers) > _MAX_WORKERS:
-        raise TopologyError("the number of workers", len(workers), f"at most {_MAX_WORKERS:,}")
+    rows = _list(top.get("workers") or [], "workers")
+    if len(rows) > _MAX_WORKERS:
+        raise TopologyError("the number of workers", len(rows), f"at most {_MAX_WORKERS:,}")
+    labels: dict[str, frozenset[str]] = {}
+    workers = [_worker(each, f"workers[{at}]", labels) for at, each in enumerate(rows)]
+    queues = [
+        _queue(each, f"queues[{at}]", workers, labels)
+        for at, each in enumerate(_list(top.get("queues") or [], "queues"))
+    ]
+    pipelines = _list(top["pipelines"], "pipelines")
     return Topology(
-        workers=tuple(_worker(each, f"workers[{at}]") for at, each in enumerate(workers)),
+        workers=tuple(workers),
         pipelines=tuple(
-            _pipeline(each, f"pipelines[{at}]", counted)
-            for at, each in enumerate(
-                _list(_required(top, "pipelines", "the topology"), "pipelines")
-            )
+            _pipeline(each, f"pipelines[{at}]", counted) for at, each in enumerate(pipelines)
         ),
-        queues=_names(top.get("queues", []), "queues"),
+        queues=tuple(dict.fromkeys(queues)),
+        labels=labels,
     )
 
 
-def _worker(item: object, where: str) -> Worker:
-    entry = _mapping(item, where, ("name", "queues", "slots"))
-    return Worker(
-        name=_name(_required(entry, "name", where), f"{where}.name"),
-        queues=_names(_required(entry, "queues", where), f"{where}.queues"),
+def _worker(item: object, where: str, labels: dict[str, frozenset[str]]) -> Worker:
+    entry = _mapping(item, where, ("name", "queues"), ("slots", "labels"))
+    worker = Worker(
+        name=_name(entry["name"], f"{where}.name"),
+        queues=_names(entry["queues"], f"{where}.queues"),
         slots=_slots(entry.get("slots", 1), f"{where}.slots"),
     )
+    if "labels" in entry:  # a queue offers what all of its workers have
+        mine = frozenset(_names(entry["labels"], f"{where}.labels"))
+        labels.update({queue: mine & labels.get(queue, mine) for queue in worker.queues})
+    return worker
+
+
+def _queue(
+    item: object, where: str, workers: list[Worker], labels: dict[str, frozenset[str]]
+) -> str:
+    """The name of a queue; adds the machines of one that is autoscaled to *workers*."""
+    if not isinstance(item, dict):
+        return _name(item, where)
+    entry = _mapping(item, where, ("name",), ("labels", "autoscaled", "min", "max"))
+    name = _name(entry["name"], f"{where}.name")
+    if "labels" in entry:
+        labels[name] = frozenset(_names(entry["labels"], f"{where}.labels"))
+    scaled = entry.get("autoscaled", "max" in entry)
+    most = entry.get("max", UNBOUNDED) if scaled is True else scaled
+    least = _slots(entry.get("min", 0), f"{where}.min")
+    if scaled is not False:
+        scaler = autoscaler(name, _slots(most, f"{where}.max"), workers)
+        if least is None or (scaler.slots is not None and least > scaler.slots):
+            raise TopologyError(f"{where}.min", entry["min"], "no more than max")
+        workers.append(scaler)
+    return name
+
+
+def autoscaler(queue: str, most: int | None, workers: Sequence[Worker]) -> Worker:
+    """The machines that may yet be started for *queue*, of *most* at the same time.
+
+    They come when tasks wait, so they count while there are none; *workers* that serve this queue
+    alone are some of them.
+    """
+    there = sum(each.slots or 0 for each in workers if each.queues == (queue,))
+    slots = None if most is None else max(0, most - there)
+    return Worker(name=f"autoscaler of {queue}", queues=(queue,), slots=slots)
 
 
 def _slots(value: object, where: str) -> int | None:
     if value == UNBOUNDED:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TopologyError(where, value, f'a whole number from 0 or "{UNBOUNDED}"')
+        raise TopologyError(where, _short(value), f'a whole number from 0 or "{UNBOUNDED}"')
     return value
 
 
 def _pipeline(item: object, where: str, counted: Iterator[int]) -> Pipeline:
-    entry = _mapping(item, where, ("name", "queue", "instances", "steps", "worker"))
-    queue, worker = _required(entry, "queue", where), entry.get("worker")
+    entry = _mapping(item, where, ("name", "queue"), ("instances", "steps", "worker"))
+    queue, worker = entry["queue"], entry.get("worker")
     instances: Any = entry.get("instances", 1)
     whole = isinstance(instances, int) and not isinstance(instances, bool)
     if not (whole and 1 <= instances <= _MAX_INSTANCES):
@@ -100,7 +143,7 @@ def _pipeline(item: object, where: str, counted: Iterator[int]) -> Pipeline:
             f"{where}.instances", _short(instances), f"a whole number from 1 to {_MAX_INSTANCES:,}"
         )
     return Pipeline(
-        name=_name(_required(entry, "name", where), f"{where}.name"),
+        name=_name(entry["name"], f"{where}.name"),
         queue=None if queue is None else _name(queue, f"{where}.queue"),
         instances=instances,
         worker=None if worker is None else _name(worker, f"{where}.worker"),
@@ -118,34 +161,35 @@ def _steps(value: object, where: str, counted: Iterator[int], depth: int) -> tup
 def _step(item: object, where: str, counted: Iterator[int], depth: int) -> Step:
     if next(counted) > _MAX_STEPS:
         raise TopologyError("the number of steps", f"over {_MAX_STEPS:,}", "fewer")
-    entry = _mapping(item, where, ("name", "queue", "after", "pipeline"))
+    entry = _mapping(item, where, ("name", "queue"), ("after", "needs", "pipeline"))
     nested: object = None
     if entry.get("pipeline") is not None:
-        inner = _mapping(entry["pipeline"], f"{where}.pipeline", ("name", "steps"))
+        inner = _mapping(entry["pipeline"], f"{where}.pipeline", (), ("name", "steps"))
         nested = inner.get("steps")
     return Step(
-        name=_name(_required(entry, "name", where), f"{where}.name"),
-        queue=_name(_required(entry, "queue", where), f"{where}.queue"),
-        after=_names(entry.get("after", []), f"{where}.after"),
+        name=_name(entry["name"], f"{where}.name"),
+        queue=_name(entry["queue"], f"{where}.queue"),
+        after=_names(entry.get("after"), f"{where}.after"),
+        needs=_names(entry.get("needs"), f"{where}.needs"),
         steps=_steps(nested, f"{where}.pipeline.steps", counted, depth + 1),
     )
 
 
-def _mapping(value: object, where: str, keys: Iterable[str]) -> Mapping[str, object]:
+def _mapping(
+    value: object, where: str, required: tuple[str, ...], optional: tuple[str, ...]
+) -> Mapping[str, object]:
     if not isinstance(value, dict):
         raise TopologyError(where, _short(value), "a mapping")
+    keys = (*required, *optional)
     for key in value:
         if key not in keys:
             near = nearest(str(key), keys)
             hint = f"{near!r}" if near else f"one of {', '.join(keys)}"
             raise TopologyError(f"a key of {where}", _short(key), hint)
+    for key in required:
+        if key not in value:
+            raise TopologyError(where, _short(value), f"to have a {key}")
     return value
-
-
-def _required(entry: Mapping[str, object], key: str, where: str) -> object:
-    if key not in entry:
-        raise TopologyError(where, _short(dict(entry)), f"to have a {key}")
-    return entry[key]
 
 
 def _list(value: object, where: str) -> list[object]:
@@ -180,6 +224,8 @@ def _short(value: object) -> object:
 
 def topology_document(topology: Topology) -> dict[str, Any]:
     """*topology* as the document that `parse_topology` reads."""
+    queues: list[Any] = [queue for queue in topology.queues if queue not in topology.labels]
+    queues += [{"name": name, "labels": sorted(each)} for name, each in topology.labels.items()]
     return {
         "workers": [
             {
@@ -189,7 +235,7 @@ def topology_document(topology: Topology) -> dict[str, Any]:
             }
             for worker in topology.workers
         ],
-        **({"queues": list(topology.queues)} if topology.queues else {}),
+        **({"queues": queues} if queues else {}),
         "pipelines": [
             {
                 "name": pipeline.name,
@@ -204,9 +250,9 @@ def topology_document(topology: Topology) -> dict[str, Any]:
 
 
 def _step_document(step: Step) -> dict[str, Any]:
+    lists = {"after": list(step.after), "needs": list(step.needs)}
     document: dict[str, Any] = {"name": step.name, "queue": step.queue}
-    if step.after:
-        document["after"] = list(step.after)
+    document.update({key: value for key, value in lists.items() if value})
     if step.steps:
         document["pipeline"] = {"steps": [_step_document(each) for each in step.steps]}
     return document
@@ -214,15 +260,25 @@ def _step_document(step: Step) -> dict[str, Any]:
 
 def write_topology(topology: Topology, path: Path) -> None:
     """Write *topology* to *path*, as JSON where the name says so, else as YAML."""
-    document = topology_document(topology)
-    if path.suffix == ".json":
-        text = json.dumps(document, indent=2) + "\n"
-    else:
-        try:
-            import yaml
-        except ImportError as error:
-            raise MissingExtraError("yaml", "clearml") from error
-        text = yaml.safe_dump(document, sort_keys=False)
+    document, as_json = topology_document(topology), path.suffix == ".json"
+    write(path, json.dumps(document, indent=2) + "\n" if as_json else dump_yaml(document))
+
+
+def dump_yaml(document: object) -> str:
+    """*document* as YAML."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("yaml", "clearml") from error
+    return str(yaml.safe_dump(document, sort_keys=False))
+
+
+def write(path: Path, text: str) -> None:
+    """Write *text* to the file *path*: all of it, or nothing.
+
+    Raises:
+        TopologyError: it cannot be written.
+    """
     try:
         publish(path, [text.encode()])
     except (OSError, MlopsExtError) as error:

@@ -1,41 +1,49 @@
-"""Where everything stands in the picture of a topology: tasks, then queues, then workers."""
+"""Where everything stands in the picture of a topology: tasks, then queues, then workers.
+
+What a refusal names comes first, one box each, and in red. All else is folded: a pipeline is one
+box, and so are the workers that serve the same queues.
+"""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
-from mlops_ext.queues.check import Chain, ChainKind, Hold, Step, Topology, Verdict
+from mlops_ext.queues.check import Chain, ChainKind, Hold, Pipeline, Step, Topology, Verdict, Worker
 
-T = TypeVar("T")
-
-FILL = {"controller": "#e8eefc", "step": "#f4f4f6", "queue": "#fff6dc", "worker": "#e6f5ea"}
-EDGE = {"controller": "#4a6fd0", "step": "#8a8a94", "queue": "#c9a227", "worker": "#3f9a5c"}
-RED, PALE_RED, GREY, INK = "#c62828", "#fdecea", "#9aa0a6", "#202124"
-
-_MARGIN, _GAP, _COLUMN_GAP = 24.0, 14.0, 110.0
-_BOX_WIDTH, _INDENT = 230.0, 22.0
-_LINE = 15.0
-_CHARACTERS = 28
+_MARGIN, _GAP, _COLUMN_GAP = 24.0, 12.0, 110.0
+_BOX_WIDTH, _INDENT, _LINE = 230.0, 22.0, 15.0
+_MOST_TEXT = 32
 """Characters of twelve-pixel text that fit a box."""
-_MOST = 60
-"""Boxes in a column; of a larger topology only what the refusal names is drawn."""
+_SMALL = 8
+"""Tasks up to which nothing is folded."""
+_MOST = 40
+"""Boxes in a column, about two pages high; what is left is counted in one more."""
+
+Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A task, queue or worker."""
+    """A task, queue or worker, or several that are folded.
+
+    Attributes:
+        kind: "controller", "step", "queue" or "worker".
+        x: left side; *y* is the upper side.
+        texts: its lines, the first in bold.
+        full: what it shows at full length.
+        stuck: whether a refusal names it.
+    """
 
     kind: str
     x: float
     y: float
-    width: float
     texts: tuple[str, ...]
     full: str
     stuck: bool
+    width: float = _BOX_WIDTH
 
     @property
     def height(self) -> float:
@@ -79,103 +87,87 @@ class Drawing:
     lines: list[Line] = field(default_factory=list)
     captions: list[tuple[float, float, int, bool, str]] = field(default_factory=list)
 
+    def column(self, x: float, y: float, items: Sequence[_Item]) -> list[Box]:
+        """Put *items* below each other, and what is too much in one box more."""
+        found = []
+        if len(items) > _MOST:
+            more = f"and {len(items) - _MOST} more"
+            items = [*items[:_MOST], _Item(kind=items[-1].kind, texts=(more,), full=more)]
+        for item in items:
+            texts = (f"{e[: _MOST_TEXT - 1]}…" if len(e) > _MOST_TEXT else e for e in item.texts)
+            box = Box(
+                kind=item.kind,
+                x=x + _INDENT * item.depth,
+                y=y,
+                texts=tuple(texts),
+                full=item.full,
+                stuck=item.stuck,
+            )
+            found.append(box)
+            y += box.height + _GAP
+        self.boxes += found
+        self.height = max(self.height, y)
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    path: tuple[str, ...]
-    queue: str | None
-    nested: bool
-    note: str
+class _Item:
+    """What becomes a box; *queues* are those that it waits in, or serves."""
+
+    kind: str
+    texts: tuple[str, ...]
+    full: str
+    stuck: bool = False
+    queues: tuple[str, ...] = ()
+    waits: bool = False
+    holds: tuple[str, ...] = ()
+    depth: int = 0
 
 
 def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
-    """The picture of *topology*; what the chains of *verdict* name is marked as stuck."""
+    """The picture of *topology*; what the chains of *verdict* name is drawn first, as stuck."""
     chains = verdict.chains if verdict is not None else ()
-    stuck_tasks = {chain.waiting for chain in chains}
-    holds = dict.fromkeys(hold for chain in chains for hold in (*chain.holds, *chain.blockers))
-    holders = {_plain(hold) for hold in holds}
+    holds = list(dict.fromkeys(hold for each in chains for hold in (*each.holds, *each.blockers)))
+    waiting = {chain.waiting for chain in chains}
+    pipelines = sorted(topology.pipelines, key=lambda each: not _named(each.name, waiting, holds))
+    small = sum(1 + len(each.steps) for each in topology.pipelines) <= _SMALL
+    tasks = [item for each in pipelines for item in _tasks(each, waiting, holds, whole=small)]
     stuck_queues = {chain.queue for chain in chains if chain.queue}
-    stuck_workers = {hold.worker for hold in holds if hold.worker}
-    tasks = _reduce(_tasks(topology), lambda task: task.path in stuck_tasks or task.path in holders)
-    queues = _queues(topology, tasks, stuck_queues)
-    workers = _reduce(
-        [each for each in topology.workers if set(each.queues) & set(queues)],
-        lambda worker: worker.name in stuck_workers,
-    )
+    used = dict.fromkeys(queue for item in tasks for queue in item.queues)
+    queues = sorted(used, key=lambda queue: queue not in stuck_queues)
+    serving = [each for each in topology.workers if used.keys() & each.queues]
+    workers = _workers(serving, holds)
     drawing = Drawing(title=_title(verdict))
-    x, task_boxes = _MARGIN, {}
-    top = _captions_height(drawing, chains)
-    y = top
-    for task in tasks:
-        kind = "controller" if task.nested or len(task.path) == 1 else "step"
-        indent = _INDENT * (len(task.path) - 1)
-        box = _box(
-            kind,
-            x + indent,
-            y,
-            (task.path[-1], task.note),
-            "/".join(task.path),
-            stuck=task.path in stuck_tasks or task.path in holders,
-        )
-        task_boxes[task.path] = box
-        y += box.height + _GAP
-    bottom = y
-    x = max((box.right[0] for box in task_boxes.values()), default=x) + _COLUMN_GAP
-    queue_boxes, y = {}, top
-    for queue in queues:
-        box = _box("queue", x, y, (queue, "queue"), queue, stuck=queue in stuck_queues)
-        queue_boxes[queue] = box
-        y += box.height + _GAP
-    bottom = max(bottom, y)
-    x += _BOX_WIDTH + _COLUMN_GAP
-    y = top
-    for worker in workers:
-        slots = "any number of slots" if worker.slots is None else f"slots: {worker.slots}"
-        held = [hold for hold in holds if hold.worker == worker.name]
-        texts = (worker.name, slots, *(f"held by {'/'.join(hold.task)}" for hold in held[:4]))
-        box = _box("worker", x, y, texts, worker.name, stuck=bool(held))
-        for queue in worker.queues:
-            if queue in queue_boxes:
-                drawing.lines.append(
-                    Line(
-                        start=queue_boxes[queue].right,
-                        end=box.left,
-                        stuck=bool(held) and queue in stuck_queues,
-                    )
-                )
-        for hold in held:
-            if _plain(hold) in task_boxes:
-                drawing.lines.append(
-                    Line(start=task_boxes[_plain(hold)].right, end=box.left, stuck=True, holds=True)
-                )
-        drawing.boxes.append(box)
-        y += box.height + _GAP
-    _join_tasks(drawing, tasks, task_boxes, queue_boxes, stuck_tasks)
-    drawing.boxes += [*task_boxes.values(), *queue_boxes.values()]
-    y = max(bottom, y) + _MARGIN
+    top, x = _captions(drawing, chains), _MARGIN
+    task_boxes = drawing.column(x, top, tasks)
+    x = max((box.right[0] for box in task_boxes), default=x) + _COLUMN_GAP
+    queue_items = [
+        _Item(kind="queue", texts=(queue, "queue"), full=queue, stuck=queue in stuck_queues)
+        for queue in queues
+    ]
+    queue_boxes = dict(zip(queues, drawing.column(x, top, queue_items), strict=False))
+    worker_boxes = drawing.column(x + _BOX_WIDTH + _COLUMN_GAP, top, workers)
+    for item, box in zip(tasks, task_boxes, strict=False):
+        for queue in item.queues:
+            _join(drawing, box, queue_boxes.get(queue), stuck=item.waits, dashed=True)
+    for item, box in zip(workers, worker_boxes, strict=False):
+        for queue in item.queues:
+            stuck = item.stuck and queue in stuck_queues
+            _join(drawing, queue_boxes.get(queue), box, stuck=stuck)
+        for task, holder in zip(tasks, task_boxes, strict=False):
+            if set(task.holds) & set(item.holds):
+                _join(drawing, holder, box, stuck=True, holds=True)
     legend = "dashed: is put in, and waits · solid: is served by · dotted: holds a slot of"
-    drawing.captions.append((_MARGIN, y, 11, False, legend))
-    drawing.width, drawing.height = x + _BOX_WIDTH + _MARGIN, y + _MARGIN
+    drawing.height += _MARGIN
+    drawing.captions.append((_MARGIN, drawing.height, 11, False, legend))
+    drawing.width = x + 2 * _BOX_WIDTH + _COLUMN_GAP + _MARGIN
+    drawing.height += _MARGIN
     return drawing
 
 
-def _join_tasks(
-    drawing: Drawing,
-    tasks: Sequence[_Task],
-    task_boxes: dict[tuple[str, ...], Box],
-    queue_boxes: dict[str, Box],
-    stuck_tasks: set[tuple[str, ...]],
-) -> None:
-    for task in tasks:
-        if task.queue is not None and task.queue in queue_boxes:
-            drawing.lines.append(
-                Line(
-                    start=task_boxes[task.path].right,
-                    end=queue_boxes[task.queue].left,
-                    stuck=task.path in stuck_tasks,
-                    dashed=True,
-                )
-            )
+def _join(drawing: Drawing, start: Box | None, end: Box | None, **style: bool) -> None:
+    if start is not None and end is not None:
+        drawing.lines.append(Line(start=start.right, end=end.left, **style))
 
 
 def _title(verdict: Verdict | None) -> str:
@@ -189,7 +181,8 @@ def _title(verdict: Verdict | None) -> str:
     return "Unsafe: can deadlock" if ChainKind.DEADLOCK in kinds else "Unsafe: never ends"
 
 
-def _captions_height(drawing: Drawing, chains: Sequence[Chain]) -> float:
+def _captions(drawing: Drawing, chains: Sequence[Chain]) -> float:
+    """Write the title and the first reasons; returns where the boxes begin."""
     y = _MARGIN + 14
     drawing.captions.append((_MARGIN, y, 17, bool(chains), drawing.title))
     for chain in chains[:3]:
@@ -199,47 +192,94 @@ def _captions_height(drawing: Drawing, chains: Sequence[Chain]) -> float:
     return y + 24
 
 
-def _tasks(topology: Topology) -> list[_Task]:
-    found: list[_Task] = []
-
-    def add(path: tuple[str, ...], steps: tuple[Step, ...]) -> None:
-        for step in steps:
-            note = f"after {', '.join(step.after)}" if step.after else "step"
-            if step.steps:
-                note = "sub-pipeline" + (f", {note}" if step.after else "")
-            inner = (*path, step.name)
-            found.append(_Task(path=inner, queue=step.queue, nested=bool(step.steps), note=note))
-            add(inner, step.steps)
-
-    for each in topology.pipelines:
-        note = "controller" + (f", {each.instances} at a time" if each.instances > 1 else "")
-        note = f"controller, on {each.worker}" if each.worker else note
-        found.append(_Task(path=(each.name,), queue=each.queue, nested=True, note=note))
-        add((each.name,), each.steps)
-    return found
-
-
-def _queues(topology: Topology, tasks: Sequence[_Task], stuck: set[str]) -> list[str]:
-    names = [task.queue for task in tasks if task.queue is not None]
-    if len(topology.workers) <= _MOST:
-        names += [queue for worker in topology.workers for queue in worker.queues]
-    return _reduce(list(dict.fromkeys(names)), lambda queue: queue in stuck)
-
-
-def _reduce(items: list[T], matters: Callable[[T], bool]) -> list[T]:
-    """*items*, or where there are too many, first those that matter, then some others."""
-    if len(items) <= _MOST:
-        return items
-    return sorted(items, key=lambda item: not matters(item))[:_MOST]
-
-
-def _plain(hold: Hold) -> tuple[str, ...]:
+def _plain(hold: Hold) -> Path:
     """The holder's path without the number of its instance."""
     return (re.sub(r" #\d+$", "", hold.task[0]), *hold.task[1:])
 
 
-def _box(kind: str, x: float, y: float, texts: tuple[str, ...], full: str, *, stuck: bool) -> Box:
-    short = tuple(
-        text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…" for text in texts
-    )
-    return Box(kind=kind, x=x, y=y, width=_BOX_WIDTH, texts=short, full=full, stuck=stuck)
+def _named(pipeline: str, waiting: Iterable[Path], holds: Iterable[Hold]) -> bool:
+    """Whether a refusal names *pipeline*."""
+    return any(path[0] == pipeline for path in (*waiting, *map(_plain, holds)))
+
+
+def _tasks(
+    pipeline: Pipeline, waiting: set[Path], holds: Sequence[Hold], *, whole: bool
+) -> list[_Item]:
+    """The boxes of *pipeline*: those that a refusal names, or the *whole*, and one for the rest."""
+    held: dict[Path, tuple[str, ...]] = {}
+    for hold in holds:
+        held[_plain(hold)] = (*held.get(_plain(hold), ()), *filter(None, [hold.worker]))
+    found, others = list[_Item](), list[Step]()
+
+    def add(path: Path, queue: str | None, notes: tuple[str, ...], steps: tuple[Step, ...]) -> None:
+        found.append(
+            _Item(
+                kind="controller" if steps or len(path) == 1 else "step",
+                texts=(path[-1], ", ".join(notes)),
+                full="/".join(path),
+                stuck=path in waiting or path in held,
+                queues=(queue,) if queue else (),
+                waits=path in waiting,
+                holds=held.get(path, ()),
+                depth=len(path) - 1,
+            )
+        )
+        for step in steps:
+            inner = (*path, step.name)
+            if not whole and not any(each[: len(inner)] == inner for each in (*waiting, *held)):
+                others.append(step)
+                continue
+            after = (f"after {', '.join(step.after)}",) if step.after else ()
+            add(inner, step.queue, ("sub-pipeline" if step.steps else "step", *after), step.steps)
+
+    many = (f"{pipeline.instances} at a time",) if pipeline.instances > 1 else ()
+    on = (f"on {pipeline.worker}",) if pipeline.worker else ()
+    add((pipeline.name,), pipeline.queue, ("controller", *many, *on), pipeline.steps)
+    if others:
+        below = list(_below(others))
+        names = ", ".join(step.name for step in others)
+        text = f"{len(below)} step{'s' if len(below) > 1 else ''}: {names}"
+        queues = tuple(dict.fromkeys(step.queue for step in below))
+        if found[0].stuck:
+            found.append(_Item(kind="step", texts=(text,), full=names, queues=queues, depth=1))
+        else:
+            queues = tuple(dict.fromkeys((*found[0].queues, *queues)))
+            found[0] = replace(found[0], texts=(*found[0].texts, text), queues=queues)
+    return found
+
+
+def _below(steps: Iterable[Step]) -> Iterable[Step]:
+    """*steps* and all below them."""
+    for step in steps:
+        yield step
+        yield from _below(step.steps)
+
+
+def _workers(workers: Sequence[Worker], holds: Sequence[Hold]) -> list[_Item]:
+    """The boxes of *workers*: those that are held one by one, the others by their queues."""
+    held = {hold.worker for hold in holds}
+    groups: dict[object, list[Worker]] = {}
+    for each in sorted(workers, key=lambda each: each.name not in held):
+        groups.setdefault(each.name if each.name in held else each.queues, []).append(each)
+    found = []
+    for group in groups.values():
+        total = sum(each.slots or 0 for each in group)
+        slots = "any number of slots" if any(e.slots is None for e in group) else f"slots: {total}"
+        mine = [hold for hold in holds if hold.worker == group[0].name]
+        names = ", ".join(each.name for each in group)
+        found.append(
+            _Item(
+                kind="worker",
+                texts=(
+                    names if len(group) == 1 else f"{len(group)} agents",
+                    *((names,) if len(group) > 1 else ()),
+                    slots,
+                    *(f"held by {'/'.join(hold.task)}" for hold in mine[:4]),
+                ),
+                full=names,
+                stuck=bool(mine),
+                queues=group[0].queues,
+                holds=(group[0].name,) if mine else (),
+            )
+        )
+    return found

@@ -8,11 +8,14 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from clearml_ext.topology.layout import EDGE, FILL, GREY, INK, PALE_RED, RED, Drawing, lay_out
+from clearml_ext.topology.file import write
+from clearml_ext.topology.layout import Drawing, lay_out
 from mlops_ext.errors import TopologyError
-from mlops_ext.files import publish
 from mlops_ext.queues.check import Topology, Verdict
 
+FILL = {"controller": "#e8eefc", "step": "#f4f4f6", "queue": "#fff6dc", "worker": "#e6f5ea"}
+EDGE = {"controller": "#4a6fd0", "step": "#8a8a94", "queue": "#c9a227", "worker": "#3f9a5c"}
+RED, PALE_RED, GREY, INK = "#c62828", "#fdecea", "#9aa0a6", "#202124"
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
 
 
@@ -25,15 +28,12 @@ def draw(topology: Topology, verdict: Verdict | None, path: Path) -> None:
     drawing = lay_out(topology, verdict)
     kind = path.suffix.casefold()
     if kind == ".svg":
-        data = to_svg(drawing).encode()
+        text = to_svg(drawing)
     elif kind in {".html", ".htm"}:
-        data = to_html(drawing).encode()
+        text = to_html(drawing)
     else:
         raise TopologyError("the picture's name", path.name, "an ending in .svg or .html")
-    try:
-        publish(path, [data])
-    except OSError as error:
-        raise TopologyError(str(path), error, "a place that can be written to") from error
+    write(path, text)
 
 
 def to_svg(drawing: Drawing) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clearml_ext.server.snapshot import HIDDEN_QUEUE, LiveWorker, Snapshot
+from clearml_ext.server.snapshot import Snapshot
 from clearml_ext.server.tasks import may_wait
+from clearml_ext.server.workers import HIDDEN_QUEUE, LiveWorker
 from clearml_ext.settings import ClearmlSettings
+from clearml_ext.topology.labels import fits, is_for_controllers
+from mlops_ext.queues.check import Step
 
 
 class Cause(enum.Enum):
@@ -34,7 +37,7 @@ class Explanation:
         cause: what keeps it.
         text: the same in a sentence that names queue, agents and tasks.
         stuck: whether waiting alone will not help.
-        command: what mends it, or "".
+        command: what helps, or "".
     """
 
     cause: Cause
@@ -113,12 +116,12 @@ def _say(cause: Cause, text: str, *, stuck: bool = False, command: str = "") -> 
 
 
 def free_queue(snapshot: Snapshot, settings: ClearmlSettings, without: str) -> str | None:
-    """A queue whose agent is free and that nothing waits in, other than *without*, or None."""
-    for worker in snapshot.workers:
-        if snapshot.has_room(worker):
-            for queue in worker.queues:
-                if queue not in {without, settings.services_queue} and not snapshot.entries.get(
-                    queue
-                ):
-                    return queue
+    """A queue like *without* whose agent is free and that nothing waits in, or None."""
+    step, services = Step(name="step", queue=without), settings.services_queue
+    for worker in filter(snapshot.has_room, snapshot.workers):
+        for queue in worker.queues:
+            taken = queue == without or snapshot.entries.get(queue)
+            other = is_for_controllers(queue, snapshot.labels, services)
+            if not (taken or other) and fits(step, queue, snapshot.labels):
+                return queue
     return None

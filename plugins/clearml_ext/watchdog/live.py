@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -53,8 +55,10 @@ def explain_task(task: str) -> list[Explanation]:
     return [explain(each, snapshot, ancestors) for each in waiting]
 
 
-def watch_pipeline(task: str, **given: object) -> bool:
+def watch_pipeline(task: str, *, as_json: bool = False, **given: object) -> bool:
     """Show *task*'s pipeline until it ends; returns whether it completed.
+
+    As a table that is drawn anew, or *as_json*, an object a line for each change.
 
     Raises:
         ServerError: the server cannot be asked.
@@ -63,13 +67,10 @@ def watch_pipeline(task: str, **given: object) -> bool:
     settings = load_settings(**given)
     client = Client.from_configuration(settings.timeout_s)
     console = Console()
-
-    def show(text: str) -> None:
-        console.print(Text(text, "yellow"))
-
-    monitor = PipelineMonitor(client, task, settings, acts=settings.move, notify=show)
-    failures = 0
-    with Live(console=console, auto_refresh=False) as live:
+    told: list[str] = []
+    monitor = PipelineMonitor(client, task, settings, acts=settings.move, notify=told.append)
+    failures, last = 0, ""
+    with Live(console=console, auto_refresh=False) if not as_json else nullcontext() as live:
         while True:
             try:
                 runs = monitor.poll()
@@ -81,20 +82,37 @@ def watch_pipeline(task: str, **given: object) -> bool:
                 runs = True
             if not failures and not monitor.own:
                 raise TopologyError("the task", task, f"an id that {client.shown} knows")
-            live.update(_table(monitor.own, monitor.children), refresh=True)
+            if live is None:
+                line = json.dumps(_document(monitor, told), ensure_ascii=False)
+                if line != last:
+                    print(line, flush=True)  # noqa: T201  # what the command line was asked for
+                last = json.dumps(_document(monitor, []), ensure_ascii=False)
+            else:
+                for text in told:
+                    console.print(Text(text, "yellow"))
+                live.update(_table(monitor), refresh=True)
+            told.clear()
             if not runs:
                 return monitor.own.get("status") == "completed"
             time.sleep(settings.interval_s)
 
 
-def _table(own: Mapping[str, Any], children: list[Mapping[str, Any]]) -> Table:
-    ended = sum(child.get("status") in {"completed", "published"} for child in children)
-    title = f"{own.get('name')}: {own.get('status')}, {ended} of {len(children)} steps completed"
-    table = Table(title=title, title_justify="left")
-    for column in ("step", "status", "agent"):
-        table.add_column(column)
-    for child in children:
-        status = str(child.get("status"))
+def _document(monitor: PipelineMonitor, told: Sequence[str]) -> dict[str, Any]:
+    """The pipeline and its steps for JSON, with what there is to tell."""
+    keys = {"step": "name", "status": "status", "agent": "last_worker"}
+    steps = [{key: each.get(name) for key, name in keys.items()} for each in monitor.children]
+    own = monitor.own
+    return {"pipeline": own.get("name"), "status": own.get("status"), "steps": steps,
+            "messages": list(told)}  # fmt: skip
+
+
+def _table(monitor: PipelineMonitor) -> Table:
+    own, steps = monitor.own, _document(monitor, ())["steps"]
+    ended = sum(step["status"] in {"completed", "published"} for step in steps)
+    title = f"{own.get('name')}: {own.get('status')}, {ended} of {len(steps)} steps completed"
+    table = Table("step", "status", "agent", title=title, title_justify="left")
+    for step in steps:
+        status = str(step["status"])
         shown = Text(status, _COLOURS.get(status, ""))
-        table.add_row(str(child.get("name")), shown, str(child.get("last_worker") or ""))
+        table.add_row(Text(str(step["step"])), shown, Text(str(step["agent"] or "")))
     return table

@@ -1,5 +1,7 @@
 """The check on a live server: what is asked, what is counted, and what a bad answer comes to."""
 
+import json
+
 import pytest
 
 pytest.importorskip("clearml")
@@ -48,7 +50,7 @@ def test_three_requests_are_enough_however_many_workers_there_are(double):
     assert running in double.calls[-1][1]["id"]
 
 
-def test_one_agent_on_both_queues_is_refused_with_the_command_that_mends_it(double):
+def test_one_agent_on_both_queues_is_refused_with_the_command_that_fixes_it(double):
     add_worker(double, "agent-1", "services", "default")
     result = check(double, "default")
     assert result.answer is Answer.UNSAFE
@@ -396,3 +398,104 @@ def test_a_refusal_reroutes_the_controller_first(double):
     add_worker(double, "a1", "default")
     result = check(double, "default", controller="default")
     assert result.fixes[0].kind is FixKind.CONTROLLER_QUEUE
+
+
+def put_tag(double, queue, *tags):
+    row = next(row for row in double.store.queues.values() if row["name"] == queue)
+    row["tags"] = list(tags)
+
+
+@pytest.mark.parametrize(
+    ("said", "slots"),
+    [("4", 4), ("0-3", 3), ("min 0, max 12", 12), ("min 2", 2), ("unbounded", None)],
+)
+def test_an_autoscaled_queue_may_be_declared_by_a_tag_or_metadata(double, said, slots):
+    put_tag(double, "gpu", f"autoscaled:{said}")
+    declare(double, "default", "autoscaled", said)
+    found = {each.name: each.slots for each in take_snapshot(client_of(double), SETTINGS).workers}
+    assert found == {"autoscaler of gpu": slots, "autoscaler of default": slots}
+
+
+def test_machines_that_an_autoscaler_has_started_are_some_of_its_most(double):
+    declare(double, "gpu", "autoscaled", "3")
+    add_worker(double, "dynamic:gpu:g4dn:i-1", "gpu")
+    add_worker(double, "static", "gpu", "default")
+    found = {each.name: each.slots for each in take_snapshot(client_of(double), SETTINGS).workers}
+    assert found == {"dynamic:gpu:g4dn:i-1": 1, "static": 1, "autoscaler of gpu": 2}
+
+
+SCALERS = [
+    {"queues": {"gpu": [["g4", 3], ["g5", 2]]}, "resource_configurations": {"g4": {}, "g5": {}}},
+    {"instance_queue_list": [{"queue_name": "gpu", "num_instances": 5, "resource_name": "t4"}]},
+]
+
+
+@pytest.mark.parametrize("kept", SCALERS)
+def test_an_autoscaler_is_known_by_what_its_task_keeps_while_it_runs(double, kept):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    entry = {"name": "General", "value": json.dumps(kept)}
+    number = put_task(double, "service", worker="s", configuration={"General": entry})
+    workers = take_snapshot(client_of(double), SETTINGS).workers
+    assert [each.slots for each in workers if each.name == "autoscaler of gpu"] == [5]
+    assert check(double, "gpu").answer is Answer.SAFE
+    double.store.tasks[number]["status"] = "stopped"
+    assert check(double, "gpu").answer is Answer.UNSAFE
+
+
+@pytest.mark.parametrize("value", ["no json", "[]", '{"queues": 7, "resource_configurations": 1}'])
+def test_what_looks_like_an_autoscaler_and_is_none_refuses_nobody(double, value):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    entry = {"name": "General", "value": value}
+    put_task(double, "service", worker="s", configuration={"General": entry})
+    assert check(double, "default").answer is Answer.SAFE
+
+
+def test_the_kubernetes_glue_is_known_by_its_note_on_the_tasks_that_it_took(double):
+    double.store.queues_create({"name": "k8s_scheduler"})
+    add_worker(double, "glue", "gpu")
+    add_worker(double, "a", "default")
+    assert {e.slots for e in take_snapshot(client_of(double), SETTINGS).workers} == {1}
+    noted = {"properties": {"k8s-queue": {"name": "k8s-queue", "value": "gpu"}}}
+    put_task(double, "training", queue="k8s_scheduler", hyperparams=noted)
+    found = {each.name: each.slots for each in take_snapshot(client_of(double), SETTINGS).workers}
+    assert found == {"glue": None, "a": 1}
+
+
+def test_steps_go_only_to_a_queue_that_has_what_they_need(double):
+    for queue in ("spare", "big", "gpu-2"):
+        double.store.queues_create({"name": queue})
+        add_worker(double, f"on-{queue}", queue)
+    add_worker(double, "agent-1", "services", "default")
+    put_tag(double, "big", "label:highmem")
+    result = check(double, "default")
+    (fix,) = [each for each in result.fixes if each.kind is FixKind.STEP_QUEUE]
+    assert fix.queues == (("default", "spare"),)
+    assert fix.why == "its machines are of the same kind"
+    base = double.store.tasks_create({"name": "base", "tags": ["needs:highmem"]})["id"]
+    needy = Plan(name="p", nodes=(Node(name="fit", queue="default", base_task=base),))
+    found = check_live(needy, "services", SETTINGS, client=client_of(double))
+    (fix,) = [each for each in found.fixes if each.kind is FixKind.STEP_QUEUE]
+    assert (fix.queues, fix.why) == ((("default", "big"),), "it has what they need: highmem")
+
+
+def test_a_controller_goes_only_to_a_queue_that_is_for_controllers(double):
+    for queue in ("idle", "ctl"):
+        double.store.queues_create({"name": queue})
+        add_worker(double, f"on-{queue}", queue)
+    add_worker(double, "a", "default")
+    assert not [e for e in check(double, "default", controller="default").fixes
+                if e.kind is FixKind.CONTROLLER_QUEUE]  # fmt: skip
+    put_tag(double, "ctl", "label:services")
+    fix = check(double, "default", controller="default").fixes[0]
+    assert fix.controller_queue == "ctl"
+    assert fix.why == "it is for controllers, and no step goes there"
+
+
+def test_characters_that_turn_text_never_come_through_from_the_server(double):
+    double.store.queues_create({"name": "gpu\u202eelif"})
+    add_worker(double, "evil\u2066\x1b[2J", "gpu\u202eelif", "services", "default")
+    result = check(double, "default")
+    assert result.answer is Answer.UNSAFE
+    assert "evil\\u2066\\u001b[2J" in result.reasons[0]
+    assert not {"\u202e", "\u2066", "\x1b"} & set(result.to_json())

@@ -207,3 +207,40 @@ def test_the_pretended_server_remembers_what_it_was_told():
     clone = server.answer("tasks", "clone", {"task": number, "new_task_name": "copy"})["id"]
     assert server.tasks[clone]["name"] == "copy"
     assert server.tasks[clone]["type"] == "controller"
+
+
+AGENTS = """
+workers: [{name: a1, queues: [services, default]}, {name: a2, queues: [gpu]}]
+"""
+WITHOUT = {
+    "start": "unsafe",
+    "launch": "unsafe",
+    "decorated": "unsafe",
+    "plain": "safe",
+    "two_pipelines": "unsafe",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WITHOUT)
+def test_a_script_is_checked_against_written_agents_without_a_server(lab, way):
+    (lab.folder / "script.py").write_text(f"{HEAD}{WAYS[way][0]}\n")
+    (lab.folder / "agents.yaml").write_text(AGENTS)
+    result = lab.cli(
+        "check", "--json", "script.py", "--agents", "agents.yaml",
+        MLOPS_EXT_CLEARML_CHECK_TIMEOUT_S="200", CLEARML_API_HOST="http://127.0.0.1:9",
+    )  # fmt: skip
+    found = json.loads(result.stdout)
+    assert found["verdict"] == WITHOUT[way], (found, result.stderr)
+    assert lab.double.calls == []
+    assert not (lab.folder / "step-ran").exists()
+
+
+@pytest.mark.slow
+def test_what_a_checked_script_comes_to_is_drawn_and_saved(lab):
+    (lab.folder / "script.py").write_text(f"{HEAD}{WAYS['start'][0]}\n")
+    result = lab.cli("check", "script.py", "--plot", "plan.svg", "--save", "plan.yaml")
+    assert result.returncode == 1, result.stderr
+    assert "nightly" in (lab.folder / "plan.svg").read_text()
+    again = lab.cli("check", "--json", "plan.yaml")
+    assert json.loads(again.stdout)["reasons"][0].startswith("nightly: controller holds a1")

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from clearml_ext.check.fixes import FixKind, propose
 from clearml_ext.cli import clearml
 from clearml_ext.topology.file import parse_topology, read_topology, write_topology
-from mlops_ext.errors import MlopsExtError
-from mlops_ext.queues.check import check
+from clearml_ext.topology.layout import lay_out
+from mlops_ext.errors import MlopsExtError, TopologyError
+from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
 
 EXAMPLES = Path(__file__).parents[4] / "examples/clearml"
 SPEC = """
@@ -279,3 +280,79 @@ def test_a_picture_with_an_unknown_ending_is_refused(tmp_path):
     result = run(EXAMPLES / "separate-queues.yaml", "--plot", tmp_path / "topology.bmp")
     assert isinstance(result.exception, MlopsExtError)
     assert ".svg or .html" in str(result.exception)
+
+
+def test_labels_and_autoscaled_queues_are_read_and_written_back(tmp_path):
+    document = {
+        "workers": [
+            {"name": "a", "queues": ["gpu", "cpu"], "labels": ["a100", "big"]},
+            {"name": "b", "queues": ["gpu"], "labels": ["a100"]},
+        ],
+        "queues": [
+            "idle",
+            {"name": "elastic", "autoscaled": True, "min": 0, "max": 4, "labels": ["spot"]},
+            {"name": "many", "autoscaled": "unbounded"},
+            {"name": "cpu", "max": 3},
+        ],
+        "pipelines": [
+            {"name": "p", "queue": "s", "steps": [{"name": "x", "queue": "gpu", "needs": ["a100"]}]}
+        ],
+    }
+    found = parse_topology(document)
+    slots = {each.name: each.slots for each in found.workers}
+    assert slots == {
+        "a": 1, "b": 1, "autoscaler of elastic": 4, "autoscaler of many": None,
+        "autoscaler of cpu": 3,
+    }  # fmt: skip
+    assert {queue: sorted(each) for queue, each in found.labels.items()} == {
+        "gpu": ["a100"], "cpu": ["a100", "big"], "elastic": ["spot"]
+    }  # fmt: skip
+    assert found.pipelines[0].steps[0].needs == ("a100",)
+    path = tmp_path / "again.yaml"
+    write_topology(found, path)
+    again = read_topology(path)
+    assert (again.workers, again.labels, again.pipelines) == (
+        found.workers, found.labels, found.pipelines
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "queue",
+    [
+        {"name": "q", "autoscaled": "many"},
+        {"name": "q", "autoscaled": True, "min": 5, "max": 4},
+        {"name": "q", "autoscaled": True, "max": -1},
+        {"autoscaled": 4},
+        {"name": "q", "maximum": 4},
+        7.5,
+    ],
+)
+def test_a_queue_that_is_declared_wrongly_is_refused_with_its_place(queue):
+    with pytest.raises(TopologyError, match=r"queues\[0\]"):
+        parse_topology({"pipelines": [], "queues": [queue]})
+
+
+def test_what_a_refusal_does_not_name_is_folded_and_the_chain_comes_first():
+    workers = [Worker(name=f"gpu-{at}", queues=("gpu",)) for at in range(15)]
+    workers.append(Worker(name="shared", queues=("services", "default")))
+    pipelines = [
+        Pipeline(
+            name=f"p{at}",
+            queue="controllers" if at else "services",
+            steps=tuple(
+                Step(name=f"s{at}-{n}", queue="gpu" if at or n else "default") for n in range(4)
+            ),
+        )
+        for at in (1, 2, 3, 4, 5, 0)
+    ]
+    workers.append(Worker(name="controllers", queues=("controllers",), slots=None))
+    topology = Topology(workers=tuple(workers), pipelines=tuple(pipelines))
+    drawing = lay_out(topology, check(topology))
+    boxes = {box.full: box for box in drawing.boxes}
+    assert len(boxes) <= 16
+    top = min(box.y for box in drawing.boxes)
+    assert {box.full for box in drawing.boxes if box.y == top} == {"p0", "default", "shared"}
+    assert all(boxes[name].stuck for name in ("p0", "p0/s0-0", "default", "shared"))
+    assert boxes["p1"].texts[2] == "4 steps: s1-0, s1-1, s1-2, s1-3"
+    assert any("15 agents" in box.texts for box in drawing.boxes)
+    assert drawing.height < 1100 > drawing.width  # a page

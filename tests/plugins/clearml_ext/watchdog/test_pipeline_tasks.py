@@ -47,8 +47,10 @@ def test_a_step_that_waits_is_explained(double, cause, arrange):
 
 
 def test_a_deadlocked_step_is_explained_and_moved_to_a_free_agent(double):
+    spare = double.store.queues_create({"name": "spare"})["id"]
     add_worker(double, "a1", "services", "default")
-    add_worker(double, "a2", "gpu")
+    add_worker(double, "gpu-box", "gpu")
+    add_worker(double, "a2", "spare")
     own = add_controller(double, "nightly", {}, queue="services", worker="a1")
     step = put_step(double, own, "default")
     told, now = [], [0.0]
@@ -61,9 +63,9 @@ def test_a_deadlocked_step_is_explained_and_moved_to_a_free_agent(double):
     now[0] = 61.0
     assert monitor.poll()
     assert 'a1 is held by controller "nightly"' in told[0]
-    assert told[1] == 'step "train" was moved from default to gpu'
-    gpu = next(row for row in double.store.queues.values() if row["name"] == "gpu")
-    assert [entry["task"] for entry in gpu["entries"]] == [step]
+    assert told[1] == 'step "train" was moved from default to spare'
+    entries = double.store.queues[spare]["entries"]
+    assert [entry["task"] for entry in entries] == [step]
 
 
 def watching(double, own, *, acts=True, **settings):

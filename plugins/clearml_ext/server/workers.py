@@ -1,0 +1,208 @@
+"""The live workers, and how many tasks each takes at a time: what the server does not tell.
+
+A plain agent takes one. What is more is declared in tags and metadata, or shows by the marks that
+services agents, the Kubernetes glue and the SDK's autoscaler leave on the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clearml_ext.topology.file import UNBOUNDED, autoscaler
+from mlops_ext.errors import TopologyError
+from mlops_ext.queues.check import Worker
+
+HIDDEN_QUEUE = "k8s_scheduler"
+"""Where the Kubernetes glue keeps tasks whose pods are pending."""
+
+_CHILD = re.compile(r"^(.+?):(?:service:)?[0-9a-f]{32}$")
+"""Workers that run one task for another worker: in services mode, and under the Kubernetes glue."""
+_BOUNDLESS = frozenset({"services-mode", "services_mode", "k8s", "k8s-glue", "kubernetes"})
+_HOSTED, _RUNS = "instance_queue_list", "in_progress"
+_NUMBER = re.compile(r"(?:min\W*)?(?:\d+\D+?)?(\d{1,9})")
+"""The last number of "4", "0-4" and "min 0, max 4"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveWorker:
+    """A worker as the server lists it.
+
+    Attributes:
+        name: its id.
+        queues: names of the queues it listens to.
+        slots: how many tasks it runs at a time, None for any number.
+        task: id of the task it runs, or None.
+        age_s: seconds since its last report.
+        fresh: whether that is recent enough to count on it.
+    """
+
+    name: str
+    queues: tuple[str, ...]
+    slots: int | None
+    task: str | None = None
+    age_s: float = 0.0
+    fresh: bool = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes tasks, as far as one can know."""
+        return self.fresh and bool(self.queues)
+
+    @property
+    def plain(self) -> Worker:
+        """The same, as the checker wants it."""
+        return Worker(name=self.name, queues=self.queues, slots=self.slots)
+
+
+def parent_of(worker: str) -> str:
+    """The worker whose slot *worker* takes: its own, or that of the one it runs a task for."""
+    found = _CHILD.match(worker)
+    return found.group(1) if found else worker
+
+
+def parse_time(text: object) -> dt.datetime | None:
+    """The moment that the server wrote as *text*, or None if it is none."""
+    try:
+        found = dt.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=dt.timezone.utc)
+
+
+def live_workers(
+    rows: Sequence[Mapping[str, Any]],
+    queue_rows: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    moment: dt.datetime,
+    notes: list[str],
+    fresh_s: float,
+) -> list[LiveWorker]:
+    """The workers of the server's *rows*, and those that autoscalers may start.
+
+    Their slots are what tags and *queue_rows* declare, or what *tasks* give away. What cannot be
+    read is added to *notes*, and does not count.
+    """
+    names = [str(row["id"]) for row in rows]
+    boundless = {parent_of(name) for name in names if parent_of(name) != name}
+    boundless |= _glue_workers(rows, tasks)
+    workers = []
+    for name, row in zip(names, rows, strict=True):
+        if parent_of(name) != name:
+            continue
+        seen = parse_time(row.get("last_activity_time") or row.get("last_report_time"))
+        age_s = float("inf") if seen is None else max(0.0, (moment - seen).total_seconds())
+        words = [word for tag in row.get("tags") or [] for word in re.split(r"[\s,]+", str(tag))]
+        slots = None if name in boundless or _BOUNDLESS & {w.casefold() for w in words} else 1
+        for text in _values(words, "capacity"):
+            where = f"tag 'capacity:{text}' of worker {name}"
+            (slots,) = _capacity(text, where, notes, otherwise=[1])
+        workers.append(
+            LiveWorker(
+                name=name,
+                queues=_queues(row),
+                slots=slots,
+                task=str(row["task"]["id"]) if row.get("task") else None,
+                age_s=age_s,
+                fresh=age_s <= fresh_s,
+            )
+        )
+    scaled = _autoscaled({n: each for n, each in tasks.items() if each.get("status") == _RUNS})
+    for row in queue_rows:
+        queue = str(row["name"])
+        for slots in _declared(row, "capacity", notes):
+            serving = [each for each in workers if queue in each.queues and each.fresh]
+            if len(serving) == 1:
+                workers[workers.index(serving[0])] = replace(serving[0], slots=slots)
+        for most in (*_declared(row, "autoscaled", notes), *scaled.get(queue, ()))[:1]:
+            scaler = autoscaler(queue, most, [each.plain for each in workers if each.fresh])
+            workers.append(LiveWorker(name=scaler.name, queues=(queue,), slots=scaler.slots))
+    return workers
+
+
+def _queues(row: Mapping[str, Any]) -> tuple[str, ...]:
+    names = (str(queue["name"]) for queue in row.get("queues") or [])
+    return tuple(name for name in names if HIDDEN_QUEUE not in name)
+
+
+def said(row: Mapping[str, Any], key: str) -> list[str]:
+    """What the metadata of a queue's *row* says about *key*, or its tags ``key:value``."""
+    metadata = row.get("metadata") or {}
+    if isinstance(metadata, list):
+        metadata = {each.get("key"): each for each in metadata}
+    if key in metadata:
+        entry = metadata[key]
+        return [str(entry.get("value") if isinstance(entry, dict) else entry)]
+    return _values(row.get("tags") or [], key)
+
+
+def labels_said(row: Mapping[str, Any]) -> list[str]:
+    """The labels that a queue has by its metadata ``labels``, or its tags ``label:gpu``."""
+    found = [*said(row, "labels"), *said(row, "label")]
+    return [label for text in found for label in re.split(r"[\s,]+", text) if label]
+
+
+def _values(tags: Iterable[object], key: str) -> list[str]:
+    """What *tags* say about *key*: "4" for the tag ``capacity:4``."""
+    pairs = (str(tag).replace("=", ":", 1).partition(":") for tag in tags)
+    return [value.strip() for name, _, value in pairs if name.casefold() == key and value]
+
+
+def _declared(row: Mapping[str, Any], key: str, notes: list[str]) -> list[int | None]:
+    """The slots that a queue declares under *key*, or nothing."""
+    where = f"metadata {key} of queue {row['name']}"
+    return [each for text in said(row, key)[:1] for each in _capacity(text, where, notes)]
+
+
+def _capacity(
+    text: str, where: str, notes: list[str], otherwise: Sequence[int] = ()
+) -> Sequence[int | None]:
+    """The number in *text*, None if it is "unbounded"; if it is neither, a note and *otherwise*."""
+    if text.casefold() == UNBOUNDED:
+        return [None]
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        error = TopologyError(where, text, f"a whole number or {UNBOUNDED}")
+        notes.append(f"{error}; it {'counts as one slot' if otherwise else 'is ignored'}")
+        return otherwise
+    return [int(found[1])]
+
+
+def _glue_workers(
+    rows: Iterable[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]]
+) -> set[str]:
+    """The workers that are the Kubernetes glue: it notes its queue on each task that it takes."""
+    noted = set()
+    for document in tasks.values():
+        entry = ((document.get("hyperparams") or {}).get("properties") or {}).get("k8s-queue")
+        noted.add(entry.get("value") if isinstance(entry, dict) else entry)
+    found = set()
+    for queue in noted - {None}:
+        serving = [str(row["id"]) for row in rows if queue in _queues(row)]
+        found |= set(serving) if len(serving) == 1 else set()
+    return found
+
+
+def _autoscaled(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int | None]]:
+    """How many machines autoscalers start at most, by queue: their tasks keep it as JSON.
+
+    The SDK's keeps ``queues: {queue: [[resource, most], …]}``, the hosted ones a list of
+    ``queue_name`` and ``num_instances``.
+    """
+    found: dict[str, list[int | None]] = {}
+    for document in tasks.values():
+        entry = (document.get("configuration") or {}).get("General") or {}
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
+            kept = json.loads(entry.get("value") or "{}")
+            rows = [(e["queue_name"], e["num_instances"]) for e in kept.get(_HOSTED, ())]
+            if "resource_configurations" in kept:
+                queues = kept["queues"].items()
+                rows += [(queue, each[1]) for queue, resources in queues for each in resources]
+            for queue, most in rows:
+                found[queue] = [(found.get(queue, [0])[0] or 0) + int(most)]
+    return found
