@@ -17,8 +17,9 @@ from typing import Any
 
 from clearml_ext.check.fixes import propose
 from clearml_ext.demo.simulate import hanging_runs
+from clearml_ext.topology.file import parse_topology
 from mlops_ext.demo import Claim, Event, Progress
-from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
+from mlops_ext.queues.check import Topology, check
 
 ROOT = Path(__file__).resolve().parents[3]
 """The root of a clone, if this is one."""
@@ -26,35 +27,27 @@ _folder = functools.partial(tempfile.TemporaryDirectory, prefix="clearml-demo-")
 RUNS = 500
 """Random runs of each plan: enough to meet an order of events that one run in fifty takes."""
 
-_TRAIN = (
-    Step(name="prepare", queue="default"),
-    Step(name="fit", queue="default", after=("prepare",)),
-)
+_TRAIN = [{"name": "prepare", "queue": "default"},
+          {"name": "fit", "queue": "default", "after": ["prepare"]}]  # fmt: skip
+_TUNE = [{"name": "trials", "queue": "gpu",
+          "pipeline": {"steps": [{"name": "trial", "queue": "gpu"}]}}]  # fmt: skip
+
+
+def _plan(workers: dict[str, list[str]], queue: str, steps: object, instances: int) -> Topology:
+    pipeline = {"name": "train", "queue": queue, "steps": steps, "instances": instances}
+    rows = [{"name": name, "queues": queues} for name, queues in workers.items()]
+    return parse_topology({"workers": rows, "pipelines": [pipeline]})
+
 
 CASES = {
-    "one agent on both queues": Topology(
-        workers=(Worker(name="agent-1", queues=("services", "default")),),
-        pipelines=(Pipeline(name="train", queue="services", steps=_TRAIN),),
+    "one agent on both queues": _plan(
+        {"agent-1": ["services", "default"]}, "services", _TRAIN, instances=1
     ),
-    "two runs of one pipeline, two agents": Topology(
-        workers=(
-            Worker(name="agent-1", queues=("default",)),
-            Worker(name="agent-2", queues=("default",)),
-        ),
-        pipelines=(Pipeline(name="train", queue="default", steps=_TRAIN, instances=2),),
+    "two runs of one pipeline, two agents": _plan(
+        {"agent-1": ["default"], "agent-2": ["default"]}, "default", _TRAIN, instances=2
     ),
-    "a sub-pipeline in the queue of its steps": Topology(
-        workers=(
-            Worker(name="services-agent", queues=("services",), slots=None),
-            Worker(name="gpu-1", queues=("gpu",)),
-        ),
-        pipelines=(
-            Pipeline(
-                name="tune",
-                queue="services",
-                steps=(Step(name="trials", queue="gpu", steps=(Step(name="trial", queue="gpu"),)),),
-            ),
-        ),
+    "a sub-pipeline in the queue of its steps": _plan(
+        {"services-agent": ["services"], "gpu-1": ["gpu"]}, "services", _TUNE, instances=1
     ),
 }
 """Plans that deadlock, by what is wrong with them."""
