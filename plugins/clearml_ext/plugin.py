@@ -14,8 +14,32 @@ SUPPORTED = ">=1.14,<3"
 _TESTS = "tests/plugins/clearml_ext"
 
 
-def _patch(name: str, target: str, reason: str, test: str, issue: int = 0) -> Patch:
-    return Patch(
+_SCRIPTS = (
+    "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does"
+)
+_AGENTS = "test_agents.py::test_one_agent_hangs_bare_and_is_refused_with_the_patch"
+_CLONES = "test_agents.py::test_a_clone_from_the_web_interface_is_checked_on_the_agent"
+
+_ROWS = (  # name, target, reason, test, upstream's report
+    ("enqueue-guard", "clearml.task:Task.enqueue",
+     "a controller that is enqueued where its steps wait for its own agent never ends",
+     _AGENTS, 1244),
+    ("start-guard", "clearml.automation.controller:PipelineController.start",
+     "a pipeline is enqueued where its steps wait for its own agent, and never ends",
+     _AGENTS, 1244),
+    ("controller-guard", "clearml.automation.controller:PipelineController._prepare_pipeline",
+     ("clones and reruns are not checked, time limits of queued steps crash the controller, and"
+     " steps of an aborted controller still run"), _CLONES, 1640),
+    ("session-guard", "clearml.backend_api.session.session:Session._send_request",
+     "a script that is only checked still creates tasks and enqueues them", _SCRIPTS, None),
+    ("local-job-guard", "clearml.automation.job:LocalClearmlJob.launch",
+     "a script that is only checked runs its steps as sub-processes", _SCRIPTS, None),
+    ("debug-guard", "clearml.automation.controller:PipelineDecorator.debug_pipeline",
+     "a script that is only checked runs its steps as functions", _SCRIPTS, None),
+)  # fmt: skip
+
+PATCHES = tuple(
+    Patch(
         id=f"clearml.{name}",
         framework="clearml",
         distribution="clearml",
@@ -23,52 +47,10 @@ def _patch(name: str, target: str, reason: str, test: str, issue: int = 0) -> Pa
         target=target,
         replacement=f"clearml_ext.patches:{name.replace('-', '_')}",
         reason=reason,
-        upstream=f"https://github.com/clearml/clearml/issues/{issue}" if issue else "",
+        upstream=f"https://github.com/clearml/clearml/issues/{number}" if number else "",
         verified_by=f"{_TESTS}/{test}",
     )
-
-
-PATCHES = (
-    _patch(
-        "enqueue-guard",
-        "clearml.task:Task.enqueue",
-        "a controller that is enqueued where its steps wait for its own agent never ends",
-        "test_agents.py::test_one_agent_hangs_bare_and_is_refused_with_the_patch",
-        1244,
-    ),
-    _patch(
-        "start-guard",
-        "clearml.automation.controller:PipelineController.start",
-        "a pipeline is enqueued where its steps wait for its own agent, and never ends",
-        "test_agents.py::test_one_agent_hangs_bare_and_is_refused_with_the_patch",
-        1244,
-    ),
-    _patch(
-        "controller-guard",
-        "clearml.automation.controller:PipelineController._prepare_pipeline",
-        "clones and reruns are not checked, time limits of queued steps crash the"
-        " controller, and steps of an aborted controller still run",
-        "test_agents.py::test_a_clone_from_the_web_interface_is_checked_on_the_agent",
-        1640,
-    ),
-    _patch(
-        "session-guard",
-        "clearml.backend_api.session.session:Session._send_request",
-        "a script that is only checked still creates tasks and enqueues them",
-        "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does",
-    ),
-    _patch(
-        "local-job-guard",
-        "clearml.automation.job:LocalClearmlJob.launch",
-        "a script that is only checked runs its steps as sub-processes",
-        "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does",
-    ),
-    _patch(
-        "debug-guard",
-        "clearml.automation.controller:PipelineDecorator.debug_pipeline",
-        "a script that is only checked runs its steps as functions",
-        "check/test_scripts.py::test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does",
-    ),
+    for name, target, reason, test, number in _ROWS
 )
 
 

@@ -6,10 +6,10 @@ import dataclasses
 import enum
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clearml_ext.topology.labels import fits, is_for_controllers
+from clearml_ext.topology.labels import all_steps, fits, is_for_controllers
 from mlops_ext.queues.check import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
 
 _CHECKS = 60
@@ -43,7 +43,6 @@ class Fix:
         text: what to do, in words, with the command where there is one.
         why: why this one was chosen of those of its kind.
         topology: the topology after it.
-        commands: shell commands to run, if any.
         queues: old queue → new queue, of the steps that it moves.
         controller_queue: the controllers' new queue; None where they run locally or stay.
     """
@@ -52,7 +51,6 @@ class Fix:
     text: str
     why: str
     topology: Topology
-    commands: tuple[str, ...] = ()
     queues: tuple[tuple[str, str], ...] = ()
     controller_queue: str | None = None
 
@@ -90,7 +88,6 @@ def _candidates(topology: Topology, verdict: Verdict, services: str) -> Iterator
     yield _replace(
         topology,
         involved,
-        lambda each: dataclasses.replace(each, queue=None, worker=None),
         FixKind.LOCAL_CONTROLLER,
         f"run the controller of {_listing(involved)} outside of the agents: start_locally()",
         "there it holds none of them",
@@ -130,30 +127,17 @@ def separate(topology: Topology, name: str, services: str = "services") -> Itera
             return
 
 
-def all_steps(steps: Iterable[Step]) -> Iterator[Step]:
-    """*steps* and all below them."""
-    pending = list(steps)
-    while pending:
-        yield (step := pending.pop())
-        pending += step.steps
-
-
-def _step_queues(steps: tuple[Step, ...]) -> set[str]:
-    return {step.queue for step in all_steps(steps)}
-
-
 def _move_controllers(topology: Topology, involved: list[str], services: str) -> Iterator[Fix]:
-    taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
+    taken = {step.queue for each in topology.pipelines for step in all_steps(each.steps)}
     for queue in _known_queues(topology):
         if queue not in taken and is_for_controllers(queue, topology.labels, services):
             yield _replace(
                 topology,
                 involved,
-                lambda each, queue=queue: dataclasses.replace(each, queue=queue),  # type: ignore[misc]  # a lambda's default has no type
                 FixKind.CONTROLLER_QUEUE,
                 f"put the controller of {_listing(involved)} in queue {queue}",
                 "it is for controllers, and no step goes there",
-                controller_queue=queue,
+                controller=queue,
             )
 
 
@@ -174,17 +158,9 @@ def _move_steps(
                     if needed
                     else ("its machines are of the same kind")
                 )
-                yield _replace(
-                    topology,
-                    involved,
-                    lambda each, old=old, new=new: dataclasses.replace(  # type: ignore[misc]  # a lambda's default has no type
-                        each, steps=_moved(each.steps, old, new)
-                    ),
-                    FixKind.STEP_QUEUE,
-                    f"put the steps that go to {old} in queue {new}",
-                    why,
-                    queues=((old, new),),
-                )
+                text = f"put the steps that go to {old} in queue {new}"
+                kind = FixKind.STEP_QUEUE
+                yield _replace(topology, involved, kind, text, why, moved=(old, new))
 
 
 def _moved(steps: tuple[Step, ...], old: str, new: str) -> tuple[Step, ...]:
@@ -201,9 +177,8 @@ def _moved(steps: tuple[Step, ...], old: str, new: str) -> tuple[Step, ...]:
 def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
     unserved = [queue for queue in waiting if queue not in _known_queues(topology)]
     for count in range(1, _NEW_AGENTS + 1):
-        targets = [unserved] if unserved else [[queue] for queue in waiting]
-        for queues in targets:
-            commands = [agent_command(queue) for queue in queues for _ in range(count)]
+        for queues in [unserved] if unserved else [[queue] for queue in waiting]:
+            commands = "; ".join(map(agent_command, queues))
             workers = [
                 Worker(name=f"new agent {at} on {queue}", queues=(queue,))
                 for queue in queues
@@ -212,29 +187,26 @@ def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
             words = "another agent" if count == 1 else f"{count} more agents"
             yield Fix(
                 kind=FixKind.NEW_AGENT,
-                text=f"start {words} for {_listing(queues)}: {'; '.join(dict.fromkeys(commands))}",
+                text=f"start {words} for {_listing(queues)}: {commands}",
                 why="no change of queues would do, or none is wanted",
                 topology=dataclasses.replace(topology, workers=(*topology.workers, *workers)),
-                commands=tuple(commands),
             )
 
 
 def _services_agent(topology: Topology, involved: list[str], services: str) -> Iterator[Fix]:
     """A services-mode agent of the controllers' own: on the open-source server it has no bound."""
-    taken = {queue for each in topology.pipelines for queue in _step_queues(each.steps)}
+    taken = {step.queue for each in topology.pipelines for step in all_steps(each.steps)}
     names = (services, "controllers", *(f"controllers-{at}" for at in range(2, len(taken) + 3)))
     queue = next(name for name in names if name not in taken)
     agent = Worker(name="new services agent", queues=(queue,), slots=None)
-    command = services_command(queue)
+    text = f"put the controller of {_listing(involved)} in queue {queue}"
     yield _replace(
         dataclasses.replace(topology, workers=(*topology.workers, agent)),
         involved,
-        lambda each: dataclasses.replace(each, queue=queue),
         FixKind.SERVICES_AGENT,
-        f"put the controller of {_listing(involved)} in queue {queue}, served by {command}",
+        f"{text}, served by {services_command(queue)}",
         "such an agent takes any number of controllers",
-        commands=(command,),
-        controller_queue=queue,
+        controller=queue,
     )
 
 
@@ -253,29 +225,34 @@ def agent_command(queue: str) -> str:
     return f"clearml-agent daemon --queue {_quoted(queue)} --create-queue --detached"
 
 
-def _replace(  # noqa: PLR0913  # the parts of a Fix
+def _replace(  # what a fix changes
     topology: Topology,
     involved: list[str],
-    change: Callable[[Pipeline], Pipeline],
     kind: FixKind,
     text: str,
     why: str,
     *,
-    commands: tuple[str, ...] = (),
-    queues: tuple[tuple[str, str], ...] = (),
-    controller_queue: str | None = None,
+    controller: str | None = None,
+    moved: tuple[str, str] | None = None,
 ) -> Fix:
-    pipelines = tuple(
-        change(each) if each.name in involved else each for each in topology.pipelines
-    )
+    """The fix that sends the pipelines *involved* elsewhere, controllers or *moved* steps."""
+
+    def change(each: Pipeline) -> Pipeline:
+        if each.name not in involved:
+            return each
+        if moved is not None:
+            return dataclasses.replace(each, steps=_moved(each.steps, *moved))
+        worker = each.worker if controller is not None else None
+        return dataclasses.replace(each, queue=controller, worker=worker)
+
+    pipelines = tuple(change(each) for each in topology.pipelines)
     return Fix(
         kind=kind,
         text=text,
         why=why,
         topology=dataclasses.replace(topology, pipelines=pipelines),
-        commands=commands,
-        queues=queues,
-        controller_queue=controller_queue,
+        queues=(moved,) if moved else (),
+        controller_queue=controller,
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from clearml_ext.check.fixes import agent_command, all_steps, services_command
+from clearml_ext.check.fixes import agent_command, services_command
 from clearml_ext.topology.file import dump_yaml
-from clearml_ext.topology.labels import ACCELERATOR, labels_of
+from clearml_ext.topology.labels import ACCELERATOR, all_steps, labels_of
 from mlops_ext.errors import TopologyError
-from mlops_ext.queues.check import Pipeline, Step, Topology, Worker, check
+from mlops_ext.queues.check import Topology, Worker, check
 
 _UNIT = """[Unit]
 Description=ClearML agent for the queue {queue}
@@ -29,6 +30,8 @@ RestartSec=10
 [Install]
 WantedBy=multi-user.target
 """
+_MOST = 50
+"""Agents for one queue; a plan that needs more should give its sub-pipelines a queue."""
 _ALL_GPUS = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 
 
@@ -118,63 +121,56 @@ def manifest(topology: Topology, services: str = "services", *, anew: bool = Fal
     Raises:
         TopologyError: no agents make it safe: steps wait for each other.
     """
-    bare = dataclasses.replace(topology, workers=()) if anew else topology
-    for plan, changes in ((bare, ()), _separated(bare, services)):
-        agents = list(_agents(plan))
-        verdict = check(_with(plan, agents))
-        if not verdict.safe:
-            continue
-        for agent in tuple(agents):  # as few as will do
-            rest = [each for each in agents if each is not agent]
-            if check(_with(plan, rest)).safe:
-                agents = rest
-        return Manifest(topology=_with(plan, agents), agents=tuple(agents), changes=tuple(changes))
-    raise TopologyError("the plan", verdict.reasons[0], "a plan that agents can make safe")
+    steps = [step for each in topology.pipelines for step in all_steps(each.steps)]
+    working = {step.queue for step in steps if not step.steps}
+    target = next(name for name in (services, "controllers", "pipelines") if name not in working)
+    leaving = [each for each in topology.pipelines if each.queue in working and not each.worker]
+    plan = dataclasses.replace(
+        topology,
+        workers=() if anew else topology.workers,
+        pipelines=tuple(
+            dataclasses.replace(each, queue=target) if each in leaving else each
+            for each in topology.pipelines
+        ),
+    )
+    agents = list(_agents(plan, working))
+    verdict = check(_with(plan, agents))
+    if not verdict.safe:
+        raise TopologyError("the plan", verdict.reasons[0], "a plan that agents can make safe")
+    for agent in tuple(agents):  # as few as will do
+        rest = [each for each in agents if each is not agent]
+        if check(_with(plan, rest)).safe:
+            agents = rest
+    return Manifest(
+        topology=_with(plan, agents),
+        agents=tuple(agents),
+        changes=tuple(f"put the controller of {each.name} in queue {target}" for each in leaving),
+    )
 
 
 def _with(topology: Topology, agents: list[Worker]) -> Topology:
     return dataclasses.replace(topology, workers=(*topology.workers, *agents))
 
 
-def _agents(topology: Topology) -> Iterator[Worker]:
-    """An agent for each queue: any number of slots for controllers, one for steps."""
-    names = {worker.name for worker in topology.workers}
-    steps = [step for each in topology.pipelines for step in all_steps(each.steps)]
-    working = {step.queue for step in steps if not step.steps}
-    waiting = {each.queue for each in topology.pipelines if each.queue and not each.worker}
-    waiting |= {step.queue for step in steps if step.steps}
-    for queue in sorted(working | waiting):
-        name = next(n for n in (queue, f"{queue}-manifest", f"{queue}-new") if n not in names)
-        yield Worker(name=name, queues=(queue,), slots=1 if queue in working else None)
+def _agents(topology: Topology, working: Collection[str]) -> Iterator[Worker]:
+    """Agents enough for each queue: for controllers any number of slots, for steps one.
 
-
-def _separated(topology: Topology, services: str) -> tuple[Topology, list[str]]:
-    """*topology* with all controllers in queues that no plain step uses, and what was changed."""
-    steps = [step for each in topology.pipelines for step in all_steps(each.steps)]
-    working = {step.queue for step in steps if not step.steps}
-    target = next(name for name in (services, "controllers", "pipelines") if name not in working)
-    changes: list[str] = []
-
-    def moved(path: str, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-        found = []
-        for step in steps:
-            inner = f"{path}/{step.name}"
-            queue = step.queue
-            if step.steps and queue in working:
-                changes.append(f"put the sub-pipeline {inner} in queue {target}")
-                queue = target
-            found.append(dataclasses.replace(step, queue=queue, steps=moved(inner, step.steps)))
-        return tuple(found)
-
-    def change(each: Pipeline) -> Pipeline:
-        queue = each.queue
-        if queue in working and each.worker is None:
-            changes.append(f"put the controller of {each.name} in queue {target}")
-            queue = target
-        return dataclasses.replace(each, queue=queue, steps=moved(each.name, each.steps))
-
-    pipelines = tuple(change(each) for each in topology.pipelines)
-    return dataclasses.replace(topology, pipelines=pipelines), changes
+    Where sub-pipelines share a queue with steps (*working*), one more for each that may wait there.
+    """
+    name = "new agent"
+    while any(worker.name.startswith(name) for worker in topology.workers):
+        name = f"another {name}"
+    holding = Counter(dict.fromkeys(working, 0))
+    for pipeline in topology.pipelines:
+        if pipeline.queue is not None and pipeline.worker is None:
+            holding[pipeline.queue] += pipeline.instances
+        for step in all_steps(pipeline.steps):
+            holding[step.queue] += pipeline.instances if step.steps else 0
+    for queue, count in sorted(holding.items()):
+        mixed = queue in working
+        for at in range(1, 2 + min(count, _MOST) if mixed else 2):
+            slots = 1 if mixed else None
+            yield Worker(name=f"{name} {at} on {queue}", queues=(queue,), slots=slots)
 
 
 def _command(agent: Worker) -> str:

@@ -14,6 +14,7 @@ from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
 from clearml_ext.settings import ClearmlSettings
+from clearml_ext.topology.labels import all_steps
 from mlops_ext.errors import MlopsExtError, UnknownNameError
 from mlops_ext.queues.check import Pipeline, Step, Topology
 from mlops_ext.settings import environment
@@ -145,10 +146,7 @@ def _separate(
 
 def _queues_of(steps: Sequence[Step]) -> set[str]:
     """The queues of plain steps, sub-pipelines' included."""
-    found: set[str] = set()
-    for step in steps:
-        found |= _queues_of(step.steps) if step.steps else {step.queue}
-    return found
+    return {step.queue for step in all_steps(steps) if not step.steps}
 
 
 def _dead(snapshot: Snapshot, topology: Topology) -> Iterable[str]:

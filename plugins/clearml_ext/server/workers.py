@@ -24,7 +24,6 @@ HIDDEN_QUEUE = "k8s_scheduler"
 _CHILD = re.compile(r"^(.+?):(?:service:)?[0-9a-f]{32}$")
 """Workers that run one task for another worker: in services mode, and under the Kubernetes glue."""
 _BOUNDLESS = frozenset({"services-mode", "services_mode", "k8s", "k8s-glue", "kubernetes"})
-_HOSTED, _RUNS = "instance_queue_list", "in_progress"
 _NUMBER = re.compile(r"(?:min\W*)?(?:\d+\D+?)?(\d{1,9})")
 """The last number of "4", "0-4" and "min 0, max 4"."""
 
@@ -112,7 +111,7 @@ def live_workers(
                 fresh=age_s <= fresh_s,
             )
         )
-    scaled = _autoscaled({n: each for n, each in tasks.items() if each.get("status") == _RUNS})
+    scaled = _autoscaled(tasks)
     for row in queue_rows:
         queue = str(row["name"])
         for slots in _declared(row, "capacity", notes):
@@ -189,20 +188,16 @@ def _glue_workers(
 
 
 def _autoscaled(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int | None]]:
-    """How many machines autoscalers start at most, by queue: their tasks keep it as JSON.
+    """How many machines autoscalers start at most, by queue: the SDK's keeps it on its task.
 
-    The SDK's keeps ``queues: {queue: [[resource, most], …]}``, the hosted ones a list of
-    ``queue_name`` and ``num_instances``.
+    As JSON with ``resource_configurations``, and ``queues: {queue: [[resource, most], …]}``.
     """
     found: dict[str, list[int | None]] = {}
     for document in tasks.values():
         entry = (document.get("configuration") or {}).get("General") or {}
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
             kept = json.loads(entry.get("value") or "{}")
-            rows = [(e["queue_name"], e["num_instances"]) for e in kept.get(_HOSTED, ())]
-            if "resource_configurations" in kept:
-                queues = kept["queues"].items()
-                rows += [(queue, each[1]) for queue, resources in queues for each in resources]
-            for queue, most in rows:
-                found[queue] = [(found.get(queue, [0])[0] or 0) + int(most)]
+            if document.get("status") == "in_progress" and "resource_configurations" in kept:
+                for queue, resources in kept["queues"].items():
+                    found[queue] = [sum(int(each[1]) for each in resources)]
     return found

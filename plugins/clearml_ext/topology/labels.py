@@ -1,4 +1,4 @@
-"""What queues are made for: labels, said by their owners or told by a queue's name.
+"""What steps go where, and what queues are made for: labels, said or told by a queue's name.
 
 A fix sends a task only to a queue that was made for it. Nobody's steps land on a machine without
 a GPU that they need, and no controller waits on a machine that is needed for work.
@@ -7,7 +7,7 @@ a GPU that they need, and no controller waits on a machine that is needed for wo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from mlops_ext.queues.check import Step
 
@@ -20,6 +20,13 @@ ACCELERATOR = "accelerator"
 _FOR_CONTROLLERS = frozenset({"services", "controllers", "own-services"})
 _ACCELERATED = re.compile(r"gpu|cuda|tpu|rtx|dgx|(?<![a-z])[ahvltp]\d{1,3}(?!\d)", re.IGNORECASE)
 """Names of queues whose machines have accelerators: gpu, a100-box, h100."""
+
+
+def all_steps(steps: Iterable[Step]) -> Iterator[Step]:
+    """*steps* and all below them."""
+    for step in steps:
+        yield step
+        yield from all_steps(step.steps)
 
 
 def labels_of(queue: str, declared: Mapping[str, frozenset[str]]) -> frozenset[str]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from clearml_ext.topology.labels import all_steps
 from mlops_ext.queues.check import Chain, ChainKind, Hold, Pipeline, Step, Topology, Verdict, Worker
 
 _MARGIN, _GAP, _COLUMN_GAP = 24.0, 12.0, 110.0
 _BOX_WIDTH, _INDENT, _LINE = 230.0, 22.0, 15.0
-_MOST_TEXT = 32
+_WIDTH = 32
 """Characters of twelve-pixel text that fit a box."""
 _SMALL = 8
 """Tasks up to which nothing is folded."""
@@ -25,24 +26,33 @@ _MOST = 40
 Path = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Box:
     """A task, queue or worker, or several that are folded.
 
     Attributes:
         kind: "controller", "step", "queue" or "worker".
-        x: left side; *y* is the upper side.
         texts: its lines, the first in bold.
         full: what it shows at full length.
         stuck: whether a refusal names it.
+        waits: whether it waits in its queues for ever.
+        queues: those that it waits in, or serves.
+        holds: the workers that it holds, or is.
+        depth: how far a task is from its pipeline's controller.
+        x: left side.
+        y: upper side.
     """
 
     kind: str
-    x: float
-    y: float
     texts: tuple[str, ...]
     full: str
-    stuck: bool
+    stuck: bool = False
+    waits: bool = False
+    queues: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
+    depth: int = 0
+    x: float = 0
+    y: float = 0
     width: float = _BOX_WIDTH
 
     @property
@@ -87,41 +97,23 @@ class Drawing:
     lines: list[Line] = field(default_factory=list)
     captions: list[tuple[float, float, int, bool, str]] = field(default_factory=list)
 
-    def column(self, x: float, y: float, items: Sequence[_Item]) -> list[Box]:
-        """Put *items* below each other, and what is too much in one box more."""
-        found = []
-        if len(items) > _MOST:
-            more = f"and {len(items) - _MOST} more"
-            items = [*items[:_MOST], _Item(kind=items[-1].kind, texts=(more,), full=more)]
-        for item in items:
-            texts = (f"{e[: _MOST_TEXT - 1]}…" if len(e) > _MOST_TEXT else e for e in item.texts)
-            box = Box(
-                kind=item.kind,
-                x=x + _INDENT * item.depth,
-                y=y,
-                texts=tuple(texts),
-                full=item.full,
-                stuck=item.stuck,
-            )
-            found.append(box)
+    def column(self, x: float, y: float, boxes: Sequence[Box]) -> list[Box]:
+        """Put *boxes* below each other, and what is too much in one more."""
+        shown = list(boxes[:_MOST])
+        if len(boxes) > _MOST:
+            more = f"and {len(boxes) - _MOST} more"
+            shown.append(Box(kind=boxes[-1].kind, texts=(more,), full=more))
+        for box in shown:
+            box.x, box.y = x + _INDENT * box.depth, y
+            box.texts = tuple(e if len(e) <= _WIDTH else f"{e[: _WIDTH - 1]}…" for e in box.texts)
             y += box.height + _GAP
-        self.boxes += found
+        self.boxes += shown
         self.height = max(self.height, y)
-        return found
+        return shown
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Item:
-    """What becomes a box; *queues* are those that it waits in, or serves."""
-
-    kind: str
-    texts: tuple[str, ...]
-    full: str
-    stuck: bool = False
-    queues: tuple[str, ...] = ()
-    waits: bool = False
-    holds: tuple[str, ...] = ()
-    depth: int = 0
+    def join(self, start: Box, end: Box, **style: bool) -> None:
+        """Draw an arrow from *start* to *end*."""
+        self.lines.append(Line(start=start.right, end=end.left, **style))
 
 
 def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
@@ -129,45 +121,36 @@ def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
     chains = verdict.chains if verdict is not None else ()
     holds = list(dict.fromkeys(hold for each in chains for hold in (*each.holds, *each.blockers)))
     waiting = {chain.waiting for chain in chains}
-    pipelines = sorted(topology.pipelines, key=lambda each: not _named(each.name, waiting, holds))
+    named = {path[0] for path in (*waiting, *map(_plain, holds))}
+    pipelines = sorted(topology.pipelines, key=lambda each: each.name not in named)
     small = sum(1 + len(each.steps) for each in topology.pipelines) <= _SMALL
     tasks = [item for each in pipelines for item in _tasks(each, waiting, holds, whole=small)]
-    stuck_queues = {chain.queue for chain in chains if chain.queue}
+    stuck = {chain.queue for chain in chains}
     used = dict.fromkeys(queue for item in tasks for queue in item.queues)
-    queues = sorted(used, key=lambda queue: queue not in stuck_queues)
+    queues = sorted(used, key=lambda queue: queue not in stuck)
     serving = [each for each in topology.workers if used.keys() & each.queues]
-    workers = _workers(serving, holds)
     drawing = Drawing(title=_title(verdict))
     top, x = _captions(drawing, chains), _MARGIN
-    task_boxes = drawing.column(x, top, tasks)
-    x = max((box.right[0] for box in task_boxes), default=x) + _COLUMN_GAP
-    queue_items = [
-        _Item(kind="queue", texts=(queue, "queue"), full=queue, stuck=queue in stuck_queues)
-        for queue in queues
-    ]
-    queue_boxes = dict(zip(queues, drawing.column(x, top, queue_items), strict=False))
-    worker_boxes = drawing.column(x + _BOX_WIDTH + _COLUMN_GAP, top, workers)
-    for item, box in zip(tasks, task_boxes, strict=False):
-        for queue in item.queues:
-            _join(drawing, box, queue_boxes.get(queue), stuck=item.waits, dashed=True)
-    for item, box in zip(workers, worker_boxes, strict=False):
-        for queue in item.queues:
-            stuck = item.stuck and queue in stuck_queues
-            _join(drawing, queue_boxes.get(queue), box, stuck=stuck)
-        for task, holder in zip(tasks, task_boxes, strict=False):
-            if set(task.holds) & set(item.holds):
-                _join(drawing, holder, box, stuck=True, holds=True)
+    tasks = drawing.column(x, top, tasks)
+    x = max((box.right[0] for box in tasks), default=x) + _COLUMN_GAP
+    boxes = [Box(kind="queue", texts=(q, "queue"), full=q, stuck=q in stuck) for q in queues]
+    queue_boxes = {box.full: box for box in drawing.column(x, top, boxes)}
+    workers = drawing.column(x + _BOX_WIDTH + _COLUMN_GAP, top, _workers(serving, holds))
+    for box in tasks:
+        for queue in filter(None, map(queue_boxes.get, box.queues)):
+            drawing.join(box, queue, stuck=box.waits, dashed=True)
+    for worker in workers:
+        for queue in filter(None, map(queue_boxes.get, worker.queues)):
+            drawing.join(queue, worker, stuck=worker.stuck and queue.stuck)
+        for box in tasks:
+            if set(box.holds) & set(worker.holds):
+                drawing.join(box, worker, stuck=True, holds=True)
     legend = "dashed: is put in, and waits · solid: is served by · dotted: holds a slot of"
     drawing.height += _MARGIN
     drawing.captions.append((_MARGIN, drawing.height, 11, False, legend))
     drawing.width = x + 2 * _BOX_WIDTH + _COLUMN_GAP + _MARGIN
     drawing.height += _MARGIN
     return drawing
-
-
-def _join(drawing: Drawing, start: Box | None, end: Box | None, **style: bool) -> None:
-    if start is not None and end is not None:
-        drawing.lines.append(Line(start=start.right, end=end.left, **style))
 
 
 def _title(verdict: Verdict | None) -> str:
@@ -197,23 +180,18 @@ def _plain(hold: Hold) -> Path:
     return (re.sub(r" #\d+$", "", hold.task[0]), *hold.task[1:])
 
 
-def _named(pipeline: str, waiting: Iterable[Path], holds: Iterable[Hold]) -> bool:
-    """Whether a refusal names *pipeline*."""
-    return any(path[0] == pipeline for path in (*waiting, *map(_plain, holds)))
-
-
 def _tasks(
     pipeline: Pipeline, waiting: set[Path], holds: Sequence[Hold], *, whole: bool
-) -> list[_Item]:
+) -> list[Box]:
     """The boxes of *pipeline*: those that a refusal names, or the *whole*, and one for the rest."""
     held: dict[Path, tuple[str, ...]] = {}
     for hold in holds:
         held[_plain(hold)] = (*held.get(_plain(hold), ()), *filter(None, [hold.worker]))
-    found, others = list[_Item](), list[Step]()
+    found, others = list[Box](), list[Step]()
 
     def add(path: Path, queue: str | None, notes: tuple[str, ...], steps: tuple[Step, ...]) -> None:
         found.append(
-            _Item(
+            Box(
                 kind="controller" if steps or len(path) == 1 else "step",
                 texts=(path[-1], ", ".join(notes)),
                 full="/".join(path),
@@ -236,26 +214,19 @@ def _tasks(
     on = (f"on {pipeline.worker}",) if pipeline.worker else ()
     add((pipeline.name,), pipeline.queue, ("controller", *many, *on), pipeline.steps)
     if others:
-        below = list(_below(others))
+        below = list(all_steps(others))
         names = ", ".join(step.name for step in others)
         text = f"{len(below)} step{'s' if len(below) > 1 else ''}: {names}"
         queues = tuple(dict.fromkeys(step.queue for step in below))
         if found[0].stuck:
-            found.append(_Item(kind="step", texts=(text,), full=names, queues=queues, depth=1))
+            found.append(Box(kind="step", texts=(text,), full=names, queues=queues, depth=1))
         else:
             queues = tuple(dict.fromkeys((*found[0].queues, *queues)))
             found[0] = replace(found[0], texts=(*found[0].texts, text), queues=queues)
     return found
 
 
-def _below(steps: Iterable[Step]) -> Iterable[Step]:
-    """*steps* and all below them."""
-    for step in steps:
-        yield step
-        yield from _below(step.steps)
-
-
-def _workers(workers: Sequence[Worker], holds: Sequence[Hold]) -> list[_Item]:
+def _workers(workers: Sequence[Worker], holds: Sequence[Hold]) -> list[Box]:
     """The boxes of *workers*: those that are held one by one, the others by their queues."""
     held = {hold.worker for hold in holds}
     groups: dict[object, list[Worker]] = {}
@@ -268,7 +239,7 @@ def _workers(workers: Sequence[Worker], holds: Sequence[Hold]) -> list[_Item]:
         mine = [hold for hold in holds if hold.worker == group[0].name]
         names = ", ".join(each.name for each in group)
         found.append(
-            _Item(
+            Box(
                 kind="worker",
                 texts=(
                     names if len(group) == 1 else f"{len(group)} agents",

@@ -37,13 +37,11 @@ class Explanation:
         cause: what keeps it.
         text: the same in a sentence that names queue, agents and tasks.
         stuck: whether waiting alone will not help.
-        command: what helps, or "".
     """
 
     cause: Cause
     text: str
     stuck: bool
-    command: str = ""
 
 
 def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str]) -> Explanation:
@@ -78,18 +76,18 @@ def _explain_queue(
     alive = [worker for worker in listed if worker.fresh]
     if not listed:
         text = f"{waits}: no agent listens to it; start one: {command}"
-        return _say(Cause.UNWATCHED, text, stuck=True, command=command)
+        return _say(Cause.UNWATCHED, text, stuck=True)
     if not alive:
         seen = ", ".join(f"{each.name} (last seen {each.age_s:.0f} s ago)" for each in listed)
         text = f"{waits}: its agents are dead: {seen}; start one: {command}"
-        return _say(Cause.DEAD, text, stuck=True, command=command)
+        return _say(Cause.DEAD, text, stuck=True)
     ahead = snapshot.entries.get(queue, ()).index(number)
     if ready := next((worker for worker in alive if snapshot.has_room(worker)), None):
         return _say(Cause.ABOUT_TO_START, f"{waits}, with {ahead} before it: {ready.name} is free")
     held = [_holder(worker, snapshot, ancestors) for worker in alive]
     if all(held):
         text = f"{waits}: only {_names(alive)} listen, and {', '.join(held)}; start another: "
-        return _say(Cause.DEADLOCK, f"{text}{command}", stuck=True, command=command)
+        return _say(Cause.DEADLOCK, f"{text}{command}", stuck=True)
     return _say(Cause.BUSY, f"{waits}, with {ahead} before it: {_names(alive)} run other tasks")
 
 
@@ -111,8 +109,8 @@ def _names(workers: list[LiveWorker]) -> str:
     return shown + (f" and {len(workers) - 4} others" if len(workers) > 4 else "")  # noqa: PLR2004  # a line's length
 
 
-def _say(cause: Cause, text: str, *, stuck: bool = False, command: str = "") -> Explanation:
-    return Explanation(cause=cause, text=text, stuck=stuck, command=command)
+def _say(cause: Cause, text: str, *, stuck: bool = False) -> Explanation:
+    return Explanation(cause=cause, text=text, stuck=stuck)
 
 
 def free_queue(snapshot: Snapshot, settings: ClearmlSettings, without: str) -> str | None:
