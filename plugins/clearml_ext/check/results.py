@@ -99,21 +99,15 @@ def result_of(
     services: str = "services",
 ) -> Result:
     """What *verdict* on *topology* comes to; *notes* are told beside the reasons of a refusal."""
-    if verdict.safe:
-        return Result(
-            target=target,
-            answer=Answer.SAFE,
-            topology=topology,
-            verdict=verdict,
-            notes=tuple(notes),
-        )
+    notes = tuple(notes)
     return Result(
         target=target,
-        answer=Answer.UNSAFE,
-        reasons=(*verdict.reasons, *notes),
+        answer=Answer.SAFE if verdict.safe else Answer.UNSAFE,
+        reasons=() if verdict.safe else (*verdict.reasons, *notes),
         fixes=tuple(propose(topology, verdict, services)),
         topology=topology,
         verdict=verdict,
+        notes=notes if verdict.safe else (),
     )
 
 

@@ -6,6 +6,7 @@ For people who look after it, and for cron: the answer needs no pipeline of one'
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +109,7 @@ def workspace_status(client: Client, settings: ClearmlSettings) -> WorkspaceStat
     )
 
 
-def _queues(snapshot: Snapshot, settings: ClearmlSettings, client: Client) -> list[QueueStatus]:
-    found = []
+def _queues(snapshot: Snapshot, settings: ClearmlSettings, client: Client) -> Iterator[QueueStatus]:
     for at, name in enumerate(snapshot.names):
         listed = [worker for worker in snapshot.workers if name in worker.queues]
         launch = ""
@@ -117,32 +117,25 @@ def _queues(snapshot: Snapshot, settings: ClearmlSettings, client: Client) -> li
             plan = Plan(name="one more", nodes=(Node(name="step", queue=name),))
             result = check_plan(plan, settings.services_queue, snapshot, settings, client=client)
             launch = result.answer.value
-        found.append(
-            QueueStatus(
-                name=name,
-                waiting=len(snapshot.entries.get(name, ())),
-                agents=tuple(each.name for each in listed if each.fresh),
-                dead=tuple(each.name for each in listed if not each.fresh),
-                launch=launch,
-            )
+        yield QueueStatus(
+            name=name,
+            waiting=len(snapshot.entries.get(name, ())),
+            agents=tuple(each.name for each in listed if each.fresh),
+            dead=tuple(each.name for each in listed if not each.fresh),
+            launch=launch,
         )
-    return found
 
 
-def _held(snapshot: Snapshot) -> list[Held]:
-    found = []
+def _held(snapshot: Snapshot) -> Iterator[Held]:
     for number, worker in snapshot.running.items():
-        document = snapshot.tasks.get(number)
-        if document is not None and may_wait(document):
-            found.append(
-                Held(
-                    worker=worker,
-                    task=f"{document.get('name')} ({number[:8]})",
-                    type=str(document.get("type")),
-                    since=str(document.get("started") or ""),
-                )
+        document = snapshot.tasks.get(number) or {}
+        if may_wait(document):
+            yield Held(
+                worker=worker,
+                task=f"{document.get('name')} ({number[:8]})",
+                type=str(document.get("type")),
+                since=str(document.get("started") or ""),
             )
-    return found
 
 
 def _stuck(topology: Topology) -> list[str]:

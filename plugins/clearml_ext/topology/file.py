@@ -226,36 +226,28 @@ def topology_document(topology: Topology) -> dict[str, Any]:
     """*topology* as the document that `parse_topology` reads."""
     queues: list[Any] = [queue for queue in topology.queues if queue not in topology.labels]
     queues += [{"name": name, "labels": sorted(each)} for name, each in topology.labels.items()]
-    return {
-        "workers": [
-            {
-                "name": worker.name,
-                "queues": list(worker.queues),
-                "slots": UNBOUNDED if worker.slots is None else worker.slots,
-            }
-            for worker in topology.workers
-        ],
-        **({"queues": queues} if queues else {}),
-        "pipelines": [
-            {
-                "name": pipeline.name,
-                "queue": pipeline.queue,
-                "instances": pipeline.instances,
-                **({"worker": pipeline.worker} if pipeline.worker else {}),
-                "steps": [_step_document(step) for step in pipeline.steps],
-            }
-            for pipeline in topology.pipelines
-        ],
-    }
+    workers = [
+        {"name": each.name, "queues": list(each.queues), "slots": _written(each.slots)}
+        for each in topology.workers
+    ]
+    pipelines = [
+        {"name": each.name, "queue": each.queue, "instances": each.instances}
+        | ({"worker": each.worker} if each.worker else {})
+        | {"steps": list(map(_step_document, each.steps))}
+        for each in topology.pipelines
+    ]
+    return {"workers": workers, **({"queues": queues} if queues else {}), "pipelines": pipelines}
+
+
+def _written(slots: int | None) -> int | str:
+    return UNBOUNDED if slots is None else slots
 
 
 def _step_document(step: Step) -> dict[str, Any]:
-    lists = {"after": list(step.after), "needs": list(step.needs)}
-    document: dict[str, Any] = {"name": step.name, "queue": step.queue}
-    document.update({key: value for key, value in lists.items() if value})
-    if step.steps:
-        document["pipeline"] = {"steps": [_step_document(each) for each in step.steps]}
-    return document
+    nested = {"steps": list(map(_step_document, step.steps))} if step.steps else None
+    more = {"after": list(step.after), "needs": list(step.needs), "pipeline": nested}
+    said = {key: value for key, value in more.items() if value}
+    return {"name": step.name, "queue": step.queue, **said}
 
 
 def write_topology(topology: Topology, path: Path) -> None:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from clearml_ext.topology.file import write
-from clearml_ext.topology.layout import Drawing, lay_out
+from clearml_ext.topology.layout import Drawing, Line, lay_out
 from mlops_ext.errors import TopologyError
 from mlops_ext.queues.check import Topology, Verdict
 
@@ -50,18 +50,8 @@ def to_svg(drawing: Drawing) -> str:
         _arrow_head("red", RED),
         "</defs>",
     ]
-    for line in sorted(drawing.lines, key=lambda each: each.stuck):
-        colour = RED if line.stuck else GREY
-        pattern = "2 4" if line.holds else "6 4"
-        dash = f' stroke-dasharray="{pattern}"' if line.holds or line.dashed else ""
-        (x1, y1), (x2, y2) = line.start, line.end
-        bend = (x2 - x1) / 2
-        parts.append(
-            f'<path d="M{x1:.1f},{y1:.1f} C{x1 + bend:.1f},{y1:.1f} {x2 - bend:.1f},{y2:.1f}'
-            f' {x2:.1f},{y2:.1f}" fill="none" stroke="{colour}"'
-            f' stroke-width="{2.4 if line.stuck else 1.1}"{dash}'
-            f' marker-end="url(#{"red" if line.stuck else "grey"})"/>'
-        )
+    lines = sorted(drawing.lines, key=lambda each: each.stuck)
+    parts += [_path(line) for line in lines if not line.holds]
     for box in drawing.boxes:
         fill = PALE_RED if box.stuck else FILL[box.kind]
         edge = RED if box.stuck else EDGE[box.kind]
@@ -76,12 +66,27 @@ def to_svg(drawing: Drawing) -> str:
             f"{escape(text)}</text>"
             for at, text in enumerate(box.texts)
         ]
+    parts += [_path(line) for line in lines if line.holds]  # over the queues between
     parts += [
         f'<text x="{x:.1f}" y="{y:.1f}" fill="{RED if red else INK}"'
         f' font-size="{size}">{escape(text)}</text>'
         for x, y, size, red, text in drawing.captions
     ]
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _path(line: Line) -> str:
+    colour = RED if line.stuck else GREY
+    pattern = "2 4" if line.holds else "6 4"
+    dash = f' stroke-dasharray="{pattern}"' if line.holds or line.dashed else ""
+    (x1, y1), (x2, y2) = line.start, line.end
+    bend = (x2 - x1) / 2
+    return (
+        f'<path d="M{x1:.1f},{y1:.1f} C{x1 + bend:.1f},{y1:.1f} {x2 - bend:.1f},{y2:.1f}'
+        f' {x2:.1f},{y2:.1f}" fill="none" stroke="{colour}"'
+        f' stroke-width="{2.4 if line.stuck else 1.1}"{dash}'
+        f' marker-end="url(#{"red" if line.stuck else "grey"})"/>'
+    )
 
 
 def _arrow_head(name: str, colour: str) -> str:
