@@ -500,6 +500,24 @@ def test_a_directory_is_emptied_and_stays_but_a_link_to_one_is_left_alone(
     assert empty(tmp_path / "missing").complete
 
 
+def test_what_cannot_be_removed_from_an_emptied_directory_is_named(tmp_path, monkeypatch):
+    for name in ("open", "other"):
+        (tmp_path / "real" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "real" / name).touch()
+    busy = Busy(monkeypatch, tmp_path / "real" / "open", 32)
+    before = len(list(Path("/dev/fd").iterdir()))
+    removal = empty(tmp_path / "real", patience_s=0)
+    assert removal.removed == 1
+    assert [(left.path, left.reason) for left in removal.left] == [
+        (tmp_path / "real" / "open", RemovalReason.BUSY)
+    ]
+    assert busy.tries == 1, "the patience is the caller's"
+    assert len(list(Path("/dev/fd").iterdir())) == before
+    (tmp_path / "file").touch()
+    assert empty(tmp_path / "file").removed == 0
+    assert (tmp_path / "file").exists()
+
+
 @pytest.mark.parametrize("path", ["/", "..", "a/.."])
 def test_what_has_no_name_of_its_own_is_refused(path):
     with pytest.raises(ValueError, match="does not name an entry"):

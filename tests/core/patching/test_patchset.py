@@ -524,3 +524,25 @@ def test_the_status_imports_and_runs_nothing(framework):
 def test_two_patches_with_one_id_are_refused():
     with pytest.raises(ValueError, match=r"sample\.replace_run"):
         patch_set(make(), make())
+
+
+def test_the_status_says_who_wrapped_and_who_undid(framework):
+    patches = patch_set(make())
+    patches.apply()
+    ours = framework.Server.run
+
+    def foreign(self):
+        return ours(self)
+
+    foreign.__wrapped__ = functools.wraps(ours)(lambda self: ours(self))  # two wrappers deep
+    framework.Server.run = staticmethod(foreign)
+    (report,) = patches.status()
+    assert report.outcome is Outcome.APPLIED
+    assert report.detail.startswith("applied, and wrapped since by tests.core.patching")
+    foreign.__wrapped__ = foreign  # a circle leads nowhere
+    (report,) = patches.status()
+    assert report.outcome is Outcome.CONFLICT
+    assert report.detail.startswith("applied, then wrapped or replaced by tests.core.patching")
+    framework.Server.run = patches._mine[0].original
+    (report,) = patches.status()
+    assert (report.outcome, report.detail) == (Outcome.NOT_APPLIED, "undone by other code since")
