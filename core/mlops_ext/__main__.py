@@ -1,4 +1,4 @@
-"""``python -m mlops_ext``: the command line, where its script is not on PATH."""
+"""``python -m mlops_ext``: the command line, if its script is not on PATH."""
 
 from mlops_ext.cli import main
 

@@ -26,7 +26,7 @@ class Fix:
         id: the patch's id.
         framework: the framework's name.
         version: the installed version, or None.
-        needed: whether the installed version has the fault; None where nothing is installed.
+        needed: whether the installed version has the fault; None if nothing is installed.
         active: whether it is applied in this process.
         armed: whether the import of its framework applies it in this process.
         disabled: whether MLOPS_EXT_DISABLE names it.
@@ -186,7 +186,7 @@ def _settings_findings() -> Iterator[Finding]:
     """Files that are not read, and variables and tables that nothing reads."""
     for path in settings.untrusted_files():
         message = f"{path} is not read: another user could have written it"
-        advice = "own the file and its folder, and do not let everybody write there"
+        advice = "make yourself the owner of the file and its folder, and let only you write there"
         yield _note("settings.file", message, advice)
     for path in settings.misspelt_files():
         message = f"[tool.mlops_ext] in {path} is not read"

@@ -206,14 +206,14 @@ class PluginError(MlopsExtError):
 
     Attributes:
         plugin: name of its entry point.
-        distribution: the distribution that publishes it, or None where unknown.
+        distribution: the distribution that publishes it, or None if unknown.
         cause: what it raised.
     """
 
     def __init__(self, plugin: str, distribution: str | None, cause: BaseException) -> None:
         self.plugin, self.distribution, self.cause = plugin, distribution, cause
         owner = f" (from {distribution})" if distribution else ""
-        if isinstance(cause, SettingsError):  # the user's to mend, not the extension's
+        if isinstance(cause, SettingsError):  # for the user to fix, not for the extension
             super().__init__(f"extension {plugin!r}{owner} is not used: {cause}")
             return
         super().__init__(
@@ -260,7 +260,7 @@ def _rebuilt(kind: type[MlopsExtError], args: tuple[Any, ...], state: dict[str, 
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to *name* (case folded), or None where none is near."""
+    """The known name closest to *name* (case folded), or None if none is near."""
     import difflib  # only a misspelt name needs it; every start would pay
 
     by_folded = {candidate.casefold(): candidate for candidate in known}

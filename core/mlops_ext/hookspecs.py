@@ -90,7 +90,7 @@ class DoctorCheck:
 
     Attributes:
         name: dotted name ("zenml.temp-dir").
-        framework: name of the framework it is about; it runs only where that is installed.
+        framework: name of the framework it is about; it runs only if that is installed.
         run: returns the findings; what it raises becomes a problem of its own.
     """
 

@@ -32,7 +32,7 @@ def retry(
 
     Args:
         call: what may fail.
-        pauses: seconds between the tries; where they end, the next try is the last.
+        pauses: seconds between the tries; when they end, the next try is the last.
         is_transient: True for an error that may pass.
         on_retry: told of the error and the pause, before the pause.
         total_s: after so many seconds no further try is made.

@@ -227,7 +227,7 @@ def _candidates(directory: Path | None) -> list[Path]:
 
 
 def _is_trusted(path: Path) -> bool:
-    """Whether only this user, root, and whoever they allow can have written *path*.
+    """Whether only this user, root, and those they allow can have written *path*.
 
     Asked before the file is opened, as a FIFO or a leased file would stop the program there.
     Windows has no such owner and mode: there every file is trusted.

@@ -213,12 +213,12 @@ class Shutdown:
 
     @property
     def exit_status(self) -> int:
-        """The status to end with: 128 + signal where something was cut off, else 0."""
+        """The status to end with: 128 + signal if something was cut off, else 0."""
         return 128 + self.signal if self.killed else 0
 
     @property
     def wake_at(self) -> float:
-        """When a `Tick` is due at the latest; infinite where only an event can move things."""
+        """When a `Tick` is due at the latest; infinite if only an event can move things."""
         if self.phase is Phase.LAME_DUCK:
             return self.due.close_at
         if self.phase is Phase.DRAINING:

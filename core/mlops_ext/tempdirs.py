@@ -47,7 +47,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PREFIX = "mlops-ext-"
-# At most this long is a start held up by what dead processes left; the next start goes on.
+# A start spends at most this long on what dead processes left; the next start continues.
 _REAP_BUDGET_S = 10.0
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Names tried for a new directory; each is random, so a second try is rare already.
@@ -59,7 +59,7 @@ def root(path: str | Path | None = None) -> Path:
 
     It is *path*, else the setting ``temp_dir``, else what `tempfile` finds. One that cannot be
     used is reported in a warning and replaced by `tempfile`'s: a step that has finished must not
-    fail for the place of a scratch file. Ask `check_root` where an error is wanted instead.
+    fail because of a scratch directory. Ask `check_root` if you want an error instead.
 
     Raises:
         TempDirError: `tempfile` finds no place either.

@@ -42,7 +42,7 @@ class Whole:
     other: Point | None = None
     points: tuple[Point, ...] = ()
     colour: Colour = Colour.RED
-    size: Size = Size(0)
+    size: Size | None = None
     named: dict[str, int] | None = None
     anything: Any = None
 

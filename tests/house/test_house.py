@@ -49,6 +49,20 @@ def test_no_modules_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(order).prepare()  # raises CycleError, which names the circle
 
 
+def test_the_environment_is_read_in_one_place():
+    """But for what each interpreter below ``run`` executes, and what sets a process's own."""
+    own = {
+        "core/mlops_ext/settings.py",
+        "core/mlops_ext/extensions/handover.py",
+        "core/mlops_ext/extensions/bootstrap/sitecustomize.py",
+        "plugins/zenml_ext/temp_dir.py",
+        "plugins/zenml_ext/local/warm.py",
+    }
+    reads = re.compile(r"\bos\.(environ|getenv)\b|from os import .*\b(environ|getenv)\b")
+    found = {str(path.relative_to(ROOT)) for path in SOURCES if reads.search(path.read_text())}
+    assert found <= own
+
+
 def test_every_patch_names_a_test_that_exists():
     patches = extensions().patches()
     assert patches, "the extensions have patches"

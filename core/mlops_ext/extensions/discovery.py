@@ -1,4 +1,4 @@
-"""Extensions found by entry points, loaded so that a broken one harms nobody.
+"""Extensions found by entry points, loaded so that a broken one harms no other.
 
 What an extension raises, when it is imported or when a hook of it is called, becomes a
 `PluginError` in `Extensions.problems`; the others go on.
@@ -41,7 +41,7 @@ class Support:
     Attributes:
         framework: the framework.
         version: the installed version, or None.
-        supported: whether *version* is in the framework's range; False where none is installed.
+        supported: whether *version* is in the framework's range; False if none is installed.
     """
 
     framework: Framework

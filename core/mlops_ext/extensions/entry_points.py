@@ -15,7 +15,7 @@ def find_entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
 
 
 def owner_of(point: importlib.metadata.EntryPoint) -> str | None:
-    """The distribution that publishes *point*, or None where its metadata does not tell."""
+    """The distribution that publishes *point*, or None if its metadata does not tell."""
     try:
         return point.dist.name if point.dist else None
     except Exception:  # noqa: BLE001  # a foreign installation that is damaged

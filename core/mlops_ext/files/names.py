@@ -44,7 +44,7 @@ class TempName:
     random: str
 
     def liveness(self) -> Liveness:
-        """Whether the maker still runs; UNKNOWN where it ran elsewhere.
+        """Whether the maker still runs; UNKNOWN if it ran elsewhere.
 
         A pid can be asked after only on the same host, in the same boot and PID namespace. A pid
         that was given out again counts as ALIVE: the error is on the side of keeping a file.
@@ -68,7 +68,7 @@ def temp_name(stem: str = "") -> str:
     machines apart whose random generators started alike (cloned virtual machines).
 
     Args:
-        stem: what the file will become; shortened where the name would pass 255 bytes. It may
+        stem: what the file will become; shortened if the name would pass 255 bytes. It may
             not hold a path separator.
     """
     if "/" in stem or (os.altsep and os.altsep in stem) or os.sep in stem or "\0" in stem:

@@ -103,11 +103,11 @@ def _write_all(descriptor: int, buffer: Buffer) -> None:
 
 
 def publish(target: str | Path, data: Sequence[Buffer] | Buffer) -> None:
-    """Give *target* the content *data*, all or nothing for every reader on every host.
+    """Give *target* the content *data*, all or nothing for every reader on any host.
 
     The content is written whole to a unique name beside the target, closed, and published by
     rename, which is atomic by POSIX and by NFS. A reply that the network lost is recovered: after
-    an ambiguous error the destination is read, and what stands there decides.
+    an ambiguous error the destination is read, and its content decides.
 
     Args:
         target: the file; its directory must exist.
@@ -165,7 +165,7 @@ def _discard(temp: Path) -> None:
 
 
 def sync_directory(directory: str | Path) -> None:
-    """Make the names in *directory* survive a crash; a no-op where directories cannot be synced.
+    """Make the names in *directory* survive a crash; a no-op if directories cannot be synced.
 
     Windows cannot open a directory, and some file systems refuse to sync one; there the names
     are as durable as the file system makes them on its own.

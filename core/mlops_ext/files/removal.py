@@ -52,7 +52,7 @@ def remove(
 
     Entries that are open or busy are tried again with growing pauses; directories inside *path*
     are made writable first; entries that vanish meanwhile count as removed by whoever did it.
-    What still stands when patience ends is named in the answer.
+    What is left when patience ends is named in the answer.
 
     On POSIX systems nothing outside of *path* is touched, whatever another user does in it
     meanwhile: it is walked by descriptors, links are removed and never followed, a mounted file

@@ -94,7 +94,7 @@ class PatchReport:
         outcome: what became of it.
         version: installed version of its distribution, or None.
         detail: one sentence, or "".
-        error: the conflict, where there is one.
+        error: the conflict, if there is one.
     """
 
     patch: Patch

@@ -100,7 +100,7 @@ class PatchSet:
             raise ValueError(f"several patches have the id {', '.join(twice)}: ids must be unique")
 
     def status(self) -> list[PatchReport]:
-        """What stands now, patch by patch; imports and changes nothing."""
+        """The state of each patch now; imports and changes nothing."""
         return [self._status(patch) for patch in self.patches]
 
     def apply(self) -> list[PatchReport]:
@@ -181,7 +181,7 @@ class PatchSet:
         return self._report(patch, Outcome.CONFLICT, detail)
 
     def _skip(self, patch: Patch) -> PatchReport | None:
-        """Why the installed version gets no patch, or None where it gets one."""
+        """Why the installed version gets no patch, or None if it gets one."""
         version = self.versions(patch.distribution)
         if version is None:
             return self._report(patch, Outcome.NOT_INSTALLED)

@@ -1,4 +1,4 @@
-"""Ending a process at once, for the few places where raising cannot do it."""
+"""Ending a process at once, for the few places in which raising is not enough."""
 
 from __future__ import annotations
 

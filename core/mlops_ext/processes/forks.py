@@ -25,7 +25,7 @@ def in_forked_child(renew: _Renew) -> _Renew:
     """Have *renew* called in every child that is forked from now on; also as a decorator.
 
     *renew* binds a new lock to the lock's name instead of freeing the old one: a block that the
-    forking thread was in at the fork still leaves the lock that it entered. Where no process can
+    forking thread was in at the fork still leaves the lock that it entered. If no process can
     fork, nothing happens.
     """
     if hasattr(os, "register_at_fork"):

@@ -40,9 +40,9 @@ class ProcessIdentity:
     Attributes:
         host: name of the machine or container.
         boot: see `boot_id`.
-        namespaces: the pid and time namespaces, "" where the system has none.
+        namespaces: the pid and time namespaces, "" if the system has none.
         pid: process id in that namespace.
-        started: start of the process as the system tells it, "" where it does not.
+        started: start of the process as the system tells it, "" if it does not.
     """
 
     host: str
@@ -70,13 +70,13 @@ class Evidence:
     """What the system says about a marker and its owner.
 
     Attributes:
-        held: somebody holds the marker's lock; None where locks do not work.
-        started: start of the process that has the owner's id now; None where there is none,
-            "" where the system does not tell.
+        held: somebody holds the marker's lock; None if locks do not work.
+        started: start of the process that has the owner's id now; None if there is none,
+            "" if the system does not tell.
         local: the root lies on a file system that this kernel uses alone.
         written: when the marker was written, in seconds since the epoch.
         now: the time now, in seconds since the epoch.
-        booted: when this machine booted, in seconds since the epoch; None where unknown.
+        booted: when this machine booted, in seconds since the epoch; None if unknown.
     """
 
     held: bool | None
@@ -188,7 +188,7 @@ def _forget() -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process with this id runs in this PID namespace, whoever owns it."""
+    """Whether a process with this id runs in this PID namespace, of any user."""
     return start_of(pid) is not None
 
 
@@ -274,7 +274,7 @@ _STILL_ACTIVE = 259
 
 
 def lock(descriptor: int) -> bool | None:
-    """Take the lock of an open marker: False where another holds it, None where none can be had.
+    """Take the lock of an open marker: False if another holds it, None if none can be had.
 
     The lock ends with the process, however it ends. It is inherited by forked children.
     """
@@ -299,7 +299,7 @@ def lock(descriptor: int) -> bool | None:
 
 
 def booted_at() -> float | None:
-    """When this machine booted, in seconds since the epoch, or None where unknown."""
+    """When this machine booted, in seconds since the epoch, or None if unknown."""
     for line in _read("/proc/stat").splitlines():
         if line.startswith("btime "):
             return float(line.split()[1])

@@ -13,7 +13,7 @@ _MOST = 5
 def holders(path: Path) -> list[str]:
     """Processes that hold something below *path* open, as ``name (pid 12): file``.
 
-    Empty where psutil is not installed or the system does not tell; only processes that the
+    Empty if psutil is not installed or the system does not tell; only processes that the
     caller may look into are found.
     """
     try:

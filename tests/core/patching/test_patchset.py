@@ -534,7 +534,9 @@ def test_the_status_says_who_wrapped_and_who_undid(framework):
     def foreign(self):
         return ours(self)
 
-    foreign.__wrapped__ = functools.wraps(ours)(lambda self: ours(self))  # two wrappers deep
+    between = functools.partial(ours)
+    between.__wrapped__ = ours
+    foreign.__wrapped__ = between  # two wrappers deep
     framework.Server.run = staticmethod(foreign)
     (report,) = patches.status()
     assert report.outcome is Outcome.APPLIED

@@ -3,7 +3,7 @@
 This folder holds nothing else. Every interpreter below ``run`` pays for this file, whichever Python
 it is and whether or not mlops-ext is installed for it. So it imports only what each interpreter has
 loaded already, and reads the environment itself: `mlops_ext.settings` costs more than all the rest.
-A fault in here must not stop somebody's interpreter: it is told in one line on standard error.
+A fault in here must not stop the interpreter: it is reported in one line on standard error.
 """
 
 import os
