@@ -100,7 +100,7 @@ def test_a_forked_child_does_not_remove_its_parents_directory(tmp_path):
         directory.close()
         tempdirs._close_all()
         os._exit(0)
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == 0, "it got as far as its end"
     assert directory.path.is_dir()
 
 
