@@ -13,11 +13,16 @@ from mlops_ext.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from joblib_ext.backend import SharedStoreBackend
+    from joblib_ext.memorized import cache
     from joblib_ext.settings import SharedOptions
 
-__all__ = ["SharedOptions", "SharedStoreBackend", "register"]
+__all__ = ["SharedOptions", "SharedStoreBackend", "cache", "register"]
 
-_HOMES = {"SharedOptions": "joblib_ext.settings", "SharedStoreBackend": "joblib_ext.backend"}
+_HOMES = {
+    "SharedOptions": "joblib_ext.settings",
+    "SharedStoreBackend": "joblib_ext.backend",
+    "cache": "joblib_ext.memorized",
+}
 
 __getattr__ = lazy_exports(__name__, _HOMES)
 

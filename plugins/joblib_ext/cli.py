@@ -14,48 +14,52 @@ if TYPE_CHECKING:
 
 __all__ = ["joblib"]
 
-_PATH = click.Path(exists=True, file_okay=False, path_type=Path)
+_LOCATION = click.argument("location")
 
 
 @click.group()
 def joblib() -> None:
-    """Look after a cache that joblib's "shared" backend keeps."""
+    """Look after a cache that joblib's "shared" backend keeps, in a folder or at a URL.
+
+    Credentials, keys and everything else come from the settings that programs read too.
+    """
 
 
 @joblib.command()
-@click.argument("path", type=_PATH)
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw size and age.")
+@_LOCATION
 @click.option("--json", "as_json", is_flag=True, help="Print figures for programs.")
-def stats(path: Path, plot: Path | None, *, as_json: bool) -> None:
+def stats(location: str, *, as_json: bool) -> None:
     """Entries, size and use by function and version; what went wrong and was repaired."""
-    from joblib_ext.maintenance.stats import find_store, statistics
+    from joblib_ext.maintenance.find import find_store
+    from joblib_ext.maintenance.stats import statistics
 
-    with _progress("Reading", hidden=as_json) as progress:
-        found = statistics(find_store(path), progress)
-    if plot is not None:
-        from joblib_ext.maintenance.plot import draw
-
-        draw(found, plot)
+    found = statistics(find_store(location))
     if as_json:
         _print_json(found)
     else:
-        _print_table(found, plot)
+        _print_table(found)
 
 
 @joblib.command()
-@click.argument("path", type=_PATH)
+@_LOCATION
 @click.option("--no-repair", is_flag=True, help="Only say what does not verify.")
-@click.option("--sign-key", envvar="MLOPS_EXT_JOBLIB_SIGN_KEY", help="Key of a signed cache.")
-def verify(path: Path, *, no_repair: bool, sign_key: str | None) -> None:
+@click.option("--sign-key", help="Key of a signed cache, if the settings do not have it.")
+def verify(location: str, *, no_repair: bool, sign_key: str | None) -> None:
     """Check every byte of every entry; move aside what is damaged. Exit 1 if something was."""
-    from joblib_ext.maintenance.stats import find_store, verify_entries
+    from joblib_ext.maintenance.find import find_store
+    from joblib_ext.maintenance.stats import verify_entries
 
-    store = find_store(path, sign_key=sign_key.encode() if sign_key else None)
+    store = find_store(location, {"sign_key": sign_key} if sign_key else {})
     with _progress("Verifying") as progress:
         found = verify_entries(store, repair=not no_repair, progress=progress)
     click.echo(
         f"{found.good} entries verify, {len(found.corrupt)} do not, {found.repaired} moved aside"
     )
+    if found.unchecked:
+        click.echo(
+            f"{found.unchecked} cannot be checked here, and stay: they are signed with another key,"
+            " or need xxhash or another release"
+        )
     for corrupt in found.corrupt:
         click.echo(f"  {corrupt}")
     if found.corrupt:
@@ -63,17 +67,15 @@ def verify(path: Path, *, no_repair: bool, sign_key: str | None) -> None:
 
 
 @joblib.command()
-@click.argument("path", type=_PATH)
+@_LOCATION
 @click.option("--min-age", default=60.0, show_default=True, help="Seconds an orphan is unchanged.")
-@click.option("--lease", default=5.0, show_default=True, help="Seconds a silent lease is watched.")
-def gc(path: Path, min_age: float, lease: float) -> None:
+def gc(location: str, min_age: float) -> None:
     """Remove what killed processes left, leases of dead owners, and what was moved aside."""
+    from joblib_ext.maintenance.find import find_store
     from joblib_ext.maintenance.garbage import collect_garbage
-    from joblib_ext.maintenance.stats import find_store
 
-    store = find_store(path, lease_s=lease)
     with _progress("Collecting") as progress:
-        done = collect_garbage(store, min_age_s=min_age, progress=progress)
+        done = collect_garbage(find_store(location), min_age_s=min_age, progress=progress)
     click.echo(
         f"removed {done.orphans} orphans, {done.leases} dead leases, {done.corrupt} damaged files,"
         f" {done.trash} cleared files and folders, {done.folders} empty versions"
@@ -81,30 +83,50 @@ def gc(path: Path, min_age: float, lease: float) -> None:
 
 
 @joblib.command()
-@click.argument("path", type=_PATH)
+@_LOCATION
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clear(path: Path, *, yes: bool) -> None:
+def clear(location: str, *, yes: bool) -> None:
     """Remove all entries. Running programs go on, and compute anew."""
-    from joblib_ext.maintenance.stats import find_store
-    from joblib_ext.stores.files.trash import clear_now
+    from joblib_ext.maintenance.find import find_store
+    from joblib_ext.maintenance.garbage import collect_garbage
+    from joblib_ext.maintenance.stats import statistics
 
-    store = find_store(path)
+    store = find_store(location)
     if not yes:
         click.confirm(f"Remove everything in {store.layout.root}?", abort=True)
-    removed = clear_now(store)
-    click.echo(f"removed {removed} files and folders")
+    entries = statistics(store).entries
+    store.clear()
+    collect_garbage(store)
+    click.echo(f"removed {entries} entries")
+
+
+@joblib.command("import")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("location", required=False)
+def import_(source: Path, location: str | None) -> None:
+    """Take over the results that joblib's own backend left in SOURCE; by default, in place.
+
+    The results are unpickled: do this only with a cache whose writers you trust.
+    """
+    from joblib_ext.maintenance.find import open_store
+    from joblib_ext.maintenance.taking import take_cache
+
+    with _progress("Taking over") as progress:
+        taken = take_cache(source, open_store(location or str(source)), progress)
+    click.echo(
+        f"took over {taken.entries} results; {taken.present} were there already, {taken.left} could"
+        " not be read"
+    )
 
 
 @contextlib.contextmanager
-def _progress(text: str, *, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
+def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the error output, where that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(
-        console=console, transient=True, disable=hidden or not console.is_terminal
-    ) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text)
 
         def update(done: int, total: int) -> None:
@@ -140,7 +162,7 @@ def _print_json(found: Stats) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def _print_table(found: Stats, plot: Path | None) -> None:
+def _print_table(found: Stats) -> None:
     import datetime as dt
 
     from rich.console import Console
@@ -173,5 +195,3 @@ def _print_table(found: Stats, plot: Path | None) -> None:
         f"so far: {events['corrupt']} corrupt entries, {events['conflict']} conflicts,"
         f" {events['lost-reply']} lost replies recovered, {events['takeover']} leases taken over"
     )
-    if plot is not None:
-        console.print(f"drawn to {plot}")

@@ -10,6 +10,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from joblib_ext.arguments import bind, digest
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 NAME = "shared"
 _TRIGGER = "joblib.memory"
 _waiting = False
+_SECRETS = ("sign_key", "storage_options")
 
 
 def register() -> None:
@@ -36,21 +38,21 @@ def register() -> None:
 
 
 def _apply() -> None:
-    from joblib_ext.plugin import QUICK_ARGUMENTS, SHARED_BACKEND, UNTIMED_PUBLISHING
+    from joblib_ext.plugin import ARGUMENTS, BACKEND
+    from mlops_ext import settings
     from mlops_ext.errors import MlopsExtError
     from mlops_ext.patching import Outcome, PatchSet
 
-    for patch in (
-        SHARED_BACKEND,
-        *QUICK_ARGUMENTS,
-        UNTIMED_PUBLISHING,
-    ):  # apart: one that cannot be costs no other
+    disabled = settings.load(settings.CoreSettings).disable
+    quick = ([patch] for patch in ARGUMENTS if patch.id not in disabled)
+    for patches in (BACKEND, *quick):  # one that fails costs no other
         try:
-            (report,) = PatchSet([patch]).apply()
+            reports = PatchSet(patches).apply()
         except MlopsExtError as error:  # inside somebody else's import statement
-            log.warning("joblib goes on without the patch %s: %s", patch.id, error)
-        else:
-            if patch is SHARED_BACKEND and report.outcome is Outcome.OUT_OF_RANGE:
+            log.warning("joblib goes on without the patch %s: %s", patches[0].id, error)
+            continue
+        for report in reports[:1]:
+            if patches is BACKEND and report.outcome is Outcome.OUT_OF_RANGE:
                 log.warning("joblib %s gets no shared backend: %s", report.version, report.detail)
 
 
@@ -101,13 +103,46 @@ def quick_filter_args(original: Callable[..., Any]) -> Callable[..., Any]:
     return filter_args
 
 
-def untimed_persist_input(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``MemorizedFunc._persist_input`` without its warning where the backend publishes there."""
+def adopting_init(original: Callable[..., None]) -> Callable[..., None]:
+    """``MemorizedFunc.__init__``: a cached function whose store is shared becomes one of ours."""
 
     @functools.wraps(original)
-    def _persist_input(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self.store_backend, "publishes_with_metadata", False):
-            kwargs["this_duration_limit"] = float("inf")
-        return original(self, *args, **kwargs)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # upstream's name
+        original(self, *args, **kwargs)
+        if getattr(self.store_backend, "adopts", False):
+            from joblib_ext.memorized import adopt
 
-    return _persist_input
+            adopt(self)
+
+    return __init__
+
+
+def secretless_getstate(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``Memory.__getstate__`` without the keys among the backend's options."""
+
+    @functools.wraps(original)
+    def __getstate__(self: Any) -> Any:  # noqa: N807  # upstream's name
+        state = original(self)
+        if getattr(self.store_backend, "adopts", False):
+            options = state["backend_options"]
+            state["backend_options"] = {
+                name: value for name, value in options.items() if name not in _SECRETS
+            }
+        return state
+
+    return __getstate__
+
+
+def default_backend(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``_store_backend_factory``: where the settings say so, no backend means the shared one."""
+
+    @functools.wraps(original)
+    def _store_backend_factory(backend: Any, location: Any, *args: Any, **kwargs: Any) -> Any:
+        if backend == "local" and isinstance(location, (str, Path)):
+            from joblib_ext.settings import SharedOptions
+            from mlops_ext import settings
+
+            backend = settings.load(SharedOptions, "joblib").backend
+        return original(backend, location, *args, **kwargs)
+
+    return _store_backend_factory

@@ -21,42 +21,60 @@ def _patch(name: str, **what: str) -> Patch:
     )
 
 
-SHARED_BACKEND = _patch(
-    "shared-backend",
-    target="joblib.memory:_STORE_BACKENDS[shared]",
-    replacement="joblib_ext.patches:backend_factory",
-    expects="nothing",
-    reason="a cache folder that several machines share gives wrong values and stampedes",
-    upstream="https://joblib.readthedocs.io/en/stable/generated/joblib.register_store_backend.html",
-    verified_by="tests/plugins/joblib_ext/test_functions.py"
-    "::test_two_versions_of_a_function_share_a_cache",
+BACKEND = (
+    _patch(
+        "shared-backend",
+        target="joblib.memory:_STORE_BACKENDS[shared]",
+        replacement="joblib_ext.patches:backend_factory",
+        expects="nothing",
+        reason="a cache folder that several machines share gives wrong values and stampedes",
+        upstream="https://joblib.readthedocs.io/en/stable/generated/joblib.register_store_backend.html",
+        verified_by="tests/plugins/joblib_ext/test_versions.py"
+        "::test_two_versions_of_a_function_share_a_cache",
+    ),
+    _patch(
+        "cached-functions",
+        target="joblib.memory:MemorizedFunc.__init__",
+        replacement="joblib_ext.patches:adopting_init",
+        reason="a store is not told which code runs, nor when a call ends: both decide what it may"
+        " give and for how long others wait",
+        verified_by="tests/plugins/joblib_ext/test_versions.py"
+        "::test_two_versions_of_a_function_share_a_cache",
+    ),
+    _patch(
+        "no-secrets-in-pickles",
+        target="joblib.memory:Memory.__getstate__",
+        replacement="joblib_ext.patches:secretless_getstate",
+        reason="the options of a Memory hold keys, and a Memory is pickled into workers, models and"
+        " cached results",
+        verified_by="tests/plugins/joblib_ext/test_secrets.py::test_no_pickle_holds_a_secret",
+    ),
+    _patch(
+        "default-backend",
+        target="joblib.memory:_store_backend_factory",
+        replacement="joblib_ext.patches:default_backend",
+        reason="libraries make a Memory from a path, and nobody can tell them which backend to use;"
+        " does nothing unless the setting joblib.backend says shared",
+        verified_by="tests/plugins/joblib_ext/test_default_backend.py"
+        "::test_a_pipeline_of_scikit_learn_gets_the_backend_of_the_settings",
+    ),
 )
 _QUICK_TEST = "tests/plugins/joblib_ext/test_arguments.py"
-QUICK_ARGUMENTS = (
+ARGUMENTS = (
     _patch(
-        "quick-hashing",
+        "arguments",
         target="joblib.memory:MemorizedFunc._get_args_id",
         replacement="joblib_ext.patches:quick_args_id",
         reason="telling a call apart by its arguments takes most of a hit's time, in any store",
         verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
     ),
     _patch(
-        "quick-binding",
+        "binding",
         target="joblib.memory:filter_args",
         replacement="joblib_ext.patches:quick_filter_args",
         reason="binding the arguments of a call takes a good part of a miss's time, in any store",
         verified_by=f"{_QUICK_TEST}::test_a_miss_binds_without_signature",
     ),
-)
-
-UNTIMED_PUBLISHING = _patch(
-    "untimed-publishing",
-    target="joblib.memory:MemorizedFunc._persist_input",
-    replacement="joblib_ext.patches:untimed_persist_input",
-    reason="the shared backend publishes a result there, and joblib blames the arguments when that"
-    " takes half a second",
-    verified_by="tests/plugins/joblib_ext/test_backend.py"
-    "::test_a_slow_publish_is_not_blamed_on_the_arguments",
 )
 
 
@@ -76,8 +94,8 @@ def mlops_ext_frameworks() -> Iterable[Framework]:
 
 @hookimpl
 def mlops_ext_patches() -> Iterable[Patch]:
-    """The registration of the backend, the quick way to a call's digest, and one warning less."""
-    return [SHARED_BACKEND, *QUICK_ARGUMENTS, UNTIMED_PUBLISHING]
+    """The backend with what it needs, and the quick way to a call's digest."""
+    return [*BACKEND, *ARGUMENTS]
 
 
 @hookimpl

@@ -5,59 +5,81 @@ from __future__ import annotations
 import threading
 from typing import Any, cast
 
-from joblib_ext.calls import Call, CallInfo, Calls, Writer
+from joblib_ext.calls import Writer
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
-from joblib_ext.functions import Functions
+from joblib_ext.maintenance.keeping import Keeper
 from joblib_ext.settings import SharedOptions
-from joblib_ext.stores.files.layout import warn_of_writers
+from joblib_ext.stores.files.folders import warn_of_writers
 from joblib_ext.stores.files.store import FileStore
+from joblib_ext.stores.layout import namespace_of
 from joblib_ext.stores.local_cache import LocalCache
-from joblib_ext.stores.store import Reader
+from joblib_ext.stores.objects.location import is_object_location
+from joblib_ext.stores.objects.store import ObjectStore
+from joblib_ext.stores.store import UNUSABLE, CodeVersion, Reader, Slot, Store, View
 from mlops_ext.processes.forks import in_forked_child
 
 
-class ThreadState:
-    """What one thread is doing: the expected call, one that asked for nothing, the last read."""
-
-    __slots__ = ("expected", "read", "uncached")
-
-    def __init__(self) -> None:
-        self.expected: CallInfo | None = None
-        self.uncached: Call | None = None
-        self.read: tuple[Any, Entry | LargeEntry] | None = None
-
-
-class _PerThread(threading.local):
-    """Each thread's own; a look into a thread's storage costs more than one into an object."""
-
-    def __init__(self) -> None:
-        self.state = ThreadState()
+def open_store(location: str, options: SharedOptions) -> Store:
+    """The store at *location*, a folder or a URL."""
+    if is_object_location(location):
+        return ObjectStore(location, options)
+    return FileStore(location, options)
 
 
 class Runtime:
     """What a backend needs at run time and does not take along when it is pickled."""
 
-    __slots__ = ("calls", "functions", "local", "reader", "store", "verified", "writer")
+    __slots__ = ("_names", "reader", "store", "verified", "writer")
 
     def __init__(self, location: str, options: SharedOptions) -> None:
-        self.store = FileStore(location, options)
-        warn_of_writers(self.store.layout, options, self.store.events)
-        self.functions = Functions(self.store)
-        self.writer = Writer(self.store)
-        self.local = _PerThread()
-        self.calls = Calls()
+        self.store = open_store(location, options)
+        if isinstance(self.store, FileStore):
+            warn_of_writers(self.store.layout, options, self.store.events)
+        self.writer = Writer(self.store, Keeper(self.store))
         self.reader: Reader = self.store
-        if options.local_tier is not None:
-            self.reader = LocalCache(
-                options.local_tier, options.local_tier_bytes, self.store, location
-            )
+        if options.key_missing:
+            self.reader = _NoReader(self.store)
+        elif options.local_tier is not None:
+            self.reader = LocalCache(options.local_tier, options, self.store, location)
         self.verified: set[bytes] = set()
+        self._names: dict[str, str] = {}
+
+    def version(self, func_id: str, code: str) -> CodeVersion:
+        """The version of *func_id* that this *code* is."""
+        return self.store.version(func_id, namespace_of(code, self.store.key), code)
+
+    def is_namesake(self, version: CodeVersion) -> bool:
+        """Whether this process has used another function of that name, last time."""
+        name = str(version.func_id)
+        other, self._names[name] = self._names.get(name), version.namespace
+        return other not in (None, version.namespace)
+
+    def discard(self, entry: Entry | LargeEntry) -> None:
+        """Move an entry aside that did not verify."""
+        if isinstance(entry, LargeEntry):
+            self.store.quarantine(entry)
+
+
+class _NoReader:
+    """Reads nothing: what stands in the store is signed, and this process has no key."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def look(self, slot: Slot) -> View:
+        """Nothing of use."""
+        del slot
+        self._store.events.warn_once(
+            "key",
+            "this process has no sign_key, which is in no pickle: set MLOPS_EXT_JOBLIB_SIGN_KEY or"
+            " sign_key_file where it runs. Results are computed and not cached",
+        )
+        return UNUSABLE
 
 
 _building = threading.Lock()
-"""Threads that use a backend first at the same time must share one state: a call that is armed in
-one and looked up in another would compute without a lease."""
+"""Threads that use a backend first at the same time must share one state."""
 
 
 @in_forked_child
@@ -90,4 +112,12 @@ class HasRuntime:
     options: SharedOptions | None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != _NAME}
+        state = {name: value for name, value in vars(self).items() if name != _NAME}
+        if self.options is not None:
+            state["options"] = self.options.without_secrets()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.options is not None:
+            self.options = self.options.with_secrets()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
+import importlib.util
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import Self
+
 from mlops_ext import settings
-from mlops_ext.errors import SettingsError, UnknownSettingError
+from mlops_ext.errors import InvalidSettingsError, SettingsError, UnknownSettingError
 from mlops_ext.files import Durability
 
 __all__ = ["CODECS", "SharedOptions", "read_options"]
@@ -18,23 +25,105 @@ CODECS = ("", "zlib", "gzip", "bz2", "lzma", "xz", "lz4")
 _DEFAULT_LEVEL = 3
 """What joblib takes for ``compress=True``: most of the gain at a fraction of the time."""
 _MAX_LEVEL = 9
-_MMAP_MODES = (None, "r", "c", "r+", "w+")
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_SPANS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_AMOUNT = re.compile(r"(\d+(?:\.\d*)?)\s*([A-Za-z]?)")
+_SECRET = re.compile("key|secret|token|password|credential|sas|signature", re.IGNORECASE)
+_PREFIX = "MLOPS_EXT_JOBLIB_"
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How entries are compressed: one of `CODECS`, and a level from 0 to 9."""
+
+    codec: str = ""
+    level: int = _DEFAULT_LEVEL
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Joblib's ``compress``: bool, level, name, or (name, level)."""
+        if value in (None, False, 0, ""):
+            return cls()
+        name: object = "zlib"
+        level: object = _DEFAULT_LEVEL if value is True else value
+        if isinstance(value, str):
+            name, level = value, _DEFAULT_LEVEL
+        elif isinstance(value, (tuple, list)):
+            if len(value) != 2:  # noqa: PLR2004  # a pair
+                raise ValueError(f"{value!r} is not a pair of name and level")
+            name, level = value
+        if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= _MAX_LEVEL:
+            raise ValueError(f"{value!r} has no level from 0 to {_MAX_LEVEL}")
+        if not isinstance(name, str) or name not in CODECS[1:]:
+            raise ValueError(f"{value!r} is not one of {', '.join(CODECS[1:])}")
+        if name == "lz4" and importlib.util.find_spec("lz4") is None:
+            raise ValueError("lz4 is not installed (pip install lz4)")
+        return cls(name, level)
+
+
+class Secret(bytes):
+    """A key: a text or bytes."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """The key that *value* is."""
+        if isinstance(value, str):
+            value = value.encode()
+        if not isinstance(value, bytes) or not value:
+            raise ValueError("expected a text or bytes, not empty")
+        return cls(value)
+
+
+class StorageOptions(dict[str, Any]):
+    """Arguments of obstore's ``from_url``; in code only."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """The arguments that *value* is; they are shown in no error: there are keys in it."""
+        if not isinstance(value, Mapping):
+            raise ValueError("expected a dictionary")  # noqa: TRY004  # the settings' own error
+        return cls(value)
+
+
+class Bytes(int):
+    """A number of bytes."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """A number, or a text such as 500M."""
+        return cls(_amount(value, _UNITS, str.upper))
+
+
+class Seconds(float):
+    """A span of time."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """A timedelta, a number of seconds, or a text such as 12h or 30d."""
+        if isinstance(value, dt.timedelta):
+            value = value.total_seconds()
+        return cls(_amount(value, _SPANS_S, str.lower))
+
+
+def _amount(value: object, units: Mapping[str, int], fold: Any) -> float:
+    found = _AMOUNT.fullmatch(str(value).strip())
+    if found is None or isinstance(value, bool) or fold(found[2]) not in units:
+        raise ValueError(f"{value!r} is not a number with one of {', '.join(filter(None, units))}")
+    return float(found[1]) * units[fold(found[2])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedOptions:
     """What ``Memory(..., backend="shared", backend_options={...})`` understands.
 
-    Attributes:
-        codec: compressor, one of `CODECS`.
-        level: compression level, 0 to 9.
-        mmap_mode: "r" or "c", or None to load into memory. "r+" and "w+" become "c": an entry
-            is immutable, so that writing to a result must not change what others read.
+    `compress` and `mmap_mode` are arguments of ``Memory`` itself.
     """
 
-    codec: str = ""
-    level: int = _DEFAULT_LEVEL
-    mmap_mode: str | None = None
+    compress: Compression = Compression()
+    """As joblib's. None: most results are small or numbers, which compress badly."""
+    mmap_mode: Literal["r", "c", "r+", "w+"] | None = None
+    """"r" or "c" to map arrays; "r+" and "w+" become "c": an entry is immutable, so that writing to
+    a result must not change what others read. None: load into memory, as joblib does."""
     durability: Literal["none", "fsync"] = "none"
     """A cache can be computed again; "fsync" costs milliseconds an entry."""
     verify: Literal["always", "first", "never"] = "always"
@@ -45,99 +134,160 @@ class SharedOptions:
     lease_s: float = 5.0
     """A lease without a heartbeat for so long is dead. Long enough for a starved heartbeat thread
     on a loaded machine, short enough to wait for after a crash."""
-    wait_s: float = 600.0
-    """Longest wait for a living owner. Then this process computes too: waiting for ever would let
-    a hung owner hang everybody."""
-    sign_key: bytes | None = field(default=None, repr=False)
-    """Secret shared by all who use the cache. None: everybody who can write the folder is trusted
-    with running code in those who read it, as with joblib's own backend."""
+    wait_s: float | None = None
+    """Longest wait for a living owner; then this process computes too. None: as long as it lives,
+    or the work that takes longest would be done by everybody at once."""
+    sign_key: Secret | None = field(default=None, repr=False, metadata=settings.NEVER_FROM_FILE)
+    """Secret shared by all who use the cache. None: everybody who can write the store is trusted
+    with running code in those who read it, as with joblib's own backend. It is in no pickle: give
+    it by the environment or `sign_key_file` where worker processes need it."""
+    sign_key_file: Path | None = None
+    """A file that holds the secret. None: it comes from `sign_key`, if there is one."""
     trust_folder: bool = False
     """Do not warn where everybody can write an unsigned store. False: few mean it to be so."""
+    group: str | None = None
+    """Name of the group whose members share the folder: they can store and clear whatever the
+    umask says. None: the umask decides."""
     local_tier: Path | None = None
     """Folder on the node's own disk for verified copies. None: most shared caches do without."""
     local_tier_bytes: int = 10 * 2**30
     """Limit of the local tier: 10 GiB fit the scratch disk of most nodes."""
+    revalidate_s: float = 0.0
+    """How long a local copy may be used unasked. 0: what another machine cleared is never served;
+    each hit then asks whether the entry has changed."""
+    retry_s: float = 10.0
+    """Object stores: how long a failed request is tried again before the call computes. Servers
+    recover from a moment's overload in seconds; a longer outage must not stop everybody."""
+    max_bytes: Bytes | None = None
+    """Largest size of the store, kept in the background about once an hour. None: it grows."""
+    max_age: Seconds | None = None
+    """Entries that were not used for longer are removed, as above. None: they stay."""
+    keep_versions: int | None = None
+    """Of each function, only so many versions stay, as above. None: all."""
+    storage_options: StorageOptions | None = field(default=None, repr=False)
+    """Object stores: arguments of obstore's `from_url`, such as endpoint, region and keys. None:
+    they are found in the environment, as the cloud's own tools do. Keys are in no pickle."""
+    backend: Literal["local", "shared"] = "local"
+    """Not an option of a store: "shared" in the settings gives this backend to programs that name
+    none. Local: nobody's cache is to move without being asked."""
+    secrets_id: str = field(default="", init=False, repr=False)
+    """Says which secrets belong to options that were pickled without them."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, with the option's name."""
-        for name, low in (("lease_s", 0.05), ("wait_s", 0.0)):
+        lows = {"lease_s": 0.05, "wait_s": 0.0, "revalidate_s": 0.0, "retry_s": 0.0}
+        for name, low in lows.items():
             value = getattr(self, name)
-            if not low <= value < float("inf"):
+            if value is not None and not low <= value < math.inf:
                 raise SettingsError(name, value, f"a number of seconds from {low}")
-        if self.local_tier_bytes <= 0:
-            raise SettingsError("local_tier_bytes", self.local_tier_bytes, "a number above 0")
-        if self.sign_key is not None and not self.sign_key:
-            raise SettingsError("sign_key", "", "a secret that is not empty, or None")
+        for name in ("local_tier_bytes", "max_bytes", "max_age", "keep_versions"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SettingsError(name, value, "a number above 0")
+
+    @property
+    def building(self) -> dict[str, Any]:
+        """What `entries.entry.build` takes from here."""
+        compress = self.compress
+        return {"codec": compress.codec, "level": compress.level, "key": self.sign_key}
 
     @property
     def sync(self) -> Durability:
         """The durability as core's functions take it."""
         return Durability.FSYNC if self.durability == "fsync" else Durability.NONE
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether something is to be kept in the background."""
+        return any((self.max_bytes, self.max_age, self.keep_versions))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Texts:
-    """The options as `mlops_ext.settings` reads them from files and variables."""
+    @property
+    def key_missing(self) -> bool:
+        """Whether the store is signed and this process has not found the key."""
+        return self.secrets_id.startswith("signed") and self.sign_key is None
 
-    durability: Literal["none", "fsync"] = "none"
-    verify: Literal["always", "first", "never"] = "always"
-    single_flight: bool = True
-    lease_s: float = 5.0
-    wait_s: float = 600.0
-    sign_key: str | None = field(default=None, repr=False, metadata=settings.NEVER_FROM_FILE)
-    trust_folder: bool = False
-    local_tier: Path | None = None
-    local_tier_bytes: int = 10 * 2**30
+    def without_secrets(self) -> Self:
+        """These options for a pickle."""
+        return self._with(None, _public(self.storage_options), self.secrets_id)
+
+    def with_secrets(self) -> Self:
+        """These options with their secrets, found as this process's parent found them."""
+        key, storage_options = _known.get(self.secrets_id, (None, None))
+        if key is None and self.secrets_id.startswith("signed"):
+            key = _find_key(settings.load(SharedOptions, "joblib").sign_key, self.sign_key_file)
+            if key is not None and _id_of(key) != self.secrets_id.partition(" ")[2][:16]:
+                key = None
+        return self._with(key, storage_options or self.storage_options, self.secrets_id)
+
+    def _with(
+        self, key: bytes | None, storage_options: Mapping[str, Any] | None, secrets_id: str
+    ) -> Self:
+        made = replace(
+            self,
+            sign_key=Secret(key) if key is not None else None,
+            storage_options=StorageOptions(storage_options) if storage_options else None,
+        )
+        object.__setattr__(made, "secrets_id", secrets_id)
+        return made
+
+
+_known: dict[str, tuple[bytes | None, Mapping[str, Any] | None]] = {}
+"""The secrets that this process was given, for options that come back from a pickle."""
+
+
+def _id_of(secret: bytes) -> str:
+    return hashlib.sha256(b"mlops-ext joblib\0" + secret).hexdigest()[:16]
+
+
+def _public(storage_options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What of the options is no secret."""
+    if storage_options is None:
+        return None
+    return {name: value for name, value in storage_options.items() if not _SECRET.search(name)}
+
+
+def _find_key(key: bytes | None, file: Path | None) -> bytes | None:
+    """The key, given or from its file.
+
+    Raises:
+        SettingsError: the file cannot be read, or is empty.
+    """
+    if key is not None or file is None:
+        return key
+    try:
+        found = file.expanduser().read_bytes().strip()
+    except OSError as error:
+        raise SettingsError("sign_key_file", str(file), f"a file to read ({error})") from error
+    if not found:
+        raise SettingsError("sign_key_file", str(file), "a file that holds the key")
+    return found
 
 
 def read_options(given: Mapping[str, Any]) -> SharedOptions:
     """The options of a store: those given, over the settings' section ``joblib``.
 
     Raises:
-        SettingsError: an option is unknown or has a value that cannot be used.
+        SettingsError: an option is unknown or has a value that cannot be used, or a variable of
+            the environment is named like an option and is none.
     """
-    rest = dict(given)
-    codec, level = _read_compress(rest.pop("compress", None))
-    mmap_mode = rest.pop("mmap_mode", None)
-    if mmap_mode not in _MMAP_MODES:
-        raise SettingsError("mmap_mode", mmap_mode, "None, 'r', 'c', 'r+' or 'w+'")
-    names = list(_Texts.__dataclass_fields__)
-    for name in rest:
+    names = [each.name for each in fields(SharedOptions) if each.init and each.name != "backend"]
+    for name in given:
         if name not in names:
-            known = [*names, "compress", "mmap_mode"]
-            raise UnknownSettingError(f"backend_options[{name!r}]", name, known)
-    key = rest.pop("sign_key", None)
-    if isinstance(rest.get("local_tier"), str):
-        rest["local_tier"] = Path(rest["local_tier"])
-    texts = settings.load(_Texts, "joblib", arguments=rest)
-    secret = texts.sign_key if key is None else key
-    if isinstance(secret, str):
-        secret = secret.encode()
-    if secret is not None and not isinstance(secret, bytes):
-        raise SettingsError("sign_key", type(secret).__name__, "a text or bytes")
-    return SharedOptions(
-        codec=codec,
-        level=level,
-        mmap_mode=None if codec or mmap_mode is None else "r" if mmap_mode == "r" else "c",
-        sign_key=secret,
-        **{name: getattr(texts, name) for name in names if name != "sign_key"},
-    )
-
-
-def _read_compress(value: object) -> tuple[str, int]:
-    """Joblib's ``compress``: bool, level, name, or (name, level)."""
-    if value is None or value is False or value == 0:
-        return "", _DEFAULT_LEVEL
-    name: object = "zlib"
-    level: object = _DEFAULT_LEVEL if value is True else value
-    if isinstance(value, str):
-        name, level = value, _DEFAULT_LEVEL
-    elif isinstance(value, (tuple, list)):
-        if len(value) != 2:  # noqa: PLR2004  # a pair
-            raise SettingsError("compress", value, "a pair of name and level")
-        name, level = value
-    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= _MAX_LEVEL:
-        raise SettingsError("compress", value, f"a level from 0 to {_MAX_LEVEL}")
-    if not isinstance(name, str) or name not in CODECS[1:]:
-        raise SettingsError("compress", value, f"one of {', '.join(CODECS[1:])}")
-    return name, level
+            raise UnknownSettingError(f"backend_options[{name!r}]", name, names)
+    if given.get("sign_key") is not None:  # a text such as "none" is a key too
+        try:
+            given = {**given, "sign_key": Secret.parse(given["sign_key"])}
+        except ValueError as error:
+            raise InvalidSettingsError("sign_key", [], str(error)) from None
+    read = settings.load(SharedOptions, "joblib", arguments=given)
+    for name, _ in settings.unknown_variables():
+        if name.startswith(_PREFIX):
+            raise UnknownSettingError(name, name.removeprefix(_PREFIX).lower(), names)
+    key = _find_key(read.sign_key, read.sign_key_file)
+    storage = repr(sorted((read.storage_options or {}).items(), key=str)).encode()
+    secrets_id = f"{'signed' if key else ''} {_id_of(key or b'')} {_id_of(storage)}"
+    _known[secrets_id] = key, read.storage_options
+    mode = read.mmap_mode
+    if mode is not None:
+        mode = None if read.compress.codec else "r" if mode == "r" else "c"
+    return replace(read, mmap_mode=mode)._with(key, read.storage_options, secrets_id)  # noqa: SLF001  # as above

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import logging
+import math
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +19,21 @@ from joblib_ext.stores.leases import Lease
 from joblib_ext.stores.store import Refusal, Slot, Store, Unusable, View
 from mlops_ext.processes.identity import Liveness
 
+log = logging.getLogger(__name__)
+
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.2
 """A waiter looks five times a second at least; with many waiters that is what a server bears."""
 _GROWTH = 1.5
+_IN_PROCESS_S = 10.0
+"""A thread waits so long for another of its process, which may wait for it: for a lock that it
+holds, or in a pool. Then one thread computes, and the others wait for so long again."""
+_TELL_AFTER_S = 10.0
+_TELL_AGAIN_S = 60.0
 
 _waiting: dict[int, str] = {}
+_gave_up: dict[str, float] = {}
+"""When a thread last stopped waiting for another of this process, by path."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,17 +41,17 @@ class _Watch:
     """Watches the heartbeats of leases by this process's own monotonic clock.
 
     Attributes:
-        lease_s: how long an owner may be silent.
         clock: the clock.
+        last: the lease that was last waited for.
         seen: the last renewal of each owner, by its token, and when it was first seen.
     """
 
-    lease_s: float
     clock: Callable[[], float]
+    last: LeaseRecord | None = None
     seen: dict[bytes, tuple[int, float]] = field(default_factory=dict)
 
     def is_dead(self, record: LeaseRecord) -> bool:
-        """Whether the owner is gone, or has been silent for a lease."""
+        """Whether the owner is gone, or has been silent for its lease."""
         owner = record.owner()
         now = self.clock()
         if owner is Liveness.DEAD:
@@ -50,7 +60,7 @@ class _Watch:
         if owner is Liveness.ALIVE or renewals != record.renewals:
             self.seen[record.token] = record.renewals, now
             return False
-        return now - since > self.lease_s
+        return now - since > record.lease_s
 
 
 def acquire_or_wait(
@@ -63,6 +73,9 @@ def acquire_or_wait(
 ) -> Entry | LargeEntry | Lease | None:
     """The entry another process computed, a lease to compute under, or None: compute without.
 
+    A living owner is waited for as long as it lives, or for the option ``wait_s``. When it fails,
+    all who waited for it compute at once: the next would most likely fail too.
+
     Args:
         store: the store.
         slot: where the entry will stand.
@@ -70,17 +83,23 @@ def acquire_or_wait(
         clock: a monotonic clock; no clock is ever compared with another host's.
         sleep: waits.
     """
-    may_wait = not _in_event_loop()
-    watch = _Watch(lease_s=store.options.lease_s, clock=clock)
-    deadline = clock() + store.options.wait_s
+    watch = _Watch(clock=clock)
+    wait_s = store.options.wait_s
+    begun = clock()
+    deadline = begun + (math.inf if wait_s is None else wait_s)
+    tell_at = begun + _TELL_AFTER_S
     pause = _FIRST_PAUSE_S
     try:
         while True:
             outcome = _step(store, slot, view, watch)
             if outcome is not _WAIT:
                 return None if isinstance(outcome, enum.Enum) else outcome
-            if not may_wait or clock() >= deadline or _would_deadlock(slot.path):
+            now = clock()
+            if now >= deadline or _would_deadlock(slot.path) or _is_stuck(slot.path, begun, now):
                 return None
+            if now >= tell_at:
+                log.warning("waiting for %s, %.0f s", watch.last or "a result", now - begun)
+                tell_at = now + _TELL_AGAIN_S
             _waiting[threading.get_ident()] = slot.path
             sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  # spreads the waiters
             pause = min(pause * _GROWTH, _LONGEST_PAUSE_S)
@@ -105,9 +124,11 @@ def _step(
     """What one look at the slot leads to."""
     if isinstance(view, (Entry, LargeEntry)):
         return view
-    if isinstance(view, Unusable):
+    has_failed = watch.last is not None and store.has_failed(slot, watch.last, view)
+    if has_failed or isinstance(view, Unusable):
         return _COMPUTE
     if isinstance(view, LeaseRecord):
+        watch.last = view
         own = store.resume(slot, view)
         if own is not None or _would_deadlock(slot.path):
             return own or _COMPUTE
@@ -145,7 +166,13 @@ def _would_deadlock(path: str) -> bool:
     return False
 
 
-def _in_event_loop() -> bool:
-    """Whether an asyncio loop runs in this thread: it must not be blocked by waiting."""
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None  # noqa: SLF001  # no error
+def _is_stuck(path: str, begun: float, now: float) -> bool:
+    """Whether another thread of this process was waited for long enough, by this one's turn."""
+    if leases.held_by_this_process(path) is None:
+        _gave_up.pop(path, None)
+        return False
+    if now - max(begun, _gave_up.get(path, begun)) < _IN_PROCESS_S:
+        return False
+    _gave_up[path] = now
+    log.warning("a thread of this process computes %s and may wait for this one: not waiting", path)
+    return True

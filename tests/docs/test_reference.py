@@ -19,8 +19,8 @@ SETTINGS = {
     "kserve.md": "kserve_ext.settings:KServeSettings",
     "joblib.md": "joblib_ext:SharedOptions",
 }
-ARGUMENTS_OF_MEMORY = {"codec", "level", "mmap_mode"}
-"""Fields of joblib's options that users give as arguments of ``Memory``."""
+ARGUMENTS_OF_MEMORY = {"compress", "mmap_mode", "secrets_id"}
+"""Fields of joblib's options that users give as arguments of ``Memory``, and one they do not."""
 
 PUBLIC = [
     *(f"mlops_ext.{name}" for name in ("errors", "patching", "memory", "memory.history")),

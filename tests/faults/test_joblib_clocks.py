@@ -16,8 +16,9 @@ COLLECT = """
     import sys, time
     import joblib_ext
     from pathlib import Path
+    from joblib_ext.maintenance.find import find_store
     from joblib_ext.maintenance.garbage import collect_garbage
-    print(int(time.time()), collect_garbage(Path(sys.argv[1], "cache")).orphans)
+    print(int(time.time()), collect_garbage(find_store(Path(sys.argv[1], "cache"))).orphans)
 """
 
 

@@ -17,7 +17,8 @@ from joblib import Memory
 
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext.entries import large_entry
-from joblib_ext.maintenance.stats import find_store, verify_entries
+from joblib_ext.maintenance.find import find_store
+from joblib_ext.maintenance.stats import verify_entries
 
 
 def entries(location):
@@ -245,10 +246,11 @@ class TestSigning:
         finish = large_entry._Check.finish
 
         def finish_and_change(check):
-            finish(check)
+            metadata = finish(check)
             with path.open("r+b") as file:
                 file.seek(64)
                 file.write(pickle.dumps(Evil(str(marker)), 5))
+            return metadata
 
         monkeypatch.setattr(large_entry._Check, "finish", finish_and_change)
         call(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import enum
+import errno
 import hashlib
 import hmac
 import mmap
@@ -10,10 +12,19 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from joblib_ext.entries.entry import HEADER, SIGNATURE, Hasher, Header, read_metadata
-from joblib_ext.entries.payload import decompress, load_body, read_table
+from joblib_ext.entries.entry import (
+    HEADER,
+    SIGNATURE,
+    Hasher,
+    Header,
+    is_foreign,
+    parse_header,
+    read_metadata,
+)
+from joblib_ext.entries.lease_record import LeaseRecord
+from joblib_ext.entries.payload import Buffer, decompress, load_body, read_table
 from joblib_ext.settings import CODECS
 
 _CHUNK = 1 << 18
@@ -25,8 +36,60 @@ class CorruptEntryError(ValueError):
     """An entry does not verify."""
 
 
+class Source(Protocol):
+    """Where the bytes of an entry are read from."""
+
+    def fill(self, room: memoryview, position: int) -> int:
+        """Read into *room* from *position* on; how many bytes that were, 0 at the end."""
+        ...
+
+    def descriptor(self) -> int | None:
+        """A descriptor that can be mapped, or None."""
+        ...
+
+
+class FileSource:
+    """An open file, which is closed with this object."""
+
+    __slots__ = ("_descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):  # some file systems report an earlier write here
+            os.close(self._descriptor)
+
+    def fill(self, room: memoryview, position: int) -> int:
+        """Read from the file."""
+        return os.preadv(self._descriptor, [room], position)
+
+    def descriptor(self) -> int:
+        """The file's own."""
+        return self._descriptor
+
+
+class MemorySource:
+    """The bytes of an entry, in memory."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: Buffer) -> None:
+        self._data = memoryview(data)
+
+    def fill(self, room: memoryview, position: int) -> int:
+        """Copy."""
+        part = self._data[position : position + len(room)]
+        room[: len(part)] = part
+        return len(part)
+
+    def descriptor(self) -> int | None:
+        """There is none."""
+        return None
+
+
 class LargeEntry:
-    """An open entry whose header fits the file's size; the rest is verified when it is loaded.
+    """An entry whose header fits its size; the rest is verified when it is loaded.
 
     Attributes:
         path: its name, for memory maps.
@@ -35,22 +98,18 @@ class LargeEntry:
         key: the signing key, or None.
     """
 
-    __slots__ = ("_descriptor", "binding", "header", "key", "path")
+    __slots__ = ("_source", "binding", "header", "key", "path")
 
     def __init__(
-        self, descriptor: int, path: str, header: Header, binding: bytes, key: bytes | None
+        self, source: Source, path: str, header: Header, binding: bytes, key: bytes | None
     ) -> None:
-        self._descriptor, self.path, self.header = descriptor, path, header
+        self._source, self.path, self.header = source, path, header
         self.binding, self.key = binding, key
 
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):  # some file systems report an earlier write here
-            os.close(self._descriptor)
-
-    def metadata(self) -> dict[str, Any]:
-        """What joblib noted of the call; not verified, and nothing but JSON is read."""
-        start = HEADER.size + self.header.body
-        return read_metadata(os.pread(self._descriptor, self.header.metadata, start))
+    def read(self, length: int, position: int) -> bytes:
+        """Some bytes of it, not verified; fewer at its end."""
+        room = bytearray(length)
+        return bytes(room[: self._source.fill(memoryview(room), position)])
 
     def value(self) -> Any:
         """The value, verified before anything of it is unpickled.
@@ -59,7 +118,7 @@ class LargeEntry:
             CorruptEntryError: it does not verify.
             Exception: whatever unpickling raises.
         """
-        check = _Check(self)
+        check = _Check(self, self._source)
         header = self.header
         if header.codec or not header.buffers:
             body = check.read(header.body)
@@ -83,7 +142,7 @@ class LargeEntry:
         length = header.buffers * _ROW
         if length > header.body:
             raise CorruptEntryError(f"{self.path}: more buffers than bytes")
-        tail = os.pread(self._descriptor, length, HEADER.size + header.body - length)
+        tail = self.read(length, HEADER.size + header.body - length)
         try:
             rows = read_table(tail, header.buffers, header.body)
         except ValueError as error:
@@ -93,15 +152,18 @@ class LargeEntry:
             raise CorruptEntryError(f"{self.path}: buffers overlap")
         return rows
 
-    def verify(self) -> None:
-        """Check every byte without keeping any.
+    def verify(self) -> dict[str, Any]:
+        """What joblib noted of the call; every byte is checked, and none kept.
 
         Raises:
             CorruptEntryError: it does not verify.
+            OSError: it cannot be read.
         """
-        check = _Check(self)
+        check = _Check(self, self._source)
         check.skip(self.header.body)
-        check.finish()
+        return read_metadata(check.finish())
+
+    metadata = verify
 
     def map(self, mode: str, *, verify: bool = True) -> Any:
         """The value with its arrays mapped from the file, as ``numpy.memmap``.
@@ -114,33 +176,72 @@ class LargeEntry:
             CorruptEntryError: it does not verify.
         """
         header = self.header
-        if header.codec or not header.buffers:
+        descriptor = self._source.descriptor()
+        if header.codec or not header.buffers or descriptor is None:
             return self.value()
         rows = self._table()
         access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
-        mapped = mmap.mmap(self._descriptor, 0, access=access)
+        mapped = mmap.mmap(descriptor, 0, access=access)
         view = memoryview(mapped)[HEADER.size : HEADER.size + header.body]
         length = rows[0][0]
         if verify:
-            check = _Check(self)
+            check = _Check(self, self._source)
             stream = bytes(check.read(length))
             check.skip(header.body - length)
             check.finish()
         else:
-            stream = os.pread(self._descriptor, length, HEADER.size)
+            stream = self.read(length, HEADER.size)
         unpickler = _MapUnpickler(stream, [view[at : at + size] for at, size in rows])
         offsets = [HEADER.size + at for at, _ in rows]
         return unpickler.load_mapped(_Mapping(mapped, self.path, mode), offsets)
 
 
+class Verdict(enum.Enum):
+    """What a look at every byte of an entry came to."""
+
+    GOOD = "it verifies"
+    LEASE = "it is a lease"
+    UNCHECKED = "another key or another installation is needed to check it"
+    DAMAGED = "it does not verify"
+
+
+def judge(source: Source, size: int, binding: bytes, key: bytes | None) -> Verdict:
+    """What the entry of *size* bytes in *source* is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    room = bytearray(HEADER.size)
+    try:
+        head = bytes(room[: source.fill(memoryview(room), 0)])
+    except OSError as error:
+        if error.errno in (errno.ESPIPE, errno.EISDIR):  # no file
+            return Verdict.DAMAGED
+        raise
+    if LeaseRecord.parse(head) is not None or is_foreign(head):
+        return Verdict.UNCHECKED if is_foreign(head) else Verdict.LEASE
+    header = parse_header(head)
+    if header is None or header.size != size:
+        return Verdict.DAMAGED
+    try:
+        LargeEntry(source, "", header, binding, None).verify()
+    except CorruptEntryError:
+        return Verdict.DAMAGED
+    if header.signed:
+        try:
+            LargeEntry(source, "", header, binding, key or b"").verify()
+        except CorruptEntryError:  # the checksum is right: it was signed with another key
+            return Verdict.UNCHECKED
+    return Verdict.GOOD
+
+
 class _Check:
     """Reads an entry from its first byte to its last, and checks on the way."""
 
-    def __init__(self, entry: LargeEntry) -> None:
-        self._entry = entry
-        self._descriptor: int = entry._descriptor  # noqa: SLF001  # one idea in two classes
+    def __init__(self, entry: LargeEntry, source: Source) -> None:
+        self._entry, self._source = entry, source
         self._position = HEADER.size
-        head = os.pread(self._descriptor, HEADER.size, 0)
+        head = entry.read(HEADER.size, 0)
         if head != HEADER.pack(*entry.header):
             raise CorruptEntryError(f"{entry.path}: changed since it was opened")
         self._updates: list[Callable[[Any], object]] = []
@@ -157,7 +258,7 @@ class _Check:
 
     def read(self, length: int) -> memoryview:
         """The next *length* bytes, in memory of their own that may be written to."""
-        view = _allocate(length)
+        view = allocate(length)
         self._fill(view)
         return view
 
@@ -174,7 +275,7 @@ class _Check:
             part = view[start : start + _CHUNK]
             done = 0
             while done < len(part):
-                count = os.preadv(self._descriptor, [part[done:]], self._position)
+                count = self._source.fill(part[done:], self._position)
                 if not count:
                     raise CorruptEntryError(f"{self._entry.path}: shorter than it says")
                 done += count
@@ -182,22 +283,23 @@ class _Check:
             for update in self._updates:
                 update(part)
 
-    def finish(self) -> None:
-        """Check the metadata, the checksum and the signature.
+    def finish(self) -> memoryview:
+        """The metadata; it is checked, and the checksum and the signature.
 
         Raises:
             CorruptEntryError: one of them is not what it should be.
         """
-        self.skip(self._entry.header.metadata)
+        metadata = self.read(self._entry.header.metadata)
         if self._hasher.value() != self._entry.header.checksum:
             raise CorruptEntryError(f"{self._entry.path}: the checksum does not match")
         if self._mac is not None:
-            found = os.pread(self._descriptor, SIGNATURE, self._position)
+            found = self._entry.read(SIGNATURE, self._position)
             if not hmac.compare_digest(found, self._mac.digest()):
                 raise CorruptEntryError(f"{self._entry.path}: the signature does not match")
+        return metadata
 
 
-def _allocate(length: int) -> memoryview:
+def allocate(length: int) -> memoryview:
     """Writable memory; from numpy where it is loaded, which does not fill it with zeros first."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None and length >= _CHUNK:

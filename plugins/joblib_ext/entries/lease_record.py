@@ -11,28 +11,34 @@ from dataclasses import dataclass
 from mlops_ext.processes.identity import Liveness, is_stopped, own_boot, own_host, start_of
 
 _MAGIC = b"\x93MXLSE\r\n"
-_STRUCT = struct.Struct("<8s16sQ8sQQ")
-RENEWALS_AT = 24
+_STRUCT = struct.Struct("<8s8sQ8sQII15s")
+RENEWALS_AT = 16
 """Where the counter of renewals stands in the record."""
+_HOST_BYTES = 15
+_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """The 56 bytes of a lease: less than any entry has.
+    """The 63 bytes of a lease: less than any entry has.
 
     Attributes:
         token: random, another one for each lease.
         renewals: counts up while the owner lives.
         host_token: says on which boot of which host, and in which PID namespace, the owner runs.
-        pid: the owner's process id there.
         start: when that process started, in its kernel's own count (ticks on Linux); 0 if unknown.
+        pid: the owner's process id there.
+        lease_ms: how long the owner may be silent, as the owner has it.
+        host: the end of the host's name, for people.
     """
 
     token: bytes
     renewals: int
     host_token: bytes
-    pid: int
     start: int
+    pid: int
+    lease_ms: int
+    host: bytes
 
     @classmethod
     def parse(cls, data: bytes) -> LeaseRecord | None:
@@ -43,9 +49,17 @@ class LeaseRecord:
 
     def pack(self) -> bytes:
         """The record as it is written."""
-        return _STRUCT.pack(
-            _MAGIC, self.token, self.renewals, self.host_token, self.pid, self.start
-        )
+        rest = (self.host_token, self.start, self.pid, self.lease_ms, self.host)
+        return _STRUCT.pack(_MAGIC, self.token, self.renewals, *rest)
+
+    @property
+    def lease_s(self) -> float:
+        """How long the owner may be silent: readers judge it by what it said of itself."""
+        return self.lease_ms / _MS
+
+    def __str__(self) -> str:
+        host = self.host.rstrip(b"\0").decode(errors="replace")
+        return f"{host}, pid {self.pid}"
 
     def owner(self) -> Liveness:
         """Whether the owner runs; UNKNOWN elsewhere, if it is stopped, and without its start."""
@@ -63,9 +77,16 @@ def _host_token(host: str, boot: str) -> bytes:
     return hashlib.sha256(f"{host}\0{boot}".encode()).digest()[:8]
 
 
-def own_record() -> LeaseRecord:
-    """A new lease of this process."""
-    pid = os.getpid()
+def own_record(lease_s: float) -> LeaseRecord:
+    """A new lease of this process, which may be silent for *lease_s*."""
+    pid, host = os.getpid(), own_host()
     start = start_of(pid) or ""
-    token = _host_token(own_host(), own_boot())
-    return LeaseRecord(os.urandom(16), 0, token, pid, int(start) if start.isdecimal() else 0)
+    return LeaseRecord(
+        token=os.urandom(8),
+        renewals=0,
+        host_token=_host_token(host, own_boot()),
+        start=int(start) if start.isdecimal() else 0,
+        pid=pid,
+        lease_ms=int(lease_s * _MS),
+        host=host.encode()[-_HOST_BYTES:].ljust(_HOST_BYTES, b"\0"),
+    )

@@ -29,29 +29,37 @@ _APART_BYTES = 4096
 _GZIP_WINDOW = 31  # zlib's own number for the gzip container
 
 Buffer = bytes | bytearray | memoryview
-_pickler: type[pickle.Pickler] | None = None
 
 
-def _memmap_as_array(array: Any) -> Any:
-    """A memory-mapped array is stored by value, as joblib does: its file may go away."""
-    numpy = sys.modules["numpy"]
-    return numpy.asarray(array).__reduce_ex__(5)
+def _reduce_array(array: Any) -> Any:
+    """An array as one that stands in a buffer of its own, and can be mapped.
+
+    A memory-mapped one is stored by value, as joblib does: its file may go away. Slices are made
+    contiguous. Times are stored as numbers, since they have no buffers.
+    """
+    numpy: Any = sys.modules["numpy"]
+    array = numpy.asarray(array)
+    if array.dtype.hasobject:
+        return array.__reduce_ex__(5)
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        array = array.copy()
+    if array.dtype.kind in "mM":
+        return array_as, (array.view("i8"), array.dtype)
+    return array.__reduce_ex__(5)
 
 
-def _pickler_class() -> type[pickle.Pickler]:
-    global _pickler
-    if _pickler is None:
-        numpy: Any = sys.modules.get("numpy")
-        if numpy is None or not hasattr(numpy, "memmap"):
-            return pickle.Pickler
+def array_as(array: Any, dtype: Any) -> Any:
+    """The same bytes as an array of times; entries name this function."""
+    return array.view(dtype)
 
-        class ArrayPickler(pickle.Pickler):
-            """Pickles memory-mapped arrays as arrays."""
 
-            dispatch_table = copyreg.dispatch_table | {numpy.memmap: _memmap_as_array}
-
-        _pickler = ArrayPickler
-    return _pickler
+def _pickler(stream: BytesIO, keep: Callable[[pickle.PickleBuffer], bool]) -> pickle.Pickler:
+    pickler = pickle.Pickler(stream, 5, buffer_callback=keep)
+    numpy: Any = sys.modules.get("numpy")
+    if hasattr(numpy, "memmap"):
+        arrays: dict[Any, Any] = dict.fromkeys((numpy.ndarray, numpy.memmap), _reduce_array)
+        pickler.dispatch_table = {**copyreg.dispatch_table, **arrays}
+    return pickler
 
 
 def dump_body(value: object) -> tuple[list[Buffer], int]:
@@ -75,7 +83,7 @@ def dump_body(value: object) -> tuple[list[Buffer], int]:
     if isinstance(value, (int, str, float, bytes, type(None))):
         return [pickle.dumps(value, 5)], 0
     stream = BytesIO()
-    _pickler_class()(stream, 5, buffer_callback=keep_in_band).dump(value)
+    _pickler(stream, keep_in_band).dump(value)
     data = stream.getvalue()
     if not buffers:
         return [data], 0

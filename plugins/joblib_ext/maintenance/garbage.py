@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.maintenance.stats import Progress, find_store, no_progress
-from joblib_ext.stores.files.layout import CODE_FILE, LEASE_MAX
-from joblib_ext.stores.files.lease import ask_record, read_record
+from joblib_ext.maintenance.stats import Progress, no_progress
+from joblib_ext.stores.files.lease import read_record
 from joblib_ext.stores.files.scan import namespaces, shards, subfolders
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.files.store import FileStore
-from joblib_ext.stores.files.takeover import is_takeover_lock, remove_dead, takeover_locks_of
+from joblib_ext.stores.files.takeover import remove_dead
 from joblib_ext.stores.files.trash import empty
+from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX
+from joblib_ext.stores.objects.store import ObjectStore
+from joblib_ext.stores.store import Store
 from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name
 from mlops_ext.processes.identity import Liveness
 
@@ -43,7 +45,7 @@ class Collected:
 
 
 def collect_garbage(
-    location: Path | FileStore,
+    store: Store,
     *,
     min_age_s: float = 60.0,
     sleep: Callable[[float], None] = time.sleep,
@@ -51,40 +53,47 @@ def collect_garbage(
 ) -> Collected:
     """Remove what killed processes left, cleared trees, and what was moved aside.
 
-    Ages are measured by the file server's own clock: against a file that is made for it.
+    Ages are measured by the store's own clock: against a file or object that is made for it.
 
     Args:
-        location: a store, or its location.
+        store: the store.
         min_age_s: an orphan or a silent lease has not changed for so long. A file whose writer is
             known to be dead goes at once.
-        sleep: waits for *lease_s*, once, where leases stand: to see whether they are renewed.
+        sleep: waits as long as an owner may be silent, once, where leases stand: to see whether
+            they are renewed.
         progress: told how far it is.
     """
-    store = location if isinstance(location, FileStore) else find_store(location)
+    if isinstance(store, ObjectStore):
+        return _collect_objects(store, min_age_s)
+    assert isinstance(store, FileStore)  # there is no third kind
     now = _server_time(store)
     done = Collected()
     done.trash = empty(store.layout.trash)
     done.corrupt = empty(store.layout.corrupt)
     leases: list[tuple[str, LeaseRecord]] = []
-    takeover_locks: list[tuple[str, str]] = []
     versions = [space.path for space in namespaces(store.layout)]
     folders = [store.layout.root, store.layout.leases, *versions, *shards(store.layout)]
     for number, folder in enumerate(folders):
         for name, path in list(_entries(folder)):
-            if is_takeover_lock(name):
-                takeover_locks.append((name, path))
-            elif name.endswith(TEMP_SUFFIX):
+            if name.endswith(TEMP_SUFFIX):
                 done.orphans += _reap(name, path, now, min_age_s)
             elif (record := _lease_at(path)) is not None:
                 leases.append((path, record))
         progress(number + 1, len(folders))
     done.leases = _reap_leases(store, leases, sleep)
-    needed = {takeover_lock for lease in leases for takeover_lock in _needed(*lease)}
-    done.orphans += sum(
-        _reap(name, path, now, min_age_s) for name, path in takeover_locks if path not in needed
-    )
     done.folders = _prune(store)
     return done
+
+
+def _collect_objects(store: ObjectStore, min_age_s: float) -> Collected:
+    """As above. Living leases are written anew all the time, so that their age says it all."""
+    now = store.clock()
+    old = [found for found in store.walk() if found.size < LEASE_MAX]
+    leases = [found.path for found in old if now - found.written > min_age_s]
+    corrupt = store.names_in(store.layout.corrupt)
+    probes = store.names_in(store.layout.probes)
+    store.remove_all([*leases, *corrupt, *probes])
+    return Collected(leases=len(leases), corrupt=len(corrupt), orphans=len(probes))
 
 
 def _entries(folder: str) -> Iterator[tuple[str, str]]:
@@ -132,42 +141,15 @@ def _lease_at(path: str) -> LeaseRecord | None:
 def _reap_leases(
     store: FileStore, leases: list[tuple[str, LeaseRecord]], sleep: Callable[[float], None]
 ) -> int:
-    """Remove leases of owners that are dead, or silent for *lease_s*."""
+    """Remove leases of owners that are dead, or silent for as long as they said they may be."""
     states = [(path, record, record.owner()) for path, record in leases]
-    silent = {
-        takeover_lock.token: takeover_lock.renewals
-        for path, record, owner in states
-        if owner is not Liveness.ALIVE
-        for _, takeover_lock in takeover_locks_of(path, record)
-        if takeover_lock is not None and takeover_lock.owner() is Liveness.UNKNOWN
-    }
-    if silent or any(owner is Liveness.UNKNOWN for _, _, owner in states):
-        sleep(store.options.lease_s)
-
-    def is_dead(taker: LeaseRecord) -> bool:
-        owner = taker.owner()
-        return owner is Liveness.DEAD or (
-            owner is Liveness.UNKNOWN and silent.get(taker.token) == taker.renewals
-        )
-
+    silent = [record.lease_s for _, record, owner in states if owner is Liveness.UNKNOWN]
+    if silent:
+        sleep(max(silent))
     return sum(
-        owner is not Liveness.ALIVE and remove_dead(store, path, record, is_dead)
+        owner is not Liveness.ALIVE and remove_dead(store, path, record)
         for path, record, owner in states
     )
-
-
-def _needed(path: str, record: LeaseRecord) -> list[str]:
-    """The takeover locks that must stay, since the lease they are about still stands."""
-    found: LeaseRecord | None = record
-    try:
-        found = ask_record(path)
-    except FileNotFoundError:
-        return []
-    except OSError:
-        pass  # no answer: it may well stand
-    if found is None or found.token != record.token:
-        return []
-    return [takeover_lock for takeover_lock, _ in takeover_locks_of(path, record)]
 
 
 def _prune(store: FileStore) -> int:

@@ -6,9 +6,9 @@ import collections
 import contextlib
 import json
 import logging
-import os
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from mlops_ext.files import temp_name
@@ -54,23 +54,21 @@ class Events:
                 return
             self._warned.add(kind)
         log.warning("%s", message)
-        warnings.warn(message, _warning_class(), stacklevel=3, source=error)
+        from joblib._store_backends import CacheWarning
+
+        tell(message, CacheWarning, stacklevel=4, source=error)
 
 
-def _warning_class() -> type[Warning]:
-    from joblib._store_backends import CacheWarning
+def tell(message: str, category: type[Warning], *, stacklevel: int, source: object = None) -> None:
+    """Warn; where warnings are errors, the user's call goes on all the same."""
+    with contextlib.suppress(Warning):
+        warnings.warn(message, category, stacklevel=stacklevel, source=source)
 
-    return CacheWarning  # type: ignore[no-any-return,unused-ignore]  # joblib has no types
 
-
-def read_events(folder: str) -> collections.Counter[str]:
-    """How often each kind was noted by any process."""
+def count_events(lines: Iterable[str]) -> collections.Counter[str]:
+    """How often each kind was noted in *lines*."""
     counts: collections.Counter[str] = collections.Counter()
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            if not entry.name.endswith(_SUFFIX):
-                continue
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                for line in Path(entry.path).read_text(encoding="utf-8").splitlines():
-                    counts[json.loads(line)["kind"]] += 1
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            counts[str(json.loads(line)["kind"])] += 1
     return counts

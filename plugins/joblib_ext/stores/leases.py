@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import abc
 import atexit
-import contextlib
-import sys
 import threading
 import time
-from itertools import accumulate, chain, repeat, starmap
-from operator import itemgetter
-from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from joblib_ext.entries.lease_record import LeaseRecord
 from mlops_ext.processes.forks import in_forked_child
 
 _RENEWALS_A_LEASE = 5
 """Four may be late, and the lease still holds."""
+_SHOWN_S = 1.0
+"""Those who wait look more often, and may be kept from it for a moment."""
 _IDLE_ROUNDS = 20
 """The heartbeat thread sleeps on this long without leases: waking it costs more than a beat."""
 
@@ -39,7 +36,7 @@ class Source(Protocol):
         """After a fork: it belongs to the parent."""
         ...
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """The process ends."""
         ...
 
@@ -52,17 +49,15 @@ class Lease(abc.ABC):
         source: what is renewed while the call computes; leases of one process can share it.
         record: what the lease says.
         thread: the thread that computes.
-        frame: identity of joblib's frame that computes, or 0 where it is not known.
         since: when it was taken, by the monotonic clock.
     """
 
-    __slots__ = ("frame", "lease_s", "path", "record", "since", "source", "thread")
+    __slots__ = ("lease_s", "path", "record", "since", "source", "thread")
 
     def __init__(self, path: str, source: Source, lease_s: float) -> None:
         self.path, self.source, self.lease_s = path, source, lease_s
         self.record = source.record
         self.thread = threading.get_ident()
-        self.frame = 0
         self.since = time.monotonic()
 
     @abc.abstractmethod
@@ -71,7 +66,14 @@ class Lease(abc.ABC):
 
     @abc.abstractmethod
     def remove(self) -> bool | None:
-        """Take the lease away: True if it is gone, False if it was not there, None if refused."""
+        """Take the lease away: True if it is gone, False if it was not there, None if refused.
+
+        What says to those who wait that it ended without a result stays until `bury`.
+        """
+
+    @abc.abstractmethod
+    def bury(self) -> None:
+        """Take away what `remove` left; never raises OSError."""
 
     def release(self) -> None:
         """Give the lease up without an entry: the next one computes. Never raises OSError."""
@@ -79,6 +81,9 @@ class Lease(abc.ABC):
         self.stop()  # only now: a thread that sees the lease before must not take it for its own
         if gone is None:
             _unreleased[self.path] = self
+        elif gone:
+            _ended.append((time.monotonic(), self))
+        if gone is not False:
             _heart.start()
 
     def hold(self) -> bool:
@@ -90,13 +95,6 @@ class Lease(abc.ABC):
         """Whether this process still counts it as its own."""
         return _held.get(self.path) is self
 
-    def note_frame(self) -> None:
-        """Remember joblib's frame that computes under this lease, to see when it has ended."""
-        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # joblib does not say who calls
-        while frame is not None and frame.f_code.co_name != "_cached_call":
-            frame = frame.f_back
-        self.frame = id(frame) if frame is not None else 0
-
     def stop(self) -> None:
         """Count it as ours no more; what stands at the path stays."""
         if self.held:
@@ -107,6 +105,8 @@ _held: dict[str, Lease] = {}
 _inherited: set[str] = set()
 _unreleased: dict[str, Lease] = {}
 """Leases whose removal failed; the heartbeat tries again."""
+_ended: list[tuple[float, Lease]] = []
+"""Leases that ended without a result, and when: what shows it goes after `_SHOWN_S`."""
 sources: dict[str, Source] = {}
 """What this process renews, by store."""
 
@@ -130,7 +130,7 @@ class _Heart:
         idle = 0
         while True:
             leases = list(_held.values())
-            idle = 0 if leases or _unreleased else idle + 1
+            idle = 0 if leases or _unreleased or _ended else idle + 1
             if idle > _IDLE_ROUNDS:
                 with self._lock:
                     if not _held:
@@ -140,7 +140,7 @@ class _Heart:
             time.sleep(lease_s / _RENEWALS_A_LEASE)
             for source in {lease.source for lease in leases if lease.held}:
                 source.renew()
-            _release_abandoned(leases)
+            _bury(time.monotonic() - _SHOWN_S)
             for path, lease in list(_unreleased.items()):
                 if lease.remove() is not None:
                     _unreleased.pop(path, None)
@@ -149,37 +149,9 @@ class _Heart:
 _heart = _Heart()
 
 
-def _release_abandoned(leases: list[Lease]) -> None:
-    """Release leases whose call has ended while somebody keeps its exception, and so its frame."""
-    judged = [(lease, lease.frame) for lease in leases if lease.frame and lease.held]
-    if judged:
-        running = _running_frames({lease.thread for lease, _ in judged})
-        for lease, frame in judged:
-            if frame not in running and lease.held:
-                lease.release()
-
-
-def _running_frames(threads: set[int]) -> set[int]:
-    """Identities of all frames on the stacks of these threads."""
-    found: set[int] = set()
-    for thread in threads:
-        stack = _stack(thread)
-        found.update(map(id, stack))
-        stack.clear()  # a frame that is kept keeps a call's result
-    return found
-
-
-def _stack(thread: int) -> list[FrameType]:
-    """The frames of a running thread, innermost first; [] where it has ended.
-
-    Taken without a bytecode in between, at which the thread might go on: a generator that yields
-    then loses its ``f_back``, and everything below it would look as if it had ended.
-    """
-    now: Any = starmap(sys._current_frames, [()])  # noqa: SLF001  # the only way to see its stack
-    frames: list[FrameType] = []
-    with contextlib.suppress(KeyError, AttributeError):  # no such thread; the outermost frame
-        frames.extend(accumulate(chain(map(itemgetter(thread), now), repeat("f_back")), getattr))
-    return frames
+def _bury(before: float) -> None:
+    while _ended and _ended[0][0] <= before:
+        _ended.pop(0)[1].bury()
 
 
 @in_forked_child
@@ -189,6 +161,7 @@ def _after_fork() -> None:
     _inherited.update(_held)
     _held.clear()
     _unreleased.clear()
+    _ended.clear()
     for source in list(sources.values()):
         source.forget()
     _heart = _Heart()
@@ -197,8 +170,9 @@ def _after_fork() -> None:
 def _at_exit() -> None:
     for lease in list(_held.values()):
         lease.release()
+    _bury(time.monotonic())
     for source in list(sources.values()):
-        source.remove()
+        source.close()
 
 
 atexit.register(_at_exit)

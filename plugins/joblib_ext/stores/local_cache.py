@@ -10,18 +10,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
+import time
 from pathlib import Path
 
-from joblib_ext.entries.entry import Entry, open_small
+from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
-from joblib_ext.stores.reader import READ, SMALL, close, open_large
+from joblib_ext.settings import SharedOptions
+from joblib_ext.stores.reader import read_file
 from joblib_ext.stores.store import Slot, Store, View
 from mlops_ext.files import publish
 
-_SHRINK_TO = 0.8
+_SHRINK_FROM, _SHRINK_TO = 0.8, 0.7
 """Shrinking goes below the limit, so that it does not happen at each entry."""
-_LOOK_EVERY = 1 / 16
-"""The folder is measured after writing this part of the limit."""
+_LOOK_EVERY = 1 / 128
+"""The folder is measured before this part of the limit is written: dozens of processes may."""
+_OTHERS = 0o077 if os.name == "posix" else 0
+_MOST_CHECKED = 10_000
+"""Entries whose last check is remembered."""
 _LARGEST_PART = 1 / 4
 """A larger entry would push out too much else."""
 
@@ -29,75 +35,115 @@ _LARGEST_PART = 1 / 4
 class LocalCache:
     """Looks entries up in *folder* first, and keeps copies there within a limit of bytes."""
 
-    def __init__(self, folder: Path, limit: int, store: Store, location: str) -> None:
-        name = os.path.abspath(location).encode()  # noqa: PTH100  # a text
-        self._folder = folder / hashlib.sha256(name).hexdigest()[:16]
-        self._limit, self._store = limit, store
-        self._written = limit
+    def __init__(self, folder: Path, options: SharedOptions, store: Store, location: str) -> None:
+        name = location if "://" in location else os.path.abspath(location)  # noqa: PTH100  # a text
+        own = folder / f"joblib-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        self._own, self._folder = own, own / hashlib.sha256(name.encode()).hexdigest()[:16]
+        self._is_safe: bool | None = None
+        self._limit, self._store, self._options = options.local_tier_bytes, store, options
+        self._written = self._limit
+        self._checked: dict[str, tuple[bytes, float]] = {}
 
     def look(self, slot: Slot) -> View:
         """Like `Store.look`, but an entry may come from the local copy of what stands there."""
         path = slot.path
-        copy = self._copy_of(path)
-        local = self._open_copy(slot.at(copy))
-        if local is not None:
-            token = self._store.token_at(path)
-            if token == local.header.token:
-                return local
+        if self._is_safe is None:
+            self._is_safe = self._prepare()
+        if not self._is_safe:
+            return self._store.look(slot)
+        copy = slot.at(self._copy_of(path))
+        local = self._open_copy(copy)
+        if local is not None and self._is_current(path, local.header.token):
+            return local
         found = self._store.look(slot)
         if isinstance(found, (Entry, LargeEntry)):
-            self._keep(copy, path, found)
+            if self._keep(copy, path, found) and self._options.mmap_mode is not None:
+                return self._open_copy(copy) or found
         elif local is not None:
-            _discard(copy)
+            _discard(copy.path)
         return found
+
+    def _prepare(self) -> bool:
+        """Make this user's folder, which nobody else may look into; False if it is another's.
+
+        In a folder that everybody can write, such as /tmp, somebody may have made it before.
+        """
+        try:
+            self._own.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self._own.mkdir(mode=0o700)
+            found = self._own.lstat()
+        except OSError:
+            return False
+        mine = os.name != "posix" or found.st_uid == os.getuid()
+        if mine and stat.S_ISDIR(found.st_mode) and not found.st_mode & _OTHERS:
+            return True
+        self._store.events.warn_once(
+            "tier",
+            f"{self._own} is not a folder that only this user can use: no local copies are kept."
+            " Remove it, or give another local_tier",
+        )
+        return False
+
+    def forget(self) -> None:
+        """Ask again for everything: something was removed by this process."""
+        self._checked.clear()
+
+    def _is_current(self, path: str, token: bytes) -> bool:
+        """Whether the writing with this *token* still stands in the store."""
+        wait_s = self._options.revalidate_s
+        known, since = self._checked.get(path, (b"", 0.0))
+        if known == token and time.monotonic() - since < wait_s:
+            return True
+        if self._store.token_at(path) != token:
+            return False
+        if wait_s:
+            if len(self._checked) >= _MOST_CHECKED:
+                self._checked.clear()
+            self._checked[path] = token, time.monotonic()
+        return True
 
     def _copy_of(self, path: str) -> str:
         name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self._folder}/{name[:2]}/{name}"
 
     def _open_copy(self, copy: Slot) -> Entry | LargeEntry | None:
-        """A verified local copy; a damaged one is dropped, not reported: the original is there."""
+        """A local copy; a damaged one is dropped, not reported: the original is there."""
+        mapped = self._options.mmap_mode is not None
         try:
-            descriptor = os.open(copy.path, READ)
+            found, _ = read_file(copy.path, copy.binding, self._store.key, mapped=mapped)
         except OSError:
             return None
-        try:
-            data = os.read(descriptor, SMALL)
-            if len(data) < SMALL:
-                return open_small(data, copy.binding, self._store.key)
-            return open_large(os.dup(descriptor), copy.path, copy.binding, data, self._store.key)
-        except OSError:
-            return None
-        finally:
-            close(descriptor)
+        return found if isinstance(found, (Entry, LargeEntry)) else None
 
-    def _keep(self, copy: str, path: str, found: Entry | LargeEntry) -> None:
+    def _keep(self, copy: Slot, path: str, found: Entry | LargeEntry) -> bool:
         size = found.header.size
         if size > self._limit * _LARGEST_PART:
-            return
+            return False
         with contextlib.suppress(OSError):
-            data = found.data if isinstance(found, Entry) else Path(path).read_bytes()
+            data = found.data if isinstance(found, Entry) else found.read(size, 0)
             if self._store.token_at(path) != found.header.token:
-                return
-            Path(copy).parent.mkdir(parents=True, exist_ok=True)
-            publish(copy, data)
+                return False
             self._written += size
             if self._written > self._limit * _LOOK_EVERY:
                 self._written = 0
-                self._shrink()
+                self._shrink(size)
+            Path(copy.path).parent.mkdir(parents=True, exist_ok=True)
+            publish(copy.path, data)
+            return True
+        return False
 
-    def _shrink(self) -> None:
+    def _shrink(self, coming: int) -> None:
         """Remove what was not used for longest, down to a part of the limit."""
         rows: list[tuple[float, int, str]] = []
-        for shard in os.scandir(self._folder):
-            with contextlib.suppress(OSError), os.scandir(shard.path) as entries:
-                for entry in entries:
-                    info = entry.stat()
-                    rows.append((max(info.st_atime, info.st_mtime), info.st_size, entry.path))
-        surplus = sum(size for _, size, _ in rows) - self._limit
-        if surplus <= 0:
+        for copy in self._own.glob("*/*/*"):  # of all stores: the limit is the folder's
+            with contextlib.suppress(OSError):
+                info = copy.stat()
+                rows.append((max(info.st_atime, info.st_mtime), info.st_size, str(copy)))
+        held = sum(size for _, size, _ in rows) + coming
+        if held <= self._limit * _SHRINK_FROM:
             return
-        surplus += int(self._limit * (1 - _SHRINK_TO))
+        surplus = held - int(self._limit * _SHRINK_TO)
         for _, size, path in sorted(rows):
             if surplus <= 0:
                 return

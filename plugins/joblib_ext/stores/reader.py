@@ -1,43 +1,75 @@
-"""Opening a file that holds an entry: in the shared store, and in a node's own cache of it."""
+"""Opening what holds an entry: a file of the shared store, of a node's own cache, or an object.
+
+The one reader of entries: whatever they are read from, the same checks decide what they are.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
-from joblib_ext.entries.entry import parse_header
-from joblib_ext.entries.large_entry import LargeEntry
+from joblib_ext.entries.entry import HEADER, Entry, open_small, parse_header
+from joblib_ext.entries.large_entry import FileSource, LargeEntry, MemorySource, Source
+from joblib_ext.entries.lease_record import LeaseRecord
 
 SMALL = 1 << 16
 """One read brings an entry up to this size; most are far below."""
 READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_large(
-    descriptor: int, path: str, binding: bytes, data: bytes, key: bytes | None
-) -> LargeEntry | None:
-    """The large entry that *descriptor* is open on; otherwise the descriptor is closed.
+def read_file(
+    path: str, binding: bytes, key: bytes | None, *, flags: int = READ, mapped: bool = False
+) -> tuple[Entry | LargeEntry | LeaseRecord | None, bytes]:
+    """What is valid in the file at *path*, and its first bytes; one open, and mostly one read.
 
     Args:
-        descriptor: of the open file.
-        path: where it stands.
-        binding: what its checksum binds it to.
-        data: its first bytes.
+        path: the file.
+        binding: what the checksum of an entry binds it to.
         key: the signing key, or None.
+        flags: how to open it.
+        mapped: whether a small entry with buffers is wanted as a file, to be mapped.
+
+    Raises:
+        OSError: it could not be read.
     """
-    header = parse_header(data)
+    descriptor = os.open(path, flags)
+    source = None
     try:
-        good = (
-            header is not None
-            and os.fstat(descriptor).st_size == header.size
-            and header.signed == (key is not None)
-        )
-    except OSError:
-        good = False
-    if header is None or not good:
-        close(descriptor)
+        data = os.read(descriptor, SMALL)
+        if len(data) < SMALL:
+            entry = open_small(data, binding, key)
+            if entry is not None and mapped and entry.header.buffers:
+                source = FileSource(descriptor)
+                return LargeEntry(source, path, entry.header, binding, key), data
+            return entry or LeaseRecord.parse(data), data
+        size = os.fstat(descriptor).st_size
+        source = FileSource(descriptor)
+        return open_large(source, size, path, binding, data, key), data
+    finally:
+        if source is None:
+            close(descriptor)
+
+
+def open_large(
+    source: Source, size: int, path: str, binding: bytes, data: bytes, key: bytes | None
+) -> LargeEntry | None:
+    """The large entry of *size* bytes that *source* holds, and that begins with *data*."""
+    header = parse_header(data)
+    if header is None or size != header.size or header.signed is not (key is not None):
         return None
-    return LargeEntry(descriptor, path, header, binding, key)
+    return LargeEntry(source, path, header, binding, key)
+
+
+def open_bytes(
+    data: Any, path: str, binding: bytes, key: bytes | None
+) -> Entry | LargeEntry | LeaseRecord | None:
+    """What is valid in the bytes of a whole object."""
+    if len(data) < SMALL:
+        data = bytes(data)
+        return open_small(data, binding, key) or LeaseRecord.parse(data)
+    head = bytes(memoryview(data)[: HEADER.size])
+    return open_large(MemorySource(data), len(data), path, binding, head, key)
 
 
 def close(descriptor: int) -> None:

@@ -22,7 +22,7 @@ from joblib.memory import MemorizedFunc
 import joblib_ext  # noqa: F401  # registers the backend, and applies the patches
 from joblib_ext.arguments import bind, digest
 from joblib_ext.patches import quick_filter_args
-from joblib_ext.plugin import QUICK_ARGUMENTS
+from joblib_ext.plugin import ARGUMENTS
 from mlops_ext.patching import Outcome, PatchSet
 
 BARE = MemorizedFunc._get_args_id.__wrapped__
@@ -220,7 +220,7 @@ def test_a_call_is_told_apart_without_signature_and_python_pickler(tmp_path, bac
     cached = Memory(tmp_path, backend=backend, verbose=0).cache(defaults)
     cached(1)
     assert slow_ways(cached, 1) == {"signature", "dump"}
-    with PatchSet(QUICK_ARGUMENTS) as patches:
+    with PatchSet(ARGUMENTS) as patches:
         assert [report.outcome for report in patches.status()] == [Outcome.APPLIED] * 2
         assert slow_ways(cached, 1) == set()
     assert slow_ways(cached, 1) == {"signature", "dump"}
@@ -230,9 +230,9 @@ def test_a_call_is_told_apart_without_signature_and_python_pickler(tmp_path, bac
 def test_a_miss_binds_without_signature(tmp_path):
     cached = Memory(tmp_path, backend="shared", verbose=0).cache(defaults)
     cached(0)
-    with PatchSet(QUICK_ARGUMENTS[:1]):
+    with PatchSet(ARGUMENTS[:1]):
         assert "signature" in slow_ways(cached, 1)
-    with PatchSet(QUICK_ARGUMENTS):
+    with PatchSet(ARGUMENTS):
         assert slow_ways(cached, 2) == set()
 
 
@@ -246,7 +246,7 @@ def test_what_was_stored_without_is_found_with_and_the_other_way_round(tmp_path)
 
     cached = Memory(tmp_path, verbose=0, backend="shared").cache(double)
     assert cached(1) == 2
-    with PatchSet(QUICK_ARGUMENTS):
+    with PatchSet(ARGUMENTS):
         assert (cached(1), cached(x=1), cached(1, "ä"), cached(2, name="b")) == (2, 2, 2, 4)
     assert (cached(1), cached(2, "b")) == (2, 4)
     assert computed == [1, 2]

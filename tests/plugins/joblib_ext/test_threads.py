@@ -1,7 +1,6 @@
 """Threads of one process that meet at one key, or at a backend that is new to both."""
 
 import contextlib
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ import pytest
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext import runtime as _runtime
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.stores import leases
 from joblib_ext.stores.files.lease_source import LeaseSource
 from mlops_ext.processes.identity import Liveness
 
@@ -42,52 +40,6 @@ class TestThreadsOfOneProcess:
             states = list(pool.map(lambda _: memory.store_backend._runtime, range(2)))
         assert states[0] is states[1]
         assert len(made) == 1
-
-    def test_a_call_that_was_armed_while_another_thread_made_the_state_is_claimed(
-        self, memory, monkeypatch
-    ):
-        """The order of steps in which a slow machine computed twice."""
-        backend = type(memory.store_backend)
-        arm = backend.get_cached_func_info
-        first_makes, second_armed, first_made = (threading.Event() for _ in range(3))
-        calls = []
-
-        class Slow(_runtime.Runtime):
-            __slots__ = ()
-
-            def __init__(self, *arguments):
-                if threading.current_thread().name == "first":
-                    first_makes.set()
-                    second_armed.wait(1)  # never comes where the second has to wait for this one
-                super().__init__(*arguments)
-
-        def arm_slowly(self, call_id):
-            info = arm(self, call_id)
-            if threading.current_thread().name == "second":
-                second_armed.set()
-                assert first_made.wait(PATIENCE_S)
-            else:
-                first_made.set()
-            return info
-
-        def function(x):
-            calls.append(x)
-            with contextlib.suppress(threading.BrokenBarrierError):
-                computing.wait(1)  # until the other thread computes too, if it does
-            return x
-
-        computing = threading.Barrier(2)
-        monkeypatch.setattr(_runtime, "Runtime", Slow)
-        monkeypatch.setattr(backend, "get_cached_func_info", arm_slowly)
-        cached = memory.cache(function)
-        first = threading.Thread(target=cached, args=(1,), name="first")
-        second = threading.Thread(target=cached, args=(1,), name="second")
-        first.start()
-        assert first_makes.wait(PATIENCE_S)
-        second.start()
-        first.join(PATIENCE_S)
-        second.join(PATIENCE_S)
-        assert calls == [1]
 
     def test_a_silent_heart_takes_no_lease_from_a_thread_that_computes(self, memory, monkeypatch):
         monkeypatch.setattr(LeaseSource, "renew", lambda _: None)
@@ -157,28 +109,3 @@ class TestThreadsOfOneProcess:
             waiter = pool.submit(cached, 1)
             assert (owner.result(PATIENCE_S), waiter.result(PATIENCE_S)) == (1, 1)
         assert calls == [1]
-
-    def test_a_call_that_yields_all_the_time_is_seen_to_run(self):
-        """A generator that yields loses the frames below it."""
-        stop, known = threading.Event(), []
-        running = threading.Event()
-
-        def _cached_call():
-            known.append((threading.get_ident(), id(sys._getframe())))
-            running.set()
-            while not stop.is_set():
-                list(letter for letter in "abc")  # noqa: C400  # a generator is the point
-
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        caller = threading.Thread(target=_cached_call)
-        try:
-            caller.start()
-            assert running.wait(PATIENCE_S)
-            ((thread, frame),) = known
-            lost = [1 for _ in range(20_000) if frame not in leases._running_frames({thread})]
-        finally:
-            stop.set()
-            sys.setswitchinterval(interval)
-            caller.join(PATIENCE_S)
-        assert lost == []

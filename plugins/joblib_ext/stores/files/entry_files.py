@@ -13,21 +13,18 @@ from typing import Any
 from joblib_ext.entries.entry import (
     HEADER,
     MAGIC,
-    Entry,
     build,
     is_foreign,
-    open_small,
     parse_header,
 )
-from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
-from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.entries.payload import Buffer, total
+from joblib_ext.entries.large_entry import FileSource, LargeEntry, Source, Verdict, judge
+from joblib_ext.entries.payload import Buffer
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
-from joblib_ext.stores.files.closing import Closer
-from joblib_ext.stores.files.layout import CODE_FILE, Layout, make_own_folder
-from joblib_ext.stores.files.statx import fresh_path, replacing_flushes
-from joblib_ext.stores.reader import READ, SMALL, close, open_large
+from joblib_ext.stores.files.folders import group_of, make_own_folder, share
+from joblib_ext.stores.files.statx import fresh_path
+from joblib_ext.stores.layout import CODE_FILE, Layout
+from joblib_ext.stores.reader import READ, SMALL, read_file
 from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
 from mlops_ext.files import publish as publish_file
 from mlops_ext.files import remove, sync_directory, temp_name, write_new
@@ -50,9 +47,13 @@ class EntryFiles:
         self.layout = Layout(location)
         self.options = options
         self.events = Events(self.layout.events)
-        self.key = options.sign_key
-        self.closer = Closer()
-        self._reserves: bool | None = None
+        self.key: bytes | None = options.sign_key
+        self.group = group_of(options.group)
+        if self.group is not None:
+            for folder in (self.layout.items, self.layout.trash, self.layout.corrupt):
+                _make(folder, self.group)
+            for folder in (self.layout.leases, self.layout.events):
+                _make(folder, self.group)
 
     def look(self, slot: Slot) -> View:
         """What stands at *slot*: a verified entry, an open large one, a lease, or None.
@@ -60,29 +61,14 @@ class EntryFiles:
         One open and one read for what is small. What does not verify is looked at again past
         the client's caches, and then moved aside.
         """
+        mapped = self.options.mmap_mode is not None
         try:
-            descriptor = os.open(slot.path, _LOOK)
+            found, _ = read_file(slot.path, slot.binding, self.key, flags=_LOOK, mapped=mapped)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             return self._look_closely(slot, error)
-        try:
-            data = os.read(descriptor, SMALL)
-        except OSError as error:
-            close(descriptor)
-            return self._look_closely(slot, error)
-        if len(data) < SMALL:
-            entry = open_small(data, slot.binding, self.key)
-            if entry is not None and self.options.mmap_mode and entry.header.buffers:
-                return LargeEntry(descriptor, slot.path, entry.header, slot.binding, self.key)
-            self.closer.close(descriptor)
-            return entry or self._judge(slot, data)
-        large = open_large(descriptor, slot.path, slot.binding, data, self.key)
-        return large or self._look_closely(slot, None)
-
-    def _judge(self, slot: Slot, data: bytes) -> View:
-        """A small file that is no entry: a lease, or something to look at closely."""
-        return LeaseRecord.parse(data) or self._look_closely(slot, None)
+        return found or self._look_closely(slot, None)
 
     def _look_closely(self, slot: Slot, error: OSError | None) -> View:
         """Look again, with attributes from the server; what is still wrong is moved aside."""
@@ -91,7 +77,7 @@ class EntryFiles:
             time.sleep(pause_s)
             try:
                 size = fresh_path(slot.path).size
-                found, data = self._read_again(slot.path, slot.binding)
+                found, data = read_file(slot.path, slot.binding, self.key, flags=_LOOK)
             except FileNotFoundError:
                 return None
             except OSError as caught:
@@ -111,19 +97,6 @@ class EntryFiles:
             return UNUSABLE
         return None if self.quarantine(slot) else UNUSABLE
 
-    def _read_again(
-        self, path: str, binding: bytes
-    ) -> tuple[Entry | LargeEntry | LeaseRecord | None, bytes]:
-        """What is valid at *path*, and its first bytes."""
-        descriptor = os.open(path, _LOOK)
-        try:
-            data = os.read(descriptor, SMALL)
-            if len(data) < SMALL:
-                return open_small(data, binding, self.key) or LeaseRecord.parse(data), data
-            return open_large(os.dup(descriptor), path, binding, data, self.key), data
-        finally:
-            close(descriptor)
-
     def quarantine(self, slot: Slot | LargeEntry) -> bool:
         """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
         path = slot.path
@@ -136,7 +109,7 @@ class EntryFiles:
                 self.events.warn_once("aside", f"a corrupt entry stays at {path}: {error}", error)
                 return False
             self.events.note("lost-reply", path)
-        if self._verifies(aside, slot.binding):  # somebody put a good one there meanwhile
+        if not self._is_damaged(aside, slot.binding):  # somebody put a good one there meanwhile
             with contextlib.suppress(OSError):
                 os.link(aside, path)
             with contextlib.suppress(OSError):
@@ -149,37 +122,28 @@ class EntryFiles:
         )
         return True
 
-    def peek(self, path: str, binding: bytes) -> Entry | LargeEntry | LeaseRecord | None:
-        """What is in the file at *path*, or None for nothing valid; a large entry is not verified.
+    def source_at(self, path: str) -> tuple[Source, int]:
+        """An open file and its size.
 
         Raises:
-            OSError: it could not be read.
+            OSError: it could not be opened.
         """
-        return self._read_again(path, binding)[0]
+        source = FileSource(os.open(path, _LOOK))
+        return source, os.fstat(source.descriptor()).st_size
 
-    def _verifies(self, path: str, binding: bytes) -> bool:
+    def _is_damaged(self, path: str, binding: bytes) -> bool:
+        """Whether what stands at *path* is neither a lease nor an entry that may be good."""
         try:
-            found = self.peek(path, binding)
-            if isinstance(found, LargeEntry):
-                found.verify()
-        except (OSError, CorruptEntryError):
-            return False
-        return found is not None
+            source, size = self.source_at(path)
+            return judge(source, size, binding, self.key) is Verdict.DAMAGED
+        except OSError:
+            return True
 
     def build(
         self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], binding: bytes
     ) -> tuple[list[Buffer], bytes]:
         """An entry in pieces, joined to few writes, and its token."""
-        options = self.options
-        whole, token = build(
-            pieces,
-            buffers,
-            metadata,
-            binding,
-            codec=options.codec,
-            level=options.level,
-            key=self.key,
-        )
+        whole, token = build(pieces, buffers, metadata, binding, **self.options.building)
         return _join(whole), token
 
     def publish(self, slot: Slot, pieces: Sequence[Buffer], token: bytes) -> None:
@@ -193,13 +157,11 @@ class EntryFiles:
         """
         path = slot.path
         folder = path[: path.rindex("/") + 1]
-        if self._reserves is None and os.path.isdir(folder):  # noqa: PTH112  # a text
-            self._reserves = replacing_flushes(folder)
-        reserve = total(pieces) if self._reserves else 0
         for attempt in range(1, _TRIES + 1):
             temp = folder + temp_name("entry")
             try:
-                write_new(temp, pieces, durability=self.options.sync, reserve=reserve)
+                write_new(temp, pieces, durability=self.options.sync)
+                share(temp, self.group)
                 os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
             except OSError as error:
                 _discard(temp)
@@ -217,6 +179,19 @@ class EntryFiles:
                 break
         if self.options.durability == "fsync":
             sync_directory(folder)
+
+    def remove_entry(self, slot: Slot, token: bytes) -> None:
+        """Remove one writing: it is moved away, and put back where it was another after all."""
+        path = slot.path
+        if self.token_at(path) != token:
+            return
+        aside = f"{path.rpartition('/')[0]}/{temp_name('expired')}"
+        with contextlib.suppress(OSError):
+            os.rename(path, aside)  # noqa: PTH104  # texts throughout
+        if self.token_at(aside) not in (None, token):
+            with contextlib.suppress(OSError):
+                os.link(aside, path)
+        _discard(aside)
 
     def remove(self, path: str) -> None:
         """Remove an entry or a folder; where that is not possible, say so once."""
@@ -244,10 +219,10 @@ class EntryFiles:
         What stood in the way is returned: it can be a lost reply. The next try to use the folder
         tells.
         """
-        trouble = _make(folder)
+        trouble = _make(folder, self.group)
         if isinstance(trouble, FileNotFoundError):
             self._look_past_cache(folder)
-            trouble = _make(folder)
+            trouble = _make(folder, self.group)
         note = version.folder + CODE_FILE
         if not os.path.lexists(note):
             content = {"function": version.func_id, "code": version.code}
@@ -269,10 +244,10 @@ class EntryFiles:
             folder = folder.rpartition("/")[0]
 
 
-def _make(folder: str) -> OSError | None:
+def _make(folder: str, group: int | None) -> OSError | None:
     """Make a folder and those above it; what stood in the way."""
     try:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # texts throughout
+        make_own_folder(folder, group)
     except OSError as error:
         return error
     return None

@@ -12,17 +12,19 @@ import errno
 import os
 import time
 
+from joblib_ext.entries.entry import HEADER
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
 from joblib_ext.stores.files.lease_source import source_of
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.leases import Lease, keep_renewing
-from joblib_ext.stores.reader import READ
+from joblib_ext.stores.reader import READ, close
 from joblib_ext.stores.store import Refusal, Slot
-from mlops_ext.files import temp_name
+from mlops_ext.files import TEMP_SUFFIX, temp_name
 
 _TRIES = 12
 """Each level of folders above a first entry can cost one, where replies are lost."""
+_ENDED = "ended."
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV})
 
 
@@ -44,8 +46,14 @@ class FileLease(Lease):
         return EntryFiles.token_at(self.path) is not None
 
     def remove(self) -> bool | None:
-        """Take the link away, if it is this lease's; None if the file system refused."""
-        return remove(self.path, self.record)
+        """Move the link to where those who wait see that the lease ended, if it is this lease's."""
+        self.bury()  # to rename a link onto another one to the same file does nothing
+        return remove(self.path, self.record, ended_name(self.path, self.record))
+
+    def bury(self) -> None:
+        """Remove the link."""
+        with contextlib.suppress(OSError):
+            os.unlink(ended_name(self.path, self.record))  # noqa: PTH108  # a text
 
 
 def acquire(store: EntryFiles, slot: Slot) -> Lease | Refusal:
@@ -54,7 +62,7 @@ def acquire(store: EntryFiles, slot: Slot) -> Lease | Refusal:
     Leans on: a link that fails where the name is taken. A lost reply is recognised by the token
     at the path, then or, where a cache hides it, as soon as it shows (see `resume`).
     """
-    path, source = slot.path, source_of(store.layout)
+    path, source = slot.path, source_of(store)
     try:
         origin = source.ready()
     except OSError:
@@ -121,7 +129,7 @@ def is_gone(path: str) -> bool:
 
 def resume(store: EntryFiles, slot: Slot, record: LeaseRecord) -> Lease | None:
     """This process's own lease that it does not know of: the reply to the link was lost."""
-    path, source = slot.path, source_of(store.layout)
+    path, source = slot.path, source_of(store)
     if record.token in source.former:
         remove(path, record)  # it would never be renewed again
     if not source.path or record.token != source.record.token:
@@ -142,34 +150,30 @@ def resume(store: EntryFiles, slot: Slot, record: LeaseRecord) -> Lease | None:
 def read_record(path: str) -> LeaseRecord | None:
     """The lease at *path*, or None where there is an entry, nothing, or no answer."""
     with contextlib.suppress(OSError):
-        return ask_record(path)
+        descriptor = os.open(path, READ)
+        try:
+            return LeaseRecord.parse(os.read(descriptor, HEADER.size))
+        finally:
+            close(descriptor)
     return None
 
 
-def ask_record(path: str) -> LeaseRecord | None:
-    """The lease at *path*, or None where there is an entry.
-
-    Raises:
-        OSError: there is nothing, or no answer.
-    """
-    descriptor = os.open(path, READ)
-    try:
-        return LeaseRecord.parse(os.read(descriptor, 256))
-    finally:
-        with contextlib.suppress(OSError):  # what was read was read
-            os.close(descriptor)
+def ended_name(path: str, record: LeaseRecord) -> str:
+    """A name beside *path*, which shows that a lease ended without a result."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{_ENDED}{name[:16]}.{record.token.hex()}{TEMP_SUFFIX}"
 
 
-def remove(path: str, record: LeaseRecord) -> bool | None:
+def remove(path: str, record: LeaseRecord, aside: str = "") -> bool | None:
     """Move a lease away and look at what was moved: anything but that lease is put back.
 
-    True where it is gone, False where something else stands there, None where it could not be
-    moved.
+    True where it is gone, or stands *aside*; False where something else stands there; None where
+    it could not be moved.
     """
     found = read_record(path)
     if found is None or found.token != record.token:
         return False
-    quarantine = path[: path.rindex("/") + 1] + temp_name("released")
+    quarantine = aside or path[: path.rindex("/") + 1] + temp_name("released")
     refused = False
     try:
         os.rename(path, quarantine)  # noqa: PTH104  # texts throughout
@@ -182,6 +186,7 @@ def remove(path: str, record: LeaseRecord) -> bool | None:
     if not mine:
         with contextlib.suppress(OSError):
             os.link(quarantine, path)
-    with contextlib.suppress(OSError):
-        os.unlink(quarantine)  # noqa: PTH108
+    if not (mine and aside):
+        with contextlib.suppress(OSError):
+            os.unlink(quarantine)  # noqa: PTH108
     return mine

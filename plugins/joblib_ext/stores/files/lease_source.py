@@ -15,7 +15,8 @@ from typing import cast
 
 from joblib_ext.entries.lease_record import RENEWALS_AT, LeaseRecord, own_record
 from joblib_ext.stores import leases
-from joblib_ext.stores.files.layout import Layout
+from joblib_ext.stores.files.entry_files import EntryFiles
+from joblib_ext.stores.files.folders import share
 from mlops_ext.files import temp_name
 
 _TRIES = 10
@@ -33,13 +34,13 @@ class LeaseSource:
         former: tokens of earlier files of this process, which are renewed no more.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, lease_s: float, group: int | None = None) -> None:
+        self._folder, self._lease_s, self._group = folder, lease_s, group
         self._lock = threading.Lock()
         self._descriptor = -1
         self._renewals = 0
         self.path = ""
-        self.record: LeaseRecord = own_record()
+        self.record: LeaseRecord = own_record(self._lease_s)
         self.former: set[bytes] = set()
 
     def ready(self, stale: str = "") -> str:
@@ -70,13 +71,14 @@ class LeaseSource:
             Path(self._folder).mkdir(parents=True, exist_ok=True)
         path = f"{self._folder}/{temp_name('owner')}"
         self.former.add(self.record.token)
-        self.record = own_record()
+        self.record = own_record(self._lease_s)
         descriptor = os.open(path, _CREATE, 0o666)
         try:
             os.write(descriptor, self.record.pack())
         except OSError:
             os.close(descriptor)
             raise
+        share(path, self._group)
         self.path, self._descriptor, self._renewals = path, descriptor, 0
 
     def renew(self) -> None:
@@ -104,7 +106,7 @@ class LeaseSource:
         self.path = ""
         self.former.clear()
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """Take the file away: the process ends."""
         with self._lock:
             self._close()
@@ -114,9 +116,11 @@ class LeaseSource:
                 self.path = ""
 
 
-def source_of(layout: Layout) -> LeaseSource:
+def source_of(store: EntryFiles) -> LeaseSource:
     """The source of this process for one store."""
-    found = leases.sources.get(layout.leases)
+    layout, lease_s = store.layout, store.options.lease_s
+    name = f"{layout.leases} {lease_s}"
+    found = leases.sources.get(name)
     if not isinstance(found, LeaseSource):
-        found = leases.sources.setdefault(layout.leases, LeaseSource(layout.leases))
+        found = leases.sources.setdefault(name, LeaseSource(layout.leases, lease_s, store.group))
     return cast("LeaseSource", found)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from joblib_ext.stores.files.layout import LEASE_MAX, Layout
+from joblib_ext.stores.layout import LEASE_MAX, Layout
 from mlops_ext.files import TEMP_SUFFIX
 
 _SHARD_DIGITS = 2

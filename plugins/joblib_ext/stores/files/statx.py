@@ -1,4 +1,4 @@
-"""What Python cannot ask a file system: attributes past a client's cache, and its kind.
+"""What Python cannot ask a file system: attributes past a client's cache.
 
 Network file systems answer ``stat`` from a cache for seconds. Linux offers ``statx`` with
 ``AT_STATX_FORCE_SYNC``, which asks the server and renews the cache on the way; Python does not
@@ -17,8 +17,6 @@ from typing import Any
 _AT_FDCWD, _FORCE_SYNC = -100, 0x2000
 _WANTED = 0x4 | 0x40 | 0x200  # link count, modification time, size
 _SIZE_OF_STATX = 256
-_SIZE_OF_STATFS = 256  # 120 on 64-bit Linux
-_EXT4 = 0xEF53
 _LINKS, _SIZE, _MTIME = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<qI")
 _LINKS_AT, _SIZE_AT, _MTIME_AT = 16, 40, 112
 
@@ -46,7 +44,6 @@ def _find(name: str, *arguments: Any) -> Any:
 
 
 _statx = _find("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-_statfs = _find("statfs", ctypes.c_char_p, ctypes.c_void_p)
 
 
 def fresh_path(path: str) -> Fresh:
@@ -66,15 +63,3 @@ def fresh_path(path: str) -> Fresh:
             return Fresh(links, size, seconds + nanoseconds / 1e9)
     found = os.stat(path)  # noqa: PTH116  # a text
     return Fresh(found.st_nlink, found.st_size, found.st_mtime)
-
-
-def replacing_flushes(folder: str) -> bool:
-    """Whether a rename over a file in *folder* makes the file system write the data at once.
-
-    ext4 does (mount option ``auto_da_alloc``, the default) for data that has no place on the disk
-    yet: most of the time of a small write. A file whose room was reserved is not concerned.
-    """
-    room = ctypes.create_string_buffer(_SIZE_OF_STATFS)
-    if _statfs is None or _statfs(os.fsencode(folder), room) != 0:
-        return False
-    return bool(ctypes.c_long.from_buffer(room).value == _EXT4)

@@ -6,8 +6,8 @@ right to remove comes first: a takeover lock, a link under a name that follows f
 path and token. Only one link to a name succeeds. Whoever has the takeover lock looks at the path
 again; as long as the dead lease stands there, nobody else may move it.
 
-A takeover lock is a lease in its turn: that of an owner who died before it removed anything is
-passed over by a takeover lock on the takeover lock.
+Whoever dies between taking the lock and removing the lease leaves both behind. Then nobody takes
+over: whoever comes computes without a lease, and the result takes the lease's place.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from mlops_ext.processes.identity import Liveness
 
 _STEM = "takeover."
 
-_DEEPEST = 16
-"""So many owners in a row would have to die between two system calls."""
+_TRIES = 3
+"""A reply can be lost, or the file to link from reaped."""
 
 _NO_ANSWER = frozenset({errno.EIO, errno.ESTALE})
 """After these nothing is known of others: where they last, waiting for others would too."""
@@ -55,127 +55,75 @@ def take_over(
         store: the store.
         slot: where the lease stands.
         record: the lease.
-        is_dead: judges the owners of takeover locks.
+        is_dead: judges the owner of the takeover lock.
     """
-    path = slot.path
-    with _alone_at(path) as alone:
-        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Refusal.BY_OTHERS
-        if isinstance(takeover_lock, Refusal):
-            return takeover_lock
-        taken: Lease | Refusal = Refusal.NOT_POSSIBLE
-        try:
-            try:
-                taken = _remove(store, path, record) or acquire(store, slot)
-            finally:
-                _drop(takeover_lock)
-        except BaseException:
-            if isinstance(taken, Lease):
-                taken.release()  # interrupted: nobody will compute under it
-            raise
-        return taken
+    taken: Lease | Refusal = Refusal.NOT_POSSIBLE
+    try:
+        with _locked(store, slot.path, record, is_dead) as refusal:
+            taken = refusal or _remove(store, slot.path, record) or acquire(store, slot)
+    except BaseException:
+        if isinstance(taken, Lease):
+            taken.release()  # interrupted: nobody will compute under it
+        raise
+    return taken
 
 
-def _is_known_dead(record: LeaseRecord) -> bool:
-    return record.owner() is Liveness.DEAD
-
-
-def remove_dead(
-    store: EntryFiles,
-    path: str,
-    record: LeaseRecord,
-    is_dead: Callable[[LeaseRecord], bool] = _is_known_dead,
-) -> bool:
+def remove_dead(store: EntryFiles, path: str, record: LeaseRecord) -> bool:
     """Take a dead owner's lease away; False where somebody else is at it, or it could not be."""
-    with _alone_at(path) as alone:
-        takeover_lock = _takeover_lock(store, path, record, is_dead) if alone else Refusal.BY_OTHERS
-        if isinstance(takeover_lock, Refusal):
-            return False
-        try:
-            return _remove(store, path, record) is None
-        finally:
-            _drop(takeover_lock)
+    with _locked(store, path, record, lambda other: other.owner() is Liveness.DEAD) as refusal:
+        return refusal is None and _remove(store, path, record) is None
 
 
 @contextlib.contextmanager
-def _alone_at(path: str) -> Iterator[bool]:
+def _locked(
+    store: EntryFiles, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
+) -> Iterator[Refusal | None]:
+    """Hold the takeover lock of *record*, or say why not."""
     me = threading.get_ident()
-    alone = _removing.setdefault(path, me) == me
+    if _removing.setdefault(path, me) != me:
+        yield Refusal.BY_OTHERS
+        return
+    lock = _name(path, record.token)
+    refusal: Refusal | None = None  # where taking it is interrupted, it may have been taken
     try:
-        yield alone
+        refusal = _lock(store, lock, is_dead)
+        yield refusal
     finally:
-        if alone:
-            _removing.pop(path, None)
+        if refusal is None and _is_own(store, lock):
+            with contextlib.suppress(OSError):
+                os.unlink(lock)  # noqa: PTH108  # texts throughout
+        _removing.pop(path, None)
 
 
-def is_takeover_lock(name: str) -> bool:
-    """Whether a file name is that of a takeover lock."""
-    return name.startswith(_STEM) and name.endswith(TEMP_SUFFIX)
+def _is_own(store: EntryFiles, lock: str) -> bool:
+    found, own = read_record(lock), source_of(store).record
+    return found is not None and found.token == own.token
 
 
-def takeover_locks_of(path: str, record: LeaseRecord) -> Iterator[tuple[str, LeaseRecord | None]]:
-    """The paths where a right to remove *record* can stand, and what stands there.
-
-    While the lease stands none of them may go: two could then have the right. That of a dead owner
-    may not either: somebody can have passed it over and be at work.
-    """
-    found: LeaseRecord | None = record
-    for _ in range(_DEEPEST):
-        if found is None:
-            return
-        takeover_lock = _name(path, found.token)
-        found = read_record(takeover_lock)
-        yield takeover_lock, found
-
-
-def _takeover_lock(
-    store: EntryFiles, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
-) -> str | Refusal:
-    """The path of the takeover lock that lets us remove *record*, or why there is none."""
-    try:
-        return _win_lock(store, path, record, is_dead)
-    except OSError:
-        return Refusal.NOT_POSSIBLE
-
-
-def _win_lock(
-    store: EntryFiles, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
-) -> str | Refusal:
-    source = source_of(store.layout)
-    token, stale = record.token, ""
-    for _ in range(_DEEPEST):
-        takeover_lock, origin = _name(path, token), source.ready(stale=stale)
+def _lock(store: EntryFiles, lock: str, is_dead: Callable[[LeaseRecord], bool]) -> Refusal | None:
+    """Take the takeover lock: None, or why not."""
+    source, stale = source_of(store), ""
+    for _ in range(_TRIES):
+        origin = ""
         try:
-            _link(origin, takeover_lock, source.record.token)
+            origin = source.ready(stale=stale)
+            os.link(origin, lock)
         except OSError as error:
             if error.errno not in AMBIGUOUS:
-                raise
-            found = read_record(takeover_lock)
-            if found is None:
-                if is_gone(origin):
-                    stale = origin
-                elif error.errno not in _NO_ANSWER:
-                    return Refusal.BY_OTHERS  # it is done, or about to be; the next look tells
-                continue
-            if found.token != source.record.token:
-                if not is_dead(found):
-                    return Refusal.BY_OTHERS
-                token = found.token
-                continue
-            store.events.note("lost-reply", takeover_lock)
-        return takeover_lock
+                break
+            found = read_record(lock)
+            if found is not None and found.token == source.record.token:
+                store.events.note("lost-reply", lock)
+                return None
+            if found is not None:
+                return Refusal.NOT_POSSIBLE if is_dead(found) else Refusal.BY_OTHERS
+            if origin and is_gone(origin):
+                stale = origin
+            elif error.errno not in _NO_ANSWER:
+                return Refusal.BY_OTHERS  # it is done, or about to be; the next look tells
+        else:
+            return None
     return Refusal.NOT_POSSIBLE
-
-
-def _link(origin: str, takeover_lock: str, token: bytes) -> None:
-    """Link; where that is interrupted, what it may have made goes: its owner lives on."""
-    try:
-        os.link(origin, takeover_lock)
-    except BaseException as error:
-        if not isinstance(error, OSError):
-            found = read_record(takeover_lock)
-            if found is not None and found.token == token:
-                _drop(takeover_lock)
-        raise
 
 
 def _name(path: str, token: bytes) -> str:
@@ -194,8 +142,3 @@ def _remove(store: EntryFiles, path: str, record: LeaseRecord) -> Refusal | None
         return Refusal.NOT_POSSIBLE if removed is None else Refusal.BY_OTHERS
     store.events.note("takeover", path)
     return None
-
-
-def _drop(takeover_lock: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(takeover_lock)  # noqa: PTH108  # texts throughout

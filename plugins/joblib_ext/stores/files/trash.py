@@ -6,38 +6,34 @@ import os
 import threading
 
 from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
-from joblib_ext.stores.files.layout import make_own_folder
+from joblib_ext.stores.files.folders import make_own_folder
 from mlops_ext import files
 from mlops_ext.files import remove, temp_name
 
 
-def move_to_trash(store: EntryFiles, folder: str, *, background: bool = True) -> None:
+def clear(store: EntryFiles, folder: str) -> None:
     """Make *folder* disappear at once for every process, and remove its files later.
 
     Leans on: an atomic rename of a directory. Writers that meet the gap make the folder anew.
-    Where even the rename is refused, a warning says so once.
+    Where a rename is not possible, on a full disk or on layers of an image, the files are removed
+    one by one.
+
+    Raises:
+        OSError: some are still there.
     """
     target = f"{store.layout.trash}/{temp_name('cleared')}"
     try:
         make_own_folder(store.layout.trash)
         os.rename(folder, target)  # noqa: PTH104  # texts throughout
-    except FileNotFoundError:
-        if not os.path.lexists(target):
-            return
-        store.events.note("lost-reply", folder)
     except OSError as error:
-        if error.errno not in AMBIGUOUS or not os.path.lexists(target):
-            store.events.warn_once("clear", f"the cache could not be cleared: {error}", error)
+        if error.errno in AMBIGUOUS and os.path.lexists(target):
+            store.events.note("lost-reply", folder)
+        else:
+            left = remove(folder).left
+            if left:
+                raise left[0].error or error from left[0]
             return
-        store.events.note("lost-reply", folder)
-    if background:
-        empty_later(store)
-
-
-def clear_now(store: EntryFiles) -> int:
-    """Clear the store and wait until its files are gone; the number of files and folders."""
-    move_to_trash(store, store.layout.items, background=False)
-    return empty(store.layout.trash)
+    empty_later(store)
 
 
 def empty_later(store: EntryFiles) -> None:

@@ -17,7 +17,7 @@ from tests.faults.nodes import need_fuse, shares
 
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext.entries.lease_record import LeaseRecord, own_record
-from joblib_ext.maintenance import garbage
+from joblib_ext.maintenance.find import find_store
 from joblib_ext.maintenance.garbage import collect_garbage
 from joblib_ext.stores.files import takeover as _takeover
 from joblib_ext.stores.files.store import FileStore
@@ -29,8 +29,8 @@ def dead_record():
     """The lease of a process of this machine that has ended."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    record = own_record()
-    return LeaseRecord(record.token, 3, record.host_token, process.pid, 1)
+    record = own_record(5.0)
+    return dataclasses.replace(record, renewals=3, pid=process.pid, start=1)
 
 
 class Processes:
@@ -160,62 +160,17 @@ def store(tmp_path):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("deep", [1, 3])
-def test_whoever_dies_while_taking_over_is_taken_over(store, tmp_path, deep):
+def test_whoever_dies_while_taking_over_stops_nobody(store, tmp_path):
     processes, cached, calls = store
     path, record = processes.leave_dead_lease()
     path = str(tmp_path / "one" / path.relative_to(processes.place))
-    for _ in range(deep):
-        takeover_lock = Path(_takeover._name(path, record.token))
-        record = dead_record()
-        takeover_lock.write_bytes(record.pack())
+    Path(_takeover._name(path, record.token)).write_bytes(dead_record().pack())
+    assert cached(1) == cached(1) == 1
+    assert calls == [1]
+    collect_garbage(find_store(tmp_path / "one"), min_age_s=0.0)
+    assert not list(processes.place.rglob("takeover*"))
     assert cached(1) == 1
     assert calls == [1]
-    assert list(processes.place.rglob("takeover*"))
-    collect_garbage(tmp_path / "one", min_age_s=0.0)
-    assert not list(processes.place.rglob("takeover*"))
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("beats", [True, False])
-def test_a_collector_leaves_an_old_takeover_lock_while_its_lease_stands(store, tmp_path, beats):
-    """Its file can be older than it: it is a link to one that its owner made long ago."""
-    processes, _, _ = store
-    path, record = processes.leave_dead_lease()
-    path = tmp_path / "one" / path.relative_to(processes.place)
-    takeover_lock = Path(_takeover._name(str(path), record.token))
-    taker = dataclasses.replace(own_record(), host_token=b"another.")
-    takeover_lock.write_bytes(taker.pack())
-    os.utime(takeover_lock, (0, 0))
-
-    def sleep(_lease_s):
-        if beats:
-            takeover_lock.write_bytes(dataclasses.replace(taker, renewals=1).pack())
-            os.utime(takeover_lock, (0, 0))
-
-    done = collect_garbage(tmp_path / "one", sleep=sleep)
-    assert path.exists() == takeover_lock.exists() == beats
-    assert done.leases == (not beats)
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(("error", "stays"), [(errno.ESTALE, True), (errno.ENOENT, False)])
-def test_a_collector_keeps_a_takeover_lock_whose_lease_it_cannot_read(
-    store, tmp_path, monkeypatch, error, stays
-):
-    processes, _, _ = store
-    path, record = processes.leave_dead_lease()
-    path = tmp_path / "one" / path.relative_to(processes.place)
-    takeover_lock = Path(_takeover._name(str(path), record.token))
-    takeover_lock.write_bytes(own_record().pack())  # of a living process, so that the lease stays
-    os.utime(takeover_lock, (0, 0))
-
-    def no_answer(_path):
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(garbage, "ask_record", no_answer)
-    collect_garbage(tmp_path / "one", sleep=lambda _: None)
-    assert (path.exists(), takeover_lock.exists()) == (True, stays)
 
 
 @pytest.mark.timeout(60)
@@ -224,7 +179,7 @@ def test_a_takeover_lock_of_a_living_process_is_waited_for(store, tmp_path):
     path, record = processes.leave_dead_lease()
     path = str(tmp_path / "one" / path.relative_to(processes.place))
     takeover_lock = Path(_takeover._name(path, record.token))
-    living = own_record()
+    living = own_record(5.0)
     takeover_lock.write_bytes(living.pack())
     assert not _takeover.remove_dead(cached.store_backend._runtime.store, path, record)
     assert LeaseRecord.parse(Path(path).read_bytes()) == record
@@ -253,8 +208,10 @@ def test_a_forked_child_takes_over_where_a_thread_of_its_parent_was_at_it(store)
     processes, cached, _ = store
     path, _ = processes.leave_dead_lease()
     path = str(Path(cached.store_backend.location, path.relative_to(processes.place / "joblib")))
-    with _takeover._alone_at(path) as alone:
-        assert alone
+    record = LeaseRecord.parse(Path(path).read_bytes())
+    with _takeover._locked(cached.store_backend._runtime.store, path, record, bool) as refusal:
+        assert refusal is None
+        Path(_takeover._name(path, record.token)).unlink()
         child = os.fork()
         if child == 0:
             left = dict(_takeover._removing)

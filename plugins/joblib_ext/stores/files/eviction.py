@@ -17,9 +17,10 @@ import statistics
 from collections.abc import Sequence
 
 from joblib_ext.stores.files.entry_files import EntryFiles
-from joblib_ext.stores.files.layout import LEASE_MAX
 from joblib_ext.stores.files.scan import entry_names, shards, without_collector
 from joblib_ext.stores.files.trash import empty_later
+from joblib_ext.stores.layout import LEASE_MAX
+from joblib_ext.stores.limits import Row, check_age, choose, size_of
 
 EXACT_UP_TO = 20_000
 """So many ``stat`` calls take some tens of milliseconds on a local disk."""
@@ -27,10 +28,6 @@ _SAMPLE_FACTOR = 2
 """The victims are then the older half of the sample: with fewer, recent entries would suffer."""
 _SAFETY_DEVIATIONS = 3.0
 """An estimated size may be this many standard errors too low before the limit is missed."""
-_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
-
-_Row = tuple[float, int, str, str]
-"""Last access, size, folder, name."""
 
 
 def enforce(
@@ -44,30 +41,19 @@ def enforce(
     Raises:
         ValueError: a limit is not a size, or negative.
     """
-    if age_limit is not None and age_limit.total_seconds() < 0:
-        raise ValueError("age_limit has to be a positive timedelta")
-    size_limit = _bytes(bytes_limit)
+    check_age(age_limit)
+    size_limit = size_of(bytes_limit)
     empty_later(store)
     with without_collector():
         names = _list(shards(store.layout))
         count = sum(len(found) for found in names.values())
         if count <= EXACT_UP_TO or age_limit is not None:
             rows = _stat(names)
-            victims = _choose(rows, size_limit, items_limit, age_limit)
+            victims = choose(rows, size_limit, items_limit, age_limit)
         else:
             victims = _choose_from_sample(names, count, size_limit, items_limit)
         _remove(victims)
     return len(victims)
-
-
-def _bytes(limit: int | str | None) -> int | None:
-    if not isinstance(limit, str):
-        return limit
-    unit = _UNITS.get(limit[-1:].upper())
-    try:
-        return int(unit * float(limit[:-1])) if unit else int(limit)
-    except ValueError as error:
-        raise ValueError(f"bytes_limit = {limit!r} is not a size such as 500M") from error
 
 
 def _list(folders: Sequence[str]) -> dict[str, list[str]]:
@@ -79,8 +65,8 @@ def _list(folders: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _stat(names: dict[str, list[str]]) -> list[_Row]:
-    rows: list[_Row] = []
+def _stat(names: dict[str, list[str]]) -> list[Row]:
+    rows: list[Row] = []
     stat, add = os.stat, rows.append
     for folder, found in names.items():
         with contextlib.suppress(OSError):
@@ -98,31 +84,9 @@ def _stat(names: dict[str, list[str]]) -> list[_Row]:
     return rows
 
 
-def _choose(
-    rows: list[_Row],
-    size_limit: int | None,
-    items_limit: int | None,
-    age_limit: dt.timedelta | None,
-) -> list[_Row]:
-    """The rows that have to go, exactly: oldest first, until every limit holds."""
-    surplus_bytes = sum(row[1] for row in rows) - size_limit if size_limit is not None else 0
-    surplus_items = len(rows) - items_limit if items_limit is not None else 0
-    deadline = -math.inf
-    if age_limit is not None:
-        now = dt.datetime.now()  # noqa: DTZ005  # as joblib compares, in local time
-        deadline = (now - age_limit).timestamp()
-    rows.sort()
-    freed = 0
-    for number, (accessed, size, _, _) in enumerate(rows):
-        if freed >= surplus_bytes and number >= surplus_items and accessed > deadline:
-            return rows[:number]
-        freed += size
-    return rows
-
-
 def _choose_from_sample(
     names: dict[str, list[str]], count: int, size_limit: int | None, items_limit: int | None
-) -> list[_Row]:
+) -> list[Row]:
     """The oldest of a random sample of folders, enough of them for the limits to hold."""
     folders = list(names)
     random.shuffle(folders)
@@ -130,7 +94,7 @@ def _choose_from_sample(
     if size_limit is None and not surplus:
         return []
     wanted = max(_SAMPLE_FACTOR * surplus, EXACT_UP_TO // 10)
-    rows: list[_Row] = []
+    rows: list[Row] = []
     while folders:
         part: dict[str, list[str]] = {}
         while folders and sum(map(len, part.values())) + len(rows) < wanted:
@@ -150,7 +114,7 @@ def _choose_from_sample(
     return rows[:number]
 
 
-def _estimate(rows: list[_Row], count: int) -> float:
+def _estimate(rows: list[Row], count: int) -> float:
     """Bytes of the whole store, on the high side by some standard errors of the sample."""
     sizes = [row[1] for row in rows]
     if len(rows) >= count:
@@ -159,7 +123,7 @@ def _estimate(rows: list[_Row], count: int) -> float:
     return count * (statistics.fmean(sizes) + _SAFETY_DEVIATIONS * error)
 
 
-def _surplus_by_bytes(rows: list[_Row], count: int, size_limit: int | None) -> int:
+def _surplus_by_bytes(rows: list[Row], count: int, size_limit: int | None) -> int:
     """About how many entries have to go for the bytes."""
     if size_limit is None or not rows:
         return 0
@@ -167,7 +131,7 @@ def _surplus_by_bytes(rows: list[_Row], count: int, size_limit: int | None) -> i
     return max(0, math.ceil((_estimate(rows, count) - size_limit) / mean))
 
 
-def _remove(victims: list[_Row]) -> None:
+def _remove(victims: list[Row]) -> None:
     names: dict[str, list[str]] = {}
     for _, _, folder, name in victims:
         names.setdefault(folder, []).append(name)

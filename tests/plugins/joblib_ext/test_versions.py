@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from joblib import Memory
 
-import joblib_ext  # noqa: F401  # registers the backend
+import joblib_ext
 
 MODEL = "VERSION = {version}\n\n\ndef predict(x):\n    return {version}, x\n"
 CALLER = """
@@ -240,3 +240,126 @@ memory = Memory({str(tmp_path)!r}, backend="shared", verbose=0)
 print(type(memory.store_backend) is s, memory.cache(abs)(-1))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "True 1\n", done.stderr
+
+
+def run_model(folder, cache, source, expression, before=""):
+    """What *expression* gives in a process that imports *source* as ``model``."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.py").write_text(textwrap.dedent(source))
+    code = f"""
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {str(folder)!r})
+import joblib_ext, model, functools
+from joblib import Memory
+memory = Memory({str(cache)!r}, backend="shared", verbose=0)
+{textwrap.dedent(before)}
+print({expression})
+"""
+    return subprocess.check_output([sys.executable, "-B", "-c", code], text=True).strip()
+
+
+def test_the_code_that_runs_decides_not_the_text_on_disk(tmp_path):
+    """A process imported one version, and the file became another before the first call."""
+    rewrite = """
+        from pathlib import Path
+        file = Path(model.__file__)
+        file.write_text(file.read_text().replace("'A'", "'B'"))
+    """
+    source = "def f(x):\n    return 'A', x\n"
+    where = tmp_path / "code", tmp_path / "cache"
+    assert run_model(*where, source, "memory.cache(model.f)(1)", rewrite) == "('A', 1)"
+    assert run_model(*where, source.replace("A", "B"), "memory.cache(model.f)(1)") == "('B', 1)"
+
+
+DECORATED = """
+    import functools
+    def timed(f):
+        @functools.wraps(f)
+        def inner(*args, **kwargs):
+            return f(*args, **kwargs)
+        return inner
+    @timed
+    @timed
+    def f(x):
+        return "VERSION", x
+    partial = functools.partial(f)
+    class Called:
+        def __init__(self, factor):
+            self.factor = factor
+        def __call__(self, x):
+            return "VERSION", x * self.factor
+    called = Called(1)
+"""
+
+
+@pytest.mark.parametrize("what", ["model.f", "model.partial", "model.called"])
+def test_what_is_wrapped_or_called_has_versions_too(tmp_path, what):
+    for version in ("one", "two", "one"):
+        source = DECORATED.replace("VERSION", version)
+        where = tmp_path / version, tmp_path / "cache"
+        assert run_model(*where, source, f"memory.cache({what})(1)") == f"('{version}', 1)"
+    namespaces = list((tmp_path / "cache").rglob("items/*/*"))
+    assert len(namespaces) == 2  # not one for each process
+
+
+def test_the_state_of_a_callable_object_and_the_arguments_of_a_partial_count(tmp_path):
+    where = tmp_path / "code", tmp_path / "cache"
+    expression = "[memory.cache(model.Called(factor))(2)[1] for factor in (1, 2, 3)]"
+    assert run_model(*where, DECORATED, expression) == "[2, 4, 6]"
+    expression = "[memory.cache(functools.partial(pow, base))(2) for base in (1, 2, 3)]"
+    assert run_model(*where, DECORATED, expression) == "[1, 4, 9]"
+
+
+METHODS = '''
+    def closure(number):
+        def inner(x):
+            text = """two
+              lines"""
+            return number, x, len(text)
+        return inner
+    class Base:
+        __secret = 5
+        def method(self, x):
+            super().__init__()
+            return self.__secret + x
+        @staticmethod
+        def static(x, *, factor=2, **more):
+            return [y * factor for y in range(x)]
+'''
+
+
+def test_the_text_stands_for_code_of_every_kind(tmp_path):
+    """Then entries are shared by processes of different Pythons."""
+    code = "__import__('joblib_ext.versions').versions._compiles_to"
+    text = "__import__('joblib').func_inspect.get_func_code"
+    functions = "(model.closure, model.closure(1), model.Base.method, model.Base.static)"
+    expression = f"[{code}({text}(f)[0], f) for f in {functions}]"
+    found = run_model(tmp_path / "code", tmp_path / "cache", METHODS, expression)
+    assert found == "[True, True, True, True]"
+
+
+def test_declared_helpers_and_a_version_are_part_of_the_code(tmp_path):
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+    calls = []
+
+    def helper(x):
+        return x
+
+    def other(x):
+        return -x
+
+    def function(x):
+        calls.append(x)
+        return helper(x)
+
+    def call(**more):
+        return joblib_ext.cache(memory, function, **more)(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for more in ({}, {"depends": [helper]}, {"depends": [other]}, {"version": "2"}):
+            assert call(**more) == call(**more) == 1
+    assert len(calls) == 4
+    again = pickle.loads(pickle.dumps(joblib_ext.cache(memory, abs, version="2")))
+    assert again.code_version == "2"

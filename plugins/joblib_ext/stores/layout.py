@@ -15,13 +15,8 @@ alone: nothing of it is read, moved or removed.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
-
-from joblib_ext.settings import SharedOptions
-from joblib_ext.stores.events import Events
 
 ROOT = "mlops-shared-1"
 LEASE_MAX = 64
@@ -42,28 +37,12 @@ def namespace_of(code: str, key: bytes | None) -> str:
     return digest.hexdigest()[:_NAMESPACE_DIGITS]
 
 
-def folder_of(func_id: str) -> str:
-    """The folder name of a function."""
-    name = quote(func_id, safe="<>() ,=+")
+def shortened(func_id: str, *, safe: str) -> str:
+    """A name of one path's part for a function, with *safe* characters as they are."""
+    name = quote(func_id, safe=safe)
     if len(name) > _MAX_NAME:
         name = f"{name[:_MAX_NAME]}~{hashlib.sha256(func_id.encode()).hexdigest()[:16]}"
     return "%2E" + name[1:] if name.startswith(".") else name
-
-
-def function_of(folder: str) -> str:
-    """The function that a folder stands for, for display."""
-    return unquote(folder)
-
-
-def make_own_folder(folder: str) -> None:
-    """Make one of a store's own folders; a link in its place is taken away, never followed.
-
-    Raises:
-        OSError: the folder could not be made.
-    """
-    if os.path.islink(folder):  # noqa: PTH114  # texts throughout
-        os.unlink(folder)  # noqa: PTH108  # as above
-    os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,62 +54,46 @@ class Layout:
     @property
     def root(self) -> str:
         """All of ours is below it."""
-        return f"{self.location}{os.sep}{ROOT}"
-
-    def _below(self, name: str) -> str:
-        return f"{self.location}{os.sep}{ROOT}{os.sep}{name}"
+        return f"{self.location}/{ROOT}"
 
     @property
     def items(self) -> str:
         """Entries and leases, by function, namespace and shard."""
-        return self._below("items")
+        return f"{self.root}/items"
 
     @property
     def trash(self) -> str:
         """What was cleared and is being removed."""
-        return self._below("trash")
+        return f"{self.root}/trash"
 
     @property
     def corrupt(self) -> str:
         """What did not verify."""
-        return self._below("corrupt")
+        return f"{self.root}/corrupt"
 
     @property
     def leases(self) -> str:
         """One file for each process that computes; its leases are links to it."""
-        return self._below("leases")
+        return f"{self.root}/leases"
+
+    @property
+    def claims(self) -> str:
+        """What one process does for all, such as house-keeping in this hour."""
+        return f"{self.root}/claims"
 
     @property
     def events(self) -> str:
         """Notes of rare events, one file a process."""
-        return self._below("events")
+        return f"{self.root}/events"
 
     def namespace(self, func_id: str, namespace: str) -> str:
         """The folder of one version of a function."""
-        return f"{self.items}/{folder_of(func_id)}/{namespace}"
+        return f"{self.function(func_id)}/{namespace}"
 
     def function(self, func_id: str) -> str:
         """The folder of all versions of a function."""
-        return f"{self.items}/{folder_of(func_id)}"
+        return f"{self.items}/{shortened(func_id, safe='<>() ,=+')}"
 
-
-def warn_of_writers(layout: Layout, options: SharedOptions, events: Events) -> None:
-    """Warn, once a process, where everybody on the machine can write into an unsigned store.
-
-    A folder that its group can write is left alone: that is how a team shares one.
-    """
-    if options.sign_key is not None or options.trust_folder or os.name != "posix":
-        return
-    for folder in (layout.location, layout.root, layout.items):
-        try:
-            mode = os.stat(folder).st_mode  # noqa: PTH116  # a text
-        except OSError:
-            continue
-        if mode & stat.S_IWOTH:
-            events.warn_once(
-                "writers",
-                f"{folder} can be written by everybody, and reading a cached result runs what"
-                " stands there: take the right away (chmod o-w), set the backend option sign_key"
-                " to a secret of those who share it, or set trust_folder=True",
-            )
-            return
+    def title(self, folder: str) -> str:
+        """The function that a folder stands for, for display."""
+        return unquote(folder)

@@ -1,0 +1,63 @@
+"""Finding a store from what a user types, with the settings that the program has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from joblib_ext.settings import read_options
+from joblib_ext.stores.files.store import FileStore
+from joblib_ext.stores.layout import ROOT
+from joblib_ext.stores.objects.location import is_object_location
+from joblib_ext.stores.objects.store import ObjectStore
+from joblib_ext.stores.store import Store
+from mlops_ext.errors import MlopsExtError
+
+
+class NotAStoreError(MlopsExtError):
+    """A location holds no store of the shared backend.
+
+    Attributes:
+        location: what was given.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        super().__init__(
+            f"{location} holds no cache of the shared backend (nothing named {ROOT}, here or in"
+            " joblib); give the location that Memory was made with"
+        )
+
+
+def open_store(location: str) -> Store:
+    """The store of a ``Memory`` at *location*, which may be empty."""
+    options = read_options({})
+    if is_object_location(location):
+        return ObjectStore(f"{location.rstrip('/')}/joblib", options)
+    return FileStore(str(Path(location).absolute() / "joblib"), options)
+
+
+def find_store(location: str | Path, given: Mapping[str, Any] | None = None) -> Store:
+    """The store at *location*: what was given to ``Memory``, or the ``joblib`` below it.
+
+    Args:
+        location: a folder or a URL.
+        given: options that outrank the settings.
+
+    Raises:
+        NotAStoreError: there is none.
+        SettingsError: an option has a value that cannot be used.
+    """
+    options, text = read_options(given or {}), str(location).rstrip("/")
+    if is_object_location(text):
+        for candidate in (f"{text}/joblib", text):
+            store = ObjectStore(candidate, options)
+            if store.client.folders(ROOT):
+                return store
+    else:
+        path = Path(text)
+        for folder in (path, path / "joblib", path.parent if path.name == ROOT else path):
+            if (folder / ROOT).is_dir():
+                return FileStore(str(folder), options)
+    raise NotAStoreError(text)

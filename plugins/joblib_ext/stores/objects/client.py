@@ -1,0 +1,192 @@
+"""Talking to an object store: what each answer means, and nothing that can be raised into a call.
+
+Repeating is obstore's work: 429, 5xx and broken connections are tried again with growing pauses,
+conditional writes only where that is safe. What comes back here is final, or has lasted for
+``retry_s``; the store is then left alone for a minute, so that not every call waits anew.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from joblib_ext.settings import SharedOptions
+from joblib_ext.stores.objects.location import hide, open_obstore
+from mlops_ext.redaction import redacted
+
+_IDLE_BODY = "20s"
+"""A transfer may take long, but not stand still for longer than a stalled server is waited for."""
+_TOTAL = "1h"
+"""obstore's own bound, 30 s, would end the transfer of a large result."""
+_QUICK_S = 5.0
+"""A renewal that takes longer than the shortest usual lease has failed."""
+_REST_S = 60.0
+"""So long a store that did not answer is left alone: calls compute, and need not wait to."""
+_FORKED = (
+    "this process was forked by one that had used the object store, which the store's client"
+    " cannot stand; start workers by spawn, forkserver or joblib's loky"
+)
+_LONGEST = 600
+"""Servers answer with whole documents; what is wrong stands at the beginning."""
+_BULK = 1000
+"""Keys of one bulk delete: the most that S3 takes."""
+
+
+class Answer(enum.Enum):
+    """Why a request brought nothing."""
+
+    MISSING = "there is no such object"
+    TAKEN = "the object is there already, or has changed"
+    SAME = "the object has not changed"
+    FAILED = "the store refused, or did not answer"
+
+
+class StoreError(OSError):
+    """The object store refused a write, or did not answer."""
+
+
+class Client:
+    """The requests that one location needs.
+
+    Attributes:
+        location: the URL, without a slash at its end.
+    """
+
+    def __init__(self, location: str, options: SharedOptions) -> None:
+        self.location = location
+        self._error: BaseException | None = None
+        self._secret: Mapping[str, Any] = options.storage_options or {}
+        self._retry_s = options.retry_s
+        self._silent_until = 0.0
+        self._pid: int | None = None
+        self._store = open_obstore(
+            location,
+            self._secret,
+            client_options={"timeout": _TOTAL, "read_timeout": _IDLE_BODY},
+            retry_config=_retries(self._retry_s),
+        )
+        self._quick = open_obstore(
+            location,
+            self._secret,
+            client_options={"timeout": f"{min(_QUICK_S, options.lease_s):.2f}s"},
+            retry_config=_retries(options.lease_s / 2),
+        )
+
+    @property
+    def trouble(self) -> str:
+        """The last failure, for people; without what is secret."""
+        if self._error is None:
+            return _FORKED
+        text = redacted(self._error).partition(" Debug source")[0]
+        return hide(text, self._secret)[:_LONGEST]
+
+    @property
+    def usable(self) -> bool:
+        """Whether asking makes sense: not in a child forked after a request, not after a failure.
+
+        obstore's threads do not follow a fork; a request of the child would never be answered.
+        """
+        if self._pid not in (None, os.getpid()):
+            self._error = None
+            return False
+        return time.monotonic() >= self._silent_until
+
+    def get(self, key: str, **options: Any) -> Any:
+        """Obstore's result of a GET, or an `Answer`; the body is not read yet."""
+        return self._ask(lambda obstore: obstore.get(self._store, key, options=options or None))
+
+    def read(self, key: str, start: int, end: int) -> bytes | Answer:
+        """Some bytes of an object."""
+        found: bytes | Answer = self._ask(
+            lambda obstore: bytes(obstore.get_range(self._store, key, start=start, end=end))
+        )
+        return found
+
+    def put(self, key: str, data: Any, mode: Any = "overwrite", *, quick: bool = False) -> Any:
+        """The new tag of the object, or an `Answer`. One atomic write, whatever *mode* says."""
+        store = self._quick if quick else self._store
+        parts = (
+            {} if mode == "overwrite" else {"use_multipart": False}
+        )  # a condition needs one piece
+        return self._ask(lambda obstore: obstore.put(store, key, data, mode=mode, **parts)["e_tag"])
+
+    def copy(self, key: str, to: str) -> object:
+        """None if the object was copied within the store."""
+        return self._ask(lambda obstore: obstore.copy(self._store, key, to))
+
+    def delete(self, keys: str | Sequence[str]) -> object:
+        """None if the objects are gone, whether they were there or not."""
+        if isinstance(keys, str):
+            return self._ask(lambda obstore: obstore.delete(self._store, keys))
+        for start in range(0, len(keys), _BULK):
+            part = list(keys[start : start + _BULK])
+            failed = self._delete(part)
+            if failed is not None:
+                return failed
+        return None
+
+    def _delete(self, keys: list[str]) -> object:
+        return self._ask(lambda obstore: obstore.delete(self._store, keys))
+
+    def objects(self, prefix: str) -> list[Any]:
+        """All objects below *prefix*: dictionaries with path, size, e_tag and last_modified.
+
+        Raises:
+            StoreError: the store did not answer.
+        """
+        found = self._ask(lambda obstore: obstore.list(self._store, prefix).collect())
+        if isinstance(found, Answer):
+            raise StoreError(self.trouble)
+        return list(found)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders in *prefix*; [] where the store does not answer."""
+        found = self._ask(lambda obstore: obstore.list_with_delimiter(self._store, prefix))
+        if isinstance(found, Answer):
+            return []
+        return [str(path).rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """What *work* brings, which reads a body, or an `Answer`."""
+        return self._ask(lambda _: work())
+
+    def _ask(self, request: Callable[[Any], Any]) -> Any:
+        import obstore
+        from obstore import exceptions
+
+        if not self.usable:
+            return Answer.FAILED
+        self._pid = os.getpid()
+        begun = time.monotonic()
+        try:
+            return request(obstore)
+        except FileNotFoundError as error:  # obstore's NotFoundError is one
+            self._error = error.with_traceback(None)  # its frames keep calls
+            return Answer.MISSING
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+            return Answer.TAKEN
+        except exceptions.NotModifiedError:
+            return Answer.SAME
+        except Exception as error:  # noqa: BLE001  # a client of many clouds raises what it likes
+            self._error = error.with_traceback(None)  # its frames keep calls
+            lasted_s = time.monotonic() - begun
+            if lasted_s > self._retry_s / 2:
+                self._silent_until = begun + lasted_s + _REST_S
+            return Answer.FAILED
+
+
+def _retries(total_s: float) -> dict[str, Any]:
+    """Obstore's way of trying again: as often as fits, 0.1 s apart at first, 3 s at most."""
+    return {
+        "max_retries": 20,
+        "retry_timeout": dt.timedelta(seconds=total_s),
+        "backoff": {
+            "init_backoff": dt.timedelta(seconds=0.1),
+            "max_backoff": dt.timedelta(seconds=3),
+            "base": 2,
+        },
+    }

@@ -1,0 +1,34 @@
+"""Names of objects: as on a file system, but of characters that every store and tool takes."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+from joblib_ext.stores.layout import Layout, shortened
+
+
+class ObjectLayout(Layout):
+    """Where things stand below the location; paths are the URLs of objects, without options."""
+
+    __slots__ = ()
+
+    @property
+    def probes(self) -> str:
+        """Objects made and removed to see whether the store keeps conditions."""
+        return f"{self.root}/probes"
+
+    def function(self, func_id: str) -> str:
+        """The folder of all versions of a function."""
+        return f"{self.items}/{shortened(func_id, safe='').replace('%', '=')}"  # quote leaves no =
+
+    def title(self, folder: str) -> str:
+        """The function that a folder stands for, for display."""
+        return unquote(folder.replace("=", "%"))
+
+    def key(self, path: str) -> str:
+        """The object's key below the location."""
+        return path[len(self.location) + 1 :]
+
+    def path(self, key: str) -> str:
+        """The path of the object with *key*."""
+        return f"{self.location}/{key}"

@@ -1,0 +1,200 @@
+"""Leases in an object store: made by a conditional create, kept and ended by compare-and-swap.
+
+A lease stands under the key that the entry will have. Whoever writes names the tag of what it saw
+there, and whose tag is stale has lost; so no clock of the server is needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from joblib_ext.entries.lease_record import LeaseRecord, own_record
+from joblib_ext.settings import SharedOptions
+from joblib_ext.stores.events import Events
+from joblib_ext.stores.leases import Lease, keep_renewing
+from joblib_ext.stores.objects.client import Answer, Client
+from joblib_ext.stores.store import Refusal, Slot
+
+_NOBODY = bytes(8)
+
+
+@dataclass(frozen=True, slots=True)
+class StandingLease(LeaseRecord):
+    """A lease as it was seen in the store.
+
+    Attributes:
+        tag: the object's tag: who swaps it out is its heir.
+    """
+
+    tag: str
+
+
+def is_tombstone(record: LeaseRecord) -> bool:
+    """Whether a lease has ended: whoever meets it may take it over."""
+    return record.host_token == _NOBODY
+
+
+def parse(data: bytes, tag: str) -> StandingLease | None:
+    """The lease that *data* is, or None."""
+    record = LeaseRecord.parse(data)
+    return StandingLease(**asdict(record), tag=tag) if record is not None else None
+
+
+class Leasable(Protocol):
+    """What leases ask of the store that they stand in."""
+
+    client: Client
+    events: Events
+    options: SharedOptions
+
+    def object_key(self, path: str) -> str:
+        """The key of the object at *path*."""
+        ...
+
+    def ask_lease(self, path: str) -> StandingLease | Answer | None:
+        """The lease at *path*; None where something else stands, or why nothing is known."""
+        ...
+
+    def keeps_conditions(self) -> bool:
+        """Whether writes can be made to depend on what stands there."""
+        ...
+
+
+class ObjectLease(Lease):
+    """A lease that is an object, which is renewed for itself.
+
+    Attributes:
+        tag: the tag of the object.
+        lost: whether something else stands in its place.
+        lock: held while it is renewed, swapped for the entry, or released.
+    """
+
+    __slots__ = ("_store", "lock", "lost", "tag")
+
+    def __init__(self, store: Leasable, path: str) -> None:
+        self._store, self.tag, self.lost = store, "", False
+        self.lock = threading.Lock()
+        self.record = own_record(store.options.lease_s)
+        super().__init__(path, self, store.options.lease_s)
+
+    def is_lost(self) -> bool:
+        """Whether somebody else's lease, or an entry, stood in its place when it was renewed."""
+        return self.lost
+
+    def acquire(self, mode: object) -> bool | None:
+        """Write it under the condition *mode*; None where the store did not say whether it stands.
+
+        A refusal may be the answer to a second try, after the reply to the first was lost.
+        """
+        key = self._store.object_key(self.path)
+        answer = self._store.client.put(key, self.record.pack(), mode)
+        if isinstance(answer, str):
+            self.tag = answer
+            return True
+        if answer is Answer.MISSING:
+            return None  # no such bucket
+        return self._is_mine()
+
+    def renew(self) -> None:
+        """Say that the owner lives."""
+        with self.lock:
+            if self.held and not self.lost:
+                answer = self._count_up(self.record.lease_ms)
+                if answer is Answer.TAKEN or answer is Answer.MISSING:
+                    self.lost = self._is_mine() is False
+
+    def extend(self, lease_s: float) -> None:
+        """Ask for a longer lease, for a transfer during which it cannot be renewed."""
+        self._count_up(int(lease_s * 1000))
+
+    def forget(self) -> None:
+        """After a fork: it is the parent's."""
+
+    def close(self) -> None:
+        """The process ends; it has been released before."""
+
+    def _count_up(self, lease_ms: int) -> object:
+        self.record = replace(self.record, renewals=self.record.renewals + 1, lease_ms=lease_ms)
+        return self._swap(self.record)
+
+    def _swap(self, record: LeaseRecord) -> object:
+        key = self._store.object_key(self.path)
+        answer = self._store.client.put(key, record.pack(), {"e_tag": self.tag}, quick=True)
+        if isinstance(answer, str):
+            self.tag = answer
+        return answer
+
+    def _is_mine(self) -> bool | None:
+        """Whether it stands there; then its tag is known again."""
+        found = self._store.ask_lease(self.path)
+        if isinstance(found, StandingLease) and found.token == self.record.token:
+            self._store.events.note("lost-reply", self.path)
+            self.tag = found.tag
+            return True
+        return None if found is Answer.FAILED else False
+
+    def remove(self) -> bool | None:
+        """Take the lease away: True if it is gone, False if it was not there, None if refused.
+
+        It is swapped for a tombstone with its token, which only its owner can do.
+        """
+        with self.lock:
+            tombstone = replace(self.record, host_token=_NOBODY, lease_ms=0)
+            answer = self._swap(tombstone)
+            if answer is Answer.TAKEN and not self.lost and self._is_mine():
+                answer = self._swap(tombstone)
+            if isinstance(answer, str):
+                return True
+            return None if answer is Answer.FAILED else False
+
+    def bury(self) -> None:
+        """Delete the tombstone, unless somebody took it over."""
+        bury(self._store, self.path, self.tag)
+
+
+def bury(store: Leasable, path: str, tag: str) -> bool:
+    """Swap what has this *tag* for a tombstone and delete that; an object store deletes anything.
+
+    Whoever meets the tombstone between the two takes it over after a moment.
+    """
+    tombstone = replace(own_record(0.0), host_token=_NOBODY).pack()
+    key = store.object_key(path)
+    done = isinstance(store.client.put(key, tombstone, {"e_tag": tag}, quick=True), str)
+    if done:
+        store.client.delete(key)
+    return done
+
+
+def acquire(store: Leasable, slot: Slot, mode: Any = "create") -> Lease | Refusal:
+    """A lease on *slot*, if what stands there is what *mode* says: by default nothing."""
+    if not store.keeps_conditions():
+        return Refusal.NOT_POSSIBLE
+    lease = ObjectLease(store, slot.path)
+    if not lease.hold():
+        return Refusal.BY_OTHERS
+    done: bool | None = False
+    try:
+        with lease.lock:
+            done = lease.acquire(mode)
+    except BaseException:
+        lease.release()  # interrupted, perhaps when it was made
+        raise
+    finally:
+        if not done:
+            lease.stop()
+    if not done:  # if it is not known whether it stands, writing the result will say why
+        return Refusal.NOT_POSSIBLE if done is None else Refusal.BY_OTHERS
+    keep_renewing()
+    return lease
+
+
+def take_over(store: Leasable, slot: Slot, record: LeaseRecord) -> Lease | Refusal:
+    """A lease in place of *record*, that of a dead owner, if that still stands there."""
+    if not isinstance(record, StandingLease):
+        return Refusal.NOT_POSSIBLE
+    taken = acquire(store, slot, {"e_tag": record.tag})
+    if isinstance(taken, Lease) and not is_tombstone(record):
+        store.events.note("takeover", slot.path)
+    return taken
