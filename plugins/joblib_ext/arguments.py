@@ -19,14 +19,14 @@ from typing import Any
 
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _NAMES = frozenset({str})
+# Types whose pickles hold no reference: the pickler need not remember what it saw.
 _PLAIN = frozenset({int, float, bool, str, bytes, NoneType})
-"""Types whose pickles hold no reference: the pickler need not remember what it saw."""
+# Arguments of one call; a pickle is cut into batches where there are 1,000.
 _MOST = 100
-"""Arguments of one call; a pickle is cut into batches where there are 1,000."""
 _PROTOCOL = 3  # joblib's, in all versions
 _BEGIN = b"\x80\x03}"
+# A pickle that begins with a dictionary, which joblib's pickler remembers as number 0.
 _BEGIN_REMEMBERED = _BEGIN + b"q\x00"
-"""A pickle that begins with a dictionary, which joblib's pickler remembers as number 0."""
 
 
 def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:

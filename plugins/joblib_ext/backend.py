@@ -24,10 +24,10 @@ from joblib_ext.settings import SharedOptions, read_options
 from joblib_ext.stores.objects.location import check_location, is_object_location
 from joblib_ext.stores.store import CodeVersion, Slot
 
+# Namespace of items that are dumped by hand, without a function.
 _DIRECT = "0" * 24
-"""Namespace of items that are dumped by hand, without a function."""
+# From this verbosity on, joblib names paths.
 _VERY_TALKATIVE = 10
-"""From this verbosity on, joblib names paths."""
 
 
 class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
@@ -37,8 +37,8 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
     of `joblib_ext.SharedOptions`. Nothing that the store does is raised into a cached call.
     """
 
+    # Cached functions become those of `joblib_ext.memorized`; see `joblib_ext.patches`.
     adopts = True
-    """Cached functions become those of `joblib_ext.memorized`; see `joblib_ext.patches`."""
     location: str
     verbose: int = 0
     compress: Any = None
@@ -184,23 +184,23 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
 
     def contains_path(self, call_id: Sequence[str]) -> bool:
         """Whether any version of a function has a folder."""
-        return self._runtime.store.has_function(call_id[0])
+        return bool(self._runtime.store.versions(call_id[0]))
 
     def clear_path(self, call_id: Sequence[str]) -> None:
         """Remove the results of all versions of a function."""
-        for version in self._runtime.store.versions(call_id[0]):
-            self._runtime.writer.forget(version.folder)
-        self._runtime.store.clear(None, call_id[0])
+        self._clear(self._runtime.store.layout.function(call_id[0]))
 
     def clear_version(self, version: CodeVersion) -> None:
         """Remove the results of one version; others keep theirs."""
-        self._runtime.writer.forget(version.folder)
-        self._runtime.store.clear(version)
+        self._clear(version.folder)
 
     def clear(self) -> None:
         """Remove everything of this store: one rename, the rest in the background."""
-        self._runtime.writer.forget("")
-        self._runtime.store.clear()
+        self._clear(self._runtime.store.layout.items)
+
+    def _clear(self, folder: str) -> None:
+        self._runtime.writer.forget(folder)
+        self._runtime.store.clear(folder)
 
     def clear_location(self, location: str) -> None:
         """Remove an item or a folder, by its path."""
@@ -216,7 +216,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
     def enforce_store_limits(
         self, bytes_limit: Any, items_limit: int | None = None, age_limit: Any = None
     ) -> None:
-        """Remove the entries that were not used for longest; see `Store.shrink`."""
+        """Remove the entries that were not used for longest; see `eviction`."""
         self._runtime.store.shrink(bytes_limit, items_limit, age_limit)
 
     def _slot(self, call_id: Sequence[str]) -> Slot:

@@ -17,13 +17,14 @@ from joblib._store_backends import CacheWarning
 from joblib_ext.entries.entry import Entry, parse_header
 from joblib_ext.entries.payload import dump_body, total
 from joblib_ext.stores.events import tell
+from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.leases import Lease
-from joblib_ext.stores.store import Slot, Store
+from joblib_ext.stores.store import Slot
 
 _REMEMBERED = 128
+# The last small results are kept in memory, 8 MiB at most: a reference from `call_and_shelve` can
+# then be read although the entry could not be written, or somebody evicted it meanwhile.
 _REMEMBERED_BYTES = 1 << 16
-"""The last small results are kept in memory, 8 MiB at most: a reference from `call_and_shelve` can
-then be read although the entry could not be written, or somebody evicted it meanwhile."""
 
 
 class CallId(tuple[str, str]):  # noqa: SLOT001  # a tuple can have no slots of its own

@@ -95,7 +95,7 @@ def clear(location: str, *, yes: bool) -> None:
     if not yes:
         click.confirm(f"Remove everything in {store.layout.root}?", abort=True)
     entries = statistics(store).entries
-    store.clear()
+    store.clear(store.layout.items)
     collect_garbage(store)
     click.echo(f"removed {entries} entries")
 
@@ -108,11 +108,11 @@ def import_(source: Path, location: str | None) -> None:
 
     The results are unpickled: do this only with a cache whose writers you trust.
     """
-    from joblib_ext.maintenance.find import open_store
+    from joblib_ext.maintenance.find import store_for
     from joblib_ext.maintenance.taking import take_cache
 
     with _progress("Taking over") as progress:
-        taken = take_cache(source, open_store(location or str(source)), progress)
+        taken = take_cache(source, store_for(location or str(source)), progress)
     click.echo(
         f"took over {taken.entries} results; {taken.present} were there already, {taken.left} could"
         " not be read"
@@ -136,29 +136,10 @@ def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _print_json(found: Stats) -> None:
+    import dataclasses
     import json
 
-    versions = [
-        {
-            "function": version.function,
-            "namespace": version.namespace,
-            "entries": version.entries,
-            "bytes": version.size,
-            "used_again": version.used_again,
-            "last_used": version.last_used,
-        }
-        for version in found.versions
-    ]
-    document = {
-        "entries": found.entries,
-        "bytes": found.size,
-        "leases": found.leases,
-        "orphans": found.orphans,
-        "corrupt": found.corrupt,
-        "trash": found.trash,
-        "events": dict(found.events),
-        "versions": versions,
-    }
+    document = {"entries": found.entries, "bytes": found.size, **dataclasses.asdict(found)}
     click.echo(json.dumps(document, indent=2))
 
 

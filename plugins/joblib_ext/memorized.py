@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from joblib_ext.backend import SharedStoreBackend
     from joblib_ext.runtime import Runtime
 
+# Above these verbosities joblib tells of loading, of computing and of everything.
 _DURATIONS, _COMPUTATIONS, _QUERIES = 4, 10, 20
-"""Above these verbosities joblib tells of loading, of computing and of everything."""
+# joblib blames the arguments when noting them takes longer.
 _SLOW_REPR_S = 0.5
-"""joblib blames the arguments when noting them takes longer."""
 
 
 def adopt(memorized: Any) -> None:
@@ -78,10 +78,10 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
     """A cached function whose results stand in a shared store."""
 
     store_backend: SharedStoreBackend
+    # Functions whose code counts as this one's.
     code_depends: tuple[Any, ...] = ()
-    """Functions whose code counts as this one's."""
+    # A text of the user's that stands for whatever else the result depends on.
     code_version = ""
-    """A text of the user's that stands for whatever else the result depends on."""
     _known: tuple[Any, Runtime, CodeVersion] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

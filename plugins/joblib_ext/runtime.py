@@ -12,19 +12,11 @@ from joblib_ext.maintenance.keeping import Keeper
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.files.folders import warn_of_writers
 from joblib_ext.stores.files.store import FileStore
+from joblib_ext.stores.kinds import Store, open_store
 from joblib_ext.stores.layout import namespace_of
 from joblib_ext.stores.local_cache import LocalCache
-from joblib_ext.stores.objects.location import is_object_location
-from joblib_ext.stores.objects.store import ObjectStore
-from joblib_ext.stores.store import UNUSABLE, CodeVersion, Reader, Slot, Store, View
+from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
 from mlops_ext.processes.forks import in_forked_child
-
-
-def open_store(location: str, options: SharedOptions) -> Store:
-    """The store at *location*, a folder or a URL."""
-    if is_object_location(location):
-        return ObjectStore(location, options)
-    return FileStore(location, options)
 
 
 class Runtime:
@@ -37,7 +29,7 @@ class Runtime:
         if isinstance(self.store, FileStore):
             warn_of_writers(self.store.layout, options, self.store.events)
         self.writer = Writer(self.store, Keeper(self.store))
-        self.reader: Reader = self.store
+        self.reader: Store | LocalCache | _NoReader = self.store
         if options.key_missing:
             self.reader = _NoReader(self.store)
         elif options.local_tier is not None:
@@ -78,8 +70,8 @@ class _NoReader:
         return UNUSABLE
 
 
+# Threads that use a backend first at the same time must share one state.
 _building = threading.Lock()
-"""Threads that use a backend first at the same time must share one state."""
 
 
 @in_forked_child

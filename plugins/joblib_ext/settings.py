@@ -117,61 +117,71 @@ class SharedOptions:
     """What ``Memory(..., backend="shared", backend_options={...})`` understands.
 
     `compress` and `mmap_mode` are arguments of ``Memory`` itself.
+
+    Attributes:
+        compress: As joblib's. None: most results are small or numbers, which compress badly.
+        mmap_mode: "r" or "c" to map arrays; "r+" and "w+" become "c": an entry is immutable, so
+            that writing to a result must not change what others read. None: load into memory, as
+            joblib does.
+        durability: A cache can be computed again; "fsync" costs milliseconds an entry.
+        verify: When a memory-mapped entry is checked. Always: a wrong value costs more than a
+            reading. With `sign_key` it is always checked: what is not signed is never unpickled.
+        single_flight: One process computes a key, the others wait: a stampede is the costlier
+            default.
+        lease_s: A lease without a heartbeat for so long is dead. Long enough for a starved
+            heartbeat thread on a loaded machine, short enough to wait for after a crash.
+        wait_s: Longest wait for a living owner; then this process computes too. None: as long as it
+            lives, or the work that takes longest would be done by everybody at once.
+        sign_key: Secret shared by all who use the cache. None: everybody who can write the store is
+            trusted with running code in those who read it, as with joblib's own backend. It is in
+            no pickle: give it by the environment or `sign_key_file` where worker processes need it.
+        sign_key_file: A file that holds the secret. None: it comes from `sign_key`, if there is
+            one.
+        trust_folder: Do not warn where everybody can write an unsigned store. False: few mean it to
+            be so.
+        group: Name of the group whose members share the folder: they can store and clear whatever
+            the umask says. None: the umask decides.
+        local_tier: Folder on the node's own disk for verified copies. None: most shared caches do
+            without.
+        local_tier_bytes: Limit of the local tier: 10 GiB fit the scratch disk of most nodes.
+        revalidate_s: How long a local copy may be used unasked. 0: what another machine cleared is
+            never served; each hit then asks whether the entry has changed.
+        retry_s: Object stores: how long a failed request is tried again before the call computes.
+            Servers recover from a moment's overload in seconds; a longer outage must not stop
+            everybody.
+        max_bytes: Largest size of the store, kept in the background about once an hour. None: it
+            grows.
+        max_age: Entries that were not used for longer are removed, as above. None: they stay.
+        keep_versions: Of each function, only so many versions stay, as above. None: all.
+        storage_options: Object stores: arguments of obstore's `from_url`, such as endpoint, region
+            and keys. None: they are found in the environment, as the cloud's own tools do. Keys are
+            in no pickle.
+        backend: Not an option of a store: "shared" in the settings gives this backend to programs
+            that name none. Local: nobody's cache is to move without being asked.
+        secrets_id: Says which secrets belong to options that were pickled without them.
     """
 
     compress: Compression = Compression()
-    """As joblib's. None: most results are small or numbers, which compress badly."""
     mmap_mode: Literal["r", "c", "r+", "w+"] | None = None
-    """"r" or "c" to map arrays; "r+" and "w+" become "c": an entry is immutable, so that writing to
-    a result must not change what others read. None: load into memory, as joblib does."""
     durability: Literal["none", "fsync"] = "none"
-    """A cache can be computed again; "fsync" costs milliseconds an entry."""
     verify: Literal["always", "first", "never"] = "always"
-    """When a memory-mapped entry is checked. Always: a wrong value costs more than a reading. With
-    `sign_key` it is always checked: what is not signed is never unpickled."""
     single_flight: bool = True
-    """One process computes a key, the others wait: a stampede is the costlier default."""
     lease_s: float = 5.0
-    """A lease without a heartbeat for so long is dead. Long enough for a starved heartbeat thread
-    on a loaded machine, short enough to wait for after a crash."""
     wait_s: float | None = None
-    """Longest wait for a living owner; then this process computes too. None: as long as it lives,
-    or the work that takes longest would be done by everybody at once."""
     sign_key: Secret | None = field(default=None, repr=False, metadata=settings.NEVER_FROM_FILE)
-    """Secret shared by all who use the cache. None: everybody who can write the store is trusted
-    with running code in those who read it, as with joblib's own backend. It is in no pickle: give
-    it by the environment or `sign_key_file` where worker processes need it."""
     sign_key_file: Path | None = None
-    """A file that holds the secret. None: it comes from `sign_key`, if there is one."""
     trust_folder: bool = False
-    """Do not warn where everybody can write an unsigned store. False: few mean it to be so."""
     group: str | None = None
-    """Name of the group whose members share the folder: they can store and clear whatever the
-    umask says. None: the umask decides."""
     local_tier: Path | None = None
-    """Folder on the node's own disk for verified copies. None: most shared caches do without."""
     local_tier_bytes: int = 10 * 2**30
-    """Limit of the local tier: 10 GiB fit the scratch disk of most nodes."""
     revalidate_s: float = 0.0
-    """How long a local copy may be used unasked. 0: what another machine cleared is never served;
-    each hit then asks whether the entry has changed."""
     retry_s: float = 10.0
-    """Object stores: how long a failed request is tried again before the call computes. Servers
-    recover from a moment's overload in seconds; a longer outage must not stop everybody."""
     max_bytes: Bytes | None = None
-    """Largest size of the store, kept in the background about once an hour. None: it grows."""
     max_age: Seconds | None = None
-    """Entries that were not used for longer are removed, as above. None: they stay."""
     keep_versions: int | None = None
-    """Of each function, only so many versions stay, as above. None: all."""
     storage_options: StorageOptions | None = field(default=None, repr=False)
-    """Object stores: arguments of obstore's `from_url`, such as endpoint, region and keys. None:
-    they are found in the environment, as the cloud's own tools do. Keys are in no pickle."""
     backend: Literal["local", "shared"] = "local"
-    """Not an option of a store: "shared" in the settings gives this backend to programs that name
-    none. Local: nobody's cache is to move without being asked."""
     secrets_id: str = field(default="", init=False, repr=False)
-    """Says which secrets belong to options that were pickled without them."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, with the option's name."""

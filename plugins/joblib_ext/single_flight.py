@@ -15,25 +15,26 @@ from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores import leases
+from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.leases import Lease
-from joblib_ext.stores.store import Refusal, Slot, Store, Unusable, View
+from joblib_ext.stores.store import Refusal, Slot, Unusable, View
 from mlops_ext.processes.identity import Liveness
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.002
+# A waiter looks five times a second at least; with many waiters that is what a server bears.
 _LONGEST_PAUSE_S = 0.2
-"""A waiter looks five times a second at least; with many waiters that is what a server bears."""
 _GROWTH = 1.5
+# A thread waits so long for another of its process, which may wait for it: for a lock that it
+# holds, or in a pool. Then one thread computes, and the others wait for so long again.
 _IN_PROCESS_S = 10.0
-"""A thread waits so long for another of its process, which may wait for it: for a lock that it
-holds, or in a pool. Then one thread computes, and the others wait for so long again."""
 _TELL_AFTER_S = 10.0
 _TELL_AGAIN_S = 60.0
 
 _waiting: dict[int, str] = {}
+# When a thread last stopped waiting for another of this process, by path.
 _gave_up: dict[str, float] = {}
-"""When a thread last stopped waiting for another of this process, by path."""
 
 
 @dataclass(slots=True, kw_only=True)

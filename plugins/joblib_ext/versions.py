@@ -22,8 +22,8 @@ from typing import Any
 _FUTURE = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
+# A flag that says where a function was defined, not what it does.
 _NESTED = 0x10
-"""A flag that says where a function was defined, not what it does."""
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 _INDENT = (" ", "\t")
 

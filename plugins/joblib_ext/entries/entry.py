@@ -29,7 +29,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from joblib_ext.entries.payload import Buffer, compress, decompress, load_body, total
@@ -41,8 +41,8 @@ try:
 except ImportError:
     xxhash = None  # optional: crc32 takes its place
 
+# A byte above 127 and both line ends: text-mode copies and seven-bit channels show at once.
 MAGIC = b"\x93MXJOB\r\n"
-"""A byte above 127 and both line ends: text-mode copies and seven-bit channels show at once."""
 VERSION = 1
 HEADER = struct.Struct("<8sHBBIQQII8s8sQ")
 SIGNATURE = 32
@@ -50,33 +50,20 @@ _UNCHECKED = 56
 _RESERVED = bytes(8)
 _CRC32, _XXH3 = 1, 2
 _ALGORITHMS = (_CRC32, _XXH3) if xxhash is not None else (_CRC32,)
+# Below, pieces are joined to be checked: a copy costs less than a call for each.
 _JOINED = 1 << 14
-"""Below, pieces are joined to be checked: a copy costs less than a call for each."""
 _SIGNED = 1
 _KIND = struct.Struct("<8sHBBI")
+# How an entry that this installation can check begins: looked up as a whole, with each hit.
 _KINDS = frozenset(
     _KIND.pack(MAGIC, VERSION, algorithm, codec, flags)
     for algorithm in _ALGORITHMS
     for codec in range(len(CODECS))
     for flags in (0, _SIGNED)
 )
-"""How an entry that this installation can check begins: looked up as a whole, with each hit."""
 _SIZE = HEADER.size
 _unpack = HEADER.unpack_from
 _make = tuple.__new__  # a named tuple's own constructor takes twice the time
-
-
-def _json_encoder() -> Callable[[object], str]:
-    """``JSONEncoder(default=repr).encode``, without what it makes anew with each call."""
-    make: Any = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        return json.JSONEncoder(default=repr).encode
-    quote = json.encoder.encode_basestring_ascii
-    pieces = make(None, repr, quote, None, ": ", ", ", False, False, True)
-    return lambda data: "".join(pieces(data, 0))
-
-
-_encode_json = _json_encoder()
 
 
 class Hasher:
@@ -214,7 +201,7 @@ def build(
     """An entry in pieces ready to be written, and its token."""
     raw = total(pieces)
     body: Sequence[Buffer] = compress(pieces, codec, level) if codec else pieces
-    notes = _encode_json(metadata).encode()
+    notes = json.dumps(metadata, default=repr).encode()
     algorithm = _XXH3 if xxhash else _CRC32
     token = os.urandom(8)
     flags = _SIGNED if key is not None else 0

@@ -27,8 +27,8 @@ from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.entries.payload import Buffer, decompress, load_body, read_table
 from joblib_ext.settings import CODECS
 
+# Read and check by pieces that stay in the processor's cache between the two.
 _CHUNK = 1 << 18
-"""Read and check by pieces that stay in the processor's cache between the two."""
 _ROW = 16
 
 

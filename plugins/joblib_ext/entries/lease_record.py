@@ -12,8 +12,8 @@ from mlops_ext.processes.identity import Liveness, is_stopped, own_boot, own_hos
 
 _MAGIC = b"\x93MXLSE\r\n"
 _STRUCT = struct.Struct("<8s8sQ8sQII15s")
+# Where the counter of renewals stands in the record.
 RENEWALS_AT = 16
-"""Where the counter of renewals stands in the record."""
 _HOST_BYTES = 15
 _MS = 1000
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from mlops_ext.errors import MissingExtraError
 
+# A cache line, and what SIMD loads of any array type like.
 ALIGN = 64
-"""A cache line, and what SIMD loads of any array type like."""
 _TABLE_ROW = struct.Struct("<QQ")
+# So many buffers stand apart whatever their size; more of them only when they are worth it.
 _ALWAYS_APART = 64
-"""So many buffers stand apart whatever their size; more of them only when they are worth it."""
+# A page: below it, copying costs less than a row in the table.
 _APART_BYTES = 4096
-"""A page: below it, copying costs less than a row in the table."""
 _GZIP_WINDOW = 31  # zlib's own number for the gzip container
 
 Buffer = bytes | bytearray | memoryview

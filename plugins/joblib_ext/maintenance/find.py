@@ -8,10 +8,10 @@ from typing import Any
 
 from joblib_ext.settings import read_options
 from joblib_ext.stores.files.store import FileStore
+from joblib_ext.stores.kinds import Store, open_store
 from joblib_ext.stores.layout import ROOT
 from joblib_ext.stores.objects.location import is_object_location
 from joblib_ext.stores.objects.store import ObjectStore
-from joblib_ext.stores.store import Store
 from mlops_ext.errors import MlopsExtError
 
 
@@ -30,12 +30,11 @@ class NotAStoreError(MlopsExtError):
         )
 
 
-def open_store(location: str) -> Store:
+def store_for(location: str) -> Store:
     """The store of a ``Memory`` at *location*, which may be empty."""
-    options = read_options({})
-    if is_object_location(location):
-        return ObjectStore(f"{location.rstrip('/')}/joblib", options)
-    return FileStore(str(Path(location).absolute() / "joblib"), options)
+    url = is_object_location(location)
+    text = location.rstrip("/") if url else str(Path(location).absolute())
+    return open_store(f"{text}/joblib", read_options({}))
 
 
 def find_store(location: str | Path, given: Mapping[str, Any] | None = None) -> Store:
@@ -53,7 +52,7 @@ def find_store(location: str | Path, given: Mapping[str, Any] | None = None) -> 
     if is_object_location(text):
         for candidate in (f"{text}/joblib", text):
             store = ObjectStore(candidate, options)
-            if store.client.folders(ROOT):
+            if store.client.names(ROOT):
                 return store
     else:
         path = Path(text)

@@ -18,9 +18,9 @@ from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.files.store import FileStore
 from joblib_ext.stores.files.takeover import remove_dead
 from joblib_ext.stores.files.trash import empty
+from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX
 from joblib_ext.stores.objects.store import ObjectStore
-from joblib_ext.stores.store import Store
 from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name
 from mlops_ext.processes.identity import Liveness
 
@@ -65,7 +65,6 @@ def collect_garbage(
     """
     if isinstance(store, ObjectStore):
         return _collect_objects(store, min_age_s)
-    assert isinstance(store, FileStore)  # there is no third kind
     now = _server_time(store)
     done = Collected()
     done.trash = empty(store.layout.trash)
@@ -90,8 +89,11 @@ def _collect_objects(store: ObjectStore, min_age_s: float) -> Collected:
     now = store.clock()
     old = [found for found in store.walk() if found.size < LEASE_MAX]
     leases = [found.path for found in old if now - found.written > min_age_s]
-    corrupt = store.names_in(store.layout.corrupt)
-    probes = store.names_in(store.layout.probes)
+    layout = store.layout
+    corrupt, probes = (
+        [f"{folder}/{name}" for name in store.names_in(folder)]
+        for folder in (layout.corrupt, layout.probes)
+    )
     store.remove_all([*leases, *corrupt, *probes])
     return Collected(leases=len(leases), corrupt=len(corrupt), orphans=len(probes))
 

@@ -7,7 +7,7 @@ import threading
 import time
 
 from joblib_ext.maintenance.stats import exact_version
-from joblib_ext.stores.store import Store
+from joblib_ext.stores.kinds import Store
 
 _EVERY_S = 3600.0
 
@@ -50,4 +50,4 @@ def _drop_versions(store: Store, most: int) -> None:
         versions[found.namespace] = max(found.used, versions.get(found.namespace, 0.0))
     for function, versions in used.items():
         for namespace in sorted(versions, key=versions.__getitem__, reverse=True)[most:]:
-            store.clear(exact_version(store, function, namespace))
+            store.clear(exact_version(store, function, namespace).folder)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from joblib_ext.entries.large_entry import Verdict, judge
+from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.layout import LEASE_MAX
-from joblib_ext.stores.store import CodeVersion, Slot, Store
+from joblib_ext.stores.store import CodeVersion, Slot
 
+# Called with the number of parts done, and of all.
 Progress = Callable[[int, int], object]
-"""Called with the number of parts done, and of all."""
 
 
 def no_progress(_done: int, _total: int) -> None:

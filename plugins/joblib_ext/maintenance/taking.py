@@ -9,8 +9,9 @@ from pathlib import Path
 
 from joblib_ext.entries.payload import dump_body
 from joblib_ext.maintenance.stats import Progress, no_progress
+from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.layout import namespace_of
-from joblib_ext.stores.store import Slot, Store
+from joblib_ext.stores.store import Slot
 
 _CODE = "func_code.py"
 _HEADER = "# first line:"

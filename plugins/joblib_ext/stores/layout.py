@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 ROOT = "mlops-shared-1"
+# A file below the size of an entry's header is a lease, or nothing at all.
 LEASE_MAX = 64
-"""A file below the size of an entry's header is a lease, or nothing at all."""
 CODE_FILE = "code.json"
 _NAMESPACE_DIGITS = 24
 _MAX_NAME = 200

@@ -15,12 +15,12 @@ from typing import Protocol
 from joblib_ext.entries.lease_record import LeaseRecord
 from mlops_ext.processes.forks import in_forked_child
 
+# Four may be late, and the lease still holds.
 _RENEWALS_A_LEASE = 5
-"""Four may be late, and the lease still holds."""
+# Those who wait look more often, and may be kept from it for a moment.
 _SHOWN_S = 1.0
-"""Those who wait look more often, and may be kept from it for a moment."""
+# The heartbeat thread sleeps on this long without leases: waking it costs more than a beat.
 _IDLE_ROUNDS = 20
-"""The heartbeat thread sleeps on this long without leases: waking it costs more than a beat."""
 
 
 class Source(Protocol):
@@ -103,12 +103,12 @@ class Lease(abc.ABC):
 
 _held: dict[str, Lease] = {}
 _inherited: set[str] = set()
+# Leases whose removal failed; the heartbeat tries again.
 _unreleased: dict[str, Lease] = {}
-"""Leases whose removal failed; the heartbeat tries again."""
+# Leases that ended without a result, and when: what shows it goes after `_SHOWN_S`.
 _ended: list[tuple[float, Lease]] = []
-"""Leases that ended without a result, and when: what shows it goes after `_SHOWN_S`."""
+# What this process renews, by store.
 sources: dict[str, Source] = {}
-"""What this process renews, by store."""
 
 
 class _Heart:

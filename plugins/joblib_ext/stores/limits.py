@@ -7,8 +7,8 @@ import math
 
 _UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
+# Last access, size, folder, name.
 Row = tuple[float, int, str, str]
-"""Last access, size, folder, name."""
 
 
 def check_age(limit: dt.timedelta | None) -> None:

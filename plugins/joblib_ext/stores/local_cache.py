@@ -17,19 +17,20 @@ from pathlib import Path
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.settings import SharedOptions
+from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.reader import read_file
-from joblib_ext.stores.store import Slot, Store, View
+from joblib_ext.stores.store import Slot, View
 from mlops_ext.files import publish
 
+# Shrinking goes below the limit, so that it does not happen at each entry.
 _SHRINK_FROM, _SHRINK_TO = 0.8, 0.7
-"""Shrinking goes below the limit, so that it does not happen at each entry."""
+# The folder is measured before this part of the limit is written: dozens of processes may.
 _LOOK_EVERY = 1 / 128
-"""The folder is measured before this part of the limit is written: dozens of processes may."""
 _OTHERS = 0o077 if os.name == "posix" else 0
+# Entries whose last check is remembered.
 _MOST_CHECKED = 10_000
-"""Entries whose last check is remembered."""
+# A larger entry would push out too much else.
 _LARGEST_PART = 1 / 4
-"""A larger entry would push out too much else."""
 
 
 class LocalCache:

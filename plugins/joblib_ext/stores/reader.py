@@ -13,8 +13,8 @@ from joblib_ext.entries.entry import HEADER, Entry, open_small, parse_header
 from joblib_ext.entries.large_entry import FileSource, LargeEntry, MemorySource, Source
 from joblib_ext.entries.lease_record import LeaseRecord
 
+# One read brings an entry up to this size; most are far below.
 SMALL = 1 << 16
-"""One read brings an entry up to this size; most are far below."""
 READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 

@@ -1,28 +1,21 @@
-"""What every store of entries does, whether it keeps them in files or as objects.
-
-A name in a store holds nothing, a lease, or an entry. Single flight, the backend and the commands
-use a store by these functions alone, so that another kind of store can stand beside the files'.
-"""
+"""What every store of entries is, whether it keeps them in files or as objects."""
 
 from __future__ import annotations
 
-import datetime as dt
+import abc
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import quote
 
 from typing_extensions import Self
 
 from joblib_ext.entries.entry import Entry
-from joblib_ext.entries.large_entry import LargeEntry, Source
+from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.entries.payload import Buffer
 from joblib_ext.settings import SharedOptions
-from joblib_ext.stores.events import Events
-from joblib_ext.stores.layout import LEASE_MAX, Layout
-from joblib_ext.stores.leases import Lease
+from joblib_ext.stores.events import Events, count_events
+from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX, Layout
 from mlops_ext.files import TEMP_SUFFIX
 
 
@@ -31,8 +24,8 @@ class Unusable:
 
 
 UNUSABLE = Unusable()
+# What stands at a slot; None is nothing.
 View = Entry | LargeEntry | LeaseRecord | Unusable | None
-"""What stands at a slot; None is nothing."""
 
 
 class Refusal(enum.Enum):
@@ -111,145 +104,71 @@ class Found(NamedTuple):
         return self.size >= LEASE_MAX and not self.is_temporary
 
 
-class Reader(Protocol):
-    """Looks results up."""
+class BaseStore(abc.ABC):
+    """What both kinds of store are: names that hold nothing, a lease, or an entry.
 
-    def look(self, slot: Slot) -> View:
-        """What stands there; never raises an error of the storage.
+    `FileStore` and `ObjectStore` also have, with the same promises: ``look``, ``acquire``,
+    ``resume``, ``take_over`` and ``has_failed`` for single flight, ``build`` and ``publish``,
+    ``quarantine``, ``remove_entry``, ``source_at`` and ``token_at``, and for many entries ``walk``,
+    ``list``, ``shrink`` and ``clear``. None of them raises an error of the storage but ``publish``,
+    ``source_at`` and ``clear``: there it would be wrong to go on as if nothing had happened.
 
-        An entry is verified when it is small, and when it is loaded otherwise. What is damaged
-        counts as nothing once it was moved aside, and as `Unusable` where it could not be.
-        """
-        ...
+    Attributes:
+        layout: where things stand.
+        options: the options.
+        events: what goes wrong is told to it.
+        key: the signing key, or None.
+    """
 
-
-class Store(Reader, Protocol):
-    """The entries below one location; errors of the storage end here as misses."""
-
+    layout: Layout
     options: SharedOptions
     events: Events
     key: bytes | None
 
-    @property
-    def layout(self) -> Layout:
-        """Where things stand."""
-        ...
+    @abc.abstractmethod
+    def names_in(self, folder: str) -> list[str]:
+        """Names of what stands directly in *folder*."""
+
+    @abc.abstractmethod
+    def read(self, path: str) -> bytes | None:
+        """The bytes of one of the store's own notes."""
+
+    @abc.abstractmethod
+    def create(self, path: str) -> bool:
+        """Make *path*; of all that try, one gets True."""
+
+    @abc.abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove an entry or a folder; where that is not possible, say so once."""
 
     def version(self, func_id: str, namespace: str, code: str = "") -> CodeVersion:
         """The version of *func_id* that has this namespace."""
-        ...
+        folder = self.layout.namespace(func_id, namespace) + "/"
+        return CodeVersion(func_id, namespace, folder, code)
 
     def versions(self, func_id: str) -> list[CodeVersion]:
         """All versions of *func_id* that the store has."""
-        ...
-
-    def token_at(self, path: str) -> bytes | None:
-        """The token of the writing that stands at *path*, or None; never raises OSError."""
-        ...
-
-    def acquire(self, slot: Slot) -> Lease | Refusal:
-        """A lease on *slot*, if nothing stands there.
-
-        Of all that ask at one time, on any host, one gets it. A reply that was lost is recognised
-        by the lease's token. The lease is renewed until it is stopped or released.
-        """
-        ...
-
-    def resume(self, slot: Slot, record: LeaseRecord) -> Lease | None:
-        """This process's own lease that it does not know of: the reply to `acquire` was lost."""
-        ...
-
-    def has_failed(self, slot: Slot, record: LeaseRecord, view: View) -> bool:
-        """Whether the lease *record* ended without a result, where *view* stands now."""
-        ...
-
-    def take_over(
-        self, slot: Slot, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
-    ) -> Lease | Refusal:
-        """A lease in place of a dead owner's, which is *record*: one of all that try gets it."""
-        ...
-
-    def build(
-        self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], binding: bytes
-    ) -> tuple[list[Buffer], bytes]:
-        """An entry in pieces ready to be published, and its token."""
-        ...
-
-    def publish(self, slot: Slot, pieces: Sequence[Buffer], token: bytes) -> None:
-        """Put an entry in place of whatever stands at *slot*; readers see all of it, or nothing.
-
-        Raises:
-            OSError: the storage refused; nothing is left behind.
-        """
-        ...
-
-    def quarantine(self, slot: Slot | LargeEntry) -> bool:
-        """Move a damaged entry aside; False if it verifies after all, or cannot be moved."""
-        ...
-
-    def remove(self, path: str) -> None:
-        """Remove an entry or a folder; where that is not possible, say so once."""
-        ...
-
-    def remove_entry(self, slot: Slot, token: bytes) -> None:
-        """Remove the writing with this *token*; whatever else stands there stays."""
-        ...
-
-    def source_at(self, path: str) -> tuple[Source, int]:
-        """What stands at *path*, to be read, and its size.
-
-        Raises:
-            OSError: nothing stands there, or it cannot be read.
-        """
-        ...
-
-    def walk(self) -> Iterator[Found]:
-        """Whatever stands where entries do: also leases and temporary files."""
-        ...
+        return [
+            self.version(func_id, name) for name in self.names_in(self.layout.function(func_id))
+        ]
 
     def note_of(self, version: CodeVersion) -> bytes | None:
         """What was noted of a version, as JSON."""
-        ...
-
-    def claim(self, name: str) -> bool:
-        """Whether this process is the first that asks for *name*; earlier names are dropped."""
-        ...
-
-    def names_in(self, folder: str) -> Sequence[str]:
-        """Paths of what stands in one of the store's own folders."""
-        ...
+        return self.read(version.folder + CODE_FILE)
 
     def events_so_far(self) -> Counter[str]:
         """How often each rare event was noted by any process."""
-        ...
+        folder, lines = self.layout.events, []
+        for name in self.names_in(folder):
+            lines += (self.read(f"{folder}/{name}") or b"").decode(errors="replace").splitlines()
+        return count_events(lines)
 
-    def list(self, kind: type[Any]) -> list[Any]:
-        """All entries, as tuples of *kind* with path, size and last access."""
-        ...
-
-    def shrink(
-        self,
-        bytes_limit: int | str | None,
-        items_limit: int | None,
-        age_limit: dt.timedelta | None,
-    ) -> int:
-        """Remove entries until the limits hold; the number that was removed.
-
-        Raises:
-            ValueError: a limit is not a size, or negative.
-        """
-        ...
-
-    def clear(self, version: CodeVersion | None = None, func_id: str = "") -> None:
-        """Remove all entries of *version*, else of *func_id*, else of the store.
-
-        They are gone for every process when this returns.
-
-        Raises:
-            OSError: some are still there; to say nothing would serve what was cleared.
-        """
-        ...
-
-    def has_function(self, func_id: str) -> bool:
-        """Whether any version of *func_id* has a folder."""
-        ...
+    def claim(self, name: str) -> bool:
+        """Whether this process is the first that asks for *name*; earlier names are dropped."""
+        folder = self.layout.claims
+        if not self.create(f"{folder}/{name}"):
+            return False
+        for other in self.names_in(folder):
+            if other != name:
+                self.remove(f"{folder}/{other}")
+        return True

@@ -16,7 +16,7 @@ from tests.support.joblib_files import stored
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext import single_flight
 from joblib_ext.cli import joblib as command
-from joblib_ext.maintenance.find import find_store, open_store
+from joblib_ext.maintenance.find import find_store, store_for
 from joblib_ext.maintenance.keeping import keep_limits
 from joblib_ext.maintenance.stats import verify_entries
 from joblib_ext.stores.files import entry_files
@@ -323,7 +323,7 @@ class TestLimits:
         assert memory.store_backend.get_items() == []
 
     def test_one_process_an_hour_keeps_them(self, tmp_path):
-        store = open_store(str(tmp_path))
+        store = store_for(str(tmp_path))
         assert [store.claim("1"), store.claim("1"), store.claim("2")] == [True, False, True]
         assert len(store.names_in(store.layout.claims)) == 1
 

@@ -25,22 +25,22 @@ from joblib_ext.stores.files.folders import group_of, make_own_folder, share
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.layout import CODE_FILE, Layout
 from joblib_ext.stores.reader import READ, SMALL, read_file
-from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
+from joblib_ext.stores.store import UNUSABLE, BaseStore, CodeVersion, Slot, View
 from mlops_ext.files import publish as publish_file
 from mlops_ext.files import remove, sync_directory, temp_name, write_new
 
+# After these the destination decides: the reply can be lost though the operation took place.
 AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
-"""After these the destination decides: the reply can be lost though the operation took place."""
+# Pieces are joined to writes of about this size: a write is a round trip.
 _JOIN = 1 << 20
-"""Pieces are joined to writes of about this size: a write is a round trip."""
 _TRIES = 5
+# Where nobody has looked before: to open a FIFO that somebody put there would wait for ever.
 _LOOK = READ | getattr(os, "O_NONBLOCK", 0)
-"""Where nobody has looked before: to open a FIFO that somebody put there would wait for ever."""
+# A view that a cache made old gets these chances to become what the server has.
 _REREAD_PAUSES_S = (0.0, 0.02, 0.1)
-"""A view that a cache made old gets these chances to become what the server has."""
 
 
-class EntryFiles:
+class EntryFiles(BaseStore):
     """The files of entries below one location. Errors of the file system end here as misses."""
 
     def __init__(self, location: str, options: SharedOptions) -> None:
@@ -50,10 +50,8 @@ class EntryFiles:
         self.key: bytes | None = options.sign_key
         self.group = group_of(options.group)
         if self.group is not None:
-            for folder in (self.layout.items, self.layout.trash, self.layout.corrupt):
-                _make(folder, self.group)
-            for folder in (self.layout.leases, self.layout.events):
-                _make(folder, self.group)
+            for name in ("items", "trash", "corrupt", "leases", "events"):
+                _make(f"{self.layout.root}/{name}", self.group)
 
     def look(self, slot: Slot) -> View:
         """What stands at *slot*: a verified entry, an open large one, a lease, or None.

@@ -22,12 +22,12 @@ from joblib_ext.stores.files.trash import empty_later
 from joblib_ext.stores.layout import LEASE_MAX
 from joblib_ext.stores.limits import Row, check_age, choose, size_of
 
+# So many ``stat`` calls take some tens of milliseconds on a local disk.
 EXACT_UP_TO = 20_000
-"""So many ``stat`` calls take some tens of milliseconds on a local disk."""
+# The victims are then the older half of the sample: with fewer, recent entries would suffer.
 _SAMPLE_FACTOR = 2
-"""The victims are then the older half of the sample: with fewer, recent entries would suffer."""
+# An estimated size may be this many standard errors too low before the limit is missed.
 _SAFETY_DEVIATIONS = 3.0
-"""An estimated size may be this many standard errors too low before the limit is missed."""
 
 
 def enforce(

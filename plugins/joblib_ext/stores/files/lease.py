@@ -22,8 +22,8 @@ from joblib_ext.stores.reader import READ, close
 from joblib_ext.stores.store import Refusal, Slot
 from mlops_ext.files import TEMP_SUFFIX, temp_name
 
+# Each level of folders above a first entry can cost one, where replies are lost.
 _TRIES = 12
-"""Each level of folders above a first entry can cost one, where replies are lost."""
 _ENDED = "ended."
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV})
 

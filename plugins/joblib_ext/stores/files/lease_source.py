@@ -19,8 +19,8 @@ from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.folders import share
 from mlops_ext.files import temp_name
 
+# With three replies of ten lost, half as many would leave one process of 400 without a lease.
 _TRIES = 10
-"""With three replies of ten lost, half as many would leave one process of 400 without a lease."""
 _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 

@@ -31,14 +31,14 @@ from mlops_ext.processes.identity import Liveness
 
 _STEM = "takeover."
 
+# A reply can be lost, or the file to link from reaped.
 _TRIES = 3
-"""A reply can be lost, or the file to link from reaped."""
 
+# After these nothing is known of others: where they last, waiting for others would too.
 _NO_ANSWER = frozenset({errno.EIO, errno.ESTALE})
-"""After these nothing is known of others: where they last, waiting for others would too."""
 
+# Threads of one process write the same token; who of them is at a path stands here.
 _removing: dict[str, int] = {}
-"""Threads of one process write the same token; who of them is at a path stands here."""
 
 in_forked_child(_removing.clear)  # those threads are the parent's
 

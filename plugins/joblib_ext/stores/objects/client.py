@@ -18,22 +18,22 @@ from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.objects.location import hide, open_obstore
 from mlops_ext.redaction import redacted
 
+# A transfer may take long, but not stand still for longer than a stalled server is waited for.
 _IDLE_BODY = "20s"
-"""A transfer may take long, but not stand still for longer than a stalled server is waited for."""
+# obstore's own bound, 30 s, would end the transfer of a large result.
 _TOTAL = "1h"
-"""obstore's own bound, 30 s, would end the transfer of a large result."""
+# A renewal that takes longer than the shortest usual lease has failed.
 _QUICK_S = 5.0
-"""A renewal that takes longer than the shortest usual lease has failed."""
+# So long a store that did not answer is left alone: calls compute, and need not wait to.
 _REST_S = 60.0
-"""So long a store that did not answer is left alone: calls compute, and need not wait to."""
 _FORKED = (
     "this process was forked by one that had used the object store, which the store's client"
     " cannot stand; start workers by spawn, forkserver or joblib's loky"
 )
+# Servers answer with whole documents; what is wrong stands at the beginning.
 _LONGEST = 600
-"""Servers answer with whole documents; what is wrong stands at the beginning."""
+# Keys of one bulk delete: the most that S3 takes.
 _BULK = 1000
-"""Keys of one bulk delete: the most that S3 takes."""
 
 
 class Answer(enum.Enum):
@@ -143,12 +143,13 @@ class Client:
             raise StoreError(self.trouble)
         return list(found)
 
-    def folders(self, prefix: str) -> list[str]:
-        """Names of the folders in *prefix*; [] where the store does not answer."""
+    def names(self, prefix: str) -> list[str]:
+        """Names of what stands directly below *prefix*; [] where the store does not answer."""
         found = self._ask(lambda obstore: obstore.list_with_delimiter(self._store, prefix))
         if isinstance(found, Answer):
             return []
-        return [str(path).rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+        paths = [*found["common_prefixes"], *(row["path"] for row in found["objects"])]
+        return [str(path).rstrip("/").rpartition("/")[2] for path in paths]
 
     def run(self, work: Callable[[], Any]) -> Any:
         """What *work* brings, which reads a body, or an `Answer`."""

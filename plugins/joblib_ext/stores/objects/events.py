@@ -9,8 +9,8 @@ from joblib_ext.stores.events import Events
 from joblib_ext.stores.objects.client import Client
 from mlops_ext.processes.identity import own_host
 
+# Subjects kept a process: an object is written whole each time.
 _MOST = 1000
-"""Subjects kept a process: an object is written whole each time."""
 
 
 class ObjectEvents(Events):

@@ -7,59 +7,14 @@ there, and whose tag is stale has lost; so no clock of the server is needed.
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from joblib_ext.entries.lease_record import LeaseRecord, own_record
-from joblib_ext.settings import SharedOptions
-from joblib_ext.stores.events import Events
 from joblib_ext.stores.leases import Lease, keep_renewing
-from joblib_ext.stores.objects.client import Answer, Client
+from joblib_ext.stores.objects.bucket import NOBODY, Bucket, StandingLease, is_tombstone
+from joblib_ext.stores.objects.client import Answer
 from joblib_ext.stores.store import Refusal, Slot
-
-_NOBODY = bytes(8)
-
-
-@dataclass(frozen=True, slots=True)
-class StandingLease(LeaseRecord):
-    """A lease as it was seen in the store.
-
-    Attributes:
-        tag: the object's tag: who swaps it out is its heir.
-    """
-
-    tag: str
-
-
-def is_tombstone(record: LeaseRecord) -> bool:
-    """Whether a lease has ended: whoever meets it may take it over."""
-    return record.host_token == _NOBODY
-
-
-def parse(data: bytes, tag: str) -> StandingLease | None:
-    """The lease that *data* is, or None."""
-    record = LeaseRecord.parse(data)
-    return StandingLease(**asdict(record), tag=tag) if record is not None else None
-
-
-class Leasable(Protocol):
-    """What leases ask of the store that they stand in."""
-
-    client: Client
-    events: Events
-    options: SharedOptions
-
-    def object_key(self, path: str) -> str:
-        """The key of the object at *path*."""
-        ...
-
-    def ask_lease(self, path: str) -> StandingLease | Answer | None:
-        """The lease at *path*; None where something else stands, or why nothing is known."""
-        ...
-
-    def keeps_conditions(self) -> bool:
-        """Whether writes can be made to depend on what stands there."""
-        ...
 
 
 class ObjectLease(Lease):
@@ -73,7 +28,7 @@ class ObjectLease(Lease):
 
     __slots__ = ("_store", "lock", "lost", "tag")
 
-    def __init__(self, store: Leasable, path: str) -> None:
+    def __init__(self, store: Bucket, path: str) -> None:
         self._store, self.tag, self.lost = store, "", False
         self.lock = threading.Lock()
         self.record = own_record(store.options.lease_s)
@@ -141,7 +96,7 @@ class ObjectLease(Lease):
         It is swapped for a tombstone with its token, which only its owner can do.
         """
         with self.lock:
-            tombstone = replace(self.record, host_token=_NOBODY, lease_ms=0)
+            tombstone = replace(self.record, host_token=NOBODY, lease_ms=0)
             answer = self._swap(tombstone)
             if answer is Answer.TAKEN and not self.lost and self._is_mine():
                 answer = self._swap(tombstone)
@@ -154,12 +109,12 @@ class ObjectLease(Lease):
         bury(self._store, self.path, self.tag)
 
 
-def bury(store: Leasable, path: str, tag: str) -> bool:
+def bury(store: Bucket, path: str, tag: str) -> bool:
     """Swap what has this *tag* for a tombstone and delete that; an object store deletes anything.
 
     Whoever meets the tombstone between the two takes it over after a moment.
     """
-    tombstone = replace(own_record(0.0), host_token=_NOBODY).pack()
+    tombstone = replace(own_record(0.0), host_token=NOBODY).pack()
     key = store.object_key(path)
     done = isinstance(store.client.put(key, tombstone, {"e_tag": tag}, quick=True), str)
     if done:
@@ -167,7 +122,7 @@ def bury(store: Leasable, path: str, tag: str) -> bool:
     return done
 
 
-def acquire(store: Leasable, slot: Slot, mode: Any = "create") -> Lease | Refusal:
+def acquire(store: Bucket, slot: Slot, mode: Any = "create") -> Lease | Refusal:
     """A lease on *slot*, if what stands there is what *mode* says: by default nothing."""
     if not store.keeps_conditions():
         return Refusal.NOT_POSSIBLE
@@ -190,7 +145,9 @@ def acquire(store: Leasable, slot: Slot, mode: Any = "create") -> Lease | Refusa
     return lease
 
 
-def take_over(store: Leasable, slot: Slot, record: LeaseRecord) -> Lease | Refusal:
+def take_over(
+    store: Bucket, slot: Slot, record: LeaseRecord, _is_dead: object = None
+) -> Lease | Refusal:
     """A lease in place of *record*, that of a dead owner, if that still stands there."""
     if not isinstance(record, StandingLease):
         return Refusal.NOT_POSSIBLE

@@ -10,10 +10,10 @@ from joblib_ext.settings import SharedOptions
 from mlops_ext.errors import MissingExtraError, SettingsError
 from mlops_ext.redaction import redacted
 
+# Those that obstore's `from_url` takes for stores that can refuse a write on a condition.
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
-"""Those that obstore's `from_url` takes for stores that can refuse a write on a condition."""
+# A scheme has two letters at least: ``C:/`` is a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
-"""A scheme has two letters at least: ``C:/`` is a drive."""
 
 
 def is_object_location(location: str) -> bool:

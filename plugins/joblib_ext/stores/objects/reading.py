@@ -8,8 +8,8 @@ from typing import Any
 from joblib_ext.entries.large_entry import allocate
 from joblib_ext.stores.objects.client import Answer, Client
 
+# From here on, ranges are fetched side by side: one connection seldom fills the line.
 _APART = 64 << 20
-"""From here on, ranges are fetched side by side: one connection seldom fills the line."""
 _PART = 16 << 20
 _SIDE_BY_SIDE = 4
 

@@ -6,78 +6,42 @@ import datetime as dt
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from joblib_ext.entries.entry import HEADER, MAGIC, Entry, build, is_foreign
 from joblib_ext.entries.large_entry import LargeEntry, MemorySource, Source, Verdict, judge
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.entries.payload import Buffer
-from joblib_ext.settings import SharedOptions
 from joblib_ext.stores import leases
-from joblib_ext.stores.events import Events, count_events
 from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX
 from joblib_ext.stores.leases import Lease
 from joblib_ext.stores.limits import Row, check_age, choose, size_of
 from joblib_ext.stores.objects import lease
-from joblib_ext.stores.objects.client import Answer, Client, StoreError
-from joblib_ext.stores.objects.events import ObjectEvents
-from joblib_ext.stores.objects.layout import ObjectLayout
-from joblib_ext.stores.objects.lease import ObjectLease, StandingLease, is_tombstone, parse
-from joblib_ext.stores.objects.location import clean
+from joblib_ext.stores.objects.bucket import Bucket, StandingLease, is_tombstone, standing
+from joblib_ext.stores.objects.client import Answer, StoreError
+from joblib_ext.stores.objects.lease import ObjectLease
 from joblib_ext.stores.objects.reading import fetch
 from joblib_ext.stores.reader import open_bytes
-from joblib_ext.stores.store import UNUSABLE, CodeVersion, Found, Refusal, Slot, View
+from joblib_ext.stores.store import UNUSABLE, CodeVersion, Found, Slot, View
 
+# Between two of them somebody else must have written the object: seldom once.
 _TRIES = 4
-"""Between two of them somebody else must have written the object: seldom once."""
+# A larger entry is written in parts and without a condition: S3 takes 5 GB in one piece, and a
+# broken connection should not cost so much.
 _SINGLE_PUT = 1 << 30
-"""A larger entry is written in parts and without a condition: S3 takes 5 GB in one piece, and a
-broken connection should not cost so much."""
+# Smaller entries are written well within a lease.
 _LONG_PUT = 4 << 20
-"""Smaller entries are written well within a lease."""
+# Bytes a second that a transfer makes at least, or it may be taken for dead.
 _SLOWEST = 2 << 20
-"""Bytes a second that a transfer makes at least, or it may be taken for dead."""
-_ADVICE = (
-    "Check the bucket, the rights and the credentials (backend option storage_options, or the"
-    " cloud's own environment variables). Results are computed and returned as usual"
-)
 
 
-class ObjectStore:
-    """Implements `joblib_ext.stores.store.Store`; what each function promises stands there.
+class ObjectStore(Bucket):
+    """A store in a bucket; see `BaseStore` for what its functions promise.
 
     What each object leans on: a write is atomic and seen by every reader that asks afterwards; a
     conditional create succeeds once; a swap succeeds only for whoever saw the last write.
     """
-
-    def __init__(self, location: str, options: SharedOptions) -> None:
-        self.layout = ObjectLayout(clean(location))
-        self.options = options
-        self.key: bytes | None = options.sign_key
-        self.client = Client(self.layout.location, options)
-        self.events: Events = ObjectEvents(self.client, self.layout.key(self.layout.events))
-        self._conditions: bool | None = None
-        self._noted: set[str] = set()
-
-    def object_key(self, path: str) -> str:
-        """The key of the object at *path*."""
-        return self.layout.key(path)
-
-    def version(self, func_id: str, namespace: str, code: str = "") -> CodeVersion:
-        """The version of *func_id* that has this namespace."""
-        folder = self.layout.namespace(func_id, namespace) + "/"
-        return CodeVersion(func_id, namespace, folder, code)
-
-    def versions(self, func_id: str) -> list[CodeVersion]:
-        """All versions of *func_id* that have an entry."""
-        names = self.client.folders(self.object_key(self.layout.function(func_id)))
-        return [self.version(func_id, name) for name in names]
-
-    def has_function(self, func_id: str) -> bool:
-        """Whether any version of *func_id* has an entry."""
-        return bool(self.versions(func_id))
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -101,7 +65,7 @@ class ObjectStore:
 
     def _judge(self, data: Any, tag: str, slot: Slot) -> Entry | LargeEntry | StandingLease | None:
         if len(data) < LEASE_MAX:
-            return parse(bytes(data), tag)
+            return standing(bytes(data), tag)
         found = open_bytes(data, slot.path, slot.binding, self.key)
         return None if isinstance(found, LeaseRecord) else found
 
@@ -118,14 +82,6 @@ class ObjectStore:
         if isinstance(found, Answer):
             raise StoreError(self.client.trouble)
         return MemorySource(found[0]), len(found[0])
-
-    def ask_lease(self, path: str) -> StandingLease | Answer | None:
-        """The lease at *path*; None where something else stands, or why nothing is known."""
-        found = fetch(self.client, self.object_key(path), range=(0, HEADER.size))
-        if isinstance(found, Answer):
-            return found
-        data, tag = found
-        return parse(bytes(data), tag)
 
     def token_at(self, path: str) -> bytes | None:
         """The token of the entry at *path*, from its first bytes, or None."""
@@ -158,11 +114,8 @@ class ObjectStore:
         )
         return True
 
-    # -- leases ---------------------------------------------------------------------------------
-
-    def acquire(self, slot: Slot) -> Lease | Refusal:
-        """A lease on *slot*, by a conditional create."""
-        return lease.acquire(self, slot)
+    acquire = lease.acquire
+    take_over = lease.take_over
 
     def resume(self, slot: Slot, record: LeaseRecord) -> Lease | None:
         """There is none that this process does not know of: `acquire` has looked."""
@@ -173,40 +126,6 @@ class ObjectStore:
         """Whether a tombstone with its token stands in place of the lease *record*."""
         del slot
         return isinstance(view, LeaseRecord) and view.token == record.token and is_tombstone(view)
-
-    def take_over(
-        self, slot: Slot, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
-    ) -> Lease | Refusal:
-        """A lease in place of a dead owner's, by a swap."""
-        del is_dead
-        return lease.take_over(self, slot, record)
-
-    def keeps_conditions(self) -> bool:
-        """Whether writes can be made to depend on what stands there; tried once a process.
-
-        Some servers that speak S3 ignore the condition. Then nobody can have a lease, and each
-        process computes; a value is right all the same, as a write is atomic.
-        """
-        if self._conditions is None:
-            self._conditions = self._probe()
-        return self._conditions is True
-
-    def _probe(self) -> bool | None:
-        put = self.client.put
-        key = self.object_key(f"{self.layout.probes}/{os.urandom(8).hex()}")
-        first = put(key, b"1", "create")
-        if first is Answer.MISSING or first is Answer.FAILED:
-            return None
-        kept = put(key, b"2", "create") is Answer.TAKEN
-        kept = kept and put(key, b"3", {"e_tag": '"0123456789abcdef"'}) is Answer.TAKEN
-        self.client.delete(key)
-        if not kept:
-            self.events.warn_once(
-                "conditions",
-                f"{self.layout.location}: this object store ignores conditions of writes"
-                " (If-None-Match, If-Match); several processes may compute the same result",
-            )
-        return kept
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -268,60 +187,21 @@ class ObjectStore:
 
     # -- many entries ---------------------------------------------------------------------------
 
-    def remove(self, path: str) -> None:
-        """Remove an entry, or all that stands below a folder."""
-        if isinstance(self.client.delete(self.object_key(path)), Answer):
-            self.warn("remove", f"{path} could not be removed")
-
     def remove_entry(self, slot: Slot, token: bytes) -> None:
         """Remove one writing: it is swapped for a tombstone, which is deleted."""
         found = fetch(self.client, self.object_key(slot.path), range=(0, HEADER.size))
         if not isinstance(found, Answer) and bytes(found[0])[40:48] == token:
             lease.bury(self, slot.path, found[1])
 
-    def clear(self, version: CodeVersion | None = None, func_id: str = "") -> None:
-        """Remove entries, and wait until they are gone.
+    def clear(self, folder: str) -> None:
+        """Remove what stands below *folder*, and wait until it is gone.
 
         Raises:
-            StoreError: some are still there: to say nothing would serve what was cleared.
+            StoreError: some is still there; to say nothing would serve what was cleared.
         """
-        folder = version.folder.rstrip("/") if version is not None else self.layout.items
-        if version is None and func_id:
-            folder = self.layout.function(func_id)
-        keys = [row["path"] for row in self.client.objects(self.object_key(folder))]
-        if isinstance(self.client.delete(keys), Answer):
-            raise StoreError(f"{folder} could not be cleared: {self.client.trouble}. {_ADVICE}")
-
-    def remove_all(self, paths: Sequence[str]) -> bool:
-        """Remove objects, by bulk; False, with one warning, where that was not possible."""
-        if isinstance(self.client.delete([*map(self.object_key, paths)]), Answer):
-            self.warn("evict", "entries could not be removed")
-            return False
-        return True
-
-    def claim(self, name: str) -> bool:
-        """By a conditional create."""
-        mine = f"{self.layout.claims}/{name}"
-        if isinstance(self.client.put(self.object_key(mine), b"1", "create"), Answer):
-            return False
-        return self.remove_all([path for path in self.names_in(self.layout.claims) if path != mine])
-
-    def names_in(self, folder: str) -> Sequence[str]:
-        """Paths of the objects below *folder*."""
-        try:
-            rows = self.client.objects(self.object_key(folder))
-        except StoreError:
-            return []
-        return [self.layout.path(row["path"]) for row in rows]
-
-    def events_so_far(self) -> Counter[str]:
-        """What stands in the objects of all processes."""
-        lines: list[str] = []
-        for path in self.names_in(self.layout.events):
-            found = fetch(self.client, self.object_key(path))
-            if not isinstance(found, Answer):
-                lines += bytes(found[0]).decode(errors="replace").splitlines()
-        return count_events(lines)
+        rows = self.client.objects(self.object_key(folder.rstrip("/")))
+        if not self.remove_all([self.layout.path(row["path"]) for row in rows]):
+            raise StoreError(f"{folder} could not be cleared: {self.client.trouble}")
 
     def clock(self) -> float:
         """Now, by the clock that gives objects their times."""
@@ -350,11 +230,6 @@ class ObjectStore:
                 function, namespace, *_ = path.removeprefix(self.layout.items + "/").split("/")
                 yield Found(path, function, namespace, row["size"], written, written)
 
-    def note_of(self, version: CodeVersion) -> bytes | None:
-        """The object that says what a version is."""
-        found = fetch(self.client, self.object_key(version.folder + CODE_FILE))
-        return None if isinstance(found, Answer) else bytes(found[0])
-
     def shrink(
         self,
         bytes_limit: int | str | None,
@@ -367,8 +242,3 @@ class ObjectStore:
         rows: list[Row] = [(one.used, one.size, "", one.path) for one in found]
         victims = choose(rows, size_of(bytes_limit), items_limit, age_limit)
         return len(victims) if self.remove_all([path for *_, path in victims]) else 0
-
-    def warn(self, kind: str, what: str) -> None:
-        """Tell of the client's last trouble, once a process and kind."""
-        message = f"{self.layout.location}: {what}: {self.client.trouble}. {_ADVICE}"
-        self.events.warn_once(kind, message)
