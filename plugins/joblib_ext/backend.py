@@ -21,6 +21,7 @@ from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.runtime import HasRuntime
 from joblib_ext.settings import SharedOptions, read_options
+from joblib_ext.stores.local_cache import LocalCache
 from joblib_ext.stores.objects.location import check_location, is_object_location
 from joblib_ext.stores.store import CodeVersion, Slot
 
@@ -92,11 +93,6 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
 
     def store_cached_func_code(self, call_id: Sequence[str], func_code: str | None = None) -> None:
         """Nothing: the folder of a version is made with its first entry."""
-
-    def get_cached_func_info(self, call_id: Sequence[str]) -> dict[str, str]:
-        """Where the entries are."""
-        del call_id
-        return {"location": self.location}
 
     # -- one item -------------------------------------------------------------------------------
 
@@ -177,14 +173,9 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
     def clear_item(self, call_id: Sequence[str]) -> None:
         """Remove an item; where its version is not known, of all versions."""
         for slot in self._slots(call_id):
-            self._runtime.writer.forget(slot.path)
             self._runtime.store.remove(slot.path)
 
     # -- many items -----------------------------------------------------------------------------
-
-    def contains_path(self, call_id: Sequence[str]) -> bool:
-        """Whether any version of a function has a folder."""
-        return bool(self._runtime.store.versions(call_id[0]))
 
     def clear_path(self, call_id: Sequence[str]) -> None:
         """Remove the results of all versions of a function."""
@@ -199,7 +190,8 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         self._clear(self._runtime.store.layout.items)
 
     def _clear(self, folder: str) -> None:
-        self._runtime.writer.forget(folder)
+        if isinstance(self._runtime.reader, LocalCache):
+            self._runtime.reader.forget()
         self._runtime.store.clear(folder)
 
     def clear_location(self, location: str) -> None:
@@ -238,9 +230,7 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
 
     def _read(self, slot: Slot) -> Entry | LargeEntry | None:
         found = self._runtime.reader.look(slot)
-        if isinstance(found, (Entry, LargeEntry)):
-            return found
-        return self._runtime.writer.recall(slot.path)
+        return found if isinstance(found, (Entry, LargeEntry)) else None
 
     # -- what joblib's abstract base asks of any folder ------------------------------------------
 

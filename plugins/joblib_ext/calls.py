@@ -7,24 +7,17 @@ that pair with the version of the code; while the call computes, with its lease.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pickle import PicklingError
 from typing import Any
 
 from joblib._store_backends import CacheWarning
 
-from joblib_ext.entries.entry import Entry, parse_header
-from joblib_ext.entries.payload import dump_body, total
+from joblib_ext.entries.payload import dump_body
 from joblib_ext.stores.events import tell
 from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.leases import Lease
 from joblib_ext.stores.store import Slot
-
-_REMEMBERED = 128
-# The last small results are kept in memory, 8 MiB at most: a reference from `call_and_shelve` can
-# then be read although the entry could not be written, or somebody evicted it meanwhile.
-_REMEMBERED_BYTES = 1 << 16
 
 
 class CallId(tuple[str, str]):  # noqa: SLOT001  # a tuple can have no slots of its own
@@ -64,7 +57,6 @@ class Writer:
 
     def __init__(self, store: Store, tell: Callable[[], None]) -> None:
         self.store, self._tell = store, tell
-        self.recent: deque[tuple[str, bytes]] = deque(maxlen=_REMEMBERED)
 
     def serialise(self, item: object) -> tuple[list[Any], int] | None:
         """The body of *item*, or None with a warning, as joblib gives it."""
@@ -106,8 +98,6 @@ class Writer:
         notes = {"duration": 0.0, "input_args": {}, "time": time.time(), **metadata}
         try:
             pieces, token = self.store.build(*body, notes, slot.binding)
-            if len(pieces) == 1 and total(pieces) < _REMEMBERED_BYTES:
-                self.remember(slot, bytes(pieces[0]))
             self.store.publish(slot, pieces, token)
             self._tell()
         except Exception as error:  # noqa: BLE001  # the result was computed: it is what counts
@@ -118,23 +108,3 @@ class Writer:
             )
             return False
         return True
-
-    def remember(self, slot: Slot, data: bytes) -> None:
-        """Keep a small entry for a while, for references to it."""
-        self.recent.append((slot.path, data))
-
-    def recall(self, path: str) -> Entry | None:
-        """A result that was written here lately, although its file is gone."""
-        for known, data in reversed(self.recent):
-            if known == path:
-                header = parse_header(data)
-                return Entry(data, header) if header is not None else None
-        return None
-
-    def forget(self, prefix: str) -> None:
-        """Forget what was cleared on purpose."""
-        for item in [item for item in list(self.recent) if item[0].startswith(prefix)]:
-            try:
-                self.recent.remove(item)
-            except ValueError:
-                continue

@@ -145,6 +145,7 @@ def _print_json(found: Stats) -> None:
 
 def _print_table(found: Stats) -> None:
     import datetime as dt
+    from collections import Counter
 
     from rich.console import Console
     from rich.filesize import decimal
@@ -171,7 +172,7 @@ def _print_table(found: Stats) -> None:
         f"now: {found.leases} leases, {found.orphans} temporary files,"
         f" {found.corrupt} damaged files moved aside, {found.trash} trees in the trash"
     )
-    events = found.events
+    events = Counter(found.events)
     console.print(
         f"so far: {events['corrupt']} corrupt entries, {events['conflict']} conflicts,"
         f" {events['lost-reply']} lost replies recovered, {events['takeover']} leases taken over"

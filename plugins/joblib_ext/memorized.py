@@ -43,11 +43,6 @@ _DURATIONS, _COMPUTATIONS, _QUERIES = 4, 10, 20
 _SLOW_REPR_S = 0.5
 
 
-def adopt(memorized: Any) -> None:
-    """Make a cached function whose store is ours one of this module's."""
-    memorized.__class__ = _OURS.get(type(memorized), type(memorized))
-
-
 def cache(
     memory: Any,
     func: Any = None,
@@ -81,7 +76,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
     # Functions whose code counts as this one's.
     code_depends: tuple[Any, ...] = ()
     # A text of the user's that stands for whatever else the result depends on.
-    code_version = ""
+    code_version: str = ""
     _known: tuple[Any, Runtime, CodeVersion] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -216,7 +211,6 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
             return None
         if self.cache_validation_callback is None or self.cache_validation_callback(notes):
             return notes
-        runtime.writer.forget(slot.path)
         runtime.store.remove_entry(slot, entry.header.token)
         return None
 
@@ -224,9 +218,6 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         self, call: CallId, entry: Entry | LargeEntry, notes: Mapping[str, Any], *, shelving: bool
     ) -> Any:
         if shelving:
-            if isinstance(entry, Entry):
-                runtime = self.store_backend._runtime  # noqa: SLF001  # one idea in two classes
-                runtime.writer.remember(call.slot, entry.data)
             return self._reference(call, notes)
         start = time.time()
         backend = self.store_backend
@@ -355,4 +346,4 @@ def _repr(value: object) -> str:
         return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
 
 
-_OURS = {MemorizedFunc: SharedMemorizedFunc, AsyncMemorizedFunc: SharedAsyncMemorizedFunc}
+OURS = {MemorizedFunc: SharedMemorizedFunc, AsyncMemorizedFunc: SharedAsyncMemorizedFunc}

@@ -110,9 +110,9 @@ def adopting_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # upstream's name
         original(self, *args, **kwargs)
         if getattr(self.store_backend, "adopts", False):
-            from joblib_ext.memorized import adopt
+            from joblib_ext.memorized import OURS
 
-            adopt(self)
+            self.__class__ = OURS.get(type(self), type(self))
 
     return __init__
 

@@ -110,6 +110,7 @@ class HasRuntime:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        for name, value in state.items():
+            setattr(self, name, value)
         if self.options is not None:
             self.options = self.options.with_secrets()

@@ -28,8 +28,11 @@ _MAX_LEVEL = 9
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _SPANS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AMOUNT = re.compile(r"(\d+(?:\.\d*)?)\s*([A-Za-z]?)")
-_SECRET = re.compile("key|secret|token|password|credential|sas|signature", re.IGNORECASE)
+_SECRET = re.compile("key|secret|token|password|credential|sas|signature|auth", re.IGNORECASE)
 _PREFIX = "MLOPS_EXT_JOBLIB_"
+_SIGNED = "signed"
+# Fields that are no option of a store.
+_INTERNAL = ("backend", "secrets_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ class SharedOptions:
     keep_versions: int | None = None
     storage_options: StorageOptions | None = field(default=None, repr=False)
     backend: Literal["local", "shared"] = "local"
-    secrets_id: str = field(default="", init=False, repr=False)
+    secrets_id: str = field(default="", repr=False, metadata=settings.NEVER_FROM_FILE)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, with the option's name."""
@@ -214,34 +217,24 @@ class SharedOptions:
     @property
     def key_missing(self) -> bool:
         """Whether the store is signed and this process has not found the key."""
-        return self.secrets_id.startswith("signed") and self.sign_key is None
+        return self.secrets_id.startswith(_SIGNED) and self.sign_key is None
 
     def without_secrets(self) -> Self:
         """These options for a pickle."""
-        return self._with(None, _public(self.storage_options), self.secrets_id)
+        public = _public(self.storage_options or {})
+        return replace(self, sign_key=None, storage_options=StorageOptions(public))
 
     def with_secrets(self) -> Self:
         """These options with their secrets, found as this process's parent found them."""
-        key, storage_options = _known.get(self.secrets_id, (None, None))
-        if key is None and self.secrets_id.startswith("signed"):
+        key, storage_options = _known.get(self.secrets_id, (None, self.storage_options))
+        if key is None and self.secrets_id.startswith(_SIGNED):
             key = _find_key(settings.load(SharedOptions, "joblib").sign_key, self.sign_key_file)
-            if key is not None and _id_of(key) != self.secrets_id.partition(" ")[2][:16]:
+            if key is not None and _id_of(key) not in self.secrets_id:
                 key = None
-        return self._with(key, storage_options or self.storage_options, self.secrets_id)
-
-    def _with(
-        self, key: bytes | None, storage_options: Mapping[str, Any] | None, secrets_id: str
-    ) -> Self:
-        made = replace(
-            self,
-            sign_key=Secret(key) if key is not None else None,
-            storage_options=StorageOptions(storage_options) if storage_options else None,
-        )
-        object.__setattr__(made, "secrets_id", secrets_id)
-        return made
+        return replace(self, sign_key=key, storage_options=storage_options)
 
 
-_known: dict[str, tuple[bytes | None, Mapping[str, Any] | None]] = {}
+_known: dict[str, tuple[Secret | None, StorageOptions | None]] = {}
 """The secrets that this process was given, for options that come back from a pickle."""
 
 
@@ -249,14 +242,16 @@ def _id_of(secret: bytes) -> str:
     return hashlib.sha256(b"mlops-ext joblib\0" + secret).hexdigest()[:16]
 
 
-def _public(storage_options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _public(given: Mapping[str, Any]) -> dict[str, Any]:
     """What of the options is no secret."""
-    if storage_options is None:
-        return None
-    return {name: value for name, value in storage_options.items() if not _SECRET.search(name)}
+    return {
+        name: _public(value) if isinstance(value, Mapping) else value
+        for name, value in given.items()
+        if not _SECRET.search(name)
+    }
 
 
-def _find_key(key: bytes | None, file: Path | None) -> bytes | None:
+def _find_key(key: Secret | None, file: Path | None) -> Secret | None:
     """The key, given or from its file.
 
     Raises:
@@ -270,7 +265,7 @@ def _find_key(key: bytes | None, file: Path | None) -> bytes | None:
         raise SettingsError("sign_key_file", str(file), f"a file to read ({error})") from error
     if not found:
         raise SettingsError("sign_key_file", str(file), "a file that holds the key")
-    return found
+    return Secret(found)
 
 
 def read_options(given: Mapping[str, Any]) -> SharedOptions:
@@ -280,7 +275,7 @@ def read_options(given: Mapping[str, Any]) -> SharedOptions:
         SettingsError: an option is unknown or has a value that cannot be used, or a variable of
             the environment is named like an option and is none.
     """
-    names = [each.name for each in fields(SharedOptions) if each.init and each.name != "backend"]
+    names = [each.name for each in fields(SharedOptions) if each.name not in _INTERNAL]
     for name in given:
         if name not in names:
             raise UnknownSettingError(f"backend_options[{name!r}]", name, names)
@@ -295,9 +290,9 @@ def read_options(given: Mapping[str, Any]) -> SharedOptions:
             raise UnknownSettingError(name, name.removeprefix(_PREFIX).lower(), names)
     key = _find_key(read.sign_key, read.sign_key_file)
     storage = repr(sorted((read.storage_options or {}).items(), key=str)).encode()
-    secrets_id = f"{'signed' if key else ''} {_id_of(key or b'')} {_id_of(storage)}"
+    secrets_id = f"{_SIGNED if key else ''} {_id_of(key or b'')} {_id_of(storage)}"
     _known[secrets_id] = key, read.storage_options
     mode = read.mmap_mode
     if mode is not None:
         mode = None if read.compress.codec else "r" if mode == "r" else "c"
-    return replace(read, mmap_mode=mode)._with(key, read.storage_options, secrets_id)  # noqa: SLF001  # as above
+    return replace(read, mmap_mode=mode, sign_key=key, secrets_id=secrets_id)

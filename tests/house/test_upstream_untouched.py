@@ -24,6 +24,7 @@ ALLOWED = {
     "plugins/clearml_ext/watchdog/watchdog.py: node.timeout": DATA,
     "plugins/joblib_ext/arguments.py: pickler.fast": OWN,
     "plugins/joblib_ext/cli.py": OWN,
+    "plugins/joblib_ext/entries/payload.py: pickler.dispatch_table": OWN,
     "plugins/joblib_ext/entries/large_entry.py": "the array that an entry's map becomes: " + OWN,
     "plugins/kserve_ext/endpoints/rest.py": DATA,
     "plugins/kserve_ext/releases.py": DATA,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -59,7 +58,7 @@ class Stats:
     orphans: int = 0
     corrupt: int = 0
     trash: int = 0
-    events: Counter[str] = field(default_factory=Counter)
+    events: dict[str, int] = field(default_factory=dict)
 
     @property
     def entries(self) -> int:
@@ -79,7 +78,7 @@ def statistics(store: Store) -> Stats:
         versions=[],
         corrupt=len(store.names_in(layout.corrupt)),
         trash=len(store.names_in(layout.trash)),
-        events=store.events_so_far(),
+        events=dict(store.events_so_far()),
     )
     versions: dict[tuple[str, str], VersionStats] = {}
     for found in store.walk():

@@ -15,7 +15,6 @@ alone: nothing of it is read, moved or removed.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 ROOT = "mlops-shared-1"
@@ -45,46 +44,27 @@ def shortened(func_id: str, *, safe: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """The folders of the store at *location*."""
+    """The folders of the store at *location*.
 
-    location: str
+    Attributes:
+        location: what the store was given.
+        root: all of ours is below it.
+        items: entries and leases, by function, namespace and shard.
+        trash: what was cleared and is being removed.
+        corrupt: what did not verify.
+        leases: one file for each process that computes; its leases are links to it.
+        events: notes of rare events, one file a process.
+        claims: what one process does for all, such as house-keeping in this hour.
+        probes: objects made and removed to see whether a store keeps conditions.
+    """
 
-    @property
-    def root(self) -> str:
-        """All of ours is below it."""
-        return f"{self.location}/{ROOT}"
-
-    @property
-    def items(self) -> str:
-        """Entries and leases, by function, namespace and shard."""
-        return f"{self.root}/items"
-
-    @property
-    def trash(self) -> str:
-        """What was cleared and is being removed."""
-        return f"{self.root}/trash"
-
-    @property
-    def corrupt(self) -> str:
-        """What did not verify."""
-        return f"{self.root}/corrupt"
-
-    @property
-    def leases(self) -> str:
-        """One file for each process that computes; its leases are links to it."""
-        return f"{self.root}/leases"
-
-    @property
-    def claims(self) -> str:
-        """What one process does for all, such as house-keeping in this hour."""
-        return f"{self.root}/claims"
-
-    @property
-    def events(self) -> str:
-        """Notes of rare events, one file a process."""
-        return f"{self.root}/events"
+    def __init__(self, location: str) -> None:
+        self.location, self.root = location, f"{location}/{ROOT}"
+        self.items, self.trash = f"{self.root}/items", f"{self.root}/trash"
+        self.corrupt, self.leases = f"{self.root}/corrupt", f"{self.root}/leases"
+        self.events, self.claims = f"{self.root}/events", f"{self.root}/claims"
+        self.probes = f"{self.root}/probes"
 
     def namespace(self, func_id: str, namespace: str) -> str:
         """The folder of one version of a function."""

@@ -10,13 +10,6 @@ from joblib_ext.stores.layout import Layout, shortened
 class ObjectLayout(Layout):
     """Where things stand below the location; paths are the URLs of objects, without options."""
 
-    __slots__ = ()
-
-    @property
-    def probes(self) -> str:
-        """Objects made and removed to see whether the store keeps conditions."""
-        return f"{self.root}/probes"
-
     def function(self, func_id: str) -> str:
         """The folder of all versions of a function."""
         return f"{self.items}/{shortened(func_id, safe='').replace('%', '=')}"  # quote leaves no =
