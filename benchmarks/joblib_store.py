@@ -41,6 +41,7 @@ def memory(**options):
 if kind == "null":
     from joblib_ext.backend import SharedStoreBackend
     class Null(SharedStoreBackend):
+        adopts = False
         def contains_item(self, call_id): return True
         def load_item(self, call_id, **_): return 1
         def get_metadata(self, call_id): return {}

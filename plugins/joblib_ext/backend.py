@@ -19,7 +19,7 @@ from joblib.logger import format_time
 
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
-from joblib_ext.runtime import HasRuntime
+from joblib_ext.runtime import Runtime
 from joblib_ext.settings import SharedOptions, read_options
 from joblib_ext.stores.local_cache import LocalCache
 from joblib_ext.stores.objects.location import check_location, is_object_location
@@ -31,7 +31,7 @@ _DIRECT = "0" * 24
 _VERY_TALKATIVE = 10
 
 
-class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
+class SharedStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
     """Keeps results where several machines can share them: in a folder, or in an object store.
 
     Use it as ``Memory(location, backend="shared", backend_options={...})``; the options are those
@@ -44,7 +44,8 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
     verbose: int = 0
     compress: Any = None
     mmap_mode: str | None = None
-    options: SharedOptions | None = None
+    options: SharedOptions
+    _runtime: Runtime
 
     def configure(
         self,
@@ -70,6 +71,17 @@ class SharedStoreBackend(HasRuntime, StoreBackendBase, StoreBackendMixin):  # ty
         self.mmap_mode = self.options.mmap_mode
         if not is_object_location(location):
             self._prepare_location()
+        self._runtime = Runtime(location, self.options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "_runtime"}
+        return {**state, "options": self.options.without_secrets()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.options = self.options.with_secrets()
+        self._runtime = Runtime(self.location, self.options)
 
     def _prepare_location(self) -> None:
         """As joblib does: the folder, and a .gitignore beside or in it."""

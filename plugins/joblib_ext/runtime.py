@@ -1,9 +1,6 @@
-"""What a backend needs at run time: made with its first use, in each process."""
+"""What a backend needs at run time, and no pickle takes along."""
 
 from __future__ import annotations
-
-import threading
-from typing import Any, cast
 
 from joblib_ext.calls import Writer
 from joblib_ext.entries.entry import Entry
@@ -16,7 +13,6 @@ from joblib_ext.stores.kinds import Store, open_store
 from joblib_ext.stores.layout import namespace_of
 from joblib_ext.stores.local_cache import LocalCache
 from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
-from mlops_ext.processes.forks import in_forked_child
 
 
 class Runtime:
@@ -68,49 +64,3 @@ class _NoReader:
             " sign_key_file where it runs. Results are computed and not cached",
         )
         return UNUSABLE
-
-
-# Threads that use a backend first at the same time must share one state.
-_building = threading.Lock()
-
-
-@in_forked_child
-def _after_fork() -> None:
-    global _building
-    _building = threading.Lock()
-
-
-class _Made:
-    """An attribute that is made with its first use and then found in the instance at once."""
-
-    def __get__(self, backend: HasRuntime | None, owner: type) -> Any:
-        if backend is None:
-            return self
-        made = vars(backend)
-        with _building:
-            if _NAME not in made:
-                made[_NAME] = Runtime(backend.location, backend.options or SharedOptions())
-            return made[_NAME]
-
-
-_NAME = "_runtime"
-
-
-class HasRuntime:
-    """Holds what a backend needs at run time and does not take along when it is pickled."""
-
-    _runtime: Runtime = cast("Runtime", _Made())
-    location: str
-    options: SharedOptions | None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name != _NAME}
-        if self.options is not None:
-            state["options"] = self.options.without_secrets()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-        if self.options is not None:
-            self.options = self.options.with_secrets()

@@ -66,25 +66,26 @@ _unpack = HEADER.unpack_from
 _make = tuple.__new__  # a named tuple's own constructor takes twice the time
 
 
-class Hasher:
-    """The checksum of an entry, fed in pieces."""
+class _Crc32:
+    """crc32 with the functions that xxhash's checksums have."""
 
-    __slots__ = ("_crc", "_xxh")
+    __slots__ = ("_sum",)
 
-    def __init__(self, algorithm: int) -> None:
-        self._xxh: Any = xxhash.xxh3_64() if algorithm == _XXH3 else None
-        self._crc = 0
+    def __init__(self) -> None:
+        self._sum = 0
 
     def update(self, data: Buffer) -> None:
         """Add *data*."""
-        if self._xxh is not None:
-            self._xxh.update(data)
-        else:
-            self._crc = zlib.crc32(data, self._crc)
+        self._sum = zlib.crc32(data, self._sum)
 
-    def value(self) -> int:
+    def intdigest(self) -> int:
         """The checksum so far."""
-        return int(self._xxh.intdigest()) if self._xxh is not None else self._crc
+        return self._sum
+
+
+def hasher(algorithm: int) -> Any:
+    """The checksum of an entry, fed in pieces."""
+    return xxhash.xxh3_64() if algorithm == _XXH3 else _Crc32()
 
 
 class Header(NamedTuple):
@@ -225,9 +226,8 @@ def sign(key: bytes, pieces: Iterable[Buffer]) -> bytes:
 
 def _checksum(algorithm: int, pieces: Sequence[Buffer]) -> int:
     if total(pieces) < _JOINED:
-        joined = b"".join(pieces)
-        return int(xxhash.xxh3_64_intdigest(joined)) if algorithm == _XXH3 else zlib.crc32(joined)
-    hasher = Hasher(algorithm)
+        pieces = [b"".join(pieces)]
+    found = hasher(algorithm)
     for piece in pieces:
-        hasher.update(piece)
-    return hasher.value()
+        found.update(piece)
+    return int(found.intdigest())

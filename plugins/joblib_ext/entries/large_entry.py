@@ -12,13 +12,13 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from joblib_ext.entries.entry import (
     HEADER,
     SIGNATURE,
-    Hasher,
     Header,
+    hasher,
     is_foreign,
     parse_header,
     read_metadata,
@@ -34,18 +34,6 @@ _ROW = 16
 
 class CorruptEntryError(ValueError):
     """An entry does not verify."""
-
-
-class Source(Protocol):
-    """Where the bytes of an entry are read from."""
-
-    def fill(self, room: memoryview, position: int) -> int:
-        """Read into *room* from *position* on; how many bytes that were, 0 at the end."""
-        ...
-
-    def descriptor(self) -> int | None:
-        """A descriptor that can be mapped, or None."""
-        ...
 
 
 class FileSource:
@@ -86,6 +74,9 @@ class MemorySource:
     def descriptor(self) -> int | None:
         """There is none."""
         return None
+
+
+Source = FileSource | MemorySource
 
 
 class LargeEntry:
@@ -245,7 +236,7 @@ class _Check:
         if head != HEADER.pack(*entry.header):
             raise CorruptEntryError(f"{entry.path}: changed since it was opened")
         self._updates: list[Callable[[Any], object]] = []
-        self._hasher = Hasher(entry.header.algorithm)
+        self._hasher = hasher(entry.header.algorithm)
         self._updates.append(self._hasher.update)
         key, binding = entry.key, entry.binding
         self._mac = hmac.new(key, digestmod=hashlib.sha256) if key is not None else None
@@ -290,7 +281,7 @@ class _Check:
             CorruptEntryError: one of them is not what it should be.
         """
         metadata = self.read(self._entry.header.metadata)
-        if self._hasher.value() != self._entry.header.checksum:
+        if self._hasher.intdigest() != self._entry.header.checksum:
             raise CorruptEntryError(f"{self._entry.path}: the checksum does not match")
         if self._mac is not None:
             found = self._entry.read(SIGNATURE, self._position)

@@ -1,6 +1,5 @@
 """Threads of one process that meet at one key, or at a backend that is new to both."""
 
-import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,6 @@ import joblib  # noqa: F401  # the backend registers itself with its import
 import pytest
 
 import joblib_ext  # noqa: F401  # registers the backend
-from joblib_ext import runtime as _runtime
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores.files.lease_source import LeaseSource
 from mlops_ext.processes.identity import Liveness
@@ -22,24 +20,6 @@ PATIENCE_S = 60
 
 class TestThreadsOfOneProcess:
     """They know of each other without any lease."""
-
-    def test_they_share_one_state_however_they_meet_in_making_it(self, memory, monkeypatch):
-        meeting, made = threading.Barrier(2), []
-
-        class Slow(_runtime.Runtime):
-            __slots__ = ()
-
-            def __init__(self, *arguments):
-                made.append(self)
-                with contextlib.suppress(threading.BrokenBarrierError):
-                    meeting.wait(1)  # until a second thread makes one too, if it does
-                super().__init__(*arguments)
-
-        monkeypatch.setattr(_runtime, "Runtime", Slow)
-        with ThreadPoolExecutor(2) as pool:
-            states = list(pool.map(lambda _: memory.store_backend._runtime, range(2)))
-        assert states[0] is states[1]
-        assert len(made) == 1
 
     def test_a_silent_heart_takes_no_lease_from_a_thread_that_computes(self, memory, monkeypatch):
         monkeypatch.setattr(LeaseSource, "renew", lambda _: None)

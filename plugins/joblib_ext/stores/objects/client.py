@@ -120,17 +120,14 @@ class Client:
 
     def delete(self, keys: str | Sequence[str]) -> object:
         """None if the objects are gone, whether they were there or not."""
-        if isinstance(keys, str):
-            return self._ask(lambda obstore: obstore.delete(self._store, keys))
-        for start in range(0, len(keys), _BULK):
-            part = list(keys[start : start + _BULK])
-            failed = self._delete(part)
-            if failed is not None:
-                return failed
-        return None
 
-    def _delete(self, keys: list[str]) -> object:
-        return self._ask(lambda obstore: obstore.delete(self._store, keys))
+        def remove(some: str | list[str]) -> object:
+            return self._ask(lambda obstore: obstore.delete(self._store, some))
+
+        if isinstance(keys, str):
+            return remove(keys)
+        parts = [list(keys[start : start + _BULK]) for start in range(0, len(keys), _BULK)]
+        return next((failed for part in parts if (failed := remove(part)) is not None), None)
 
     def objects(self, prefix: str) -> list[Any]:
         """All objects below *prefix*: dictionaries with path, size, e_tag and last_modified.
