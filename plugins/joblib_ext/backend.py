@@ -44,7 +44,7 @@ class SharedStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: ignore[m
     verbose: int = 0
     compress: Any = None
     mmap_mode: str | None = None
-    options: SharedOptions
+    options: SharedOptions = SharedOptions()
     _runtime: Runtime
 
     def configure(
@@ -72,6 +72,12 @@ class SharedStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: ignore[m
         if not is_object_location(location):
             self._prepare_location()
         self._runtime = Runtime(location, self.options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_runtime":
+            raise AttributeError(name)
+        self._runtime = Runtime(self.location, self.options)  # used without being configured
+        return self._runtime
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name != "_runtime"}

