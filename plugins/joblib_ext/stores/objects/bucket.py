@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 
@@ -9,7 +10,7 @@ from joblib_ext.entries.entry import HEADER
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
-from joblib_ext.stores.objects.client import Answer, Client
+from joblib_ext.stores.objects.client import Answer, Client, StoreError
 from joblib_ext.stores.objects.events import ObjectEvents
 from joblib_ext.stores.objects.layout import ObjectLayout
 from joblib_ext.stores.objects.location import clean
@@ -50,24 +51,28 @@ def is_tombstone(record: LeaseRecord) -> bool:
 class Bucket(BaseStore):
     """The objects of one store, and whether the server keeps conditions of writes."""
 
-    layout: ObjectLayout
-
     def __init__(self, location: str, options: SharedOptions) -> None:
         self.layout = ObjectLayout(clean(location))
         self.options = options
         self.key: bytes | None = options.sign_key
         self.client = Client(self.layout.location, options)
-        self.events: Events = ObjectEvents(self.client, self.layout.key(self.layout.events))
+        self.events: Events = ObjectEvents(self.client, self.object_key(self.layout.events))
         self._conditions: bool | None = None
         self._noted: set[str] = set()
 
     def object_key(self, path: str) -> str:
-        """The key of the object at *path*."""
-        return self.layout.key(path)
+        """The object's key below the location."""
+        return path[len(self.layout.location) + 1 :]
+
+    def path_of(self, key: str) -> str:
+        """The path of the object with *key*."""
+        return f"{self.layout.location}/{key}"
 
     def names_in(self, folder: str) -> list[str]:
         """Names of the objects and folders in *folder*."""
-        return self.client.names(self.object_key(folder))
+        with contextlib.suppress(StoreError):
+            return self.client.names(self.object_key(folder))
+        return []
 
     def read(self, path: str) -> bytes | None:
         """The bytes of an object."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.objects.location import hide, open_obstore
+from mlops_ext.errors import MlopsExtError
 from mlops_ext.redaction import redacted
 
 # A transfer may take long, but not stand still for longer than a stalled server is waited for.
@@ -45,7 +46,7 @@ class Answer(enum.Enum):
     FAILED = "the store refused, or did not answer"
 
 
-class StoreError(OSError):
+class StoreError(MlopsExtError, OSError):
     """The object store refused a write, or did not answer."""
 
 
@@ -141,10 +142,14 @@ class Client:
         return list(found)
 
     def names(self, prefix: str) -> list[str]:
-        """Names of what stands directly below *prefix*; [] where the store does not answer."""
+        """Names of what stands directly below *prefix*.
+
+        Raises:
+            StoreError: the store did not answer.
+        """
         found = self._ask(lambda obstore: obstore.list_with_delimiter(self._store, prefix))
         if isinstance(found, Answer):
-            return []
+            raise StoreError(self.trouble)
         paths = [*found["common_prefixes"], *(row["path"] for row in found["objects"])]
         return [str(path).rstrip("/").rpartition("/")[2] for path in paths]
 

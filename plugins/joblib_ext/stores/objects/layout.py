@@ -17,11 +17,3 @@ class ObjectLayout(Layout):
     def title(self, folder: str) -> str:
         """The function that a folder stands for, for display."""
         return unquote(folder.replace("=", "%"))
-
-    def key(self, path: str) -> str:
-        """The object's key below the location."""
-        return path[len(self.location) + 1 :]
-
-    def path(self, key: str) -> str:
-        """The path of the object with *key*."""
-        return f"{self.location}/{key}"

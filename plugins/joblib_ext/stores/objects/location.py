@@ -9,6 +9,7 @@ from typing import Any
 from joblib_ext.settings import SharedOptions
 from mlops_ext.errors import MissingExtraError, SettingsError
 from mlops_ext.redaction import redacted
+from mlops_ext.settings import environment
 
 # Those that obstore's `from_url` takes for stores that can refuse a write on a condition.
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
@@ -69,6 +70,12 @@ def open_obstore(location: str, options: Mapping[str, Any], **timing: Any) -> An
     except ImportError as error:
         raise MissingExtraError("obstore", "joblib-objects") from error
     merged = {**options}
+    environ = environment()
+    endpoint = options.get("endpoint") or environ.get(
+        "AWS_ENDPOINT_URL", environ.get("AWS_ENDPOINT")
+    )
+    if timing and str(endpoint).startswith("http://"):  # whoever names one wants it
+        timing["client_options"] = {**timing["client_options"], "allow_http": True}
     for name, value in timing.items():
         merged[name] = {**value, **merged.get(name, {})}
     try:

@@ -200,7 +200,7 @@ class ObjectStore(Bucket):
             StoreError: some is still there; to say nothing would serve what was cleared.
         """
         rows = self.client.objects(self.object_key(folder.rstrip("/")))
-        if not self.remove_all([self.layout.path(row["path"]) for row in rows]):
+        if not self.remove_all([self.path_of(row["path"]) for row in rows]):
             raise StoreError(f"{folder} could not be cleared: {self.client.trouble}")
 
     def clock(self) -> float:
@@ -225,7 +225,7 @@ class ObjectStore(Bucket):
             self.warn("list", "the cache could not be listed")
             return
         for row in rows:
-            path, written = self.layout.path(row["path"]), row["last_modified"].timestamp()
+            path, written = self.path_of(row["path"]), row["last_modified"].timestamp()
             if not path.endswith(CODE_FILE):
                 function, namespace, *_ = path.removeprefix(self.layout.items + "/").split("/")
                 yield Found(path, function, namespace, row["size"], written, written)
