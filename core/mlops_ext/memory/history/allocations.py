@@ -71,18 +71,18 @@ class Peaks:
         return self.values[bisect.bisect_left(mass, 0.5 * mass[-1])]
 
 
-def add_tail(peaks: Peaks) -> Peaks:
+def add_tail(peaks: Peaks, *, spread: float = 1.0) -> Peaks:
     """*peaks* thinned to a grid, with mass ``1/(count + 1)`` above its largest value.
 
     The chance that the next of n + 1 exchangeable runs is the largest is 1/(n + 1). The tail's
-    spread is that of the upper peaks (mean excess), and wider after few runs.
+    spread is that of the upper peaks (mean excess), times *spread*, and wider after few runs.
     """
     values = peaks.values
     mass = list(itertools.accumulate(peaks.weights))
     top = values[-1]
     excess = _mean_excess(peaks, bisect.bisect_left(mass, _UPPER * mass[-1]))
     min_spread = top * max(_LEAST_SPREAD, _FIRST_SPREAD / max(peaks.count, 1.0) ** 2)
-    spread = _SPREAD * min(max(excess, min_spread), top)
+    spread *= _SPREAD * min(max(excess, min_spread), top)
     beyond = mass[-1] / peaks.count
     kept, kept_weights = _thin(values, mass)
     return Peaks(
@@ -208,16 +208,12 @@ class Outcome(NamedTuple):
     Attributes:
         left: bytes of the last allocation that were not used.
         failed: bytes allocated to the attempts that were killed, summed up.
-        kills: how many were, each as many as its price is times that of the task's mean run.
+        kills: how many were.
     """
 
     left: float
     failed: float
     kills: float
-
-    def counting(self, unit: float) -> Outcome:
-        """The same, with each kill counting for *unit*."""
-        return self._replace(kills=self.kills * unit)
 
     def cost(self, prices: Prices) -> float:
         """Bytes, over the task's run time."""

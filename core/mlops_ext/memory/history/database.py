@@ -16,6 +16,7 @@ from mlops_ext.errors import HistoryError
 from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.history.observations import BEGUN_ANEW, Observation, compress_curve
 from mlops_ext.memory.model import TaskKey
+from mlops_ext.memory.policies import KILL_PRICES
 from mlops_ext.settings import environment
 
 log = logging.getLogger(__name__)
@@ -273,15 +274,22 @@ def _observation(row: Sequence[Any]) -> Observation:
         input_bytes=None if input_bytes is None else float(input_bytes),
         censored=bool(censored),
         curve=tuple((float(when), int(size)) for when, size in json.loads(curve)),
-        outcomes={
-            str(name): Outcome(*map(float, outcome))
-            for name, outcome in json.loads(costs).items()
-            if isinstance(outcome, list) and all(map(math.isfinite, outcome))
-        },
+        outcomes=_outcomes(json.loads(costs)),
         first_limit=int(first) if first and first > 0 else None,
         ratio=float(ratio) if ratio and 0 < ratio < math.inf else None,
         resizes_s=tuple(math.inf if each is None else float(each) for each in json.loads(resizes)),
     )
+
+
+def _outcomes(costs: dict[str, Any]) -> dict[str, Sequence[Outcome]]:
+    """The outcomes in *costs*; what is none, or was written for other prices, is left out."""
+    found = {}
+    for name, ladders in costs.items():
+        with contextlib.suppress(TypeError, ValueError):
+            outcomes = [Outcome(*map(float, ladder)) for ladder in ladders]
+            if len(outcomes) == len(KILL_PRICES) and all(map(math.isfinite, sum(outcomes, ()))):
+                found[str(name)] = outcomes
+    return found
 
 
 def default_path() -> Path:

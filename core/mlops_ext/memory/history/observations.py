@@ -26,7 +26,8 @@ class Observation:
         input_bytes: input size known before the start, or None.
         censored: it was killed: the peak is *at least* `peak`.
         curve: running maximum of its memory, at most `CURVE_POINTS` points.
-        outcomes: what this run would have met on each predictor's ladder, by its name.
+        outcomes: what this run would have met on the ladders of each predictor, by its name: one
+            for each of `KILL_PRICES`, so that whoever reads them can weigh them as they prefer.
         first_limit: first allocation of the plan that was in force, or None.
         resizes_s: seconds until each resize took effect; infinite for one that never did.
         ratio: the peak as a multiple of the median that was predicted for it, or None.
@@ -38,7 +39,7 @@ class Observation:
     input_bytes: float | None = None
     censored: bool = False
     curve: Curve = ()
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    outcomes: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
     first_limit: int | None = None
     ratio: float | None = None
     resizes_s: Sequence[float] = ()

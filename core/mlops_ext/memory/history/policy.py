@@ -124,7 +124,7 @@ class HistoryPolicy:
             logger.debug("run of %s left out: no peak was measured", key)
             return
         size = features.known_input
-        outcomes: Mapping[str, Outcome] = {}
+        outcomes: Mapping[str, Sequence[Outcome]] = {}
         first, ratio = plan.first_limit if plan else None, None
         if not censored:
             try:

@@ -6,12 +6,13 @@ peak. Those that look at the input size need NumPy; without it the others stand 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlops_ext.memory.history.allocations import Peaks
+from mlops_ext.memory.history.allocations import Peaks, add_tail
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,20 +20,31 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-_Predictor = Callable[[Any, Any, Any, float], tuple[Any, Any]]
-
 DEFAULT = "all"
 """The predictor that needs nothing: all earlier peaks, whatever the input."""
-RECENT = "recent"
+_CLOSE = "all, close"
+"""The same, for tasks whose largest peak is a bound: little room above it."""
+_RECENT = "recent"
 """The predictor for changed tasks: the last few peaks."""
-_RECENT = 4
-"""Runs that it looks at."""
+WITHOUT_INPUT = (DEFAULT, _CLOSE, _RECENT)
+"""The predictors that do not look at the input."""
+_LAST = 4
+"""Runs that count as recent."""
+_CLOSE_SPREAD = 0.3
+"""Spread of a close tail, as a part of the usual one."""
 _FEWEST = 5
 """With fewer runs the input size is not looked at: a line through them proves nothing."""
 _CLAMP = (0.5, 1.3)
 """No prediction below or above these multiples of the smallest and largest peak seen."""
 _NEIGHBOURS = 8
 """Least number of runs within one bandwidth of a kernel."""
+_REACH = {"power law": 3.0, "neighbours": 1.0, "local line": 2.0}
+"""The predictors that look at the input. A bandwidth of their kernels reaches this many times the
+root of the number of runs."""
+_STEEPEST = 2.0
+"""No power law has a larger exponent, either way."""
+_LEVERAGE = 0.7
+"""A run has no more leverage: a single far one would otherwise set the tail."""
 _LEAST_WEIGHT = 1e-6
 """Weights below this fraction of the largest are dropped."""
 _SAME = 1e-9
@@ -54,50 +66,129 @@ class Runs:
     peaks: Sequence[float]
 
 
-def predict(runs: Runs, size: float | None) -> dict[str, Peaks]:
-    """The peak that each predictor expects for input *size*, by its name, the default first.
+class Views:
+    """What each predictor expects after *runs*; what needs no input size is worked out once."""
 
-    One that has no view is left out.
-    """
-    views = {DEFAULT: _equal(runs.peaks)}
-    if len(runs.peaks) > _RECENT:
-        views[RECENT] = _equal(runs.peaks[-_RECENT:])
-    np = _numpy()
-    if np is None or size is None:
-        return views
-    inputs = np.asarray(runs.inputs, dtype=float)
-    peaks = np.asarray(runs.peaks, dtype=float)
-    known = np.isfinite(inputs)
-    if not known.all():
-        inputs, peaks = inputs[known], peaks[known]
-    if len(peaks) < _FEWEST or inputs.max() - inputs.min() <= _SAME * inputs.max():
-        return views
-    low, high = _CLAMP[0] * float(peaks.min()), _CLAMP[1] * float(peaks.max())
-    for name, predictor in _BY_INPUT.items():
-        values, weights = predictor(np, inputs, peaks, size)
-        if np.isfinite(values).all():
-            views[name] = _weighted(np, np.clip(values, low, high), weights)
-    return views
+    def __init__(self, runs: Runs) -> None:
+        self._peaks = runs.peaks
+        self._by_input = _ByInput.of(runs)
+
+    def names(self, size: float | None) -> Sequence[str]:
+        """The predictors that have a view for input *size*, the default first."""
+        names = WITHOUT_INPUT if len(self._peaks) > _LAST else (DEFAULT, _CLOSE)
+        return (*names, *_REACH) if size is not None and self._by_input else names
+
+    def view(self, name: str, size: float | None) -> Peaks:
+        """The peak that predictor *name* expects for input *size*, tail included."""
+        if name in WITHOUT_INPUT or size is None or self._by_input is None:
+            return self._without_input[name]
+        return add_tail(self._by_input.view(name, size))
+
+    @functools.cached_property
+    def _without_input(self) -> dict[str, Peaks]:
+        every = equal(self._peaks)
+        return {
+            DEFAULT: add_tail(every),
+            _CLOSE: add_tail(every, spread=_CLOSE_SPREAD),
+            _RECENT: add_tail(equal(self._peaks[-_LAST:])),
+        }
 
 
-def _equal(peaks: Sequence[float]) -> Peaks:
+def equal(peaks: Sequence[float]) -> Peaks:
+    """*peaks*, each as likely as the others."""
     return Peaks(values=sorted(peaks), weights=[1.0] * len(peaks), count=float(len(peaks)))
 
 
-def _weighted(np: Any, values: Floats, weights: Floats | None) -> Peaks:
-    if weights is None:
-        return _equal(values.tolist())
-    order = np.argsort(values)
-    values, weights = values[order], weights[order]
-    kept = weights > _LEAST_WEIGHT * weights.max()
-    if not kept.all():
-        values, weights = values[kept], weights[kept]
-    total = float(weights.sum())
-    return Peaks(
-        values=values.tolist(),
-        weights=weights.tolist(),
-        count=total * total / float((weights * weights).sum()),
-    )
+class _ByInput:
+    """The runs whose input size is known, by rising peak, as arrays."""
+
+    def __init__(self, np: Any, inputs: Floats, peaks: Floats) -> None:
+        order = np.argsort(peaks)
+        self._np, self._peaks, self._x = np, peaks[order], np.log(inputs[order])
+        self._low, self._high = _CLAMP[0] * self._peaks[0], _CLAMP[1] * self._peaks[-1]
+
+    @classmethod
+    def of(cls, runs: Runs) -> _ByInput | None:
+        """None if there is no NumPy, or nothing to be learnt from the input's size."""
+        np = _numpy()
+        if np is None:
+            return None
+        inputs, peaks = (np.asarray(of, dtype=float) for of in (runs.inputs, runs.peaks))
+        known = np.isfinite(inputs)
+        inputs, peaks = inputs[known], peaks[known]
+        if len(peaks) < _FEWEST or inputs.max() - inputs.min() <= _SAME * inputs.max():
+            return None
+        return cls(np, inputs, peaks)
+
+    def view(self, name: str, size: float) -> Peaks:
+        """The peak that predictor *name* expects for input *size*, without a tail."""
+        np, away = self._np, self._x - math.log(size)
+        weights = self._kernel(np.abs(away), _REACH[name])
+        if name == "neighbours":
+            values = self._peaks
+        elif name == "power law":
+            values, weights = self._power(math.log(size)), weights[self._residuals[0]]
+        else:
+            values = self._local_line(away, weights)
+            order = np.argsort(values)
+            values, weights = values[order], weights[order]
+        kept = weights > _LEAST_WEIGHT * weights.max()
+        values, weights = np.clip(values[kept], self._low, self._high), weights[kept]
+        return Peaks(
+            values=values.tolist(),
+            weights=weights.tolist(),
+            count=float(weights.sum() ** 2 / (weights * weights).sum()),
+        )
+
+    def _kernel(self, distance: Floats, per_root: float) -> Floats:
+        """Gaussian weights whose bandwidth reaches ``per_root * sqrt(n)`` runs, 8 at least."""
+        count = len(distance)
+        reach = min(count - 1, max(_NEIGHBOURS, round(per_root * math.sqrt(count))))
+        width = max(float(self._np.partition(distance, reach)[reach]), 1e-6)
+        ratio = distance / width
+        weights: Floats = self._np.exp(-0.5 * ratio * ratio) + 1e-9
+        return weights
+
+    @functools.cached_property
+    def _residuals(self) -> tuple[Any, Floats, float, float]:
+        """Of the power law: the order of its leave-one-out residuals, they, and two points.
+
+        The residual without its own run is e / (1 - h), h being the run's leverage (Allen, 1974).
+        """
+        x, y = self._x, self._np.log(self._peaks)
+        centre, mean = float(x.mean()), float(y.mean())
+        away = x - centre
+        variance = float((away * away).sum())
+        slope = float((away * (y - mean)).sum()) / variance if variance > _NO_SPREAD else 0.0
+        slope = min(max(slope, -_STEEPEST), _STEEPEST)
+        leverage = 1.0 / len(x) + away * away / max(variance, _NO_SPREAD)
+        residuals = (y - mean - slope * away) / (1.0 - self._np.minimum(leverage, _LEVERAGE))
+        order = self._np.argsort(residuals)
+        return order, residuals[order], mean - slope * centre, slope
+
+    def _power(self, x: float) -> Floats:
+        """A power law, times its leave-one-out residuals: those of about the same input."""
+        _, residuals, at_zero, slope = self._residuals
+        values: Floats = self._np.exp(self._np.clip(at_zero + slope * x + residuals, -50, 50))
+        return values
+
+    def _local_line(self, away: Floats, weights: Floats) -> Floats:
+        """A line over log input through the nearer runs, plus their leave-one-out residuals."""
+        np, peaks = self._np, self._peaks
+        share = weights / weights.sum()
+        centre, mean = float((share * away).sum()), float((share * peaks).sum())
+        offset = away - centre
+        variance = float((share * offset * offset).sum())
+        slope, leverage = 0.0, share
+        if variance > _NO_SPREAD:
+            slope = float((share * offset * (peaks - mean)).sum()) / variance
+            leverage = share + share * offset * offset / variance
+        # Not below half the smallest peak: a steep line must not predict next to nothing.
+        residuals = (peaks - np.maximum(mean + slope * offset, self._low)) / (
+            1.0 - np.minimum(leverage, _LEVERAGE)
+        )
+        values: Floats = max(mean - slope * centre, self._low) + residuals
+        return values
 
 
 def _numpy() -> Any:
@@ -107,82 +198,3 @@ def _numpy() -> Any:
     except ImportError:
         return None
     return np
-
-
-def _line(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Floats, None]:
-    """A straight line through the runs, plus its leave-one-out residuals."""
-    fitted, at_size = _least_squares(np, inputs, peaks, size)
-    return at_size + fitted, None
-
-
-def _power(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Floats, None]:
-    """A power law, times its leave-one-out residuals."""
-    residuals, at_size = _least_squares(
-        np, np.log(inputs), np.log(peaks), math.log(size), steepest=2.0
-    )
-    return np.exp(np.clip(at_size + residuals, -50.0, 50.0)), None
-
-
-def _least_squares(
-    np: Any, x: Floats, y: Floats, at: float, steepest: float = math.inf
-) -> tuple[Floats, float]:
-    """Leave-one-out residuals of the least-squares line, and its value at *at*.
-
-    The residual without its own run is e / (1 - h), h being the run's leverage (Allen, 1974);
-    h is taken as 0.7 at most, since a single far run would otherwise set the tail.
-    """
-    centre, mean = float(x.mean()), float(y.mean())
-    away = x - centre
-    variance = float((away * away).sum())
-    slope = float((away * (y - mean)).sum()) / variance
-    slope = min(max(slope, -steepest), steepest)
-    leverage = 1.0 / len(x) + away * away / variance
-    residuals = (y - mean - slope * away) / np.maximum(1.0 - leverage, 0.3)
-    return residuals, mean + slope * (at - centre)
-
-
-def _near(np: Any, distance: Floats, per_root: float) -> Floats:
-    """Gaussian weights whose bandwidth reaches ``per_root * sqrt(n)`` neighbours, 8 at least."""
-    count = len(distance)
-    reach = min(count - 1, max(_NEIGHBOURS, round(per_root * math.sqrt(count))))
-    width = max(float(np.partition(distance, reach)[reach]), 1e-6)
-    ratio = distance / width
-    weights: Floats = np.exp(-0.5 * ratio * ratio) + 1e-9
-    return weights
-
-
-def _neighbours(
-    per_root: float,
-) -> Callable[[Any, Floats, Floats, float], tuple[Floats, Floats]]:
-    """The peaks of runs with about the same input, as they were."""
-
-    def predictor(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Floats, Floats]:
-        return peaks, _near(np, np.abs(np.log(inputs) - math.log(size)), per_root)
-
-    return predictor
-
-
-def _local_line(np: Any, inputs: Floats, peaks: Floats, size: float) -> tuple[Floats, Floats]:
-    """A line over log input through the nearer runs, plus their residuals."""
-    away = np.log(inputs) - math.log(size)
-    weights = _near(np, np.abs(away), 6.0)
-    share = weights / weights.sum()
-    centre, mean = float((share * away).sum()), float((share * peaks).sum())
-    offset = away - centre
-    variance = float((share * offset * offset).sum())
-    slope = 0.0
-    if variance > _NO_SPREAD:
-        slope = float((share * offset * (peaks - mean)).sum()) / variance
-    # Not below half the smallest peak: a steep line must not predict next to nothing.
-    lowest = _CLAMP[0] * float(peaks.min())
-    fitted = np.maximum(mean + slope * offset, lowest)
-    return max(mean - slope * centre, lowest) + (peaks - fitted), weights
-
-
-_BY_INPUT: dict[str, _Predictor] = {
-    "line": _line,
-    "power law": _power,
-    "neighbours": _neighbours(3.0),
-    "near neighbours": _neighbours(1.0),
-    "local line": _local_line,
-}

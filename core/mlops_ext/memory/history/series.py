@@ -11,16 +11,15 @@ from mlops_ext.memory.history.allocations import (
     Outcome,
     Peaks,
     Prices,
-    add_tail,
     best_ladder,
     mix,
     outcome_of,
 )
 from mlops_ext.memory.history.observations import Observation
-from mlops_ext.memory.history.predictors import DEFAULT, RECENT, Runs, predict
+from mlops_ext.memory.history.predictors import DEFAULT, WITHOUT_INPUT, Runs, Views
 from mlops_ext.memory.history.resize import Choice, Curved, best_choice, replay
 from mlops_ext.memory.model import Features
-from mlops_ext.memory.policies import MemorySettings
+from mlops_ext.memory.policies import KILL_PRICES, MemorySettings
 
 WINDOW = 400
 """Runs looked at. More would win about 1 % where thousands alike have run."""
@@ -28,6 +27,10 @@ _MEMORY = 0.99
 """Weight of a predictor's past cost, per run since: a task whose need changed is followed."""
 _ETA = 30.0
 """How fast a predictor's weight falls with its cost's excess: see the table of constants."""
+_LEAST_KILL = 1e9 * 120
+"""A kill costs as much as one of a task of so many byte-seconds more: somebody looks at it,
+however small the task is."""
+_NOTHING = Outcome(0.0, 0.0, 0.0)
 _LEAST_SHARE = 0.01
 """Predictors with a smaller share of the mixture are left out, for speed."""
 _CHANGED = 0.001
@@ -101,7 +104,8 @@ class Series:
         self._peaks: list[float] = []
         self._inputs: list[float] = []
         self._runtimes: list[float] = []
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, Sequence[Outcome]] = {}
+        self._made: Views | None = None
         self._curves: deque[Curved] = deque(maxlen=32)
         self._choice: Choice | None = None
         self._chosen_for: float | None = None
@@ -132,6 +136,7 @@ class Series:
             self._add_kill(float(run.peak), size, run.version, is_own=run.version == version)
             return
         self._resolve(size, run.peak)
+        self._made = None
         self._peaks.append(float(run.peak))
         self._inputs.append(size)
         self._runtimes.append(run.runtime_s if run.runtime_s > 0 else self._mean_runtime())
@@ -207,8 +212,8 @@ class Series:
         self._curves.clear()
         self._chosen_for, self._record = None, 0.0
 
-    def _count(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Add what each predictor's ladder met, weighted by run time, and let the past fade.
+    def _count(self, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+        """Add what each predictor's ladders met, weighted by run time, and let the past fade.
 
         A predictor without a view is charged what the default one met.
         """
@@ -216,36 +221,30 @@ class Series:
         if default is None:
             return
         runtime = self._runtimes[-1]
-        before = self._outcomes.get(DEFAULT, Outcome(0.0, 0.0, 0.0))
+        before = self._outcomes.get(DEFAULT, [_NOTHING] * len(KILL_PRICES))
         for name in {*outcomes, *self._outcomes}:
-            past = self._outcomes.get(name, before)
-            self._outcomes[name] = Outcome(
-                *(
-                    _MEMORY * old + runtime * new
-                    for old, new in zip(past, outcomes.get(name, default), strict=True)
-                )
-            )
+            past, new = self._outcomes.get(name, before), outcomes.get(name, default)
+            self._outcomes[name] = [
+                Outcome(*(_MEMORY * old + runtime * now for old, now in zip(*pair, strict=True)))
+                for pair in zip(past, new, strict=True)
+            ]
 
-    def prices(self, settings: MemorySettings, mean_peak: float) -> Prices:
-        """What failures cost a run that is expected to need *mean_peak* on average.
-
-        A kill's price lies between that of the task's mean run and that of this very run: people
-        mind both a kill as such and how large the run is (their geometric mean did best).
-        """
+    def prices(self, settings: MemorySettings, kill_price: float | None = None) -> Prices:
+        """What failures cost; *kill_price* in place of that in *settings*."""
+        price = settings.price_of_kill if kill_price is None else kill_price
         mean = max(self._mean_runtime(), 1.0)
         return Prices(
             failed=settings.time_to_failure + settings.restart_s / mean,
-            kill=settings.price_of_kill * math.sqrt(mean_peak * self.mean_peak),
+            kill=price * (self.mean_peak + _LEAST_KILL / mean),
         )
 
-    def _shares(self, views: Mapping[str, Peaks], settings: MemorySettings) -> dict[str, float]:
+    def _shares(self, size: float | None, settings: MemorySettings) -> dict[str, float]:
         """How much each predictor counts: ``exp(-_ETA * its cost's relative excess)``."""
         if not self._outcomes:
             return {DEFAULT: 1.0}
-        prices = self.prices(settings, self.mean_peak)
-        costs = {name: outcome.cost(prices) for name, outcome in self._outcomes.items()}
-        default = costs[DEFAULT]
-        costs = {name: costs.get(name, default) for name in views}
+        prices, nearest = self.prices(settings), _nearest(settings.price_of_kill)
+        costs = {name: of[nearest].cost(prices) for name, of in self._outcomes.items()}
+        costs = {name: costs.get(name, costs[DEFAULT]) for name in self._views.names(size)}
         lowest = min(costs.values())
         if lowest <= 0:
             return {DEFAULT: 1.0}
@@ -255,32 +254,26 @@ class Series:
         total = sum(kept.values())
         return {name: share / total for name, share in kept.items()}
 
+    @property
+    def _views(self) -> Views:
+        """What the predictors expect, made anew after each run."""
+        if self._made is None:
+            peaks, inputs = self._peaks[-WINDOW:], self._inputs[-WINDOW:]
+            self._made = Views(Runs(inputs=inputs, peaks=peaks))
+        return self._made
+
     def forecast(self, size: float | None, settings: MemorySettings) -> Forecast:
         """What a run with input *size* needs; there must be a run whose peak is known."""
-        views = {name: add_tail(peaks) for name, peaks in predict(self._window(), size).items()}
-        return self._forecast(views, size, settings)[0]
-
-    def _window(self) -> Runs:
-        return Runs(inputs=self._inputs[-WINDOW:], peaks=self._peaks[-WINDOW:])
-
-    def _forecast(
-        self,
-        views: Mapping[str, Peaks],
-        size: float | None,
-        settings: MemorySettings,
-    ) -> tuple[Forecast, Prices]:
-        """The mixture of *views*, and the prices that go with it."""
-        shares = self._shares(views, settings)
-        mixed = mix([(share, views[name]) for name, share in shares.items()])
-        prices = self.prices(settings, mixed.mean)
+        shares = self._shares(size, settings)
+        mixed = mix([(share, self._views.view(name, size)) for name, share in shares.items()])
         expected = self._with_kills(mixed, _known(size), settings.growth)
-        forecast = Forecast(
+        # One retry is left for growing beyond the ladder's end.
+        length = max(settings.max_oom_retries, 1)
+        return Forecast(
             median=mixed.median,
-            # One retry is left for growing beyond the ladder's end.
-            ladder=best_ladder(expected, prices, max_length=max(settings.max_oom_retries, 1)),
-            by_input=1.0 - sum(shares.get(name, 0.0) for name in (DEFAULT, RECENT)),
+            ladder=best_ladder(expected, self.prices(settings), max_length=length),
+            by_input=sum(s for name, s in shares.items() if name not in WITHOUT_INPUT),
         )
-        return forecast, prices
 
     def _with_kills(self, peaks: Peaks, size: float, growth: float) -> Peaks:
         """*peaks* and the runs that were killed and never got through.
@@ -301,25 +294,23 @@ class Series:
 
     def assess(
         self, size: float | None, peak: int, settings: MemorySettings
-    ) -> tuple[float, Mapping[str, Outcome], float]:
+    ) -> tuple[float, Mapping[str, Sequence[Outcome]], float]:
         """A run with this *peak*, held against what would have been predicted for it.
 
         Returns:
-            Its peak as a multiple of the predicted median; what it would have met on each
-            predictor's ladder; the first allocation it would have got, in bytes.
+            Its peak as a multiple of the predicted median; what it would have met on the ladders
+            of each predictor, one for each of `KILL_PRICES`; the first allocation it would have
+            got, in bytes.
         """
-        views = {name: add_tail(peaks) for name, peaks in predict(self._window(), size).items()}
-        forecast, prices = self._forecast(views, size, settings)
-        unit = prices.kill / settings.price_of_kill / self.mean_peak if prices.kill else 1.0
-        outcomes: dict[str, Outcome] = {}
+        forecast = self.forecast(size, settings)
+        outcomes: dict[str, Sequence[Outcome]] = {}
         if len(self._peaks) > 1:  # one run says nothing of the spread
+            every = [self.prices(settings, price) for price in KILL_PRICES.values()]
             length = max(settings.max_oom_retries, 1)
-            outcomes = {
-                name: outcome_of(
-                    best_ladder(peaks, prices, max_length=length), peak, settings.growth
-                ).counting(unit)
-                for name, peaks in views.items()
-            }
+            for name in self._views.names(size):
+                view = self._views.view(name, size)
+                ladders = [best_ladder(view, prices, max_length=length) for prices in every]
+                outcomes[name] = [outcome_of(each, peak, settings.growth) for each in ladders]
         return peak / forecast.median, outcomes, forecast.ladder[0]
 
     def _add_curve(self, run: Curved) -> None:
@@ -338,7 +329,7 @@ class Series:
             latency_s: seconds until a resize takes effect.
         """
         if self._chosen_for != latency_s:
-            self._prices = self.prices(settings, self.mean_peak)
+            self._prices = self.prices(settings)
             self._choice = self._best_choice(latency_s)
             self._chosen_for = latency_s
         return self._choice if self._record <= 0 else None
@@ -368,6 +359,12 @@ def _known(size: float | None) -> float:
     """An input size as the predictors take it: NaN where it is not known."""
     known = Features(input_bytes=size).known_input
     return math.nan if known is None else known
+
+
+def _nearest(price: float) -> int:
+    """The place in `KILL_PRICES` of what is nearest to *price*, as a factor."""
+    known = list(KILL_PRICES.values())
+    return min(range(len(known)), key=lambda at: abs(math.log(known[at] / max(price, 1e-9))))
 
 
 def _are_same(one: float, other: float) -> bool:

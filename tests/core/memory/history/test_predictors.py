@@ -5,16 +5,22 @@ import math
 import pytest
 
 from mlops_ext.memory import MemoryPlan, Quantity
-from mlops_ext.memory.history.allocations import Prices, outcome_of
-from mlops_ext.memory.history.predictors import Runs, predict
+from mlops_ext.memory.history.allocations import _TAIL_STEPS, Prices, outcome_of
+from mlops_ext.memory.history.predictors import Runs, Views
 
 MB = 1e6
+TAIL = len(_TAIL_STEPS)
 SIZES = [number * MB for number in range(1, 13)]
 FORMS = {
-    "line": lambda size: 1e9 + 50.0 * size,
     "power law": lambda size: 3e5 * size**0.5,
     "local line": lambda size: 1e9 + 2e8 * math.log(size / MB),
 }
+
+
+def view(runs, name, size):
+    """What predictor *name* expects: the values up to the largest, its tail left out."""
+    found = Views(runs).view(name, size)
+    return found.values[:-TAIL], found.weights[:-TAIL]
 
 
 @pytest.mark.parametrize("size", [2 * MB, 6.5 * MB, 12 * MB])
@@ -22,43 +28,48 @@ FORMS = {
 def test_a_predictor_is_exact_where_the_peaks_are_of_its_form(name, size):
     pytest.importorskip("numpy")
     form = FORMS[name]
-    found = predict(Runs(inputs=SIZES, peaks=[form(each) for each in SIZES]), size)[name]
-    assert found.values[0] == pytest.approx(form(size))
-    assert found.values[-1] == pytest.approx(form(size))
+    values, _ = view(Runs(inputs=SIZES, peaks=[form(each) for each in SIZES]), name, size)
+    assert values[0] == pytest.approx(form(size))
+    assert values[-1] == pytest.approx(form(size))
 
 
-@pytest.mark.parametrize("name", ["line", "power law"])
-def test_a_predictor_expects_what_each_run_would_have_missed_without_itself(name):
+def test_a_power_law_expects_what_each_run_would_have_missed_without_itself():
     np = pytest.importorskip("numpy")
-    peaks = [FORMS[name](size) * (1.1 if at % 2 else 0.95) for at, size in enumerate(SIZES)]
-    x, y, at = np.array(SIZES), np.array(peaks), 6 * MB
-    if name == "power law":
-        x, y, at = np.log(x), np.log(y), math.log(at)
+    peaks = [FORMS["power law"](size) * (1.1 if at % 2 else 0.95) for at, size in enumerate(SIZES)]
+    x, y, at = np.log(SIZES), np.log(peaks), math.log(6 * MB)
     expected = []
     for left_out in range(len(x)):
         rest = np.arange(len(x)) != left_out
         missed = y[left_out] - np.polyval(np.polyfit(x[rest], y[rest], 1), x[left_out])
-        expected.append(np.polyval(np.polyfit(x, y, 1), at) + missed)
-    if name == "power law":
-        expected = np.exp(expected)
-    found = predict(Runs(inputs=SIZES, peaks=peaks), 6 * MB)[name]
-    assert found.values == pytest.approx(sorted(expected))
+        expected.append(math.exp(np.polyval(np.polyfit(x, y, 1), at) + missed))
+    values, weights = view(Runs(inputs=SIZES, peaks=peaks), "power law", 6 * MB)
+    assert values == pytest.approx(sorted(expected))
+    nearest = expected[5]
+    assert weights[sorted(expected).index(nearest)] == max(weights)
 
 
-@pytest.mark.parametrize("name", ["neighbours", "near neighbours"])
-def test_runs_with_about_the_same_input_count_most(name):
+def test_runs_with_about_the_same_input_count_most():
     pytest.importorskip("numpy")
     small, large = [MB * (1 + at / 100) for at in range(20)], [1e5 * MB] * 20
     runs = Runs(inputs=small + large, peaks=[1e9] * 20 + [9e9] * 20)
-    assert predict(runs, MB)[name].median == 1e9
-    assert predict(runs, 1e5 * MB)[name].median == 9e9
+    assert Views(runs).view("neighbours", MB).median == 1e9
+    assert Views(runs).view("neighbours", 1e5 * MB).median == 9e9
 
 
 def test_the_predictor_for_changed_tasks_looks_at_the_last_four_runs():
     runs = Runs(inputs=[math.nan] * 6, peaks=[9.0, 8.0, 1.0, 4.0, 2.0, 3.0])
-    assert predict(runs, None)["recent"].values == [1.0, 2.0, 3.0, 4.0]
+    assert view(runs, "recent", None)[0] == [1.0, 2.0, 3.0, 4.0]
     few = Runs(inputs=[math.nan] * 4, peaks=[1.0, 2.0, 3.0, 4.0])
-    assert "recent" not in predict(few, None)
+    assert "recent" not in Views(few).names(None)
+
+
+def test_a_close_tail_leaves_less_room_above_the_same_peaks():
+    views = Views(Runs(inputs=[math.nan] * 20, peaks=[1e9 + 1e7 * at for at in range(20)]))
+    wide, close = views.view("all", None), views.view("all, close", None)
+    assert close.values[:-TAIL] == wide.values[:-TAIL]
+    top = wide.values[-TAIL - 1]
+    room = [each - top for each in wide.values[-TAIL:]]
+    assert [each - top for each in close.values[-TAIL:]] == pytest.approx([0.3 * r for r in room])
 
 
 @pytest.mark.parametrize(
