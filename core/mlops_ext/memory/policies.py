@@ -39,7 +39,7 @@ class MemorySettings:
     less-waste suits cheap batch work, fewer-kills what somebody waits for."""
     kill_price: float | None = None
     """The number behind *prefer*, in its place: the price of a kill, in mean peak times mean run
-    time."""
+    time; a kill of a small task counts as one of 1 GB and two minutes more."""
     restart_s: float = 60.0
     """Start-up time of an attempt (scheduling, image, imports), during which its memory is held
     for nothing. It makes kills of short tasks dear; 60 s is usual on Kubernetes."""

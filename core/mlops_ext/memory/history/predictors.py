@@ -75,7 +75,7 @@ class Views:
 
     def names(self, size: float | None) -> Sequence[str]:
         """The predictors that have a view for input *size*, the default first."""
-        names = WITHOUT_INPUT if len(self._peaks) > _LAST else (DEFAULT, _CLOSE)
+        names = WITHOUT_INPUT if len(self._peaks) > _LAST else (DEFAULT,)
         return (*names, *_REACH) if size is not None and self._by_input else names
 
     def view(self, name: str, size: float | None) -> Peaks:
