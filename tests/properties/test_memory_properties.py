@@ -28,7 +28,7 @@ from mlops_ext.memory.history.allocations import (
     outcome_of,
 )
 from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
-from mlops_ext.memory.history.predictors import Runs, Views
+from mlops_ext.memory.history.predictors import Views
 from mlops_ext.memory.history.resize import Choice, Curved, replay
 
 KEY = TaskKey(pipeline="p", step="s")
@@ -129,13 +129,13 @@ def test_the_tail_adds_the_mass_of_one_more_run(peaks):
 def test_every_predictor_predicts_positive_peaks_in_reach_of_what_was_seen(rows, size):
     known = Features(input_bytes=size).known_input
     inputs = [Features(input_bytes=value).known_input or math.nan for value, _ in rows]
-    runs = Runs(inputs=inputs, peaks=[float(peak) for _, peak in rows])
-    views = Views(runs)
+    tops = [float(peak) for _, peak in rows]
+    views = Views(inputs=inputs, peaks=tops)
     for name in views.names(known):
         peaks = views.view(name, known)
         assert list(peaks.values) == sorted(peaks.values)
-        assert 0.49 * min(runs.peaks) <= peaks.values[0]
-        assert peaks.values[-len(_TAIL_STEPS) - 1] <= 1.31 * max(runs.peaks)
+        assert 0.49 * min(tops) <= peaks.values[0]
+        assert peaks.values[-len(_TAIL_STEPS) - 1] <= 1.31 * max(tops)
         assert all(weight > 0 for weight in peaks.weights)
         assert 0.999 <= peaks.count <= len(rows) * 1.001
 

@@ -143,7 +143,7 @@ class MemoryPlan:
         reason: one plain sentence that says why, for logs and dashboards.
         in_place: how to grow without a restart; None where that does not pay.
         cap: no allocation is above it; None where nothing limits.
-        growth: beyond the ladder each retry gets this times as much; 1: no growth.
+        growth: beyond the ladder each retry gets this times as much; 1: no more than the ladder.
         request: what the user asked for: the last retry gets no less.
     """
 

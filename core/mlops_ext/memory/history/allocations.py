@@ -9,25 +9,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+# Points kept of a distribution; more change the result by less than 1 %.
 _GRID = 48
-"""Points kept of a distribution; more change the result by less than 1 %."""
+# Of these, the largest are kept as they are: that is where the first allocations come to lie.
 _TOP = 8
-"""Of these, the largest are kept as they are: that is where the first allocations come to lie."""
+# Where the mass above the largest peak lies, in spreads beyond it, and its shares: roughly
+# exponential, cut into five.
 _TAIL_STEPS = ((0.25, 0.35), (0.7, 0.25), (1.3, 0.2), (2.2, 0.13), (4.0, 0.07))
-"""Where the mass above the largest peak lies, in spreads beyond it, and its shares: roughly
-exponential, cut into five."""
+# The spread of the tail is taken from the peaks above this quantile.
 _UPPER = 0.8
-"""The spread of the tail is taken from the peaks above this quantile."""
+# Tail spread per mean excess over that quantile. Values from 0.35 to 0.7 do as well.
 _SPREAD = 0.7
-"""Tail spread per mean excess over that quantile. Values from 0.35 to 0.7 do as well."""
+# Enough for any price: 1.5**60 is 4e10 times the first step.
 _PRICE_STEPS = 60
-"""Enough for any price: 1.5**60 is 4e10 times the first step."""
+# Least spread of the tail, relative to the largest peak: some tasks repeat to 0.1 %, and sizes
+# are rounded up to whole MiB anyway.
 _LEAST_SPREAD = 0.0003
-"""Least spread of the tail, relative to the largest peak: some tasks repeat to 0.1 %, and sizes are
-rounded up to whole MiB anyway."""
+# Least spread after one run; it falls with the square of the number of runs, as equal peaks
+# soon speak for a narrow distribution.
 _FIRST_SPREAD = 0.25
-"""Least spread after one run; it falls with the square of the number of runs, as equal peaks
-soon speak for a narrow distribution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +57,6 @@ class Peaks:
     values: Sequence[float]
     weights: Sequence[float]
     count: float
-
-    @property
-    def mean(self) -> float:
-        """Mean peak in bytes."""
-        total: float = sum(map(operator.mul, self.values, self.weights))
-        return total / sum(self.weights)
 
     @property
     def median(self) -> float:

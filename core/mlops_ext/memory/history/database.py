@@ -32,12 +32,12 @@ CREATE TABLE IF NOT EXISTS run (
 CREATE INDEX IF NOT EXISTS run_of_step ON run (pipeline, step, id);
 """
 _VERSION = 1
+# Appends between two prunings: they scan the step's rows.
 _PRUNE_EVERY = 64
-"""Appends between two prunings: they scan the step's rows."""
+# Rows that one pruning removes: for the 50 ms or so nobody else can write.
 _MAX_PRUNED = 2000
-"""Rows that one pruning removes: for the 50 ms or so nobody else can write."""
+# Names under which a file that is no database can only be a damaged one.
 _SUFFIXES = {".sqlite", ".sqlite3", ".db"}
-"""Names under which a file that is no database can only be a damaged one."""
 
 
 class History:
@@ -283,7 +283,7 @@ def _observation(row: Sequence[Any]) -> Observation:
 
 def _outcomes(costs: dict[str, Any]) -> dict[str, Sequence[Outcome]]:
     """The outcomes in *costs*; what is none, or was written for other prices, is left out."""
-    found = {}
+    found: dict[str, Sequence[Outcome]] = {}
     for name, ladders in costs.items():
         with contextlib.suppress(TypeError, ValueError):
             outcomes = [Outcome(*map(float, ladder)) for ladder in ladders]

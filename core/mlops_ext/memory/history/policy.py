@@ -9,6 +9,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.history.observations import (
@@ -37,21 +38,21 @@ from mlops_ext.processes.forks import follow_forks
 logger = logging.getLogger(__name__)
 
 _MIB = 1024**2
+# Runs of the very same version from which on the other versions are left out.
 _OWN = 8
-"""Runs of the very same version from which on the other versions are left out."""
+# With fewer runs than this the user's request counts: it is the second allocation.
 _TRUSTED = 5
-"""With fewer runs than this the user's request counts: it is the second allocation."""
+# The reason names the input where those that look at it have more than this share.
 _MOSTLY = 0.5
-"""The reason names the input where those that look at it have more than this share."""
+# Seconds until a resize takes effect where none was seen: the kubelet looks at a pod at least
+# this often.
 _LATENCY_S = 60.0
-"""Seconds until a resize takes effect where none was seen: the kubelet looks at a pod at least this
-often."""
+# Stands for a resize that never took effect: nothing pays then.
 _NEVER_S = 1e9
-"""Stands for a resize that never took effect: nothing pays then."""
+# Resizes looked at, of all tasks: how long they take is a matter of the cluster.
 _RESIZES = 64
-"""Resizes looked at, of all tasks: how long they take is a matter of the cluster."""
+# Tasks kept in mind; a few kB each.
 _TASKS = 2000
-"""Tasks kept in mind; a few kB each."""
 
 
 class HistoryPolicy:
@@ -92,6 +93,7 @@ class HistoryPolicy:
         self, key: TaskKey, features: Features, request: Quantity | None, caps: Caps
     ) -> MemoryPlan:
         """The plan for a task about to start."""
+        key = _shared(key)
         try:
             with self._task(key) as task:
                 return self._plan(task, key, features.known_input, request, caps)
@@ -120,6 +122,7 @@ class HistoryPolicy:
         The attempts of a run that were killed count as one: the largest limit of theirs, until
         the run gets through.
         """
+        key = _shared(key)
         if peak <= 0:
             logger.debug("run of %s left out: no peak was measured", key)
             return
@@ -282,6 +285,17 @@ class _Task:
     def series(self) -> Series:
         """The runs to go by."""
         return self.own if len(self.own) >= _OWN else self.any
+
+
+def _shared(key: TaskKey) -> TaskKey:
+    """*key* as the history knows it: ``train_2`` is ``train``, as though it were other code.
+
+    Orchestrators number a step that occurs again. Its runs count until it has enough of its own.
+    """
+    step, _, number = key.step.rpartition("_")
+    if not step or not number.isdecimal():
+        return key
+    return replace(key, step=step, version=f"{key.version} #{number}")
 
 
 def _round_up(size: float) -> Quantity:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlops_ext.memory.history.allocations import Peaks, add_tail
@@ -22,56 +21,44 @@ if TYPE_CHECKING:
 
 DEFAULT = "all"
 """The predictor that needs nothing: all earlier peaks, whatever the input."""
+# The same, for tasks whose largest peak is a bound: little room above it.
 _CLOSE = "all, close"
-"""The same, for tasks whose largest peak is a bound: little room above it."""
+# The predictor for changed tasks: the last few peaks.
 _RECENT = "recent"
-"""The predictor for changed tasks: the last few peaks."""
 WITHOUT_INPUT = (DEFAULT, _CLOSE, _RECENT)
 """The predictors that do not look at the input."""
+# Runs that count as recent.
 _LAST = 4
-"""Runs that count as recent."""
+# Spread of a close tail, as a part of the usual one.
 _CLOSE_SPREAD = 0.3
-"""Spread of a close tail, as a part of the usual one."""
+# With fewer runs the input size is not looked at: a line through them proves nothing.
 _FEWEST = 5
-"""With fewer runs the input size is not looked at: a line through them proves nothing."""
+# No prediction below or above these multiples of the smallest and largest peak seen.
 _CLAMP = (0.5, 1.3)
-"""No prediction below or above these multiples of the smallest and largest peak seen."""
+# Least number of runs within one bandwidth of a kernel.
 _NEIGHBOURS = 8
-"""Least number of runs within one bandwidth of a kernel."""
+# The predictors that look at the input. A bandwidth of their kernels reaches this many times
+# the root of the number of runs.
 _REACH = {"power law": 3.0, "neighbours": 1.0, "local line": 2.0}
-"""The predictors that look at the input. A bandwidth of their kernels reaches this many times the
-root of the number of runs."""
+# No power law has a larger exponent, either way.
 _STEEPEST = 2.0
-"""No power law has a larger exponent, either way."""
+# A run has no more leverage: a single far one would otherwise set the tail.
 _LEVERAGE = 0.7
-"""A run has no more leverage: a single far one would otherwise set the tail."""
+# Weights below this fraction of the largest are dropped.
 _LEAST_WEIGHT = 1e-6
-"""Weights below this fraction of the largest are dropped."""
+# Inputs that differ by less than this, relatively, are the same.
 _SAME = 1e-9
-"""Inputs that differ by less than this, relatively, are the same."""
+# A variance of log input below this has no line through it.
 _NO_SPREAD = 1e-12
-"""A variance of log input below this has no line through it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runs:
-    """Earlier runs of a task, oldest first.
-
-    Attributes:
-        inputs: their input sizes in bytes; NaN where not known.
-        peaks: their peaks in bytes.
-    """
-
-    inputs: Sequence[float]
-    peaks: Sequence[float]
 
 
 class Views:
-    """What each predictor expects after *runs*; what needs no input size is worked out once."""
+    """What each predictor expects; what needs no input size is worked out once."""
 
-    def __init__(self, runs: Runs) -> None:
-        self._peaks = runs.peaks
-        self._by_input = _ByInput.of(runs)
+    def __init__(self, *, inputs: Sequence[float], peaks: Sequence[float]) -> None:
+        """Of runs with these input sizes (bytes, NaN where not known) and peaks, oldest first."""
+        self._peaks = peaks
+        self._by_input = _ByInput.of(inputs, peaks)
 
     def names(self, size: float | None) -> Sequence[str]:
         """The predictors that have a view for input *size*, the default first."""
@@ -108,17 +95,16 @@ class _ByInput:
         self._low, self._high = _CLAMP[0] * self._peaks[0], _CLAMP[1] * self._peaks[-1]
 
     @classmethod
-    def of(cls, runs: Runs) -> _ByInput | None:
+    def of(cls, inputs: Sequence[float], peaks: Sequence[float]) -> _ByInput | None:
         """None if there is no NumPy, or nothing to be learnt from the input's size."""
         np = _numpy()
         if np is None:
             return None
-        inputs, peaks = (np.asarray(of, dtype=float) for of in (runs.inputs, runs.peaks))
-        known = np.isfinite(inputs)
-        inputs, peaks = inputs[known], peaks[known]
-        if len(peaks) < _FEWEST or inputs.max() - inputs.min() <= _SAME * inputs.max():
+        known = np.isfinite(sizes := np.asarray(inputs, dtype=float))
+        sizes, tops = sizes[known], np.asarray(peaks, dtype=float)[known]
+        if len(tops) < _FEWEST or sizes.max() - sizes.min() <= _SAME * sizes.max():
             return None
-        return cls(np, inputs, peaks)
+        return cls(np, sizes, tops)
 
     def view(self, name: str, size: float) -> Peaks:
         """The peak that predictor *name* expects for input *size*, without a tail."""

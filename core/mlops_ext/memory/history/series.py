@@ -16,48 +16,48 @@ from mlops_ext.memory.history.allocations import (
     outcome_of,
 )
 from mlops_ext.memory.history.observations import Observation
-from mlops_ext.memory.history.predictors import DEFAULT, WITHOUT_INPUT, Runs, Views
+from mlops_ext.memory.history.predictors import DEFAULT, WITHOUT_INPUT, Views
 from mlops_ext.memory.history.resize import Choice, Curved, best_choice, replay
 from mlops_ext.memory.model import Features
 from mlops_ext.memory.policies import KILL_PRICES, MemorySettings
 
 WINDOW = 400
 """Runs looked at. More would win about 1 % where thousands alike have run."""
+# Weight of a predictor's past cost, per run since: a task whose need changed is followed.
 _MEMORY = 0.99
-"""Weight of a predictor's past cost, per run since: a task whose need changed is followed."""
+# How fast a predictor's weight falls with its cost's excess: see the table of constants.
 _ETA = 30.0
-"""How fast a predictor's weight falls with its cost's excess: see the table of constants."""
+# A kill costs as much as one of a task of so many byte-seconds more: somebody looks at it,
+# however small the task is.
 _LEAST_KILL = 1e9 * 120
-"""A kill costs as much as one of a task of so many byte-seconds more: somebody looks at it,
-however small the task is."""
 _NOTHING = Outcome(0.0, 0.0, 0.0)
+# Predictors with a smaller share of the mixture are left out, for speed.
 _LEAST_SHARE = 0.01
-"""Predictors with a smaller share of the mixture are left out, for speed."""
+# A task has changed where its last runs all lie above (or below) all the others, and chance
+# would do that less often than this: two runs after 44, three after 17, four after 10.
 _CHANGED = 0.001
-"""A task has changed where its last runs all lie above (or below) all the others, and chance
-would do that less often than this: two runs after 44, three after 17, four after 10."""
+# They have to lie apart by this factor: a slow drift is no change.
 _APART = 1.05
-"""They have to lie apart by this factor: a slow drift is no change."""
+# At most that many runs are taken together for this.
 _LONGEST = 6
-"""At most that many runs are taken together for this."""
+# Killed runs that never got through, of other inputs or versions, that are kept in mind.
 _KILLS = 8
-"""Killed runs that never got through, of other inputs or versions, that are kept in mind."""
+# Weight of a kill of another version: what leaked may have been repaired.
 _FOREIGN = 0.5
-"""Weight of a kill of another version: what leaked may have been repaired."""
+# Factor of a kill's weight for each success since that needed less: it was a leak, or chance.
 _DOUBT = 0.5
-"""Factor of a kill's weight for each success since that needed less: it was a leak, or chance."""
+# A kill with less weight than this is forgotten: six successes after it.
 _FORGOTTEN = 0.02
-"""A kill with less weight than this is forgotten: six successes after it."""
+# Curves needed before growing in place is planned.
 _FEWEST_CURVES = 5
-"""Curves needed before growing in place is planned."""
+# Growing in place is for tasks longer than this: what it saves of shorter ones is little.
 _LONG_S = 300.0
-"""Growing in place is for tasks longer than this: what it saves of shorter ones is little."""
+# Price of a resize, in mean peak times run time: a few API calls, and a chance to be refused.
 _RESIZE_PRICE = 0.01
-"""Price of a resize, in mean peak times run time: a few API calls, and a chance to be refused."""
+# Growing in place has to cost less than this much of the static plan.
 _CLEARLY = 0.9
-"""Growing in place has to cost less than this much of the static plan."""
+# Weight of how growing in place did against the static plan, per run since.
 _RECORD_MEMORY = 0.8
-"""Weight of how growing in place did against the static plan, per run since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class Forecast:
 
 
 class Series:
-    """The runs of a task in order, at most about `WINDOW` of them. Not thread-safe."""
+    """The runs of a task in order, at most `WINDOW` of them. Not thread-safe."""
 
     def __init__(self) -> None:
         self.kills: list[Kill] = []
@@ -115,19 +115,17 @@ class Series:
 
     def __len__(self) -> int:
         """Number of runs whose peak is known, of those in the window."""
-        return min(len(self._peaks), WINDOW)
+        return len(self._peaks)
 
     @property
     def span(self) -> tuple[float, float]:
         """Smallest and largest peak of the window, in bytes."""
-        peaks = self._peaks[-WINDOW:]
-        return min(peaks), max(peaks)
+        return min(self._peaks), max(self._peaks)
 
     @property
     def mean_peak(self) -> float:
         """Mean peak of the window, in bytes."""
-        peaks = self._peaks[-WINDOW:]
-        return sum(peaks) / len(peaks)
+        return sum(self._peaks) / len(self._peaks)
 
     def add(self, run: Observation, *, version: str) -> None:
         """Take *run* in, the next one in order; *version* is the task's own."""
@@ -137,11 +135,17 @@ class Series:
             return
         self._resolve(size, run.peak)
         self._made = None
-        self._peaks.append(float(run.peak))
-        self._inputs.append(size)
-        self._runtimes.append(run.runtime_s if run.runtime_s > 0 else self._mean_runtime())
+        runtime = run.runtime_s if run.runtime_s > 0 else self._mean_runtime()
+        for values, value in (
+            (self._peaks, float(run.peak)),
+            (self._inputs, size),
+            (self._runtimes, runtime),
+            (self._ratios, run.ratio or 1.0),
+        ):
+            values.append(value)
+            del values[:-WINDOW]
         self._count(run.outcomes)
-        self._notice_change(run.ratio)
+        self._notice_change()
         if run.curve and run.runtime_s > 0 and run.first_limit:
             self._add_curve(
                 Curved(
@@ -151,9 +155,6 @@ class Series:
                     peak=float(run.peak),
                 )
             )
-        if len(self._peaks) > 2 * WINDOW:
-            for values in (self._peaks, self._inputs, self._runtimes, self._ratios):
-                del values[:-WINDOW]
 
     def _add_kill(self, bound: float, size: float, version: str, *, is_own: bool) -> None:
         """Count a kill. Attempts of one run are one kill, with the largest limit of theirs."""
@@ -180,16 +181,14 @@ class Series:
 
     def _mean_runtime(self) -> float:
         """Mean run time of the window in seconds; runs without one count as the mean."""
-        runtimes = self._runtimes[-WINDOW:]
-        return sum(runtimes) / len(runtimes) if runtimes else 1.0
+        return sum(self._runtimes) / len(self._runtimes) if self._runtimes else 1.0
 
-    def _notice_change(self, ratio: float | None) -> None:
-        """Forget the runs before a change; *ratio* is the latest peak's to its prediction.
+    def _notice_change(self) -> None:
+        """Forget the runs before a change of the peaks, relative to what was predicted.
 
         Of n + r exchangeable runs the last r are the largest with chance 1 / C(n + r, r).
         """
-        self._ratios.append(1.0 if ratio is None else ratio)
-        ratios = self._ratios[-WINDOW:]
+        ratios = self._ratios
         certainly_earlier = ratios[:-_LONGEST]
         if not certainly_earlier:
             return
@@ -258,8 +257,7 @@ class Series:
     def _views(self) -> Views:
         """What the predictors expect, made anew after each run."""
         if self._made is None:
-            peaks, inputs = self._peaks[-WINDOW:], self._inputs[-WINDOW:]
-            self._made = Views(Runs(inputs=inputs, peaks=peaks))
+            self._made = Views(inputs=[*self._inputs], peaks=[*self._peaks])
         return self._made
 
     def forecast(self, size: float | None, settings: MemorySettings) -> Forecast:
@@ -286,7 +284,7 @@ class Series:
         share = sum(peaks.weights) / len(self)
         points = list(zip(peaks.values, peaks.weights, strict=True))
         for kill in self.kills:
-            above = [peak for peak in self._peaks[-WINDOW:] if peak > kill.bound]
+            above = [peak for peak in self._peaks if peak > kill.bound]
             value = math.fsum(above) / len(above) if above else kill.bound * growth
             points.append((value, share * kill.weight_at(size)))
         values, weights = zip(*sorted(points), strict=True)

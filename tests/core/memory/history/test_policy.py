@@ -22,7 +22,7 @@ from mlops_ext.memory import (
     TaskKey,
 )
 from mlops_ext.memory.history import History, HistoryPolicy, InMemoryHistory, Observation
-from mlops_ext.memory.history.predictors import Runs, Views
+from mlops_ext.memory.history.predictors import Views
 
 KEY = TaskKey(pipeline="train", step="fit", version="1")
 GB = 10**9
@@ -256,8 +256,8 @@ def test_without_numpy_the_input_is_ignored_and_the_rest_works(policy, monkeypat
     observe(policy, [2 * size for size in sizes], sizes=sizes)
     plan = decide(policy, size=GB)
     assert plan.ladder[-1] > 60 * GB
-    runs = Runs(inputs=sizes, peaks=[2 * size for size in sizes])
-    assert set(Views(runs).names(GB)) == {"all", "all, close", "recent"}
+    views = Views(inputs=sizes, peaks=[2 * size for size in sizes])
+    assert set(views.names(GB)) == {"all", "all, close", "recent"}
 
 
 def test_a_broken_history_falls_back_to_the_request_and_says_so(tmp_path, caplog):
@@ -554,3 +554,45 @@ def test_the_reason_says_that_it_grows(policy):
         policy.observe(KEY, Features(), peak, 3600.0, curve=grown(peak, 3600.0))
     plan = decide(policy)
     assert f"It starts with {plan.in_place.start.human} and grows as it needs more" in plan.reason
+
+
+def test_the_runs_of_a_step_that_occurs_again_count_for_each_occurrence(policy):
+    """ZenML numbers them: train, train_2, train_3."""
+    again = TaskKey(pipeline="train", step="fit_2", version="1")
+    other = TaskKey(pipeline="train", step="fitting", version="1")
+    observe(policy, [GB] * 6)
+    assert decide(policy, key=again).reason.startswith("6 earlier runs")
+    assert "First run" in decide(policy, key=other).reason
+    observe(policy, [GB], key=again)
+    assert decide(policy).reason.startswith("7 earlier runs")
+
+
+def test_an_occurrence_with_runs_enough_goes_its_own_way(policy):
+    first, second = (TaskKey(pipeline="p", step=f"model_{k}", version="1") for k in (1, 2))
+    for _ in range(10):
+        observe(policy, [GB], key=first)
+        observe(policy, [8 * GB], key=second)
+    assert decide(policy, key=first).ladder[-1] < 2 * GB
+    assert decide(policy, key=second).first_limit >= 8 * GB
+
+
+@pytest.mark.parametrize("step", ["_2", "fit_", "fit_two", "fit2", "2"])
+def test_a_name_that_only_looks_numbered_has_a_history_of_its_own(policy, step):
+    observe(policy, [GB] * 3, key=TaskKey(pipeline="p", step=step))
+    for name in ("fit", "_", ""):
+        assert "First run" in decide(policy, key=TaskKey(pipeline="p", step=name)).reason
+    assert "3 earlier runs" in decide(policy, key=TaskKey(pipeline="p", step=step)).reason
+
+
+def test_what_was_kept_is_the_same_whatever_the_writer_preferred():
+    """A reader weighs it at its own price: outcomes are kept for each price that has a name."""
+    rng = random.Random(3)
+    peaks = [rng.lognormvariate(0, 0.6) * GB for _ in range(40)]
+    kept, plans = [], []
+    for writer in ("less-waste", "fewer-kills"):
+        records = InMemoryHistory()
+        observe(HistoryPolicy(records=records, settings=MemorySettings(prefer=writer)), peaks)
+        kept.append([run.outcomes for _, run in records.read(KEY)])
+        plans.append(decide(HistoryPolicy(records=records)))
+    assert kept[0] == kept[1]
+    assert plans[0].ladder == plans[1].ladder

@@ -6,7 +6,7 @@ import pytest
 
 from mlops_ext.memory import MemoryPlan, Quantity
 from mlops_ext.memory.history.allocations import _TAIL_STEPS, Prices, outcome_of
-from mlops_ext.memory.history.predictors import Runs, Views
+from mlops_ext.memory.history.predictors import Views
 
 MB = 1e6
 TAIL = len(_TAIL_STEPS)
@@ -17,9 +17,13 @@ FORMS = {
 }
 
 
+def runs_of(inputs, peaks):
+    return {"inputs": inputs, "peaks": peaks}
+
+
 def view(runs, name, size):
     """What predictor *name* expects: the values up to the largest, its tail left out."""
-    found = Views(runs).view(name, size)
+    found = Views(**runs).view(name, size)
     return found.values[:-TAIL], found.weights[:-TAIL]
 
 
@@ -28,7 +32,7 @@ def view(runs, name, size):
 def test_a_predictor_is_exact_where_the_peaks_are_of_its_form(name, size):
     pytest.importorskip("numpy")
     form = FORMS[name]
-    values, _ = view(Runs(inputs=SIZES, peaks=[form(each) for each in SIZES]), name, size)
+    values, _ = view(runs_of(inputs=SIZES, peaks=[form(each) for each in SIZES]), name, size)
     assert values[0] == pytest.approx(form(size))
     assert values[-1] == pytest.approx(form(size))
 
@@ -42,7 +46,7 @@ def test_a_power_law_expects_what_each_run_would_have_missed_without_itself():
         rest = np.arange(len(x)) != left_out
         missed = y[left_out] - np.polyval(np.polyfit(x[rest], y[rest], 1), x[left_out])
         expected.append(math.exp(np.polyval(np.polyfit(x, y, 1), at) + missed))
-    values, weights = view(Runs(inputs=SIZES, peaks=peaks), "power law", 6 * MB)
+    values, weights = view(runs_of(inputs=SIZES, peaks=peaks), "power law", 6 * MB)
     assert values == pytest.approx(sorted(expected))
     nearest = expected[5]
     assert weights[sorted(expected).index(nearest)] == max(weights)
@@ -51,20 +55,20 @@ def test_a_power_law_expects_what_each_run_would_have_missed_without_itself():
 def test_runs_with_about_the_same_input_count_most():
     pytest.importorskip("numpy")
     small, large = [MB * (1 + at / 100) for at in range(20)], [1e5 * MB] * 20
-    runs = Runs(inputs=small + large, peaks=[1e9] * 20 + [9e9] * 20)
-    assert Views(runs).view("neighbours", MB).median == 1e9
-    assert Views(runs).view("neighbours", 1e5 * MB).median == 9e9
+    runs = runs_of(inputs=small + large, peaks=[1e9] * 20 + [9e9] * 20)
+    assert Views(**runs).view("neighbours", MB).median == 1e9
+    assert Views(**runs).view("neighbours", 1e5 * MB).median == 9e9
 
 
 def test_the_predictor_for_changed_tasks_looks_at_the_last_four_runs():
-    runs = Runs(inputs=[math.nan] * 6, peaks=[9.0, 8.0, 1.0, 4.0, 2.0, 3.0])
+    runs = runs_of(inputs=[math.nan] * 6, peaks=[9.0, 8.0, 1.0, 4.0, 2.0, 3.0])
     assert view(runs, "recent", None)[0] == [1.0, 2.0, 3.0, 4.0]
-    few = Runs(inputs=[math.nan] * 4, peaks=[1.0, 2.0, 3.0, 4.0])
-    assert "recent" not in Views(few).names(None)
+    few = runs_of(inputs=[math.nan] * 4, peaks=[1.0, 2.0, 3.0, 4.0])
+    assert "recent" not in Views(**few).names(None)
 
 
 def test_a_close_tail_leaves_less_room_above_the_same_peaks():
-    views = Views(Runs(inputs=[math.nan] * 20, peaks=[1e9 + 1e7 * at for at in range(20)]))
+    views = Views(inputs=[math.nan] * 20, peaks=[1e9 + 1e7 * at for at in range(20)])
     wide, close = views.view("all", None), views.view("all, close", None)
     assert close.values[:-TAIL] == wide.values[:-TAIL]
     top = wide.values[-TAIL - 1]
