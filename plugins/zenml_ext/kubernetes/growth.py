@@ -164,7 +164,7 @@ class Growth:
         """Note that a wish came true, or withdraw one that did not within its time."""
         assert self.resizer is not None
         waited = now - self._asked_at
-        if limit >= asked:
+        if limit > asked - _MIB:  # the kernel rounds down to pages
             log.info("The memory limit is %s now.", limit.human)
             self.resizes_s.append(round(waited, 1))
             self._asked, self._pause_s = None, _QUIET_S

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from typing_extensions import Self
 
@@ -157,15 +157,18 @@ class Watch:
         """Start the process that watches; without one the step runs all the same."""
         try:
             self._memory = os.memfd_create("mlops-ext-report")
-            task = {**self._task, "memory": self._memory}
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, json.dumps(task)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=(self._memory,),
-                cwd="/",  # a module in the user's directory must not stand in for a standard one
-            )
-            threading.Thread(target=_obey, args=(self._process.stdout,), daemon=True).start()
+            orders, theirs = os.pipe()  # not its output: whoever prints there must end no step
+            task = {**self._task, "memory": self._memory, "orders": theirs}
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", __name__, json.dumps(task)],
+                    stdin=subprocess.PIPE,
+                    pass_fds=(self._memory, theirs),
+                    cwd="/",  # no module of the user's may stand in for a standard one
+                )
+            finally:
+                os.close(theirs)
+            threading.Thread(target=_obey, args=(orders,), daemon=True).start()
         except OSError as error:
             log.warning("The memory of this process is not watched: %s", error)
         return self
@@ -212,10 +215,11 @@ class Watch:
         write_report(self._path, self.look().text(**more))
 
 
-def _obey(orders: IO[bytes]) -> None:
+def _obey(orders: int) -> None:
     """End this process if the one that watches says so: no signal from within kills a pid 1."""
-    if orders.read(1):
+    if os.read(orders, 1):
         leave(SIGKILLED)
+    os.close(orders)
 
 
 def main(task: Mapping[str, Any]) -> None:
@@ -241,7 +245,7 @@ def main(task: Mapping[str, Any]) -> None:
                 "A process of this step was killed for memory, and the others wait for it: the"
                 " step ends, to run again with more."
             )
-            os.write(1, b"!")
+            os.write(task["orders"], b"!")
             return
 
 

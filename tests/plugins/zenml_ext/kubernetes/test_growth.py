@@ -75,6 +75,15 @@ def test_nothing_more_is_asked_while_a_resize_is_on_its_way_and_it_is_noted_when
     assert growth.resizes_s == [1.0]
 
 
+def test_a_limit_that_the_kernel_rounds_down_to_a_page_has_come_true():
+    resizer = Resizer()
+    rule = InPlace(start=Quantity(0), threshold=0.85, growth=1.5, ceiling=Quantity(500 * MIB + 123))
+    growth = Growth(rule=rule, resizer=resizer)
+    growth.on_reading(reading(390), 0.0)
+    growth.on_reading(reading(392, limit=500), 1.0)
+    assert growth.resizes_s == [1.0]
+
+
 def test_it_never_asks_beyond_the_ceiling():
     resizer = Resizer()
     growth = Growth(rule=RULE, resizer=resizer)

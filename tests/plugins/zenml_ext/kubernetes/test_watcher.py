@@ -75,6 +75,31 @@ def test_a_process_is_watched_until_it_says_that_it_is_over(tmp_path):
 
 
 @needs_cgroup
+def test_what_anybody_prints_as_python_starts_ends_no_step(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    report = tmp_path / "report"
+    report.touch()
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from zenml_ext.kubernetes.watcher import Watch\n"
+        "from zenml_ext.memory.cgroup import MemoryCgroup\n"
+        "path = Path(sys.argv[1])\n"
+        "with Watch(MemoryCgroup.own(), None, report=path):\n"
+        "    while not path.read_text():\n"
+        "        time.sleep(0.05)\n"
+        "print('done')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(report)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("hello") == 2  # this process and the one that watches
+    assert done.stdout.endswith("done\n")
+
+
+@needs_cgroup
 def test_the_watcher_ends_with_the_process_that_it_watches(tmp_path):
     code = (
         "import os\n"
@@ -98,7 +123,7 @@ def test_a_step_that_waits_for_a_killed_child_is_ended_when_the_watcher_says_so(
         "import io, os\n"
         "read, write = os.pipe()\n"
         "os.write(write, b'!')\n"
-        "watcher._obey(os.fdopen(read, 'rb'))\n"
+        "watcher._obey(read)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == 137
