@@ -31,7 +31,14 @@ _DIRECT = "0" * 24
 _VERY_TALKATIVE = 10
 
 
-class SharedStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
+class _HasRuntime:
+    """Holds what a backend needs at run time: neither a pickle nor a comparison sees it."""
+
+    __slots__ = ("_runtime",)
+    _runtime: Runtime
+
+
+class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # type: ignore[misc,unused-ignore]  # joblib has no types
     """Keeps results where several machines can share them: in a folder, or in an object store.
 
     Use it as ``Memory(location, backend="shared", backend_options={...})``; the options are those
@@ -45,7 +52,6 @@ class SharedStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: ignore[m
     compress: Any = None
     mmap_mode: str | None = None
     options: SharedOptions = SharedOptions()
-    _runtime: Runtime
 
     def configure(
         self,
@@ -62,32 +68,35 @@ class SharedStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: ignore[m
         """
         given = dict(backend_options or {})
         self.options = read_options(given)
-        if is_object_location(location):
-            check_location(location, self.options)
-        else:
-            location = os.path.abspath(location)  # noqa: PTH100  # a text; a program may go elsewhere
         self.location, self.verbose = location, verbose
         self.compress = given.get("compress", False)
         self.mmap_mode = self.options.mmap_mode
-        if not is_object_location(location):
+        if is_object_location(location):
+            check_location(location, self.options)
+        else:
             self._prepare_location()
-        self._runtime = Runtime(location, self.options)
+        self._start()
+
+    def _start(self) -> None:
+        where = self.location  # a program may go to another folder, but stays with this one
+        if not is_object_location(where):
+            where = os.path.abspath(where)  # noqa: PTH100  # a text
+        self._runtime = Runtime(where, self.options)
 
     def __getattr__(self, name: str) -> Any:
         if name != "_runtime":
             raise AttributeError(name)
-        self._runtime = Runtime(self.location, self.options)  # used without being configured
+        self._start()  # used without being configured
         return self._runtime
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name != "_runtime"}
-        return {**state, "options": self.options.without_secrets()}
+        return {**vars(self), "options": self.options.without_secrets()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
         self.options = self.options.with_secrets()
-        self._runtime = Runtime(self.location, self.options)
+        self._start()
 
     def _prepare_location(self) -> None:
         """As joblib does: the folder, and a .gitignore beside or in it."""

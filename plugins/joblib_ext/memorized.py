@@ -79,6 +79,9 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
     code_version: str = ""
     _known: tuple[Any, Runtime, CodeVersion] | None = None
 
+    def __repr__(self) -> str:
+        return str(super().__repr__()).replace("Shared", "", 1)
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state.pop("_known", None)
