@@ -85,7 +85,7 @@ def check(
     "wait_s",
     type=float,
     metavar="SECONDS",
-    help="Wait until the launch is safe, in the order of coming.",
+    help="Wait until the launch is safe; first come, first served.",
 )
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

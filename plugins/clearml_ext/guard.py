@@ -180,7 +180,7 @@ def check_launch(
 
 
 def _check_in_turn(pipeline: Any, queue: str, settings: ClearmlSettings, instances: int) -> Result:
-    """Check *pipeline*; if asked to, wait until it is safe, in the order of coming."""
+    """Check *pipeline*; if asked to, wait until it is safe; first come, first served."""
     plan, task = plan_of_controller(pipeline), sdk.task_of(pipeline)
 
     def check(*, alone: bool = False) -> Result:

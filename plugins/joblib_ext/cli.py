@@ -27,7 +27,7 @@ def joblib() -> None:
 
 @joblib.command()
 @_LOCATION
-@click.option("--json", "as_json", is_flag=True, help="Print figures for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def stats(location: str, *, as_json: bool) -> None:
     """Entries, size and use by function and version; what went wrong and was repaired."""
     from joblib_ext.maintenance.find import find_store
@@ -68,7 +68,9 @@ def verify(location: str, *, no_repair: bool, sign_key: str | None) -> None:
 
 @joblib.command()
 @_LOCATION
-@click.option("--min-age", default=60.0, show_default=True, help="Seconds an orphan is unchanged.")
+@click.option(
+    "--min-age", default=60.0, show_default=True, help="Leave what changed in the last SECONDS."
+)
 def gc(location: str, min_age: float) -> None:
     """Remove what killed processes left, leases of dead owners, and what was moved aside."""
     from joblib_ext.maintenance.find import find_store

@@ -25,7 +25,7 @@ _COLOURS = {Severity.OK: "green", Severity.NOTE: "yellow", Severity.PROBLEM: "re
     "--require",
     multiple=True,
     metavar="NAME,...",
-    help="Frameworks whose fixes must be active here: a fix that is needed and not is a problem.",
+    help="Frameworks whose fixes must be active here: a needed fix that is not is a problem.",
 )
 def doctor(*, as_json: bool, require: tuple[str, ...]) -> None:
     """Show every fix: needed by the installed version or not, active or not, and why.
