@@ -366,3 +366,30 @@ def test_a_value_that_counts_as_nothing_is_given_all_the_same(project):
     given = {"workers": 0, "strict": False}
     found = settings.load(Sample, "sample", arguments=given, environ={}, directory=folder)
     assert (found.workers, found.strict) == (0, False)
+
+
+def test_the_tables_of_the_file_are_named_with_the_file(project):
+    assert settings.sections(project("[tool.other]\n")) == (None, [])
+    folder = project(
+        "[tool.mlops-ext]\ntemp-dir = 'x'\n[tool.mlops-ext.one-two]\n[tool.mlops-ext.b]\n"
+    )
+    assert settings.sections(folder / "below") == (folder / "pyproject.toml", ["one_two", "b"])
+    assert settings.misspelt_files(folder) == []
+
+
+def test_a_table_with_an_underscore_is_found_however_far_above(project):
+    folder = project("[tool.mlops_ext]\n")
+    (folder / "below").mkdir()
+    (folder / "below" / "pyproject.toml").write_text("[tool.mlops-ext]\n")
+    assert settings.misspelt_files(folder / "below") == [folder / "pyproject.toml"]
+
+
+def test_a_number_of_another_type_is_told_with_the_setting_the_value_and_what_is_allowed(project):
+    folder = project("[tool.mlops-ext.sample]\nworkers = 2.7\n")
+    with pytest.raises(SettingsError) as caught:
+        settings.load(Sample, "sample", environ={}, directory=folder)
+    assert str(caught.value) == (
+        "tool.mlops-ext.sample.workers = 2.7 cannot be used: expected a whole number"
+    )
+    error = caught.value
+    assert (error.setting, error.value) == ("tool.mlops-ext.sample.workers", 2.7)
