@@ -162,6 +162,7 @@ def test_an_upload_that_the_application_does_not_read_holds_nobody_up():
 
 
 @pytest.mark.skipif(Version("0.18") <= KSERVE, reason="KServe 0.18 keeps connections for 65 s")
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("way", ["bare", "subclass"])
 def test_an_idle_connection_outlives_the_pools_of_gateways(tmp_path, way):
     """Bare KServe before 0.18 closes it after uvicorn's 5 s, and resets who comes back just then."""
