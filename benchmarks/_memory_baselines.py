@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class Baseline:
 
     def first(self, size: float, request: float) -> float:
         return self.guess(size if math.isfinite(size) else 0.0) if self.peaks else request
+
+    def kill(self, size: float, limit: float) -> None:
+        """Nothing: none of these looks at runs that were killed."""
 
     def guess(self, size: float) -> float:
         raise NotImplementedError
@@ -233,6 +237,107 @@ class Ponder(Baseline):
         return math.sqrt(max(float(variance), 0.0))
 
 
+class Bucketing(Baseline):
+    """Past peaks in buckets: one is drawn by its share, after a kill one above it, then doubling.
+
+    A bucket stands for its largest peak. Later runs count more: the n-th run weighs n.
+    Source: Phung, Ward, Chard, Thain, "Not All Tasks Are Created Equal: Adaptive Resource
+    Allocation for Heterogeneous Tasks in Dynamic Workflows", WORKS 2021; Phung, Thain,
+    "Adaptive Task-Oriented Resource Allocation for Large Dynamic Workflows on Opportunistic
+    Resources", IPDPS 2024; as in TaskVine (cctools, dttools/src/bucketing_greedy.c and
+    bucketing_exhaust.c).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rng = random.Random(0)
+        self._made: tuple[int, Any] = (0, None)
+
+    def ends(self, peaks: Any, weights: Any) -> Any:
+        """The index after each bucket's last peak, the peaks being sorted."""
+        raise NotImplementedError
+
+    def guess(self, size: float) -> float:
+        del size
+        return self._draw(0.0) or max(self.peaks)
+
+    def retry(self, allocated: float, kills: int, size: float, request: float) -> float:
+        del kills, size, request
+        return self._draw(allocated) or 2 * allocated
+
+    def _draw(self, above: float) -> float | None:
+        if self._made[0] != len(self.peaks):
+            order = np.argsort(self.peaks, kind="stable")
+            peaks, weights = np.array(self.peaks)[order], order + 1.0
+            ends = self.ends(peaks, weights)
+            share = np.diff(np.cumsum(weights)[ends - 1], prepend=0.0)
+            self._made = (len(self.peaks), (peaks[ends - 1].tolist(), share.tolist()))
+        values, shares = self._made[1]
+        open_ = [(v, s) for v, s in zip(values, shares, strict=True) if v > above]
+        if not open_:
+            return None
+        return float(self._rng.choices([v for v, _ in open_], [s for _, s in open_])[0])
+
+
+class GreedyBucketing(Bucketing):
+    """A bucket is cut in two where that is expected to waste least, and its halves again."""
+
+    def ends(self, peaks: Any, weights: Any) -> Any:
+        found, open_ = [len(peaks)], [(0, len(peaks))]
+        while open_:
+            low, high = open_.pop()
+            mass = np.cumsum(weights[low:high])
+            share = mass / mass[-1]
+            moment = np.cumsum(weights[low:high] * peaks[low:high])
+            mean, rest = moment / mass, 1.0 - share
+            upper = (moment[-1] - moment) / np.maximum(mass[-1] - mass, 1e-300)
+            at, top = peaks[low:high], peaks[high - 1]
+            cost = (
+                share * share * (at - mean)
+                + share * rest * (top - mean)
+                + rest * share * (at + top - upper)
+                + rest * rest * (top - upper)
+            )
+            cut = low + len(cost) - int(np.argmin(cost[::-1]))  # the last of equally good ones
+            if cut < high:
+                found.append(cut)
+                open_ += [each for each in ((low, cut), (cut, high)) if each[1] - each[0] > 1]
+        return np.array(sorted(found))
+
+
+class ExhaustiveBucketing(Bucketing):
+    """Evenly wide buckets, up to ten: as many as are expected to waste least.
+
+    Below the first of them they grow by powers of two, as TaskVine has it, in MB.
+    """
+
+    def ends(self, peaks: Any, weights: Any) -> Any:
+        ways = [self._spaced(peaks, count) for count in range(1, 11)]
+        return min(ways, key=lambda ends: self._cost(peaks, weights, ends))
+
+    @staticmethod
+    def _spaced(peaks: Any, count: int) -> Any:
+        top = float(peaks[-1])
+        steps = max(int(math.log2(max(top / 1e6 / count, 1.0))), 0)
+        tops = [1e6 * 2**k for k in range(steps)] + [top * k / count for k in range(1, count)]
+        ends = np.searchsorted(peaks, tops, side="right")
+        return np.unique(np.append(ends[ends > 0], len(peaks)))
+
+    @staticmethod
+    def _cost(peaks: Any, weights: Any, ends: Any) -> float:
+        mass = np.diff(np.cumsum(weights)[ends - 1], prepend=0.0)
+        share = mass / mass.sum()
+        mean = np.diff(np.cumsum(weights * peaks)[ends - 1], prepend=0.0) / mass
+        tops, count = peaks[ends - 1], len(ends)
+        table = np.zeros((count, count))  # of a task in bucket i that is given bucket j
+        for j in range(count - 1, -1, -1):
+            table[: j + 1, j] = tops[j] - mean[: j + 1]
+            if j + 1 < count:
+                onward = share[j + 1 :] / share[j + 1 :].sum()
+                table[j + 1 :, j] = tops[j] + table[j + 1 :, j + 1 :] @ onward
+        return float(share @ table @ share)
+
+
 BASELINES = {
     "author": Author,
     "doubling from 1 GB": Doubling,
@@ -244,4 +349,6 @@ BASELINES = {
     "Witt, percentile": WittPercentile,
     "Witt, regression": WittRegression,
     "Ponder": Ponder,
+    "greedy bucketing": GreedyBucketing,
+    "exhaustive bucketing": ExhaustiveBucketing,
 }

@@ -40,6 +40,14 @@ from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
 GB_HOUR = 1e9 * 3600
 LATENCIES_S = (0, 15, 60)
 """Seconds until a resize takes effect: at once, and the range that clusters show."""
+SHAPES = {
+    "ramp": (1.0, (900, 3600)),
+    "late": (6.0, (900, 3600)),
+    "flat": (0.05, (900, 3600)),
+    "burst": (40.0, (400, 1800)),
+    "short": (2.0, (30, 240)),
+}
+"""Made-up curves: usage grows with this power of the time, for so many seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +90,13 @@ def load_curves(path: Path) -> list[Run]:
 
 
 def make_curves(seed: int = 0, runs: int = 60) -> Iterable[Run]:
-    """Made-up runs of three shapes: a ramp, a late plateau, and a plateau from the start."""
+    """Made-up runs: a ramp, late growth, a plateau, a burst at the end, and short tasks."""
     rng = random.Random(seed)
     for _ in range(runs):
-        for process, shape in (("ramp", 1.0), ("late", 6.0), ("flat", 0.05)):
+        for process, (shape, seconds) in SHAPES.items():
             size = rng.uniform(1e9, 8e9)
             peak = size * rng.uniform(0.8, 1.2) + 3e8
-            length = rng.uniform(900, 3600)
+            length = rng.uniform(*seconds)
             samples = [
                 (length * k / 90, int(2e8 + (peak - 2e8) * (k / 90) ** shape)) for k in range(91)
             ]

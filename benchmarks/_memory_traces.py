@@ -16,11 +16,30 @@ LEAST = 8 * 1024**2
 """No allocation is smaller."""
 FEWEST = 34
 """Task types with fewer instances are left out, as in the paper."""
+_MIB = 1024.0**2
+_COLUMNS = {
+    "process": (("process", 1.0), ("task", 1.0), ("Cmd", 1.0)),
+    "size": (("input_bytes", 1.0), ("InputSize", 1.0), ("rchar", 1.0)),
+    "peak": (("rss", 1.0), ("ResidentSetSize_RAW", 1024.0), ("MemoryUsage", _MIB)),
+    "hours": (("realtime", 1 / 3.6e6), ("RemoteWallClockTime", 1 / 3600)),
+    "request": (("memory", 1.0), ("RequestMemory", _MIB)),
+    "submit": (("submit", 1.0), ("QDate", 1000.0)),
+    "complete": (("complete", 1.0), ("CompletionDate", 1000.0)),
+    "status": (("status", 1.0), ("JobStatus", 1.0)),
+}
+"""What is read, by the names of Nextflow's traces and of HTCondor's job ads, and its unit. A size
+that is known before the start (input_bytes) comes before one that is counted during the run."""
+_COMPLETED = {"", "COMPLETED", "CACHED", "4"}
+_NEAR = 0.9
+"""A failed run that used more than this much of its memory counts as killed for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One run of a task type: sizes in bytes, run time in hours, times in ms since 1970."""
+    """One run of a task type: sizes in bytes, run time in hours, times in ms since 1970.
+
+    One that was *killed* had its request as limit; methods are told of it, and it is not played.
+    """
 
     size: float
     peak: float
@@ -28,6 +47,7 @@ class Task:
     request: float
     submit: float
     complete: float
+    killed: bool = False
 
 
 class Method(Protocol):
@@ -45,6 +65,10 @@ class Method(Protocol):
         """Learn of a task that has ended."""
         ...
 
+    def kill(self, size: float, limit: float) -> None:
+        """Learn of a task that was killed at *limit* and not tried again."""
+        ...
+
 
 @dataclass(slots=True, kw_only=True)
 class Score:
@@ -57,30 +81,47 @@ class Score:
 def load(path: Path, *, use_size: bool) -> dict[str, list[Task]]:
     """The tasks of each type that the protocol looks at, in the order of the file.
 
-    Rows without a positive rss are dropped first; then types with fewer than 34 instances or
-    with a run time of zero.
+    Rows without a positive peak are dropped first; then types with fewer than 34 instances or
+    with a run time of zero. Failed rows are no instances: those that had come near their memory are
+    kills, the others are dropped.
     """
     types: dict[str, list[Task]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            numbers = {name: _number(row[name]) for name in ("rss", "rchar", "realtime", "memory")}
-            if not numbers["rss"] > 0:
+        rows = csv.DictReader(file)
+        found = {
+            ours: next(
+                ((name, unit) for name, unit in names if name in (rows.fieldnames or ())), None
+            )
+            for ours, names in _COLUMNS.items()
+        }
+        for index, row in enumerate(rows):
+            numbers = {
+                ours: _number(row[column[0]]) * column[1] if column else math.nan
+                for ours, column in found.items()
+            }
+            failed = found["status"] is not None and row[found["status"][0]] not in _COMPLETED
+            killed = failed and numbers["peak"] > _NEAR * numbers["request"]
+            if not numbers["peak"] > 0 or (failed and not killed):
                 continue
-            types.setdefault(row["process"], []).append(
+            process = row[found["process"][0]] if found["process"] else path.stem
+            known = math.isfinite(numbers["submit"]) and math.isfinite(numbers["complete"])
+            types.setdefault(process, []).append(
                 Task(
-                    size=numbers["rchar"] if use_size else math.nan,
-                    peak=numbers["rss"],
-                    hours=numbers["realtime"] / 3.6e6,
-                    request=numbers["memory"],
-                    submit=_number(row["submit"]),
-                    complete=_number(row["complete"]),
+                    size=numbers["size"] if use_size else math.nan,
+                    peak=numbers["peak"],
+                    hours=numbers["hours"],
+                    request=numbers["request"],
+                    submit=numbers["submit"] if known else float(index),
+                    complete=numbers["complete"] if known else index + 0.5,
+                    killed=killed,
                 )
             )
-    return {
-        process: tasks
-        for process, tasks in types.items()
-        if len(tasks) >= FEWEST and all(task.hours > 0 for task in tasks)
-    }
+    return {process: tasks for process, tasks in types.items() if _is_played(tasks)}
+
+
+def _is_played(tasks: Sequence[Task]) -> bool:
+    ended = [task for task in tasks if not task.killed]
+    return len(ended) >= FEWEST and all(task.hours > 0 for task in ended)
 
 
 def _number(text: str) -> float:
@@ -107,14 +148,33 @@ def sizey(tasks: Sequence[Task], seed: int) -> Iterator[tuple[Task, bool]]:
         yield tasks[index], True
 
 
-def run_sizey(method: Method, tasks: Sequence[Task], seed: int, ttf: float) -> Score:
-    """What *method* costs by the paper's protocol."""
+def run_sizey(
+    method: Method, tasks: Sequence[Task], seed: int, ttf: float, leaks: int = 0
+) -> Score:
+    """What *method* costs by the paper's protocol; before each *leaks*-th task one leaks."""
     score = Score()
-    for task, counts in sizey(tasks, seed):
+    for number, (task, counts) in enumerate(sizey(tasks, seed), start=1):
+        if leaks and number % leaks == 0:
+            leak(method, task)
+        if task.killed:
+            method.kill(task.size, task.request)
+            continue
         if counts:
             attempt(method, task, ttf, score)
         method.add(task.size, task.peak, task.hours)
     return score
+
+
+def leak(method: Method, task: Task, attempts: int = 5) -> None:
+    """A run that needs more than it can ever get: killed at each of *attempts* allocations.
+
+    What it costs is the same for all methods but for their allocations, and is not counted.
+    """
+    allocated = _clip(method.first(task.size, task.request), task.request)
+    for kills in range(1, attempts):
+        following = method.retry(allocated, kills, task.size, task.request)
+        allocated = _clip(max(following, 1.01 * allocated), 2 * allocated)
+    method.kill(task.size, allocated)
 
 
 def run_arrival(method: Method, tasks: Sequence[Task], ttf: float) -> Score:
@@ -128,8 +188,14 @@ def run_arrival(method: Method, tasks: Sequence[Task], ttf: float) -> Score:
     known = 0
     for task in sorted(tasks, key=lambda task: task.submit):
         while known < len(ended) and ended[known].complete <= task.submit:
-            method.add(ended[known].size, ended[known].peak, ended[known].hours)
+            past = ended[known]
+            if past.killed:
+                method.kill(past.size, past.request)
+            else:
+                method.add(past.size, past.peak, past.hours)
             known += 1
+        if task.killed:
+            continue
         attempt(method, task, ttf, score)
     return score
 

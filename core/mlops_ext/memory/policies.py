@@ -25,8 +25,8 @@ from mlops_ext.memory.quantity import Quantity
 
 _SIGKILL = 137
 _MIB = 1024**2
+# The price of a kill for each preference, in mean peak times mean run time.
 KILL_PRICES = {"fewer-kills": 16.0, "balanced": 3.0, "less-waste": 1.0}
-"""The price of a kill for each preference, in mean peak times mean run time."""
 _MIN_MEMORY = Quantity(16 * _MIB)
 
 

@@ -18,10 +18,10 @@ _PATTERN = re.compile(
 _BINARY = {suffix: 1024**power for power, suffix in enumerate(("", "Ki", "Mi", "Gi", "Ti", "Pi"))}
 _DECIMAL = {suffix: 1000**power for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"))}
 _SMALL = {"n": 9, "u": 6, "m": 3}
+# The API server keeps quantities in an int64.
 _LARGEST = 2**63 - 1
-"""The API server keeps quantities in an int64."""
+# No size within int64 needs more; refused here so that a hostile text costs nothing.
 _DIGITS = 60
-"""No size within int64 needs more; refused here so that a hostile text costs nothing."""
 
 
 class Quantity(int):

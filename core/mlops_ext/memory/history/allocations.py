@@ -74,7 +74,10 @@ def add_tail(peaks: Peaks, *, spread: float = 1.0) -> Peaks:
     values = peaks.values
     mass = list(itertools.accumulate(peaks.weights))
     top = values[-1]
-    excess = _mean_excess(peaks, bisect.bisect_left(mass, _UPPER * mass[-1]))
+    quantile = values[bisect.bisect_left(mass, _UPPER * mass[-1])]
+    first = bisect.bisect_left(values, quantile)
+    upper: float = sum(map(operator.mul, values[first:], peaks.weights[first:]))
+    excess = upper / sum(peaks.weights[first:]) - quantile
     min_spread = top * max(_LEAST_SPREAD, _FIRST_SPREAD / max(peaks.count, 1.0) ** 2)
     spread *= _SPREAD * min(max(excess, min_spread), top)
     beyond = mass[-1] / peaks.count
@@ -84,15 +87,6 @@ def add_tail(peaks: Peaks, *, spread: float = 1.0) -> Peaks:
         weights=[*kept_weights, *(beyond * share for _, share in _TAIL_STEPS)],
         count=peaks.count,
     )
-
-
-def _mean_excess(peaks: Peaks, index: int) -> float:
-    """Mean of value - q over the values from q on, q being the value at *index*."""
-    quantile = peaks.values[index]
-    first = bisect.bisect_left(peaks.values, quantile)
-    values, weights = peaks.values[first:], peaks.weights[first:]
-    total: float = sum(map(operator.mul, values, weights))
-    return total / sum(weights) - quantile
 
 
 def _thin(values: Sequence[float], mass: Sequence[float]) -> tuple[list[float], list[float]]:

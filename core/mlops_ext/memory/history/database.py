@@ -121,10 +121,7 @@ class History:
 
     def _move_aside(self) -> Path:
         """Rename the damaged file, and its journal, which must not be applied to a new one."""
-        while True:
-            aside = self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(4)}")
-            if not aside.exists():
-                break
+        aside = self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(8)}")
         for suffix in ("-journal", ""):
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,10 +10,10 @@ from typing import Protocol
 from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.model import Curve, TaskKey
 
+# Numbers of two histories differ in what is left after division by this, those of one do not.
 BEGUN_ANEW = 2**40
-"""Numbers of two histories differ in what is left after division by this, those of one do not."""
+# Points kept of a curve: one for each 3 % of the peak.
 CURVE_POINTS = 32
-"""Points kept of a curve: one for each 3 % of the peak."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +83,8 @@ class InMemoryHistory:
     ) -> Sequence[tuple[int, Observation]]:
         """As `Records.read`."""
         rows = self._rows.get((key.pipeline, key.step), [])
-        first = len(rows)
-        while first and len(rows) - first < limit and rows[first - 1][0] > after:
-            first -= 1
-        return rows[first:]
+        first = bisect.bisect_right(rows, after, key=lambda row: row[0])
+        return rows[max(first, len(rows) - limit) :]
 
 
 def compress_curve(curve: Curve, points: int = CURVE_POINTS) -> tuple[tuple[float, int], ...]:

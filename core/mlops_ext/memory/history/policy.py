@@ -47,8 +47,6 @@ _MOSTLY = 0.5
 # Seconds until a resize takes effect where none was seen: the kubelet looks at a pod at least
 # this often.
 _LATENCY_S = 60.0
-# Stands for a resize that never took effect: nothing pays then.
-_NEVER_S = 1e9
 # Resizes looked at, of all tasks: how long they take is a matter of the cluster.
 _RESIZES = 64
 # Tasks kept in mind; a few kB each.
@@ -260,7 +258,8 @@ class _Cache:
         if not self.resizes_s:
             return _LATENCY_S
         ordered = sorted(self.resizes_s)
-        return math.ceil(min(ordered[len(ordered) * 9 // 10], _NEVER_S))
+        slowest = ordered[len(ordered) * 9 // 10]
+        return math.ceil(slowest) if math.isfinite(slowest) else slowest
 
     def after_fork(self) -> None:
         """In a child: the lock may be held by a thread that is not here."""

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+# The predictor that needs nothing: all earlier peaks, whatever the input.
 DEFAULT = "all"
-"""The predictor that needs nothing: all earlier peaks, whatever the input."""
 # The same, for tasks whose largest peak is a bound: little room above it.
 _CLOSE = "all, close"
 # The predictor for changed tasks: the last few peaks.
 _RECENT = "recent"
+# The predictors that do not look at the input.
 WITHOUT_INPUT = (DEFAULT, _CLOSE, _RECENT)
-"""The predictors that do not look at the input."""
 # Runs that count as recent.
 _LAST = 4
 # Spread of a close tail, as a part of the usual one.
@@ -40,8 +40,6 @@ _NEIGHBOURS = 8
 # The predictors that look at the input. A bandwidth of their kernels reaches this many times
 # the root of the number of runs.
 _REACH = {"power law": 3.0, "neighbours": 1.0, "local line": 2.0}
-# No power law has a larger exponent, either way.
-_STEEPEST = 2.0
 # A run has no more leverage: a single far one would otherwise set the tail.
 _LEVERAGE = 0.7
 # Weights below this fraction of the largest are dropped.
@@ -131,8 +129,7 @@ class _ByInput:
         count = len(distance)
         reach = min(count - 1, max(_NEIGHBOURS, round(per_root * math.sqrt(count))))
         width = max(float(self._np.partition(distance, reach)[reach]), 1e-6)
-        ratio = distance / width
-        weights: Floats = self._np.exp(-0.5 * ratio * ratio) + 1e-9
+        weights: Floats = self._np.exp(-0.5 * (distance / width) ** 2) + 1e-9
         return weights
 
     @functools.cached_property
@@ -146,7 +143,6 @@ class _ByInput:
         away = x - centre
         variance = float((away * away).sum())
         slope = float((away * (y - mean)).sum()) / variance if variance > _NO_SPREAD else 0.0
-        slope = min(max(slope, -_STEEPEST), _STEEPEST)
         leverage = 1.0 / len(x) + away * away / max(variance, _NO_SPREAD)
         residuals = (y - mean - slope * away) / (1.0 - self._np.minimum(leverage, _LEVERAGE))
         order = self._np.argsort(residuals)

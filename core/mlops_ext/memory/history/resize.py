@@ -13,8 +13,8 @@ from mlops_ext.memory.model import Curve
 _STARTS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _THRESHOLDS = (0.7, 0.8, 0.9)
 _GROWTHS = (1.1, 1.2, 1.35, 1.6, 2.0)
-_MOST_CURVES = 12
-"""Curves replayed for a decision: the newest."""
+# Curves replayed for a decision: the newest.
+MOST_CURVES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ def _attempt(
 def best_choice(
     runs: Sequence[Curved], kill: float, resize: float, latency_s: float
 ) -> tuple[Choice, float] | None:
-    """The cheapest choice over the newest of *runs* and its mean cost in bytes, or None.
+    """The cheapest choice over *runs* and its mean cost in bytes, or None.
 
     Args:
         runs: earlier runs, oldest first.
@@ -125,7 +125,6 @@ def best_choice(
         resize: price of a resize in bytes.
         latency_s: seconds until a resize takes effect.
     """
-    runs = runs[-_MOST_CURVES:]
     best: tuple[Choice, float] | None = None
     for start, threshold, growth in itertools.product(_STARTS, _THRESHOLDS, _GROWTHS):
         choice = Choice(start=start, threshold=threshold, growth=growth)

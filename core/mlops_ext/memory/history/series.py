@@ -17,12 +17,12 @@ from mlops_ext.memory.history.allocations import (
 )
 from mlops_ext.memory.history.observations import Observation
 from mlops_ext.memory.history.predictors import DEFAULT, WITHOUT_INPUT, Views
-from mlops_ext.memory.history.resize import Choice, Curved, best_choice, replay
+from mlops_ext.memory.history.resize import MOST_CURVES, Choice, Curved, best_choice, replay
 from mlops_ext.memory.model import Features
 from mlops_ext.memory.policies import KILL_PRICES, MemorySettings
 
+# Runs looked at. More would win about 1 % where thousands alike have run.
 WINDOW = 400
-"""Runs looked at. More would win about 1 % where thousands alike have run."""
 # Weight of a predictor's past cost, per run since: a task whose need changed is followed.
 _MEMORY = 0.99
 # How fast a predictor's weight falls with its cost's excess: see the table of constants.
@@ -106,7 +106,7 @@ class Series:
         self._runtimes: list[float] = []
         self._outcomes: dict[str, Sequence[Outcome]] = {}
         self._made: Views | None = None
-        self._curves: deque[Curved] = deque(maxlen=32)
+        self._curves: deque[Curved] = deque(maxlen=MOST_CURVES)
         self._choice: Choice | None = None
         self._chosen_for: float | None = None
         self._record = 0.0
@@ -172,12 +172,11 @@ class Series:
         left = []
         for kill in self.kills:
             comparable = math.isnan(kill.size) or math.isnan(size) or size >= kill.size
-            if kill.bound <= peak and comparable:
-                continue
-            doubted = replace(kill, weight=kill.weight * _DOUBT) if comparable else kill
-            if doubted.weight > _FORGOTTEN:
-                left.append(doubted)
-        self.kills = left
+            if not comparable:
+                left.append(kill)
+            elif kill.bound > peak:
+                left.append(replace(kill, weight=kill.weight * _DOUBT))
+        self.kills = [kill for kill in left if kill.weight > _FORGOTTEN]
 
     def _mean_runtime(self) -> float:
         """Mean run time of the window in seconds; runs without one count as the mean."""
@@ -265,8 +264,7 @@ class Series:
         shares = self._shares(size, settings)
         mixed = mix([(share, self._views.view(name, size)) for name, share in shares.items()])
         expected = self._with_kills(mixed, _known(size), settings.growth)
-        # One retry is left for growing beyond the ladder's end.
-        length = max(settings.max_oom_retries, 1)
+        length = settings.max_oom_retries  # one is left for growing beyond the ladder's end
         return Forecast(
             median=mixed.median,
             ladder=best_ladder(expected, self.prices(settings), max_length=length),
@@ -304,7 +302,7 @@ class Series:
         outcomes: dict[str, Sequence[Outcome]] = {}
         if len(self._peaks) > 1:  # one run says nothing of the spread
             every = [self.prices(settings, price) for price in KILL_PRICES.values()]
-            length = max(settings.max_oom_retries, 1)
+            length = settings.max_oom_retries
             for name in self._views.names(size):
                 view = self._views.view(name, size)
                 ladders = [best_ladder(view, prices, max_length=length) for prices in every]
