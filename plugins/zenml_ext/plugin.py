@@ -8,7 +8,7 @@ from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
 from zenml_ext.processes import DYNAMIC_POD, LOCAL_STEP, ORCHESTRATOR_POD, STEP_POD
 
-_SUPPORTED = ">=0.94.6,<0.99"
+_SUPPORTED = ">=0.94.5,<0.99"
 _MATERIALIZER = "zenml.materializers.base_materializer:BaseMaterializer"
 _KUBE_UTILS = "zenml.integrations.kubernetes.kube_utils"
 _PIPELINE_TEST = (
