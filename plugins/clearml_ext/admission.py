@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clearml_ext.server.client import Client
+from clearml_ext.server.statuses import Status
 from clearml_ext.server.workers import parse_time
 
 _PREFIX = "mlops-ext-launch:"
@@ -51,9 +52,9 @@ class Ticket:
 def tickets_of(document: Mapping[str, Any], now_ms: int) -> list[Ticket]:
     """The tickets on a task that is still where its script was started."""
     changed = parse_time(document.get("status_changed"))
-    stopped = document.get("status") == "stopped" and changed is not None
+    stopped = document.get("status") == Status.STOPPED and changed is not None
     late = changed is None or now_ms > (changed.timestamp() + _STOPPED_S) * 1000
-    if document.get("status") != "in_progress" and (not stopped or late):
+    if document.get("status") != Status.IN_PROGRESS and (not stopped or late):
         return []
     if _ON_A_DESK not in (document.get("system_tags") or []):
         return []
@@ -124,7 +125,7 @@ class Admission:
 
     def _tickets(self) -> list[Ticket]:
         wanted = {
-            "status": ["in_progress", "stopped"],
+            "status": [Status.IN_PROGRESS, Status.STOPPED],
             "system_tags": [_ON_A_DESK],
             "only_fields": _FIELDS,
             "search_hidden": True,

@@ -11,6 +11,7 @@ from clearml_ext import sdk
 from clearml_ext.errors import PlanError
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, fetch_tasks
+from clearml_ext.server.statuses import LIVE, Status
 from clearml_ext.server.tasks import (
     Launched,
     declared_queues,
@@ -27,7 +28,6 @@ _MAX_DEPTH = 20
 _REFERENCE = re.compile(r"\$\{pipeline\.([^}]+)\}")
 _ENDLESS = frozenset({"service", "monitor", "application"})
 """Types of tasks that run until somebody stops them."""
-_ENDED = frozenset({"completed", "closed", "published", "failed", "stopped"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,8 +282,8 @@ def running_pipelines(
         number: document
         for number, document in snapshot.tasks.items()
         if (may_wait(document) or number in children)
-        and document.get("status") not in _ENDED
-        and (number in snapshot.running or document.get("status") == "queued")
+        and document.get("status") in LIVE
+        and (number in snapshot.running or document.get("status") == Status.QUEUED)
     }
     launched = {
         number: launched_by_task(each) for number, each in active.items() if is_pipeline(each)
@@ -331,7 +331,7 @@ def _waiting_children(snapshot: Snapshot) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for child in snapshot.tasks.values():
         parent = snapshot.tasks.get(str(child.get("parent") or ""))
-        if parent is None or child.get("status") != "queued" or is_pipeline(parent):
+        if parent is None or child.get("status") != Status.QUEUED or is_pipeline(parent):
             continue
         number = str(parent["id"])
         scripts = [(each.get("script") or {}).get("entry_point") for each in (parent, child)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clearml_ext.check.results import Answer, Result, examine, exit_code, load_result, merge
+from clearml_ext.server.statuses import Status
 from clearml_ext.settings import ClearmlSettings, load_settings
 from clearml_ext.topology.file import read_topology
 from mlops_ext.errors import MlopsExtError
@@ -54,7 +55,7 @@ def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -
     snapshot = take_snapshot(client, settings, plan.base_tasks)
     given = str((document.get("execution") or {}).get("queue") or "")
     own = task if task in snapshot.running else None
-    if own is None and document.get("status") != "queued":
+    if own is None and document.get("status") != Status.QUEUED:
         plan = from_the_start(plan)
     target = queue or given or settings.services_queue
     return check_plan(plan, target, snapshot, settings, client=client, own_task=own)
@@ -157,5 +158,5 @@ def _require_server(settings: ClearmlSettings) -> None:
         return
     client = Client.from_configuration(settings.timeout_s)
     take_snapshot(client, settings)
-    running = {"type": ["controller"], "status": ["in_progress"], "only_fields": ["id"]}
+    running = {"type": ["controller"], "status": [Status.IN_PROGRESS], "only_fields": ["id"]}
     client.rows("tasks.get_all", running, "tasks")

@@ -17,6 +17,7 @@ from clearml_ext.errors import PlanError, ServerError
 from clearml_ext.sdk import default_queue_of, is_draft, job_id_of, nodes_of
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot
+from clearml_ext.server.statuses import LIVE, Status
 from clearml_ext.server.workers import parse_time
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ _CONTENT = ["id", "type", "system_tags", "created", "parent", "last_worker_repor
 _CLOCK_S = 2.0
 """What the server's clock, told in whole seconds, and the process's start may be off."""
 _PLAN_FIELDS = ["configuration.Pipeline", "runtime"]
-_LIVE = ("queued", "in_progress", "created")
 _REFUSED = 400
 
 WAITING_TYPES = frozenset({"controller", "service", "monitor", "optimizer", "application"})
@@ -192,9 +192,9 @@ def is_aborted(document: Mapping[str, Any]) -> bool:
     (https://github.com/clearml/clearml/issues/1439).
     """
     message, reason = str(document.get("status_message")), document.get("status_reason")
-    if document.get("status") == "in_progress":
+    if document.get("status") == Status.IN_PROGRESS:
         return message == "stopping"
-    if document.get("status") != "stopped":
+    if document.get("status") != Status.STOPPED:
         return False
     return message.startswith("Stopped by ") or reason in _ABORTS
 
@@ -258,9 +258,9 @@ def stop_children(client: Client, controller: str, launched: Launched | None = N
     while pending:
         _, children = pipeline_tasks(client, pending.pop(), launched)
         launched = None
-        for child in sorted(children, key=lambda each: each.get("status") != "queued"):
+        for child in sorted(children, key=lambda each: each.get("status") != Status.QUEUED):
             number = str(child["id"])
-            if child.get("status") not in _LIVE or number in seen:
+            if child.get("status") not in LIVE or number in seen:
                 continue
             seen.add(number)
             pending.append(number)
@@ -274,10 +274,10 @@ def _stop(client: Client, task: Mapping[str, Any]) -> bool:
     number, status = str(task["id"]), task.get("status")
     queue = (task.get("execution") or {}).get("queue")
     place = {"queue": queue, "task": number}
-    if status == "queued" and not (queue and _accepted(client, "queues.remove_task", place)):
-        status = "in_progress"  # an agent was faster
+    if status == Status.QUEUED and not (queue and _accepted(client, "queues.remove_task", place)):
+        status = Status.IN_PROGRESS  # an agent was faster
     reason: dict[str, object] = {"task": number, "status_reason": "its pipeline was aborted"}
-    if status == "in_progress":
+    if status == Status.IN_PROGRESS:
         return _accepted(client, "tasks.stop", reason)
     # The server stops a task that is not enqueued only by force.
     return _accepted(client, "tasks.stopped", {**reason, "force": True})

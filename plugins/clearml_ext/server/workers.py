@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clearml_ext.server.statuses import Status
 from clearml_ext.topology.file import UNBOUNDED, autoscaler
 from mlops_ext.errors import TopologyError
 from mlops_ext.queues.check import Worker
@@ -197,7 +198,7 @@ def _autoscaled(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int | 
         entry = (document.get("configuration") or {}).get("General") or {}
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
             kept = json.loads(entry.get("value") or "{}")
-            if document.get("status") == "in_progress" and "resource_configurations" in kept:
+            if document.get("status") == Status.IN_PROGRESS and "resource_configurations" in kept:
                 for queue, resources in kept["queues"].items():
                     found[queue] = [sum(int(each[1]) for each in resources)]
     return found

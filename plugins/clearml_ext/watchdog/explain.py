@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clearml_ext.server.snapshot import Snapshot
+from clearml_ext.server.statuses import Status
 from clearml_ext.server.tasks import may_wait
 from clearml_ext.server.workers import HIDDEN_QUEUE, LiveWorker
 from clearml_ext.settings import ClearmlSettings
@@ -51,10 +52,10 @@ def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str
     place = next((queue for queue, ids in snapshot.entries.items() if number in ids), None)
     if place is not None and HIDDEN_QUEUE in place:
         return _say(Cause.POD_PENDING, f"{name} waits for its pod: Kubernetes has not started it")
-    if status == "created":
+    if status == Status.CREATED:
         text = f"{name} is in no queue: it could not be enqueued, or was taken out"
         return _say(Cause.NOT_ENQUEUED, text, stuck=True)
-    if status != "queued":
+    if status != Status.QUEUED:
         return _say(Cause.NOT_WAITING, f"{name} does not wait: it is {status}")
     given = str((task.get("execution") or {}).get("queue") or "")
     queue = place or snapshot.queue_name(given)

@@ -16,6 +16,7 @@ from rich.text import Text
 from clearml_ext.errors import ServerError
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import take_snapshot
+from clearml_ext.server.statuses import Status
 from clearml_ext.server.tasks import pipeline_tasks
 from clearml_ext.settings import load_settings
 from clearml_ext.watchdog.explain import Explanation, explain
@@ -23,11 +24,11 @@ from clearml_ext.watchdog.watchdog import PipelineMonitor
 from mlops_ext.errors import TopologyError
 
 _COLOURS = {
-    "completed": "green",
-    "in_progress": "cyan",
-    "queued": "yellow",
-    "failed": "bold red",
-    "stopped": "red",
+    Status.COMPLETED: "green",
+    Status.IN_PROGRESS: "cyan",
+    Status.QUEUED: "yellow",
+    Status.FAILED: "bold red",
+    Status.STOPPED: "red",
 }
 _MAX_FAILURES = 5
 """Polls in a row that may fail: a server that restarts is away for some seconds."""
@@ -45,8 +46,10 @@ def explain_task(task: str) -> list[Explanation]:
     own, children = pipeline_tasks(client, task)
     if not own:
         raise TopologyError("the task", task, f"an id that {client.shown} knows")
-    waiting = [child for child in children if child.get("status") in {"queued", "created"}]
-    if own.get("status") == "queued":
+    waiting = [
+        child for child in children if child.get("status") in {Status.QUEUED, Status.CREATED}
+    ]
+    if own.get("status") == Status.QUEUED:
         waiting.insert(0, own)
     if not waiting:
         return []
@@ -93,7 +96,7 @@ def watch_pipeline(task: str, *, as_json: bool = False, **given: object) -> bool
                 live.update(_table(monitor), refresh=True)
             told.clear()
             if not runs:
-                return monitor.own.get("status") == "completed"
+                return monitor.own.get("status") == Status.COMPLETED
             time.sleep(settings.interval_s)
 
 
@@ -108,7 +111,7 @@ def _document(monitor: PipelineMonitor, told: Sequence[str]) -> dict[str, Any]:
 
 def _table(monitor: PipelineMonitor) -> Table:
     own, steps = monitor.own, _document(monitor, ())["steps"]
-    ended = sum(step["status"] in {"completed", "published"} for step in steps)
+    ended = sum(step["status"] in {Status.COMPLETED, Status.PUBLISHED} for step in steps)
     title = f"{own.get('name')}: {own.get('status')}, {ended} of {len(steps)} steps completed"
     table = Table("step", "status", "agent", title=title, title_justify="left")
     for step in steps:

@@ -11,6 +11,7 @@ from typing import Any
 from clearml_ext.sdk import nodes_of, own_task_id, start_of_job, stop_event_of, task_of
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
+from clearml_ext.server.statuses import Status
 from clearml_ext.server.tasks import (
     Launched,
     fail_task,
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _LAUNCH_POLLS = 5
 """Polls during which a step may have a task and be in no queue: launching takes one or two."""
-_RUNS = frozenset({"in_progress", "queued"})
+_RUNS = frozenset({Status.IN_PROGRESS, Status.QUEUED})
 
 
 class StepTimeLimit(float):
@@ -118,11 +119,11 @@ class PipelineMonitor:
 
     def _is_overdue(self, child: Mapping[str, Any]) -> bool:
         number, status = str(child["id"]), child.get("status")
-        if status not in {"queued", "created"}:
+        if status not in {Status.QUEUED, Status.CREATED}:
             self._since.pop(number, None)
             return False
         waited_s = self.clock() - self._since.setdefault(number, self.clock())
-        if status == "created":  # launching takes a poll or two
+        if status == Status.CREATED:  # launching takes a poll or two
             return waited_s > _LAUNCH_POLLS * self.settings.interval_s
         return waited_s >= self.settings.pending_s
 
@@ -130,7 +131,7 @@ class PipelineMonitor:
         snapshot = take_snapshot(self.client, self.settings)
         for child in overdue:
             number = str(child["id"])
-            if child.get("status") == "created":
+            if child.get("status") == Status.CREATED:
                 self._give_up(child, launched.queues.get(number), snapshot)
                 continue
             found = explain(child, snapshot, {self.controller})

@@ -1,0 +1,22 @@
+"""The statuses of a task, in the server's words."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(str, enum.Enum):
+    """What a task does, or came to; equal to the text that the server writes."""
+
+    CREATED = "created"
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+    CLOSED = "closed"
+    FAILED = "failed"
+    PUBLISHED = "published"
+
+
+LIVE = frozenset({Status.CREATED, Status.QUEUED, Status.IN_PROGRESS})
+"""Those of a task that has not ended."""
