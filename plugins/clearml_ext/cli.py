@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from clearml_ext.check.results import Result
     from clearml_ext.check.status import WorkspaceStatus
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_KINDS = ("compose", "systemd", "helm")
+
 
 @click.group()
 def clearml() -> None:
@@ -25,22 +29,10 @@ def clearml() -> None:
 @clearml.command()
 @click.argument("targets", nargs=-1, required=True, metavar="FILE|SCRIPT|TASK...")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the topology as .svg or .html, the deadlock in red.",
-)
-@click.option(
-    "--save",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the topology that was checked to a .yaml or .json file.",
-)
+@click.option("--plot", type=_FILE, help="Draw it as .svg or .html, the deadlock in red.")
+@click.option("--save", type=_FILE, help="Write what was checked to a .yaml or .json file.")
 @click.option("--queue", help="The controller's queue, for a TASK.")
-@click.option(
-    "--agents",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A topology file with the agents, for a SCRIPT: no server is asked.",
-)
+@click.option("--agents", type=_FILE, help="A file with the agents, for a SCRIPT: asks no server.")
 def check(
     targets: tuple[str, ...],
     *,
@@ -152,9 +144,7 @@ def explain(task: str) -> None:
 
 @clearml.command()
 @click.argument("task")
-@click.option(
-    "--move", is_flag=True, help="Move a step that is stuck to a queue with a free agent."
-)
+@click.option("--move", is_flag=True, help="Move a step that is stuck to where an agent is free.")
 @click.option("--pending", type=float, metavar="SECONDS", help="How long a step may wait.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Between two polls.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object for each change.")
@@ -178,17 +168,9 @@ def watch(
 @clearml.command()
 @click.argument("target", metavar="FILE|SCRIPT|TASK")
 @click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["compose", "systemd", "helm"]),
-    default="compose",
-    help="What to write; with --output, all three are written.",
+    "--format", "kind", type=click.Choice(_KINDS), default="compose", help="What to write."
 )
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="A folder for the files.",
-)
+@click.option("--output", type=_FOLDER, help="A folder for the files of all formats.")
 @click.option("--all", "anew", is_flag=True, help="All agents, also those that are there already.")
 def manifest(target: str, *, kind: str, output: Path | None, anew: bool) -> None:
     """Write files that start the agents which a plan lacks to be safe.
@@ -214,16 +196,15 @@ def manifest(target: str, *, kind: str, output: Path | None, anew: bool) -> None
         click.echo(f"# {change}")
     if not found.agents:
         click.echo(f"# {target} needs no other agents: --all writes those that it has")
-    written = {"compose": found.compose, "systemd": found.systemd, "helm": found.helm}
-    if output is None:
-        for name, text in written[kind]().items() if found.agents else ():
-            click.echo(f"# {name}\n{text}", nl=False)
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    for name, text in (item for each in written.values() for item in each().items()):
-        with _told():
-            write(output / name, text)
-        click.echo(str(output / name))
+    for each in [kind] if output is None else _KINDS:
+        for name, text in getattr(found, each)().items() if found.agents else ():
+            if output is None:
+                click.echo(f"# {name}\n{text}", nl=False)
+                continue
+            output.mkdir(parents=True, exist_ok=True)
+            with _told():
+                write(output / name, text)
+            click.echo(str(output / name))
 
 
 @contextmanager

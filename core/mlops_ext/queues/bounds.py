@@ -49,6 +49,7 @@ class Offer:
             for queue in source:
                 self._by_queue.setdefault(queue, []).append(source)
         self._known: dict[int, list[Source]] = {}
+        self.most: dict[int, int] = {}  # class → how many controllers come to it
 
     def sources(self, at: int) -> list[Source]:
         """The sources that bring controllers to class *at*, those with the fewest classes first."""
@@ -56,7 +57,7 @@ class Offer:
             queues = self.model.classes[at].queues
             found = {source for queue in queues for source in self._by_queue.get(queue, ())}
             order = sorted(found, key=lambda source: (len(self.reach[source]), min(source)))
-            self._known[at] = order
+            self._known[at], self.most[at] = order, sum(self.counts[each] for each in order)
         return self._known[at]
 
 
@@ -149,14 +150,21 @@ def fill_queue(queue: int, offer: Offer) -> Fill | None:
     demand: dict[int, int] = {}
     for at in offer.model.classes_of[queue]:
         slots = offer.model.classes[at].slots
-        if slots is None or sum(map(offer.counts.__getitem__, offer.sources(at))) < slots:
+        if slots is None or not offer.sources(at) or offer.most[at] < slots:
             return None
         demand[at] = slots
     if sum(offer.counts.values()) < sum(demand.values()):
         return None
-    left, fill = Counter(offer.counts), Counter[tuple[Source, int]]()
+    left, fill = dict(offer.counts), Counter[tuple[Source, int]]()
     for at in sorted(demand, key=lambda each: len(offer.sources(each))):
         missing = demand[at]
+        for source in offer.sources(at):  # the paths of one edge, which nearly always do
+            if taken := min(missing, left[source]):
+                fill[source, at] = taken
+                left[source] -= taken
+                missing -= taken
+                if not missing:
+                    break
         while missing:
             placed = _place(at, missing, offer, left, fill)
             if not placed:
@@ -166,7 +174,7 @@ def fill_queue(queue: int, offer: Offer) -> Fill | None:
 
 
 def _place(
-    at: int, missing: int, offer: Offer, left: Counter[Source], fill: Counter[tuple[Source, int]]
+    at: int, missing: int, offer: Offer, left: dict[Source, int], fill: Counter[tuple[Source, int]]
 ) -> int:
     """Put up to *missing* more controllers on class *at*, moving others to other classes of theirs.
 
@@ -195,7 +203,7 @@ def _move(  # the state of a flow
     target: int,
     count: int,
     leaves: Mapping[int, tuple[Source, int] | None],
-    left: Counter[Source],
+    left: dict[Source, int],
     fill: Counter[tuple[Source, int]],
 ) -> int:
     """Put up to *count* controllers of *source* on class *target*, and pass others on."""

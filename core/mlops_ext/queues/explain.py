@@ -92,9 +92,8 @@ def explain_order(model: Model) -> tuple[Chain, ...]:
         except CycleError as error:
             cycle = error.args[1][:0:-1]  # each waits for the next
             first = cycle.index(min(cycle))
-            names = [
-                f'"{model.nodes[at].path[-1]}"' for at in (*cycle[first:], *cycle[: first + 1])
-            ]
+            order = (*cycle[first:], *cycle[: first + 1])
+            names = [f'"{model.nodes[at].path[-1]}"' for at in order]
             chains.append(
                 Chain(
                     kind=ChainKind.ORDER,

@@ -132,19 +132,21 @@ def compile_topology(topology: Topology) -> Model:
     roots = [builder.add_pipeline(at, each) for at, each in enumerate(topology.pipelines)]
     alike: defaultdict[frozenset[int], list[Worker]] = defaultdict(list)
     numbers = builder.numbers
+    plain = {name: number for (name, pinned), number in numbers.items() if not pinned}
+    pins = {name: number for (name, pinned), number in numbers.items() if pinned}
     # Many workers list the same queues, and a list may be long: each list is looked up once.
     listed: dict[tuple[str, ...], frozenset[int]] = {}
     for worker in topology.workers:
         served = listed.get(worker.queues)
         if served is None:
-            keys = ((name, False) for name in worker.queues)
-            listed[worker.queues] = served = frozenset(numbers[k] for k in keys if k in numbers)
-        if (worker.name, True) in numbers:
-            served |= {numbers[worker.name, True]}
+            served = frozenset(plain[name] for name in worker.queues if name in plain)
+            listed[worker.queues] = served
+        if worker.name in pins:
+            served |= {pins[worker.name]}
         if served and worker.slots != 0:
             alike[served].append(worker)
-    if (None, False) in numbers:
-        alike[frozenset((numbers[None, False],))] = []
+    if None in plain:
+        alike[frozenset((plain[None],))] = []
     return Model(
         topology=topology,
         nodes=builder.nodes,
@@ -165,8 +167,9 @@ def classify(alike: Mapping[frozenset[int], Sequence[Worker]], queues: int) -> d
     classes = []
     classes_of: list[list[int]] = [[] for _ in range(queues)]
     for at, (served, workers) in enumerate(alike.items()):
-        bounded = workers and all(worker.slots is not None for worker in workers)
-        slots = sum(worker.slots or 0 for worker in workers) if bounded else None
+        slots = 0 if workers else None
+        for worker in workers:
+            slots = None if slots is None or worker.slots is None else slots + worker.slots
         classes.append(WorkerClass(queues=served, slots=slots, workers=tuple(workers)))
         for queue in served:
             classes_of[queue].append(at)

@@ -97,9 +97,8 @@ class _Search:
                 if not moves or self._is_stuck(state):
                     break
                 holds = [move for move in moves if move[1][0] != move[2][0]]
-                move = rng.choice(holds if holds and rng.random() < bias else moves)
-                state = self._apply(state, move)
-                done.append(move)
+                done.append(rng.choice(holds if holds and rng.random() < bias else moves))
+                state = self._apply(state, done[-1])
             if self._is_stuck(state):
                 return self._replay(done, state[1])
         return []

@@ -23,7 +23,7 @@ from clearml_ext.watchdog.explain import Explanation, explain
 from clearml_ext.watchdog.watchdog import PipelineMonitor
 from mlops_ext.errors import TopologyError
 
-_COLOURS = {
+_COLOURS: dict[str, str] = {
     Status.COMPLETED: "green",
     Status.IN_PROGRESS: "cyan",
     Status.QUEUED: "yellow",
