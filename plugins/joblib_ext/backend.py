@@ -200,6 +200,7 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
     def clear_item(self, call_id: Sequence[str]) -> None:
         """Remove an item; where its version is not known, of all versions."""
         for slot in self._slots(call_id):
+            self._runtime.writer.forget(slot.path)
             self._runtime.store.remove(slot.path)
 
     # -- many items -----------------------------------------------------------------------------
@@ -217,6 +218,7 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
         self._clear(self._runtime.store.layout.items)
 
     def _clear(self, folder: str) -> None:
+        self._runtime.writer.forget(folder)
         if isinstance(self._runtime.reader, LocalCache):
             self._runtime.reader.forget()
         self._runtime.store.clear(folder)
@@ -257,7 +259,9 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
 
     def _read(self, slot: Slot) -> Entry | LargeEntry | None:
         found = self._runtime.reader.look(slot)
-        return found if isinstance(found, (Entry, LargeEntry)) else None
+        if isinstance(found, (Entry, LargeEntry)):
+            return found
+        return self._runtime.writer.recall(slot.path)
 
     # -- what joblib's abstract base asks of any folder ------------------------------------------
 

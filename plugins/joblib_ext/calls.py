@@ -7,17 +7,24 @@ that pair with the version of the code; while the call computes, with its lease.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pickle import PicklingError
 from typing import Any
 
 from joblib._store_backends import CacheWarning
 
-from joblib_ext.entries.payload import dump_body
+from joblib_ext.entries.entry import Entry, parse_header
+from joblib_ext.entries.payload import dump_body, total
 from joblib_ext.stores.events import tell
 from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.leases import Lease
 from joblib_ext.stores.store import Slot
+
+# The last small results are kept in memory, 8 MiB at most: a reference from `call_and_shelve` can
+# then be read although the store fails to, or somebody evicted the entry meanwhile.
+_REMEMBERED = 128
+_REMEMBERED_BYTES = 1 << 16
 
 
 class CallId(tuple[str, str]):  # noqa: SLOT001  # a tuple can have no slots of its own
@@ -57,6 +64,7 @@ class Writer:
 
     def __init__(self, store: Store, tell: Callable[[], None]) -> None:
         self.store, self._tell = store, tell
+        self.recent: deque[tuple[str, bytes]] = deque(maxlen=_REMEMBERED)
 
     def serialise(self, item: object) -> tuple[list[Any], int] | None:
         """The body of *item*, or None with a warning, as joblib gives it."""
@@ -98,6 +106,8 @@ class Writer:
         notes = {"duration": 0.0, "input_args": {}, "time": time.time(), **metadata}
         try:
             pieces, token = self.store.build(*body, notes, slot.binding)
+            if len(pieces) == 1 and total(pieces) < _REMEMBERED_BYTES:
+                self.recent.append((slot.path, bytes(pieces[0])))
             self.store.publish(slot, pieces, token)
             self._tell()
         except Exception as error:  # noqa: BLE001  # the result was computed: it is what counts
@@ -108,3 +118,16 @@ class Writer:
             )
             return False
         return True
+
+    def recall(self, path: str) -> Entry | None:
+        """A result that was written here lately, although its file cannot be read."""
+        for known, data in reversed(self.recent):
+            header = parse_header(data) if known == path else None
+            if header is not None:
+                return Entry(data, header)
+        return None
+
+    def forget(self, prefix: str) -> None:
+        """Forget what was cleared on purpose."""
+        kept = [item for item in list(self.recent) if not item[0].startswith(prefix)]
+        self.recent = deque(kept, maxlen=_REMEMBERED)

@@ -214,6 +214,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
             return None
         if self.cache_validation_callback is None or self.cache_validation_callback(notes):
             return notes
+        runtime.writer.forget(slot.path)
         runtime.store.remove_entry(slot, entry.header.token)
         return None
 
