@@ -75,6 +75,14 @@ def _claimed(slot: Slot) -> Iterator[None]:
         mine.set()
 
 
+def _disabled() -> tuple[str, ...]:
+    """The names that MLOPS_EXT_DISABLE lists; none if the settings cannot be read."""
+    try:
+        return settings.load(settings.CoreSettings).disable
+    except SettingsError:
+        return ()
+
+
 @dataclass(slots=True)
 class PatchSet:
     """Patches that are applied and reverted together: all, or none.
@@ -91,6 +99,7 @@ class PatchSet:
     notify: Callable[[PatchReport], object] = lambda _: None
     versions: Callable[[str], str | None] = installed_version
     _mine: list[AppliedPatch] = field(default_factory=list)
+    _off: tuple[str, ...] = field(default_factory=_disabled)
 
     def __post_init__(self) -> None:
         self.patches = tuple(self.patches)
@@ -191,7 +200,7 @@ class PatchSet:
         if not in_range(version, patch.needed):
             detail = f"only {patch.distribution} {patch.needed} has the fault"
             return self._report(patch, Outcome.NOT_NEEDED, detail)
-        return self._report(patch, Outcome.DISABLED) if patch.id in _disabled() else None
+        return self._report(patch, Outcome.DISABLED) if patch.id in self._off else None
 
     def _apply(self, patch: Patch, mine: list[AppliedPatch]) -> PatchReport:
         while True:
@@ -252,14 +261,6 @@ class PatchSet:
                 raise
             except BaseException:  # a listener of a third party must not undo a fix
                 log.exception("listener for patch %s raised", report.patch.id)
-
-
-def _disabled() -> tuple[str, ...]:
-    """The names that MLOPS_EXT_DISABLE lists; none if the settings cannot be read."""
-    try:
-        return settings.load(settings.CoreSettings).disable
-    except SettingsError:
-        return ()
 
 
 def _release(applied: AppliedPatch) -> Outcome:
