@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from graphlib import TopologicalSorter
 
 from mlops_ext.queues.model import Model, Node
@@ -61,7 +61,7 @@ class Offer:
         return self._known[at]
 
 
-def possibly_stuck(model: Model) -> tuple[frozenset[int], list[Node]]:
+def possibly_stuck(model: Model) -> tuple[frozenset[int], Callable[[], Iterator[Node]]]:
     """Numbers of the controllers that could be stuck, and their steps whose queues they could fill.
 
     Where there are none, nothing deadlocks. Expects every queue to be served and no steps that
@@ -88,9 +88,10 @@ def possibly_stuck(model: Model) -> tuple[frozenset[int], list[Node]]:
             )
         ]
         if not freed:
-            steps = (model.nodes[at] for each in sorted(stuck) for at in model.nodes[each].children)
-            return frozenset(stuck), [step for step in steps if fills(step.queue)]
+            break
         stuck.difference_update(freed)
+    steps = [model.nodes[child] for index in sorted(stuck) for child in model.nodes[index].children]
+    return frozenset(stuck), lambda: (step for step in steps if fills(step.queue))
 
 
 def _offer(model: Model, stuck: Iterable[int]) -> Offer:

@@ -68,7 +68,7 @@ def check(topology: Topology, *, moves: int = MOVES) -> Verdict:
     try:
         found = find_deadlock(model, stuck, blocked, moves) if stuck else None
     except BudgetExceededError:
-        chains = explain_caution(model, blocked)
+        chains = explain_caution(model, blocked())
         return Verdict(outcome=Outcome.UNSAFE, exact=False, chains=chains)
     if found is None:
         return Verdict(outcome=Outcome.SAFE, exact=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from mlops_ext.queues.model import Model, Node, Placement
 from mlops_ext.queues.reduce import Holding, reduce_model
@@ -50,7 +50,7 @@ class BudgetExceededError(Exception):
 
 
 def find_deadlock(
-    model: Model, stuck: frozenset[int], blocked: Sequence[Node], budget: int
+    model: Model, stuck: frozenset[int], blocked: Callable[[], Iterable[Node]], budget: int
 ) -> list[Placement] | None:
     """The instances that hold slots in some deadlock, or None where there is no deadlock.
 
@@ -60,15 +60,16 @@ def find_deadlock(
     Args:
         model: the topology; every queue served, no steps that wait for each other.
         stuck: numbers of the controllers that could be stuck.
-        blocked: their steps whose queues they could fill.
+        blocked: gives their steps whose queues they could fill.
         budget: how many moves to try.
 
     Raises:
         BudgetExceededError: neither was found within *budget* moves.
     """
-    if len(blocked) > _STEPS or len(model.classes) > _CLASSES:
+    steps = [] if len(model.classes) > _CLASSES else list(blocked())
+    if not 0 < len(steps) <= _STEPS:
         raise BudgetExceededError
-    reduced = reduce_model(model, stuck, frozenset(step.queue for step in blocked))
+    reduced = reduce_model(model, stuck, frozenset(step.queue for step in steps))
     search = _Search(reduced.model, reduced.stuck)
     found = search.play(budget // _SHARE) or search.run(budget)
     return None if found is None else reduced.restore(found)
