@@ -18,7 +18,7 @@ _NAMED = 4
 
 
 def explain_deadlock(model: Model, placements: Sequence[Placement]) -> tuple[Chain, ...]:
-    """One chain for each step that waits for ever, in the deadlock *placements*."""
+    """One chain for each step that waits forever, in the deadlock *placements*."""
     held = _holds(model, placements)
     everyone = [hold for holds in held for hold in holds.values()]
     chains: dict[str, Chain] = {}

@@ -80,7 +80,7 @@ class Placement:
     Attributes:
         pipeline: number of the pipeline.
         holds: number of each controller that holds, and the worker whose slot it holds.
-        waiting: numbers of those of its tasks that wait for ever.
+        waiting: numbers of those of its tasks that wait forever.
     """
 
     pipeline: int

@@ -1,7 +1,7 @@
 """What matters for the search: fewer tasks, and one pipeline for all that are alike.
 
 - A task whose queue can never be full, and that is never stuck itself, can end as soon as it is
-  enqueued. Nothing waits for it for ever, so it is left out.
+  enqueued. Nothing waits for it forever, so it is left out.
 - A step that nothing comes after only ever waits. Of two in one queue, the one that is enqueued
   no later than the other says all.
 - Pipelines that look the same by then are instances of one, and workers that serve the same of
@@ -24,7 +24,7 @@ Form = tuple[tuple[int, bool, "Form", tuple[int, ...]], ...]
 those that it comes after."""
 
 Holding = tuple[int, dict[int, int], list[int]]
-"""One instance in the reduced model: pipeline, controller → class, tasks that wait for ever."""
+"""One instance in the reduced model: pipeline, controller → class, tasks that wait forever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""The exact search: is there a run that ends with controllers stuck for ever?
+"""The exact search: is there a run that ends with controllers stuck forever?
 
 What is searched is not every run, but enough of them. Take a run that ends in a deadlock, with
-the controllers H holding slots for ever.
+the controllers H holding slots forever.
 
 - Everything else ended, and can be taken out of the way: what one task and all below it did
   depends on nothing outside but free slots, and by doing it in one go, as soon as it starts, it
@@ -33,7 +33,7 @@ Move = tuple[int, Progress, Progress, int | None]
 """Pipeline, the progress of one of its instances before and after, the class that took it."""
 
 _STEPS, _CLASSES = 2_000, 1_000
-"""Steps that could wait for ever, and worker classes, up to which there is a search: which step
+"""Steps that could wait forever, and worker classes, up to which there is a search: which step
 comes after which is a square of the first, and each state is as long as the second."""
 
 _SMALL = 20

@@ -35,7 +35,7 @@ class Box:
         texts: its lines, the first in bold.
         full: what it shows at full length.
         stuck: whether a refusal names it.
-        waits: whether it waits in its queues for ever.
+        waits: whether it waits in its queues forever.
         queues: those that it waits in, or serves.
         holds: the workers that it holds, or is.
         depth: how far a task is from its pipeline's controller.

@@ -22,7 +22,7 @@ def lab(tmp_path):
 
 
 def pretend_agent(lab, name, queue):
-    """A worker that is listed, reports, and never takes a task: one that is busy for ever."""
+    """A worker that is listed, reports, and never takes a task: one that is busy forever."""
     number = next(n for n, row in lab.store.queues.items() if row["name"] == queue)
     lab.store.workers_register({"worker": name, "queues": [number]})
     lab.store.workers[name]["last_activity_time"] += dt.timedelta(hours=1)

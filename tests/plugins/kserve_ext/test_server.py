@@ -65,7 +65,7 @@ def test_nothing_is_lost_again(tmp_path, repetition):
 @pytest.mark.slow
 @needs_workers
 def test_bare_workers_lose_requests(tmp_path):
-    """0.13: the workers serve on for ever; 0.15: models are gone while gRPC is in flight."""
+    """0.13: the workers serve on forever; 0.15: models are gone while gRPC is in flight."""
 
     async def scenario():
         with Server(tmp_path, way="bare", workers=2) as server:

@@ -34,7 +34,7 @@ AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errn
 # Pieces are joined to writes of about this size: a write is a round trip.
 _JOIN = 1 << 20
 _TRIES = 5
-# Where nobody has looked before: to open a FIFO that somebody put there would wait for ever.
+# Where nobody has looked before: to open a FIFO that somebody put there would wait forever.
 _LOOK = READ | getattr(os, "O_NONBLOCK", 0)
 # A view that a cache made old gets these chances to become what the server has.
 _REREAD_PAUSES_S = (0.0, 0.02, 0.1)

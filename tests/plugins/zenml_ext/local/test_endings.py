@@ -179,7 +179,7 @@ def test_an_isolated_step_of_a_dynamic_pipeline_runs_again_with_more(zenml_home)
 
 @pytest.fixture
 def endless(zenml_home):
-    """A run whose one step goes on for ever: the client's process, and the step's pid."""
+    """A run whose one step goes on forever: the client's process, and the step's pid."""
     marker = zenml_home.code / "endless.pid"
     marker.unlink(missing_ok=True)
     script = zenml_home.script("endless", ENDLESS)

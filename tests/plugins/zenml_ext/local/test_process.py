@@ -82,7 +82,7 @@ def test_memory_of_children_counts(kernel):
 
 
 def test_a_command_never_lives_on_with_a_killed_child(kernel):
-    """As a pool of workers does, or a loader of data: its parent would wait for ever."""
+    """As a pool of workers does, or a loader of data: its parent would wait forever."""
     parent = CHILDREN + "child(EAT).wait()\ntime.sleep(600)"
     termination = limited("-c", parent, limit=120 * 1024**2, kernel=kernel)
     assert (termination.exit_code, termination.oom_killed) == (137, True)
