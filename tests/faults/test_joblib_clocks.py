@@ -22,7 +22,13 @@ COLLECT = """
 """
 
 
-@pytest.fixture(params=["ext4", pytest.param("fuse", marks=pytest.mark.slow), "fuse-cached"])
+@pytest.fixture(
+    params=[
+        "ext4",
+        pytest.param("fuse", marks=pytest.mark.slow),
+        pytest.param("fuse-cached", marks=pytest.mark.integration),
+    ]
+)
 def kind(request):
     need_namespaces()
     return request.param

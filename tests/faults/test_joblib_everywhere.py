@@ -19,7 +19,9 @@ TESTS = {
 @pytest.mark.needs_fuse
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("tests", TESTS.values(), ids=TESTS)
-@pytest.mark.parametrize("kind", ["fuse", "fuse-cached"])
+@pytest.mark.parametrize(
+    "kind", ["fuse", pytest.param("fuse-cached", marks=pytest.mark.integration)]
+)
 def test_what_holds_on_a_local_disk_holds_on_a_network_mount(tmp_path, kind, tests):
     with shares(kind, tmp_path, 1) as (share,):
         folder = ["--basetemp", share.path / "base"]

@@ -28,7 +28,7 @@ def the_pipeline():
 """
 
 
-@pytest.mark.parametrize("stack", ["bare", "ours"])
+@pytest.mark.parametrize("stack", [pytest.param("bare", marks=pytest.mark.integration), "ours"])
 def test_a_step_killed_for_memory_fails_on_zenml_and_completes_here(project, stack):
     with Cluster() as cluster:
         found = project.run(cluster, HUNGRY, stack)

@@ -12,7 +12,7 @@ from tests.support.zenml_project import reported
 
 from zenml_ext.local import process
 
-pytestmark = pytest.mark.timeout(600)  # a run takes about 20 s on a free machine
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # a run takes about 20 s
 
 FAILURES = """
     from pathlib import Path

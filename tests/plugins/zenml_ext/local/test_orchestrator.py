@@ -162,7 +162,7 @@ def test_metadata_of_step_and_run_tell_every_attempt(survivors):
     assert (first["number"], second["number"]) == (1, 2)
     assert first["memory_bytes"] == 500 * 1024**2
     assert first["peak_bytes"] >= 400 * 1024**2
-    assert 600 * 1024**2 < second["peak_bytes"] < 1000 * 1024**2
+    assert 500 * 1024**2 < second["peak_bytes"] < 1000 * 1024**2
     assert first["lost_s"] == first["runtime_s"] > 0
     assert second["lost_s"] == 0
     assert "500Mi" in second["reason"]
@@ -203,8 +203,9 @@ def test_an_unknown_run_or_pipeline_is_one_line_that_helps(survivors, zenml_home
 
 def test_registering_again_changes_nothing(zenml_home):
     assert "local_oom: registered" in zenml_home.registered
-    assert "zenml orchestrator register local_oom --flavor local_oom" in zenml_home.registered
-    assert "zenml stack register local_oom_stack -o local_oom -a default" in zenml_home.registered
+    name = "local_oom_orchestrator"
+    assert f"zenml orchestrator register {name} --flavor local_oom" in zenml_home.registered
+    assert f"zenml stack register local_oom_stack -a default -o {name}" in zenml_home.registered
     again = zenml_home.command("mlops-ext", "zenml", "register")
     assert "local_oom: already registered" in again
 
