@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 import time
@@ -175,11 +176,13 @@ class ApiDouble:
             "data": data,
         }
         raw = json.dumps(document).encode()
-        try:
+        # As gunicorn's plain workers do. The SDK forks a process that reports, and the two share
+        # their connections: over one that is kept, each may take the other's answer and wait.
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
             handler.send_response(code)
             handler.send_header("Content-Type", "application/json")
             handler.send_header("Content-Length", str(len(raw)))
+            handler.send_header("Connection", "close")
             handler.end_headers()
             handler.wfile.write(raw)
-        except OSError:
-            handler.close_connection = True
