@@ -102,9 +102,12 @@ def _source(func: FunctionType) -> str | None:
 def fingerprint(code: CodeType) -> str:
     """What *code* does, as 64 hex digits: of one minor version of Python."""
     constants = []
+    nested = {value.co_name for value in code.co_consts if isinstance(value, CodeType)}
     for value in code.co_consts:
         if isinstance(value, CodeType):
             constants.append(fingerprint(value))
+        elif isinstance(value, str) and "<locals>." in value and value.rpartition(".")[2] in nested:
+            continue  # Python 3.10 keeps here where a nested function stands
         elif isinstance(value, frozenset):
             constants.append(f"frozenset {sorted(map(repr, value))}")
         else:
