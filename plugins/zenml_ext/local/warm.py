@@ -234,6 +234,8 @@ def _become(task: Mapping[str, Any], fds: Sequence[int]) -> None:
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.chdir(task["directory"])
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = task["directory"]  # as ``python -m`` does; the server may stand elsewhere
     os.environ.clear()
     os.environ.update(task["environment"], MLOPS_EXT_PARENT_PIPE=str(parent_pipe))
     tempfile.tempdir = None

@@ -112,6 +112,17 @@ def test_what_modules_see_at_their_import_is_the_steps_own_environment(env):
     assert WarmServer._current is not first
 
 
+def test_modules_come_from_where_the_orchestrator_stands_and_not_the_server(
+    env, tmp_path, monkeypatch
+):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "placed.py").write_text(f"PLACE = {name!r}\n")
+        monkeypatch.chdir(tmp_path / name)
+        seen = run(env, "import placed; print(placed.PLACE)")[1]
+        assert seen == f"{name}\n", "one server started both, in the first folder"
+
+
 def test_a_step_that_is_stopped_is_killed_whole(env, tmp_path):
     code = (
         "import os, signal, time\n"
