@@ -64,9 +64,10 @@ def _one_agent(doubles: Any) -> Iterator[Event]:
         before = statuses()
     reason = next((line for line in refused.stderr.splitlines() if "controller holds" in line), "")
     hangs = before == "nightly in_progress, train queued"
+    before = f"hangs: {before}" if hangs else before
     yield Claim(
         what="controller and step on one agent: real SDK, real agent",
-        before=f"hangs: {before}" if hangs else before,
+        before=before,
         after=f"refused, nothing enqueued: {reason.strip()}",
         holds=hangs and refused.returncode == 1 and bool(reason) and not left,
     )
@@ -77,7 +78,7 @@ def _one_agent(doubles: Any) -> Iterator[Event]:
         after = statuses()
     yield Claim(
         what="the same with PipelineLauncher(pipeline, fix=True)",
-        before=f"hangs: {before}" if hangs else before,
+        before=before,
         after=after,
         holds=hangs and after == "nightly completed, train completed",
     )

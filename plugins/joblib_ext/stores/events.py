@@ -58,6 +58,13 @@ class Events:
 
         tell(message, CacheWarning, stacklevel=4, source=error)
 
+    def corrupt(self, path: str, kept: str) -> None:
+        """Note and tell that the entry at *path* was damaged; *kept* says where it is now."""
+        self.note("corrupt", path)
+        self.warn_once(
+            f"corrupt {path}", f"a cached result did not verify; it is computed again. {kept}"
+        )
+
 
 def tell(message: str, category: type[Warning], *, stacklevel: int, source: object = None) -> None:
     """Warn; where warnings are errors, the user's call goes on all the same."""

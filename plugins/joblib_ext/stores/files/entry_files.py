@@ -113,11 +113,7 @@ class EntryFiles(BaseStore):
             with contextlib.suppress(OSError):
                 os.unlink(aside)  # noqa: PTH108
             return False
-        self.events.note("corrupt", path)
-        self.events.warn_once(
-            f"corrupt {path}",
-            f"a cached result did not verify; it is computed again. The damaged file: {aside}",
-        )
+        self.events.corrupt(path, f"The damaged file: {aside}")
         return True
 
     def source_at(self, path: str) -> tuple[Source, int]:

@@ -107,11 +107,7 @@ class ObjectStore(Bucket):
             if isinstance(answer, Answer):
                 self.warn("aside", f"a corrupt entry stays at {path}")
                 return False
-        self.events.note("corrupt", path)
-        self.events.warn_once(
-            f"corrupt {path}",
-            f"a cached result did not verify; it is computed again. The damaged object: {aside}",
-        )
+        self.events.corrupt(path, f"The damaged object: {aside}")
         return True
 
     acquire = lease.acquire
