@@ -43,7 +43,9 @@ class MlopsExtError(Exception):
         is replaced by its text.
         """
         state = {name: _portable(value) for name, value in self.__dict__.items()}
-        return _rebuilt, (type(self), self.args, state)
+        if isinstance(self, ImportError):
+            state["name"] = self.name  # which ImportError keeps outside of __dict__
+        return type(self).__new__, (type(self),), {**state, "args": self.args}
 
 
 class SettingsError(MlopsExtError, ValueError):
@@ -248,15 +250,6 @@ def _portable(value: Any) -> Any:
             return MlopsExtError(f"{type(value).__name__}: {value}")
         return repr(value)
     return value
-
-
-def _rebuilt(kind: type[MlopsExtError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(state)
-    if isinstance(error, MissingExtraError):
-        error.name = error.module  # ImportError keeps it outside of __dict__
-    return error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

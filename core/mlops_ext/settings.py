@@ -85,15 +85,7 @@ def environment() -> Mapping[str, str]:
     return os.environ
 
 
-def load(
-    cls: type[T],
-    section: str = "",
-    *,
-    arguments: Mapping[str, object] | None = None,
-    flags: Mapping[str, object] | None = None,
-    environ: Mapping[str, str] | None = None,
-    directory: Path | None = None,
-) -> T:
+def load(cls: type[T], section: str = "", *, arguments: Mapping[str, object] | None = None) -> T:
     """The settings of *section*, as an instance of the frozen dataclass *cls*.
 
     Args:
@@ -102,16 +94,11 @@ def load(
             any class with a ``parse(text)`` classmethod.
         section: name below ``tool.mlops-ext``; "" for the top level.
         arguments: values given in code; None means not given.
-        flags: values given on a command line; None means not given.
-        environ: the environment, by default the process's.
-        directory: where the search for pyproject.toml starts, by default the current one.
 
     Raises:
         SettingsError: a value cannot be read, or the file holds a key that no field has.
     """
-    return resolve(
-        cls, section, arguments=arguments, flags=flags, environ=environ, directory=directory
-    ).value
+    return resolve(cls, section, arguments=arguments).value
 
 
 def resolve(
@@ -120,15 +107,19 @@ def resolve(
     *,
     arguments: Mapping[str, object] | None = None,
     flags: Mapping[str, object] | None = None,
-    environ: Mapping[str, str] | None = None,
-    directory: Path | None = None,
 ) -> Resolved[T]:
-    """As `load`, with the source of each value."""
-    environ = environment() if environ is None else environ
+    """As `load`, with the source of each value.
+
+    Args:
+        cls: as for `load`.
+        section: as for `load`.
+        arguments: as for `load`.
+        flags: values given on a command line; None means not given.
+    """
     hints = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cast("Any", cls)) if field.init]
     names = [field.name for field in fields]
-    file, table = _file_section(section, directory)
+    file, table = _file_section(section)
     _check_table(table, fields, section)
     _known_variables.update(_variable(section, name) for name in names)
     values: dict[str, object] = {}
@@ -139,7 +130,7 @@ def resolve(
         for source, label, found in (
             ("argument", name, (arguments or {}).get(name)),
             ("flag", f"--{name.replace('_', '-')}", (flags or {}).get(name)),
-            (variable, variable, environ.get(variable) or None),
+            (variable, variable, environment().get(variable) or None),
             (str(file), _toml_name(section, name), table.get(name)),
         ):
             if found is not None:
@@ -155,9 +146,9 @@ def resolve(
         raise InvalidSettingsError(section or "mlops-ext", sorted(values), str(error)) from error
 
 
-def sections(directory: Path | None = None) -> tuple[Path | None, list[str]]:
+def sections() -> tuple[Path | None, list[str]]:
     """The file that settings come from, and the names of its tables below ``tool.mlops-ext``."""
-    file, table = _file_section("", directory)
+    file, table = _file_section("")
     return file, [name for name, value in table.items() if isinstance(value, dict)]
 
 
@@ -180,19 +171,19 @@ def unknown_variables() -> list[tuple[str, str | None]]:
     return found
 
 
-def untrusted_files(directory: Path | None = None) -> list[Path]:
-    """The pyproject.toml files from *directory* up that are not read, because of who can write."""
+def untrusted_files() -> list[Path]:
+    """The pyproject.toml files from here up that are not read, because of who can write them."""
     found = []
-    for path in _candidates(directory):
+    for path in _candidates():
         with contextlib.suppress(OSError):
             if not (_is_trusted(path) or path.is_dir()):
                 found.append(path)
     return found
 
 
-def misspelt_files(directory: Path | None = None) -> list[Path]:
-    """The pyproject.toml files from *directory* up with a table ``tool.mlops_ext``, not read."""
-    return [path for path in _candidates(directory) if "mlops_ext" in _tool_table(path)]
+def misspelt_files() -> list[Path]:
+    """The pyproject.toml files from here up with a table ``tool.mlops_ext``, which is not read."""
+    return [path for path in _candidates() if "mlops_ext" in _tool_table(path)]
 
 
 def _variable(section: str, name: str) -> str:
@@ -203,9 +194,9 @@ def _toml_name(section: str, name: str) -> str:
     return ".".join(filter(None, ["tool.mlops-ext", section, name]))
 
 
-def _file_section(section: str, directory: Path | None) -> tuple[Path | None, Mapping[str, object]]:
+def _file_section(section: str) -> tuple[Path | None, Mapping[str, object]]:
     """The table of *section* in the nearest pyproject.toml that has ``[tool.mlops-ext]``."""
-    for path in _candidates(directory):
+    for path in _candidates():
         tool = _tool_table(path)
         if "mlops-ext" not in tool:
             continue
@@ -218,9 +209,9 @@ def _file_section(section: str, directory: Path | None) -> tuple[Path | None, Ma
     return None, {}
 
 
-def _candidates(directory: Path | None) -> list[Path]:
+def _candidates() -> list[Path]:
     try:
-        directory = (directory or Path.cwd()).absolute()
+        directory = Path.cwd()
     except OSError:  # the current directory was removed
         return []
     return [folder / "pyproject.toml" for folder in (directory, *directory.parents)]
@@ -294,8 +285,10 @@ def _read(value: object, hint: Any, label: str, *, secret: bool) -> object:
 def _convert(value: object, hint: Any, label: str) -> object:
     """*value* as the type *hint* asks for."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, args, label)
+    if origin in (typing.Union, types.UnionType):  # of one type and None
+        if isinstance(value, str) and value.casefold() in {"none", ""}:
+            return None
+        return _convert(value, next(each for each in args if each is not type(None)), label)
     if origin is Literal:
         if value in args:
             return value
@@ -307,20 +300,6 @@ def _convert(value: object, hint: Any, label: str) -> object:
         texts = (item.strip() if isinstance(item, str) else item for item in items)
         return tuple(_convert(item, args[0], label) for item in texts if item != "")
     return _convert_class(value, hint, label)
-
-
-def _convert_union(value: object, args: tuple[Any, ...], label: str) -> object:
-    error: SettingsError | None = None
-    if type(None) in args and isinstance(value, str) and value.casefold() in {"none", ""}:
-        return None
-    for option in args:
-        if option is type(None):
-            continue
-        try:
-            return _convert(value, option, label)
-        except SettingsError as caught:
-            error = error or caught
-    raise error or SettingsError(label, value, "a value")
 
 
 def _convert_class(value: Any, hint: Any, label: str) -> object:

@@ -16,7 +16,6 @@ from typing_extensions import Self
 
 from mlops_ext import settings
 from mlops_ext.errors import InvalidSettingsError, SettingsError, UnknownSettingError
-from mlops_ext.files import Durability
 
 __all__ = ["CODECS", "SharedOptions", "read_options"]
 
@@ -205,9 +204,9 @@ class SharedOptions:
         return {"codec": compress.codec, "level": compress.level, "key": self.sign_key}
 
     @property
-    def sync(self) -> Durability:
-        """The durability as core's functions take it."""
-        return Durability.FSYNC if self.durability == "fsync" else Durability.NONE
+    def sync(self) -> bool:
+        """Whether a result has to survive a power cut."""
+        return self.durability == "fsync"
 
     @property
     def has_limits(self) -> bool:

@@ -30,11 +30,12 @@ def test_every_error_has_an_example():
     assert {type(error).__name__ for error in EXAMPLES} == set(errors.__all__)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
-def test_an_error_survives_pickling_with_its_message_and_subject(error):
-    again = pickle.loads(pickle.dumps(error))
+def test_an_error_survives_pickling_with_its_message_and_subject(error, protocol):
+    again = pickle.loads(pickle.dumps(error, protocol))
     assert type(again) is type(error)
-    assert str(again) == str(error)
+    assert (str(again), again.args) == (str(error), error.args)
     assert getattr(again, "name", None) == getattr(error, "name", None)
     assert {k: str(v) for k, v in vars(again).items()} == {
         k: str(v) for k, v in vars(error).items()

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from joblib import Memory
+from tests.support.settings import load
 
 import joblib_ext  # noqa: F401
-from mlops_ext import settings
 from mlops_ext.errors import MlopsExtError
 
 SECRET = "s3cr3t-8f1e7a"
@@ -26,18 +26,16 @@ class Section:
 
 def misspelt_in_the_file(folder):
     (folder / "pyproject.toml").write_text(f"[tool.mlops-ext.demo]\nkye = '{SECRET}'\n")
-    settings.load(Section, "demo", environ={}, directory=folder)
+    load(Section, "demo", directory=folder)
 
 
 def beside_a_bad_value(folder):
-    settings.load(
-        Section, "demo", environ={}, directory=folder, arguments={"key": SECRET, "workers": 0}
-    )
+    load(Section, "demo", directory=folder, arguments={"key": SECRET, "workers": 0})
 
 
 def of_a_wrong_type_in_the_file(folder):
     (folder / "pyproject.toml").write_text(f"[tool.mlops-ext.demo]\nkey = ['{SECRET}']\n")
-    settings.load(Section, "demo", environ={}, directory=folder)
+    load(Section, "demo", directory=folder)
 
 
 def of_a_wrong_type_in_the_file_of_a_cache(folder):
@@ -49,17 +47,17 @@ def of_a_wrong_type_in_the_file_of_a_cache(folder):
 
 def in_the_place_of_a_table(folder):
     (folder / "pyproject.toml").write_text(f"[tool.mlops-ext]\ndemo = '{SECRET}'\n")
-    settings.load(Section, "demo", environ={}, directory=folder)
+    load(Section, "demo", directory=folder)
 
 
 def in_the_place_of_all_settings(folder):
     (folder / "pyproject.toml").write_text(f"[tool]\nmlops-ext = '{SECRET}'\n")
-    settings.load(Section, "demo", environ={}, directory=folder)
+    load(Section, "demo", directory=folder)
 
 
 def in_a_file_that_is_no_toml(folder):
     (folder / "pyproject.toml").write_text(f"[tool.mlops-ext.demo]\nkey = {SECRET}\n")
-    settings.load(Section, "demo", environ={}, directory=folder)
+    load(Section, "demo", directory=folder)
 
 
 def misspelt_option(folder):

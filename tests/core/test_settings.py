@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from tests.support.settings import load, process
 
 from mlops_ext import settings
 from mlops_ext.errors import SettingsError
@@ -51,16 +52,16 @@ ORDER = ("argument", "flag", "environment", "file", "default")
 def test_of_all_sources_that_have_a_value_the_first_wins(project, first):
     given = {source: place for place, source in enumerate(ORDER[:-1]) if place >= first}
     folder = project(f"[tool.mlops-ext.sample]\nworkers = {10 + given['file']}\n" if given else "")
-    resolved = settings.resolve(
-        Sample,
-        "sample",
-        arguments={"workers": 10 + given["argument"]} if "argument" in given else {},
-        flags={"workers": str(10 + given["flag"])} if "flag" in given else {},
-        environ={"MLOPS_EXT_SAMPLE_WORKERS": str(10 + given["environment"])}
-        if "environment" in given
-        else {},
-        directory=folder,
-    )
+    environ = {}
+    if "environment" in given:
+        environ["MLOPS_EXT_SAMPLE_WORKERS"] = str(10 + given["environment"])
+    with process(folder, environ):
+        resolved = settings.resolve(
+            Sample,
+            "sample",
+            arguments={"workers": 10 + given["argument"]} if "argument" in given else {},
+            flags={"workers": str(10 + given["flag"])} if "flag" in given else {},
+        )
     assert resolved.value.workers == (10 + first if given else 1)
     assert resolved.sources["workers"] == {
         "environment": "MLOPS_EXT_SAMPLE_WORKERS",
@@ -71,14 +72,13 @@ def test_of_all_sources_that_have_a_value_the_first_wins(project, first):
 def test_each_field_has_the_first_of_its_own_sources(project):
     folder = project("[tool.mlops-ext.sample]\ngrace-s = 3\nworkers = 3\nstrict = true\n")
     environ = {f"MLOPS_EXT_SAMPLE_{n}": "4" for n in ("GRACE_S", "WORKERS")}
-    resolved = settings.resolve(
-        Sample,
-        "sample",
-        arguments={"grace_s": 1.0, "workers": None},
-        flags={"grace_s": 2.0, "workers": "2"},
-        environ={**environ, "MLOPS_EXT_SAMPLE_MODE": "fast"},
-        directory=folder,
-    )
+    with process(folder, {**environ, "MLOPS_EXT_SAMPLE_MODE": "fast"}):
+        resolved = settings.resolve(
+            Sample,
+            "sample",
+            arguments={"grace_s": 1.0, "workers": None},
+            flags={"grace_s": 2.0, "workers": "2"},
+        )
     assert resolved.value == Sample(grace_s=1.0, workers=2, strict=True, mode="fast")
     assert resolved.sources["level"] == "default"
 
@@ -107,10 +107,10 @@ def test_a_file_that_everybody_can_write_or_replace_is_not_read(
     folder.chmod(folder_mode)
     below = folder / "below"
     below.mkdir()
-    loaded = settings.load(Sample, "sample", environ={}, directory=below)
+    loaded = load(Sample, "sample", environ={}, directory=below)
     assert loaded.workers == (7 if read else 1)
-    listed = folder / "pyproject.toml" in settings.untrusted_files(below)
-    assert listed is not read
+    with process(below):
+        assert (folder / "pyproject.toml" in settings.untrusted_files()) is not read
 
 
 @needs_owners
@@ -128,14 +128,15 @@ def test_a_file_that_another_user_owns_or_could_replace_is_not_read(
         os.lchown(folder / "pyproject.toml", 65534, 65534)
     else:
         os.chown(folder / "pyproject.toml" if foreign == "file" else folder, 65534, 65534)
-    assert settings.load(Sample, "sample", environ={}, directory=folder) == Sample()
-    assert folder / "pyproject.toml" in settings.untrusted_files(folder)
+    assert load(Sample, "sample", environ={}, directory=folder) == Sample()
+    with process(folder):
+        assert folder / "pyproject.toml" in settings.untrusted_files()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_a_fifo_in_the_place_of_a_file_stops_nothing(tmp_path):
     os.mkfifo(tmp_path / "pyproject.toml")
-    assert settings.load(Sample, "sample", environ={}, directory=tmp_path) == Sample()
+    assert load(Sample, "sample", environ={}, directory=tmp_path) == Sample()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,27 +147,27 @@ class Signed:
 def test_a_key_is_refused_in_a_file_and_not_shown(project):
     folder = project("[tool.mlops-ext.sample]\nkey = 'hidden'\n")
     with pytest.raises(SettingsError, match="never taken from a file") as caught:
-        settings.load(Signed, "sample", environ={}, directory=folder)
+        load(Signed, "sample", environ={}, directory=folder)
     assert "MLOPS_EXT_SAMPLE_KEY" in str(caught.value)
     assert "hidden" not in str(caught.value)
     project("")
     for source in ({"environ": {"MLOPS_EXT_SAMPLE_KEY": "k"}}, {"arguments": {"key": "k"}}):
-        found = settings.load(Signed, "sample", **{"environ": {}, "directory": folder, **source})
+        found = load(Signed, "sample", **{"environ": {}, "directory": folder, **source})
         assert found.key == "k"
 
 
 @pytest.mark.parametrize("text", ["none", "None", ""])
 def test_none_and_nothing_stand_for_no_path(project, text):
     folder = project(f"[tool.mlops-ext]\ntemp_dir = '{text}'\n")
-    assert settings.load(settings.CoreSettings, environ={}, directory=folder).temp_dir is None
+    assert load(settings.CoreSettings, environ={}, directory=folder).temp_dir is None
     arguments = {"temp_dir": text}
-    assert settings.load(settings.CoreSettings, environ={}, arguments=arguments).temp_dir is None
+    assert load(settings.CoreSettings, environ={}, arguments=arguments).temp_dir is None
 
 
 def test_a_variable_that_no_setting_reads_is_told_with_the_nearest(monkeypatch):
     for name in [name for name in os.environ if name.startswith("MLOPS_EXT_")]:
         monkeypatch.delenv(name)
-    settings.load(Sample, "sample", environ={})
+    load(Sample, "sample")
     for name in ("AUTOPATCHES", "SAMPLE_WORKER", "SAMPLE_MODE", "QQQQ"):
         monkeypatch.setenv(f"MLOPS_EXT_{name}", "1")
     assert settings.unknown_variables() == [
@@ -185,7 +186,7 @@ def test_texts_are_read_by_the_field_s_type(tmp_path):
         "MLOPS_EXT_SAMPLE_LEVEL": "high",
         "MLOPS_EXT_SAMPLE_WORKERS": "",
     }
-    loaded = settings.load(Sample, "sample", environ=environ, directory=tmp_path)
+    loaded = load(Sample, "sample", environ=environ, directory=tmp_path)
     assert loaded == Sample(
         grace_s=2.5, strict=True, root=Path("/scratch"), names=("a", "b"), level=Level.HIGH
     )
@@ -205,7 +206,7 @@ def test_texts_are_read_by_the_field_s_type(tmp_path):
 def test_a_bad_text_is_refused_with_name_value_and_what_is_allowed(tmp_path, name, text, words):
     variable = f"MLOPS_EXT_SAMPLE_{name}"
     with pytest.raises(SettingsError) as caught:
-        settings.load(Sample, "sample", environ={variable: text}, directory=tmp_path)
+        load(Sample, "sample", environ={variable: text}, directory=tmp_path)
     assert words in str(caught.value)
     assert text in str(caught.value)
 
@@ -213,12 +214,12 @@ def test_a_bad_text_is_refused_with_name_value_and_what_is_allowed(tmp_path, nam
 def test_a_misspelt_key_suggests_the_nearest(project):
     folder = project("[tool.mlops-ext.sample]\nworker = 2\n")
     with pytest.raises(SettingsError, match=r"tool.mlops-ext.sample.worker.*did you mean workers"):
-        settings.load(Sample, "sample", environ={}, directory=folder)
+        load(Sample, "sample", environ={}, directory=folder)
 
 
 def test_sections_of_others_are_no_unknown_keys(project):
     folder = project("[tool.mlops-ext]\ndisable = ['x']\n[tool.mlops-ext.sample]\nworkers = 2\n")
-    core = settings.load(settings.CoreSettings, environ={}, directory=folder)
+    core = load(settings.CoreSettings, environ={}, directory=folder)
     assert core.disable == ("x",)
 
 
@@ -226,35 +227,35 @@ def test_the_file_is_found_from_a_folder_below(project):
     folder = project("[tool.mlops-ext.sample]\nworkers = 7\n")
     below = folder / "a" / "b"
     below.mkdir(parents=True)
-    assert settings.load(Sample, "sample", environ={}, directory=below).workers == 7
+    assert load(Sample, "sample", environ={}, directory=below).workers == 7
 
 
 def test_a_broken_file_that_names_us_is_an_error_and_another_s_is_not(project):
     folder = project("[tool.mlops-ext\n")
     with pytest.raises(SettingsError, match="valid TOML"):
-        settings.load(Sample, "sample", environ={}, directory=folder)
+        load(Sample, "sample", environ={}, directory=folder)
     folder = project("[tool.other\n")
-    assert settings.load(Sample, "sample", environ={}, directory=folder) == Sample()
+    assert load(Sample, "sample", environ={}, directory=folder) == Sample()
 
 
 @pytest.mark.parametrize("text", ["tool = 3\n", "[tool]\nother = 1\n", "[project]\n", ""])
 def test_a_file_without_a_table_of_ours_sets_nothing(project, text):
-    assert settings.load(Sample, "sample", environ={}, directory=project(text)) == Sample()
+    assert load(Sample, "sample", environ={}, directory=project(text)) == Sample()
 
 
 @pytest.mark.parametrize("text", ["[tool]\nmlops-ext = 3\n", "[tool.mlops-ext]\nsample = 3\n"])
 def test_a_table_of_ours_that_is_none_is_refused(project, text):
     with pytest.raises(SettingsError, match=r"tool.mlops-ext\S* cannot be used: expected a table"):
-        settings.load(Sample, "sample", environ={}, directory=project(text))
+        load(Sample, "sample", environ={}, directory=project(text))
 
 
 def test_a_file_in_another_encoding_is_an_error_only_where_it_names_us(project):
     folder = project("")
     (folder / "pyproject.toml").write_bytes(b"name = '\xff'\n")
-    assert settings.load(Sample, "sample", environ={}, directory=folder) == Sample()
+    assert load(Sample, "sample", environ={}, directory=folder) == Sample()
     (folder / "pyproject.toml").write_bytes(b"[tool.mlops-ext]\nname = '\xff'\n")
     with pytest.raises(SettingsError, match=r"pyproject\.toml cannot be used"):
-        settings.load(Sample, "sample", environ={}, directory=folder)
+        load(Sample, "sample", environ={}, directory=folder)
 
 
 def test_a_file_that_cannot_be_read_is_passed_over(project):
@@ -264,14 +265,14 @@ def test_a_file_that_cannot_be_read_is_passed_over(project):
     (folder / "directory" / "pyproject.toml").mkdir()
     (folder / "loop" / "pyproject.toml").symlink_to(folder / "loop" / "pyproject.toml")
     for name in ("directory", "loop"):
-        assert settings.load(Sample, "sample", environ={}, directory=folder / name).workers == 7
+        assert load(Sample, "sample", environ={}, directory=folder / name).workers == 7
 
 
 def test_a_broken_file_of_others_does_not_hide_ours_above_it(project):
     folder = project("[tool.mlops-ext.sample]\nworkers = 7\n")
     (folder / "below").mkdir()
     (folder / "below" / "pyproject.toml").write_text("[tool.other\n")
-    assert settings.load(Sample, "sample", environ={}, directory=folder / "below").workers == 7
+    assert load(Sample, "sample", environ={}, directory=folder / "below").workers == 7
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows removes no current directory")
@@ -279,7 +280,8 @@ def test_without_a_current_directory_there_is_no_file(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert settings.load(Sample, "sample", environ={"MLOPS_EXT_SAMPLE_WORKERS": "3"}).workers == 3
+    monkeypatch.setenv("MLOPS_EXT_SAMPLE_WORKERS", "3")
+    assert settings.load(Sample, "sample").workers == 3
 
 
 @pytest.mark.parametrize(
@@ -299,12 +301,12 @@ def test_without_a_current_directory_there_is_no_file(tmp_path, monkeypatch):
 def test_a_value_of_another_type_is_refused_and_never_bent(project, line, words):
     folder = project(f"[tool.mlops-ext.sample]\n{line}\n")
     with pytest.raises(SettingsError, match=words):
-        settings.load(Sample, "sample", environ={}, directory=folder)
+        load(Sample, "sample", environ={}, directory=folder)
 
 
 def test_a_whole_number_written_with_a_point_is_one(project):
     folder = project("[tool.mlops-ext.sample]\nworkers = 2.0\ngrace_s = 3\n")
-    loaded = settings.load(Sample, "sample", environ={}, directory=folder)
+    loaded = load(Sample, "sample", environ={}, directory=folder)
     assert (loaded.workers, loaded.grace_s) == (2, 3.0)
     assert type(loaded.workers) is int
 
@@ -312,14 +314,14 @@ def test_a_whole_number_written_with_a_point_is_one(project):
 def test_a_value_that_the_section_refuses_is_told_in_the_section_s_words(project):
     folder = project("[tool.mlops-ext.memory]\ngrowth = 0.5\n")
     with pytest.raises(SettingsError) as caught:
-        settings.load(MemorySettings, "memory", environ={}, directory=folder)
+        load(MemorySettings, "memory", environ={}, directory=folder)
     assert str(caught.value) == ("memory cannot be used: memory.growth = 0.5: expected more than 1")
 
 
 def test_a_size_that_cannot_be_read_is_told_in_its_own_words(project):
     folder = project("[tool.mlops-ext.memory]\nfirst_limit = '3GB'\n")
     with pytest.raises(SettingsError) as caught:
-        settings.load(MemorySettings, "memory", environ={}, directory=folder)
+        load(MemorySettings, "memory", environ={}, directory=folder)
     assert str(caught.value).startswith(
         "tool.mlops-ext.memory.first_limit cannot be used: '3GB' is not a memory size"
     )
@@ -328,66 +330,52 @@ def test_a_size_that_cannot_be_read_is_told_in_its_own_words(project):
 def test_a_misspelt_key_of_the_top_level_is_refused_beside_sections_of_others(project):
     folder = project("[tool.mlops-ext]\ntemp_dri = 'x'\n[tool.mlops-ext.sample]\nworkers = 2\n")
     with pytest.raises(SettingsError, match=r"temp_dri is not a setting; did you mean temp_dir\?"):
-        settings.load(settings.CoreSettings, environ={}, directory=folder)
+        load(settings.CoreSettings, environ={}, directory=folder)
 
 
 def test_a_table_in_the_place_of_a_setting_is_no_section(project):
     folder = project("[tool.mlops-ext.sample]\nworkers = 2\n[tool.mlops-ext.sample.mode]\nx = 1\n")
     with pytest.raises(SettingsError, match="mode"):
-        settings.load(Sample, "sample", environ={}, directory=folder)
+        load(Sample, "sample", environ={}, directory=folder)
     folder = project("[tool.mlops-ext.sample.deeper]\nworkers = 2\n")
     with pytest.raises(SettingsError, match=r"sample\.deeper is not a setting"):
-        settings.load(Sample, "sample", environ={}, directory=folder)
+        load(Sample, "sample", environ={}, directory=folder)
     folder = project("[tool.mlops-ext.temp_dir]\nworkers = 2\n")
     with pytest.raises(SettingsError, match="temp_dir"):
-        settings.load(settings.CoreSettings, environ={}, directory=folder)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Either:
-    size: int | bool | None = None
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("3", 3), ("yes", True), ("none", None), ("None", None)]
-)
-def test_a_text_is_read_as_the_first_type_that_fits(tmp_path, text, value):
-    environ = {"MLOPS_EXT_X_SIZE": text}
-    assert settings.load(Either, "x", environ=environ, directory=tmp_path).size is value
-
-
-def test_a_text_that_fits_no_type_is_refused_in_the_words_of_the_first(tmp_path):
-    with pytest.raises(SettingsError, match="a whole number"):
-        settings.load(Either, "x", environ={"MLOPS_EXT_X_SIZE": "?"}, directory=tmp_path)
+        load(settings.CoreSettings, environ={}, directory=folder)
 
 
 def test_a_value_that_counts_as_nothing_is_given_all_the_same(project):
     folder = project("[tool.mlops-ext.sample]\nworkers = 3\nstrict = true\n")
     given = {"workers": 0, "strict": False}
-    found = settings.load(Sample, "sample", arguments=given, environ={}, directory=folder)
+    found = load(Sample, "sample", arguments=given, environ={}, directory=folder)
     assert (found.workers, found.strict) == (0, False)
 
 
 def test_the_tables_of_the_file_are_named_with_the_file(project):
-    assert settings.sections(project("[tool.other]\n")) == (None, [])
+    with process(project("[tool.other]\n")):
+        assert settings.sections() == (None, [])
     folder = project(
         "[tool.mlops-ext]\ntemp-dir = 'x'\n[tool.mlops-ext.one-two]\n[tool.mlops-ext.b]\n"
     )
-    assert settings.sections(folder / "below") == (folder / "pyproject.toml", ["one_two", "b"])
-    assert settings.misspelt_files(folder) == []
+    (folder / "below").mkdir()
+    with process(folder / "below"):
+        assert settings.sections() == (folder / "pyproject.toml", ["one_two", "b"])
+        assert settings.misspelt_files() == []
 
 
 def test_a_table_with_an_underscore_is_found_however_far_above(project):
     folder = project("[tool.mlops_ext]\n")
     (folder / "below").mkdir()
     (folder / "below" / "pyproject.toml").write_text("[tool.mlops-ext]\n")
-    assert settings.misspelt_files(folder / "below") == [folder / "pyproject.toml"]
+    with process(folder / "below"):
+        assert settings.misspelt_files() == [folder / "pyproject.toml"]
 
 
 def test_a_number_of_another_type_is_told_with_the_setting_the_value_and_what_is_allowed(project):
     folder = project("[tool.mlops-ext.sample]\nworkers = 2.7\n")
     with pytest.raises(SettingsError) as caught:
-        settings.load(Sample, "sample", environ={}, directory=folder)
+        load(Sample, "sample", environ={}, directory=folder)
     assert str(caught.value) == (
         "tool.mlops-ext.sample.workers = 2.7 cannot be used: expected a whole number"
     )

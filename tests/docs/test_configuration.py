@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.docs.test_reference import SETTINGS
+from tests.support.settings import load
 
 from kserve_ext.manifest import manifest
 from kserve_ext.settings import KServeSettings
@@ -158,8 +159,8 @@ def test_settings_of_core_are_read_as_the_page_says(tmp_path):
     folder = tmp_path / "below"
     folder.mkdir()
     environ = {"MLOPS_EXT_DISABLE": "a,b"}
-    core = settings.load(settings.CoreSettings, environ=environ, directory=folder)
+    core = load(settings.CoreSettings, environ=environ, directory=folder)
     assert (str(core.temp_dir), core.disable) == ("/a", ("a", "b"))
     environ = {"MLOPS_EXT_TEMP_DIR": "/b"}
-    core = settings.load(settings.CoreSettings, environ=environ, directory=folder)
+    core = load(settings.CoreSettings, environ=environ, directory=folder)
     assert str(core.temp_dir) == "/b"

@@ -14,7 +14,6 @@ DATA = "a field of one object that its framework has its users set"
 ALLOWED = {
     "core/mlops_ext/patching/target.py": "the one place that puts a Patch into a module or class",
     "core/mlops_ext/lazy.py": "a package of ours gets the names that it offers",
-    "core/mlops_ext/errors.py": "an error of ours is put together again after a pickle",
     "core/mlops_ext/extensions/finder.py": "import specs, in which a finder names its loader",
     "core/mlops_ext/processes/identity.py": "the types of a C function, as ctypes has them set",
     "plugins/joblib_ext/stores/files/statx.py": "the types of a C function, as ctypes has them set",

@@ -21,7 +21,6 @@ from typing import IO, Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from rich.table import Table
 
 from mlops_ext import demo as demos
@@ -113,22 +112,14 @@ def _show(chosen: list[str], absent: dict[str, str], console: Console) -> Iterat
             _print_line(console, f"{title}: skipped", absent[name])
             yield _Result(name, skipped=absent[name])
             continue
-        if console.is_terminal:
-            with console.status(f"[bold]{escape(title)}") as status:
-                result = _run(name, functools.partial(_describe, status, title))
-        else:
-            result = _run(name, functools.partial(_print_line, console, title))
+        result = _run(name, functools.partial(_print_line, console, title))
         _draw(result, console)
         yield result
 
 
 def _print_line(console: Console, title: str, text: str) -> None:
-    """Progress into a pipe or a log: a line for each thing begun, however long."""
+    """Print a line for each thing begun, however long."""
     console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _describe(status: Status, title: str, text: str) -> None:
-    status.update(f"[bold]{escape(title)}[/] {escape(text)}")
 
 
 def _run(name: str, tell: Callable[[str], None]) -> _Result:

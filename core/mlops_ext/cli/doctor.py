@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlops_ext.cli.tables import frameworks_table
 from mlops_ext.doctor import Diagnosis, Fix, diagnose
 from mlops_ext.extensions.discovery import extensions
 from mlops_ext.hookspecs import Severity
@@ -55,16 +56,7 @@ def _as_document(diagnosis: Diagnosis) -> dict[str, object]:
 
 
 def _draw(diagnosis: Diagnosis, console: Console) -> None:
-    frameworks = Table(title="Frameworks", title_justify="left")
-    for column in ("framework", "installed", "supported versions"):
-        frameworks.add_column(column)
-    for support in diagnosis.frameworks:
-        colour = "green" if support.supported else "dim" if support.version is None else "red"
-        version = f"[{colour}]{escape(support.version or 'not installed')}[/]"
-        framework = support.framework
-        frameworks.add_row(escape(framework.name), version, escape(framework.supported))
-    console.print(frameworks)
-
+    console.print(frameworks_table(diagnosis.frameworks, summaries=False))
     installed = {s.framework.name for s in diagnosis.frameworks if s.version is not None}
     fixes = [fix for fix in diagnosis.fixes if fix.framework in installed]
     missing = [fix for fix in fixes if fix.is_missing]

@@ -6,21 +6,19 @@ name: what a file system answers decides.
 
 from __future__ import annotations
 
-from mlops_ext.files.names import TEMP_SUFFIX, TempName, parse_temp_name, temp_name
-from mlops_ext.files.publish import Durability, publish, sync_directory, write_new
+from mlops_ext.files.names import TEMP_SUFFIX, liveness_of_maker, temp_name
+from mlops_ext.files.publish import publish, sync_directory, write_new
 from mlops_ext.files.reasons import RemovalError, RemovalReason, classify_removal_error
 from mlops_ext.files.removal import Removal, empty, remove
 
 __all__ = [
     "TEMP_SUFFIX",
-    "Durability",
     "Removal",
     "RemovalError",
     "RemovalReason",
-    "TempName",
     "classify_removal_error",
     "empty",
-    "parse_temp_name",
+    "liveness_of_maker",
     "publish",
     "remove",
     "sync_directory",

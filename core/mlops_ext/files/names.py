@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import threading
-from dataclasses import dataclass
 
 from mlops_ext.processes.identity import Liveness, boot_id, is_alive, own_boot, own_host
 
@@ -17,43 +16,9 @@ TEMP_SUFFIX = ".tmp"
 # Longest file name that ext4, XFS, NFS and NTFS all accept.
 _MAX_BYTES = 255
 _PATTERN = re.compile(
-    r"(?P<stem>.*)\.(?P<host>\w+)-(?P<boot>[0-9a-f]{8})-(?P<pid>[0-9a-f]+)"
-    r"-(?P<thread>[0-9a-f]+)-(?P<random>[0-9a-f]{16})\.tmp",
+    r".*\.(?P<host>\w+)-(?P<boot>[0-9a-f]{8})-(?P<pid>[0-9a-f]+)-[0-9a-f]+-[0-9a-f]{16}\.tmp",
     re.DOTALL,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TempName:
-    """The parts of a temporary name.
-
-    Attributes:
-        stem: what the name stands for, as the caller gave it (perhaps shortened).
-        host: host name of the maker, reduced to word characters.
-        boot: eight hex digits that identify the maker's boot and PID namespace.
-        pid: process id, as the maker saw it.
-        thread: thread identifier in the maker.
-        random: sixteen random hex digits.
-    """
-
-    stem: str
-    host: str
-    boot: str
-    pid: int
-    thread: int
-    random: str
-
-    def liveness(self) -> Liveness:
-        """Whether the maker still runs; UNKNOWN if it ran elsewhere.
-
-        A pid can be asked after only on the same host, in the same boot and PID namespace. A pid
-        that was given out again counts as ALIVE: the error is on the side of keeping a file.
-        """
-        if (self.host, self.boot) != (own_host(), own_boot()):
-            return Liveness.UNKNOWN
-        if is_alive(self.pid):
-            return Liveness.ALIVE
-        return Liveness.DEAD if boot_id() else Liveness.UNKNOWN  # another host of the same name
 
 
 @functools.lru_cache(maxsize=1)
@@ -81,16 +46,16 @@ def temp_name(stem: str = "") -> str:
     return stem + tail
 
 
-def parse_temp_name(name: str) -> TempName | None:
-    """The parts of a name that `temp_name` made, or None for any other name."""
+def liveness_of_maker(name: str) -> Liveness:
+    """Whether the process that made *name* with `temp_name` still runs.
+
+    UNKNOWN for any other name, and if the maker ran elsewhere: a pid can be asked after only on the
+    same host, in the same boot and PID namespace. A pid that was given out again counts as ALIVE:
+    the error is on the side of keeping a file.
+    """
     found = _PATTERN.fullmatch(name)
-    if found is None:
-        return None
-    return TempName(
-        stem=found["stem"],
-        host=found["host"],
-        boot=found["boot"],
-        pid=int(found["pid"], 16),
-        thread=int(found["thread"], 16),
-        random=found["random"],
-    )
+    if found is None or (found["host"], found["boot"]) != (own_host(), own_boot()):
+        return Liveness.UNKNOWN
+    if is_alive(int(found["pid"], 16)):
+        return Liveness.ALIVE
+    return Liveness.DEAD if boot_id() else Liveness.UNKNOWN  # another host of the same name

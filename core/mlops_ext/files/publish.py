@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 from mlops_ext.files.names import temp_name
 from mlops_ext.retry import retry
@@ -23,7 +20,6 @@ _AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, err
 # four times in a row is another fault.
 _TRIES = 4
 
-_NOT_ASKED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 # ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION: a reader has the target open.
 _WINDOWS_OPEN = frozenset({5, 32})
 # A reader of a small file is done within these.
@@ -32,24 +28,7 @@ _WINDOWS_PAUSES_S = (0.001, 0.01, 0.05, 0.2)
 Buffer = bytes | bytearray | memoryview
 
 
-class Durability(enum.Enum):
-    """What survives a crash of the machine, not only of the process.
-
-    NONE leaves it to the kernel: after a power cut the file may be missing, or with some file
-    systems empty. FSYNC syncs the file before it is published and the directory after it.
-    """
-
-    NONE = "none"
-    FSYNC = "fsync"
-
-
-def write_new(
-    path: str | Path,
-    data: Iterable[Buffer],
-    *,
-    durability: Durability = Durability.NONE,
-    reserve: int = 0,
-) -> None:
+def write_new(path: str | Path, data: Iterable[Buffer], *, sync: bool = False) -> None:
     """Create *path* with the concatenation of *data*; it must not exist.
 
     ``close()`` is checked: network file systems report a full disk or a lost write there. On any
@@ -58,8 +37,8 @@ def write_new(
     Args:
         path: the new file.
         data: buffers, written in turn.
-        durability: FSYNC syncs the file before it is closed.
-        reserve: bytes for which the file system is asked for room before anything is written.
+        sync: write the content through to the disk before the file is closed. Without it a
+            power cut may leave the file missing, or with some file systems empty.
 
     Raises:
         FileExistsError: *path* exists.
@@ -68,11 +47,9 @@ def write_new(
     descriptor = os.open(path, _CREATE, 0o666)
     try:
         try:
-            if reserve:
-                _reserve(descriptor, reserve)
             for buffer in data:
                 _write_all(descriptor, buffer)
-            if durability is Durability.FSYNC:
+            if sync:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -80,17 +57,6 @@ def write_new(
         with contextlib.suppress(OSError):
             os.unlink(path)  # noqa: PTH108  # measured: a Path costs more than the call
         raise
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Ask for room; a file system that cannot be asked is written to without."""
-    if sys.platform != "linux":
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in _NOT_ASKED:
-            raise
 
 
 def _write_all(descriptor: int, buffer: Buffer) -> None:
@@ -102,8 +68,8 @@ def _write_all(descriptor: int, buffer: Buffer) -> None:
         written += os.write(descriptor, view[written:])
 
 
-def publish(target: str | Path, data: Sequence[Buffer] | Buffer) -> None:
-    """Give *target* the content *data*, all or nothing for every reader on any host.
+def publish(target: str | Path, pieces: Sequence[Buffer]) -> None:
+    """Give *target* the content *pieces*, all or nothing for every reader on any host.
 
     The content is written whole to a unique name beside the target, closed, and published by
     rename, which is atomic by POSIX and by NFS. A reply that the network lost is recovered: after
@@ -111,14 +77,12 @@ def publish(target: str | Path, data: Sequence[Buffer] | Buffer) -> None:
 
     Args:
         target: the file; its directory must exist.
-        data: the content, whole or in pieces.
+        pieces: the content.
 
     Raises:
         OSError: what the file system reported; the target is as it was.
     """
     target = Path(target)
-    single = isinstance(data, (bytes, bytearray, memoryview))
-    pieces = cast("Sequence[Buffer]", [data] if single else data)
     for attempt in range(1, _TRIES + 1):
         temp = target.with_name(temp_name(target.name))
         try:

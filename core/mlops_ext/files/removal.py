@@ -82,10 +82,7 @@ def remove(
     sweep: DescriptorSweep | PathSweep = DescriptorSweep() if HAS_DESCRIPTORS else PathSweep()
     for pause_s in doubling(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
         sweep.left.clear()
-        if isinstance(sweep, DescriptorSweep):
-            sweep.remove(path, parent=parent, inode=inode)
-        else:
-            sweep.remove(path)
+        sweep.remove(path, parent=parent, inode=inode)
         remaining = deadline - clock()
         if not sweep.left or remaining <= 0 or sweep.is_hopeless():
             break

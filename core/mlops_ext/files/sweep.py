@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -98,7 +97,7 @@ class DescriptorSweep(Sweep):
 
     _levels: list[_Level] = field(default_factory=list)
 
-    def remove(self, path: Path, *, parent: int | None = None, inode: int | None = None) -> None:
+    def remove(self, path: Path, *, parent: int | None, inode: int | None) -> None:
         """Remove the entry *path*, with all it holds.
 
         Args:
@@ -247,28 +246,27 @@ def _mount_of(descriptor: int, status: os.stat_result) -> tuple[int, bytes]:
 
     Without Linux's /proc the mount is empty, and only another device is told apart.
     """
-    if sys.platform != "linux":
-        return status.st_dev, b""
     try:
-        info = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return status.st_dev, b""
-    try:
-        return status.st_dev, os.read(info, 256).partition(b"mnt_id:")[2].split(b"\n")[0]
-    finally:
-        os.close(info)
+        info = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:  # told apart again with a free descriptor
+            raise
+        info = b""
+    return status.st_dev, info.partition(b"mnt_id:")[2].split(b"\n")[0]
 
 
 @dataclass(slots=True, kw_only=True)
 class PathSweep(Sweep):
     """A pass by paths, for systems without `HAS_DESCRIPTORS`; see the module."""
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path, *, parent: int | None, inode: int | None) -> None:
         """Remove *path*, deepest entries first; a stack, since trees may be deeper than Python's.
 
-        A directory comes twice: first to be listed, then, with the number of entries that were
-        left before it, to be removed if none of its own was.
+        *parent* and *inode* are ignored: such a system has neither. A directory comes twice: first
+        to be listed, then, with the number of entries that were left before it, to be removed if
+        none of its own was.
         """
+        del parent, inode
         pending: list[tuple[Path, int | None]] = [(path, None)]
         while pending:
             entry, before = pending.pop()

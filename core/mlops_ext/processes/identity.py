@@ -300,9 +300,6 @@ def lock(descriptor: int) -> bool | None:
 
 def booted_at() -> float | None:
     """When this machine booted, in seconds since the epoch, or None if unknown."""
-    for line in _read("/proc/stat").splitlines():
-        if line.startswith("btime "):
-            return float(line.split()[1])
     if sys.platform == "linux":
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return None

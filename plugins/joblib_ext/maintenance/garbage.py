@@ -21,7 +21,7 @@ from joblib_ext.stores.files.trash import empty
 from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX
 from joblib_ext.stores.objects.store import ObjectStore
-from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name
+from mlops_ext.files import TEMP_SUFFIX, liveness_of_maker, remove, temp_name
 from mlops_ext.processes.identity import Liveness
 
 
@@ -119,8 +119,7 @@ def _server_time(store: FileStore) -> float:
 
 def _reap(name: str, path: str, now: float, min_age_s: float) -> int:
     """Remove a temporary file if its writer is gone; 1 if it was removed."""
-    maker = parse_temp_name(name)
-    liveness = maker.liveness() if maker is not None else Liveness.UNKNOWN
+    liveness = liveness_of_maker(name)
     if liveness is Liveness.ALIVE:
         return 0
     if liveness is Liveness.UNKNOWN:

@@ -130,7 +130,7 @@ class LocalCache:
                 self._written = 0
                 self._shrink(size)
             Path(copy.path).parent.mkdir(parents=True, exist_ok=True)
-            publish(copy.path, data)
+            publish(copy.path, [data])
             return True
         return False
 

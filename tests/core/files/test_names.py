@@ -6,28 +6,32 @@ import threading
 
 import pytest
 
-from mlops_ext.files import TempName, names, parse_temp_name, temp_name
+from mlops_ext.files import liveness_of_maker, names, temp_name
 from mlops_ext.processes.identity import Liveness, is_alive, own_boot, own_host
 
 
-def test_a_name_says_who_made_it():
-    parts = parse_temp_name(temp_name("output.pkl"))
-    assert parts is not None
-    assert parts.stem == "output.pkl"
-    assert (parts.host, parts.boot, parts.pid) == (own_host(), own_boot(), os.getpid())
-    assert parts.thread == threading.get_ident()
-    assert re.fullmatch("[0-9a-f]{16}", parts.random)
+def parts(name):
+    """Host, boot, pid, thread and random part of a name."""
+    return name.split(".")[-2].split("-")
 
 
-def test_a_stem_with_dots_and_dashes_survives():
-    parts = parse_temp_name(temp_name("a.b-c.tmp"))
-    assert parts is not None
-    assert parts.stem == "a.b-c.tmp"
+@pytest.mark.parametrize("stem", ["output.pkl", "a.b-c.tmp", "line\nbreak", ""])
+def test_a_name_says_who_made_it(stem):
+    name = temp_name(stem)
+    assert name.startswith(stem + ".")
+    host, boot, pid, thread, random = parts(name)
+    assert (host, boot, int(pid, 16)) == (own_host(), own_boot(), os.getpid())
+    assert int(thread, 16) == threading.get_ident()
+    assert re.fullmatch("[0-9a-f]{16}", random)
+    assert liveness_of_maker(name) is Liveness.ALIVE
 
 
-@pytest.mark.parametrize("name", ["", "output.pkl", "x.tmp", "a.host-00-1-1-00.tmp"])
-def test_other_names_are_not_ours(name):
-    assert parse_temp_name(name) is None
+def test_nothing_is_said_of_the_maker_of_another_name():
+    mine = temp_name("x")
+    foreign = ["", "output.pkl", "x.tmp", "a.host-00-1-1-00.tmp", mine + "x", mine[2:]]
+    assert {name: liveness_of_maker(name) for name in foreign} == dict.fromkeys(
+        foreign, Liveness.UNKNOWN
+    )
 
 
 @pytest.mark.parametrize("stem", ["a/b", "/", "a\0b"])
@@ -53,10 +57,9 @@ def test_a_forked_child_makes_names_of_its_own():
     os.waitpid(child, 0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        theirs = parse_temp_name(pipe.read())
-    assert theirs is not None
-    assert theirs.pid == child
-    assert theirs.pid != parse_temp_name(mine).pid
+        theirs = parts(pipe.read())
+    assert int(theirs[2], 16) == child
+    assert theirs[2] != parts(mine)[2]
 
 
 def test_the_maker_of_a_name_is_alive_until_it_ends():
@@ -64,17 +67,20 @@ def test_the_maker_of_a_name_is_alive_until_it_ends():
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
-        name = parse_temp_name(child.stdout.readline().strip())
-        assert name.liveness() is Liveness.ALIVE
+        name = child.stdout.readline().strip()
+        assert liveness_of_maker(name) is Liveness.ALIVE
         child.communicate("\n")
-    assert name.liveness() is Liveness.DEAD
+    assert liveness_of_maker(name) is Liveness.DEAD
+
+
+def name_of(pid, host=None, boot=None):
+    return f"x.{host or own_host()}-{boot or own_boot()}-{pid:x}-1-{'0' * 16}.tmp"
 
 
 def test_nothing_is_said_of_processes_elsewhere():
-    here = {"stem": "", "pid": 1, "thread": 1, "random": "0" * 16}
-    for host, boot in (("elsewhere", own_boot()), (own_host(), "0" * 8)):
-        name = TempName(host=host, boot=boot, **here)
-        assert name.liveness() is Liveness.UNKNOWN
+    assert liveness_of_maker(name_of(1)) is Liveness.ALIVE
+    assert liveness_of_maker(name_of(1, host="elsewhere")) is Liveness.UNKNOWN
+    assert liveness_of_maker(name_of(1, boot="0" * 8)) is Liveness.UNKNOWN
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**70])
@@ -90,13 +96,8 @@ def test_the_process_itself_and_init_are_alive():
 def test_without_a_boot_id_an_absent_process_of_this_host_may_be_another_hosts(monkeypatch):
     with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
         child.wait()
-    gone = TempName(
-        stem="", host=own_host(), boot=own_boot(), pid=child.pid, thread=1, random="0" * 16
-    )
-    assert gone.liveness() is Liveness.DEAD
+    gone = name_of(child.pid)
+    assert liveness_of_maker(gone) is Liveness.DEAD
     monkeypatch.setattr(names, "boot_id", lambda: "")
-    assert gone.liveness() is Liveness.UNKNOWN
-    here = TempName(
-        stem="", host=own_host(), boot=own_boot(), pid=os.getpid(), thread=1, random="0" * 16
-    )
-    assert here.liveness() is Liveness.ALIVE
+    assert liveness_of_maker(gone) is Liveness.UNKNOWN
+    assert liveness_of_maker(name_of(os.getpid())) is Liveness.ALIVE

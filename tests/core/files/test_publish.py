@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import os
 import resource
@@ -8,25 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ext.files import Durability, publish, sync_directory, write_new
+from mlops_ext.files import publish, sync_directory, write_new
 
 
 def names(directory):
     return sorted(entry.name for entry in directory.iterdir())
 
 
-@pytest.mark.parametrize("data", [b"", b"abc", [b"a", memoryview(b"bc")], bytearray(b"x" * 10**6)])
+@pytest.mark.parametrize(
+    "data", [[], [b"abc"], [b"a", memoryview(b"bc")], [bytearray(b"x" * 10**6)]]
+)
 def test_the_target_has_the_content_and_nothing_is_left_beside_it(tmp_path, data):
     target = tmp_path / "target"
     target.write_bytes(b"old")
     publish(target, data)
-    assert target.read_bytes() == (b"".join(data) if isinstance(data, list) else bytes(data))
+    assert target.read_bytes() == b"".join(data)
     assert names(tmp_path) == ["target"]
 
 
 def test_a_missing_directory_is_reported_as_such(tmp_path):
     with pytest.raises(FileNotFoundError):
-        publish(tmp_path / "missing" / "target", b"x")
+        publish(tmp_path / "missing" / "target", [b"x"])
 
 
 def test_a_source_of_data_that_fails_leaves_nothing(tmp_path):
@@ -53,7 +54,7 @@ def test_a_full_disk_leaves_the_old_content_and_no_partial_file(tmp_path):
         "import resource, signal, sys; from mlops_ext.files import publish\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: publish(sys.argv[1], b'x' * 5000)\n"
+        "try: publish(sys.argv[1], [b'x' * 5000])\n"
         "except OSError as error: sys.exit(error.errno)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
@@ -86,7 +87,7 @@ def losing_reply(monkeypatch):
 def test_a_lost_reply_to_a_rename_is_recovered(tmp_path, losing_reply, code):
     losing_reply("replace", code)
     losing_reply("rename", code)
-    publish(tmp_path / "target", b"new")
+    publish(tmp_path / "target", [b"new"])
     assert (tmp_path / "target").read_bytes() == b"new"
     assert names(tmp_path) == ["target"]
 
@@ -97,15 +98,15 @@ def test_an_error_that_stays_is_raised_and_leaves_nothing(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "replace", broken)
     with pytest.raises(OSError, match="broken"):
-        publish(tmp_path / "target", b"new")
+        publish(tmp_path / "target", [b"new"])
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(("durability", "synced"), [("none", 0), ("fsync", 1)])
-def test_what_has_to_survive_a_crash_is_synced(tmp_path, monkeypatch, durability, synced):
+@pytest.mark.parametrize(("sync", "synced"), [(False, 0), (True, 1)])
+def test_what_has_to_survive_a_crash_is_synced(tmp_path, monkeypatch, sync, synced):
     done, real = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(real(descriptor)))
-    write_new(tmp_path / "new", [b"x"], durability=Durability(durability))
+    write_new(tmp_path / "new", [b"x"], sync=sync)
     assert len(done) == synced
     sync_directory(tmp_path)
     assert len(done) == synced + 1
@@ -130,37 +131,5 @@ def test_after_a_lost_reply_another_content_is_not_taken_for_ours(tmp_path, monk
 
     monkeypatch.setattr(Path, "replace", lost)
     with pytest.raises(OSError, match="lost"):
-        publish(tmp_path / "target", b"new")
+        publish(tmp_path / "target", [b"new"])
     assert len(tries) == 4, "it tries again, as the content is not ours"
-
-
-class TestReservedRoom:
-    @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
-    def test_room_is_asked_for_before_anything_is_written(self, tmp_path, monkeypatch):
-        order = []
-        ask, write = os.posix_fallocate, os.write
-
-        def asked(descriptor, offset, size):
-            order.append(("ask", offset, size))
-            ask(descriptor, offset, size)
-
-        def written(descriptor, data):
-            order.append(("write", len(data)))
-            return write(descriptor, data)
-
-        monkeypatch.setattr(os, "posix_fallocate", asked)
-        monkeypatch.setattr(os, "write", written)
-        write_new(tmp_path / "file", [b"abc", b"de"], reserve=5)
-        assert order == [("ask", 0, 5), ("write", 3), ("write", 2)]
-        assert (tmp_path / "file").read_bytes() == b"abcde"
-
-    @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSPC])
-    def test_only_a_full_disk_stops_the_writing(self, tmp_path, monkeypatch, code):
-        def refuse(*_):
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
-        is_full = code == errno.ENOSPC
-        with pytest.raises(OSError, match="space") if is_full else contextlib.nullcontext():
-            write_new(tmp_path / "file", [b"abc"], reserve=3)
-        assert (tmp_path / "file").exists() is not is_full

@@ -154,7 +154,7 @@ class EntryFiles(BaseStore):
         for attempt in range(1, _TRIES + 1):
             temp = folder + temp_name("entry")
             try:
-                write_new(temp, pieces, durability=self.options.sync)
+                write_new(temp, pieces, sync=self.options.sync)
                 share(temp, self.group)
                 os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
             except OSError as error:
@@ -171,7 +171,7 @@ class EntryFiles(BaseStore):
                     raise
             else:
                 break
-        if self.options.durability == "fsync":
+        if self.options.sync:
             sync_directory(folder)
 
     def remove_entry(self, slot: Slot, token: bytes) -> None:
@@ -221,7 +221,7 @@ class EntryFiles(BaseStore):
         if not os.path.lexists(note):
             content = {"function": version.func_id, "code": version.code}
             with contextlib.suppress(OSError):
-                publish_file(note, json.dumps(content).encode())
+                publish_file(note, [json.dumps(content).encode()])
         return trouble
 
     def _look_past_cache(self, folder: str) -> None:
