@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from tests.doubles.kubernetes.defaults import memory_in, quantity
+from tests.doubles.kubernetes.defaults import quantity
+from tests.doubles.kubernetes.sizes import total
 from tests.doubles.kubernetes.store import ApiError, Object, Store
 
 
 def admit_pod(store: Store, namespace: str, pod: Object) -> None:
-    name = pod["metadata"]["name"]
+    apply_limit_ranges(store, namespace, pod)
+    check_quotas(store, namespace, pod)
+
+
+def apply_limit_ranges(store: Store, namespace: str, pod: Object) -> None:
     for limit_range in store.select("limitranges", namespace):
         for item in limit_range["spec"]["limits"]:
-            _apply_limit_range(item, pod, name)
+            _apply_limit_range(item, pod, pod["metadata"]["name"])
+
+
+def check_quotas(store: Store, namespace: str, pod: Object) -> None:
+    """Refuse a pod, new or resized, that its namespace's quotas have no room for."""
+    name, uid = pod["metadata"]["name"], pod["metadata"].get("uid")
     for quota in store.select("resourcequotas", namespace):
         for key, hard in quota["spec"]["hard"].items():
             kind, _, resource = key.rpartition(".")
             if resource != "memory":
                 continue
             section = "limits" if kind == "limits" else "requests"
-            asked = memory_in(pod, section)
+            asked = total(pod, section)
+            if not asked:
+                raise ApiError(
+                    403,
+                    "Forbidden",
+                    f'pods "{name}" is forbidden: failed quota: {quota["metadata"]["name"]}: must'
+                    f" specify {key} for: {pod['spec']['containers'][0]['name']}",
+                )
             used = sum(
-                memory_in(other, section)
+                total(other, section, given=True)
                 for other in store.select("pods", namespace)
                 if other["status"]["phase"] in {"Pending", "Running"}
+                and other["metadata"]["uid"] != uid
             )
             if used + asked > quantity(hard):
                 raise ApiError(

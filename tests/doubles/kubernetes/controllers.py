@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from tests.doubles.kubernetes.jobs import JobController, is_finished
+from tests.doubles.kubernetes.jobs import JobController, event, is_finished
 from tests.doubles.kubernetes.kubelet import Kubelet
 from tests.doubles.kubernetes.pod_status import condition
 from tests.doubles.kubernetes.scheduler import Scheduler
@@ -28,11 +28,22 @@ class Controllers:
                 if self.store.version == seen:
                     self.store.lock.wait(0.1)
                 seen = self.store.version
-            with contextlib.suppress(ApiError):
-                self._pass()
+            self.once()
+
+    def settle(self) -> None:
+        """Pass over everything until nothing changes: what threads would do in their time."""
+        seen = -1
+        while self.store.version != seen:
+            seen = self.store.version
+            self.once()
+
+    def once(self) -> None:
+        with contextlib.suppress(ApiError):
+            self._pass()
 
     def _pass(self) -> None:
-        self.kubelet.end_pretended()
+        self.kubelet.resizes.tick()
+        self.kubelet.pretender.tick()
         if not self.pause_jobs.is_set():
             for job in self.store.select("jobs"):
                 self.jobs.sync(job)
@@ -86,3 +97,5 @@ class Controllers:
         changed = self.store.change("pods", meta["namespace"], meta["name"], edit)
         if name and changed:
             self.kubelet.start(changed)
+        elif changed is not pod:
+            event(self.store, pod, "FailedScheduling", why)

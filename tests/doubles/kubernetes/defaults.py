@@ -23,14 +23,6 @@ def quantity(text: object) -> float:
     return float(found[1]) * UNITS[found[2] or ""]
 
 
-def memory_in(pod: Object, section: str) -> float:
-    """Memory of a pod's containers, as *section* of their resources has it."""
-    return sum(
-        quantity((container["resources"].get(section) or {}).get("memory", 0))
-        for container in pod["spec"]["containers"]
-    )
-
-
 def default_container(container: Object) -> None:
     container.setdefault("imagePullPolicy", "IfNotPresent")
     container.setdefault("resources", {})

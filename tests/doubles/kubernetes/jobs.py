@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 
+from tests.doubles.kubernetes import clock
 from tests.doubles.kubernetes.defaults import default_pod
+from tests.doubles.kubernetes.sizes import STATUSES
 from tests.doubles.kubernetes.store import ApiError, Object, Store, clone, now
 
 MESSAGES = {
@@ -29,7 +30,7 @@ def is_finished(job: Object) -> bool:
 def matching_rule(job: Object, pod: Object) -> tuple[int, Object] | None:
     """The first rule of the failure policy that matches a failed pod, and its index."""
     rules = (job["spec"].get("podFailurePolicy") or {}).get("rules", [])
-    statuses = pod["status"].get("containerStatuses", [])
+    statuses = [one for field in STATUSES for one in pod["status"].get(field, [])]
     for index, rule in enumerate(rules):
         if codes := rule.get("onExitCodes"):
             for status in statuses:
@@ -69,7 +70,6 @@ class JobController:
             return
         if "startTime" not in job["status"]:
             self._change(job, lambda j: j["status"].update(startTime=now()))
-            self.started = time.monotonic()
         counted = self.counted.setdefault(uid, set())
         failed = job["status"].get("failed", 0)
         verdict: tuple[str, str] | None = None
@@ -78,7 +78,7 @@ class JobController:
                 continue
             counted.add(pod["metadata"]["uid"])
             self._release(pod)
-            self.last_failure[uid] = time.monotonic()
+            self.last_failure[uid] = clock.monotonic()
             found = matching_rule(job, pod)
             if found and found[1]["action"] == "Ignore":
                 self.ignored[uid] = self.ignored.get(uid, 0) + 1
@@ -90,7 +90,7 @@ class JobController:
         active = [pod for pod in pods if pod["status"]["phase"] in {"Pending", "Running"}]
         terminating = [pod for pod in active if pod["metadata"].get("deletionTimestamp")]
         deadline = job["spec"].get("activeDeadlineSeconds")
-        age = time.time() - _seconds(job["status"].get("startTime"))
+        age = clock.wall() - _seconds(job["status"].get("startTime"))
         if deadline is not None and age > deadline and not succeeded:
             verdict = ("DeadlineExceeded", MESSAGES["DeadlineExceeded"])
             failed += len(active)
@@ -111,12 +111,12 @@ class JobController:
         uid = job["metadata"]["uid"]
         misses = failed + self.ignored.get(uid, 0)
         wait = self.backoff_s * 2 ** (misses - 1) if misses else 0
-        ready = time.monotonic() >= self.last_failure.get(uid, 0) + wait
-        if not active and ready and time.monotonic() >= self.refused.get(uid, 0):
+        ready = clock.monotonic() >= self.last_failure.get(uid, 0) + wait
+        if not active and ready and clock.monotonic() >= self.refused.get(uid, 0):
             try:
                 active = [self._create_pod(job)]
             except ApiError as error:
-                self.refused[uid] = time.monotonic() + 0.5
+                self.refused[uid] = clock.monotonic() + 0.5
                 event(self.store, job, "FailedCreate", f"Error creating: {error.message}")
         running = [pod for pod in active if pod["status"]["phase"] == "Running"]
 
@@ -225,8 +225,12 @@ def policy_message(index: int, rule: Object, pod: Object) -> str:
     if rule.get("onPodConditions"):
         kind = rule["onPodConditions"][0]["type"]
         return f"Pod {where} has condition {kind} matching FailJob rule at index {index}"
-    status = pod["status"]["containerStatuses"][0]
-    code = status["state"]["terminated"]["exitCode"]
+    ended = (
+        (one, (one["state"].get("terminated") or {}).get("exitCode"))
+        for field in STATUSES
+        for one in pod["status"].get(field, [])
+    )
+    status, code = next(one for one in ended if one[1] in rule["onExitCodes"]["values"])
     return (
         f"Container {status['name']} for pod {where} failed with exit code {code}"
         f" matching FailJob rule at index {index}"
@@ -265,5 +269,5 @@ def _seconds(stamp: str | None) -> float:
     from datetime import datetime
 
     return (
-        datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else time.time()
+        datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else clock.wall()
     )

@@ -12,30 +12,22 @@ import tempfile
 import threading
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.doubles.kubernetes.cgroups import UNSHARE, V1, V2, Cgroup
 from tests.doubles.kubernetes.defaults import quantity
-from tests.doubles.kubernetes.pod_status import container_status, set_phase, waiting
-from tests.doubles.kubernetes.scheduler import Node
+from tests.doubles.kubernetes.pod_status import reject, set_phase, waiting
+from tests.doubles.kubernetes.pretence import Pretender
+from tests.doubles.kubernetes.resizes import Resizes
+from tests.doubles.kubernetes.scheduler import AFFINITY, Node, selected
+from tests.doubles.kubernetes.sizes import total
 from tests.doubles.kubernetes.store import Object, Store, now
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
-@dataclass(kw_only=True)
-class Pretence:
-    """How a pod without a process ends, and when."""
-
-    pod: Object
-    ended: Object
-    due: float
-
-
 class Kubelet:
-    """Runs pods. With real=False a pod ends as its annotations say, without a process:
-    ``double/ends`` holds "exit-code reason seconds", one for each attempt, with semicolons."""
+    """Runs the step's container of pods; with real=False a pod ends as its annotations say."""
 
     def __init__(self, store: Store, root: Path, images: dict[str, str], *, real: bool) -> None:
         self.store, self.root, self.images, self.real = store, root, images, real
@@ -43,7 +35,11 @@ class Kubelet:
         self.cgroups: dict[str, Cgroup] = {}
         self.started: set[str] = set()
         self.running: set[str] = set()
-        self.pretended: dict[str, Pretence] = {}
+        self.pretender = Pretender(store, self)
+        self.resizes = Resizes(store, self)
+        self.ghosts: dict[str, str] = {}
+        """By node, memory of pods that the scheduler believes to be gone."""
+        self.bound: dict[str, Object] = {}  # by uid, the pods that the nodes have taken
         self.closing = threading.Event()
         self.credentials: object = None
         self.environment: dict[str, str] = {}
@@ -54,15 +50,89 @@ class Kubelet:
         if uid in self.started:
             return
         self.started.add(uid)
-        if self.real and main["image"] not in self.images:
-            set_phase(self.store, pod, "Pending", waiting(main, "ErrImagePull"))
+        if refusal := self._refusal(pod):
+            reject(self.store, pod, *refusal)
             return
-        set_phase(self.store, pod, "Pending", waiting(main, "ContainerCreating"))
+        self.bound[uid] = pod
+        self.resizes.admitted(pod)
+        if self.real and main["image"] not in self.images:
+            set_phase(self.store, pod, "Pending", {main["name"]: waiting(main, "ErrImagePull")})
+            return
+        creating = waiting(main, "ContainerCreating")
+        if not pod["spec"].get("initContainers"):
+            set_phase(self.store, pod, "Pending", {main["name"]: creating})
         self.running.add(uid)
         if self.real:
             threading.Thread(target=self._run, args=(pod, main), daemon=True).start()
         else:
-            self._pretend(pod, main)
+            self.pretender.start(pod)
+
+    def pod(self, uid: str) -> Object | None:
+        """A pod that a node has taken, as it stands."""
+        meta = self.bound[uid]["metadata"] if uid in self.bound else None
+        return self.store.find("pods", meta["namespace"], meta["name"]) if meta else None
+
+    def over(self, pod: Object) -> None:
+        """Forget a pod that has ended."""
+        uid = pod["metadata"]["uid"]
+        self.running.discard(uid)
+        self.bound.pop(uid, None)
+        self.resizes.forget(uid)
+
+    def lacks(self, pod: Object, resource: str) -> str:
+        """Why the pod's node has no room for what it asks for now; "" if it has."""
+        node = pod["spec"]["nodeName"]
+        others = [
+            other
+            for uid in self.bound
+            if uid != pod["metadata"]["uid"]
+            and (other := self.pod(uid))
+            and other["spec"]["nodeName"] == node
+        ]
+        ghosts = quantity(self.ghosts.get(node, 0)) if resource == "memory" else 0
+        if resource == "pods":
+            asked, used = 1.0, float(len(others))
+        else:
+            asked = total(pod, "requests", resource)
+            used = ghosts + sum(self._allocated(other, resource) for other in others)
+        found = self.nodes.get(node)
+        has = quantity(found.allocatable[resource]) if found else 0
+        if used + asked <= has:
+            return ""
+        scale = 1000 if resource == "cpu" else 1
+        return (
+            f"Node didn't have enough resource: {resource}, requested: {asked * scale:.0f},"
+            f" used: {used * scale:.0f}, capacity: {has * scale:.0f}"
+        )
+
+    def _allocated(self, pod: Object, resource: str) -> float:
+        """What its node has set aside for a pod, whatever it wishes."""
+        given = self.resizes.allocated.get(pod["metadata"]["uid"], {})
+        containers = [
+            {**one, "resources": given.get(one["name"], one["resources"])}
+            for one in pod["spec"]["containers"]
+        ]
+        return total({"spec": {**pod["spec"], "containers": containers}}, "requests", resource)
+
+    def _refusal(self, pod: Object) -> tuple[str, str] | None:
+        """Why the kubelet does not take a pod that is bound to it, or None."""
+        for resource in ("cpu", "memory", "pods"):
+            if why := self.lacks(pod, resource):
+                return f"OutOf{resource}", why
+        node = self.store.find("nodes", "", pod["spec"]["nodeName"])
+        if node is not None and not selected(pod, node):
+            return "NodeAffinity", f"Predicate NodeAffinity failed: {AFFINITY}"
+        return None
+
+    def set_limits(self, uid: str, allocated: dict[str, Object]) -> None:
+        """A resize takes effect."""
+        for name, resources in allocated.items():
+            limit = (resources.get("limits") or {}).get("memory")
+            one = self.pretender.pods.get(uid)
+            if limit and one and one.main["name"] == name:
+                one.limit = quantity(limit)
+            if limit and (cgroup := self.cgroups.get(uid)):
+                cgroup.limit(quantity(limit))
 
     def log_path(self, pod: Object) -> Path:
         return self.root / "logs" / f"{pod['metadata']['uid']}.log"
@@ -79,38 +149,18 @@ class Kubelet:
         ended.setdefault("startedAt", now())
         phase = "Succeeded" if ended["exitCode"] == 0 else "Failed"
         if not self.closing.is_set():
-            state = container_status(main, {"terminated": ended}, ready=False)
-            set_phase(self.store, pod, phase, state)
-        self.running.discard(pod["metadata"]["uid"])
+            set_phase(self.store, pod, phase, {main["name"]: {"terminated": ended}})
+        self.over(pod)
 
-    def _pretend(self, pod: Object, main: Object) -> None:
-        ends = (pod["metadata"].get("annotations") or {}).get("double/ends", "0 Completed 0")
-        attempt = int(pod["metadata"]["labels"].get("mlops-ext.io/attempt", 1))
-        chosen = ends.split(";")
-        code, reason, seconds = chosen[min(attempt, len(chosen)) - 1].split()[:3]
-        self._running(pod, main)
-        ended = {"exitCode": int(code), "reason": reason}
-        self.pretended[pod["metadata"]["uid"]] = Pretence(
-            pod=pod, ended=ended, due=time.monotonic() + float(seconds)
-        )
-
-    def end_pretended(self) -> None:
-        """End the pods whose time has come, or that were asked to end."""
-        for uid, one in list(self.pretended.items()):
-            is_due = time.monotonic() >= one.due
-            if is_due or self._gone(one.pod):
-                del self.pretended[uid]
-                ended = one.ended if is_due else {"exitCode": 137, "reason": "Error"}
-                self._end(one.pod, one.pod["spec"]["containers"][0], ended)
-
-    def _gone(self, pod: Object) -> bool:
+    def gone(self, pod: Object) -> bool:
         found = self.store.find("pods", pod["metadata"]["namespace"], pod["metadata"]["name"])
-        return found is None or bool(found["metadata"].get("deletionTimestamp"))
+        if found is None or found["status"].get("reason") == "Evicted":
+            return True
+        return bool(found["metadata"].get("deletionTimestamp"))
 
     def _running(self, pod: Object, main: Object) -> str:
         stamp = now()
-        state = container_status(main, {"running": {"startedAt": stamp}}, ready=True)
-        set_phase(self.store, pod, "Running", state)
+        set_phase(self.store, pod, "Running", {main["name"]: {"running": {"startedAt": stamp}}})
         return stamp
 
     def _process(self, pod: Object, main: Object) -> Object:
@@ -158,7 +208,7 @@ class Kubelet:
             except subprocess.TimeoutExpired:
                 if self.closing.is_set():
                     cgroup.kill()
-                if asked is None and self._gone(pod):
+                if asked is None and self.gone(pod):
                     asked = time.monotonic()
                     for pid in cgroup.pids():
                         os.kill(pid, signal.SIGTERM)

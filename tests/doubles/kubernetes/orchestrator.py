@@ -96,10 +96,14 @@ class Orchestrator:
     """What a pod of the orchestrator does with the supervisor; make another one to restart."""
 
     def __init__(
-        self, cluster: Cluster, step_runs: Any, clock: Callable[[], float] = time.monotonic
+        self,
+        cluster: Cluster,
+        step_runs: Any,
+        clock: Callable[[], float] = time.monotonic,
+        api_client: client.ApiClient | None = None,
     ) -> None:
         self.cluster, self.step_runs = cluster, step_runs
-        self.batch, self.core = client.BatchV1Api(), client.CoreV1Api()
+        self.batch, self.core = client.BatchV1Api(api_client), client.CoreV1Api(api_client)
         self.supervisor = Supervisor(facts, step_runs=step_runs, clock=clock)
         self.api = KubeApi(self.batch, self.core, "zenml")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.doubles.kubernetes.admission import admit_pod
 from tests.doubles.kubernetes.calls import Call
-from tests.doubles.kubernetes.defaults import default_job, default_pod, quantity
+from tests.doubles.kubernetes.defaults import default_job, default_pod
 from tests.doubles.kubernetes.kubelet import Kubelet
 from tests.doubles.kubernetes.pod_status import condition
 from tests.doubles.kubernetes.selectors import matches_fields, matches_labels
@@ -72,7 +72,7 @@ class Resources:
                 return 200, path.read_text(errors="replace") if path.exists() else ""
             return 200, self.store.get(plural, place, name)
         if call.sub == "eviction":
-            return 201, self._evict(place, name, body)
+            return 201, self.evict(place, name, body)
         if call.verb == "create":
             return 201, self._create(plural, place, {"apiVersion": version, "kind": kind, **body})
         if call.verb == "patch":
@@ -104,7 +104,7 @@ class Resources:
         if call.plural == "jobs" and "template" in (body.get("spec") or {}):
             raise ApiError(422, "Invalid", "spec.template: field is immutable")
         if call.sub == "resize":
-            return self._resize(current, body)
+            return self.kubelet.resizes.ask(current, body)
         if call.plural == "pods" and "containers" in (body.get("spec") or {}):
             raise ApiError(422, "Invalid", "spec: pod updates may not change these fields")
 
@@ -117,48 +117,7 @@ class Resources:
         assert changed
         return changed
 
-    def _resize(self, pod: Object, body: Object) -> Object:
-        meta = pod["metadata"]
-        wanted = body["spec"]["containers"][0]
-        node = self.kubelet.nodes[pod["spec"]["nodeName"]]
-        others = sum(
-            quantity((c["resources"].get("requests") or {}).get("memory", 0))
-            for other in self.store.select("pods")
-            if other["metadata"]["uid"] != meta["uid"]
-            and other["spec"].get("nodeName") == node.name
-            and other["status"]["phase"] in {"Pending", "Running"}
-            for c in other["spec"]["containers"]
-        )
-        asked = (wanted["resources"].get("requests") or {}).get("memory", 0)
-        if quantity(asked) > quantity(node.allocatable):
-            raise ApiError(
-                403,
-                "Forbidden",
-                f'pods "{meta["name"]}" is forbidden: node didn\'t have enough allocatable resources',
-            )
-        fits = others + quantity(asked) <= quantity(node.allocatable)
-        if fits and (cgroup := self.kubelet.cgroups.get(meta["uid"])):
-            cgroup.limit(quantity(wanted["resources"]["limits"]["memory"]))
-
-        def edit(obj: Object) -> None:
-            obj["metadata"]["generation"] += 1
-            for container in obj["spec"]["containers"]:
-                if container["name"] == wanted["name"]:
-                    container["resources"] = merge(
-                        container["resources"], wanted["resources"], strategic=True
-                    )
-            if not fits:
-                obj["status"].setdefault("conditions", []).append(
-                    condition(
-                        "PodResizePending", True, "Deferred", "Node didn't have enough resource"
-                    )
-                )
-
-        changed = self.store.change("pods", meta["namespace"], meta["name"], edit)
-        assert changed
-        return changed
-
-    def _evict(self, place: str, name: str, body: Object) -> Object:
+    def evict(self, place: str, name: str, body: Object) -> Object:
         """What a drain asks for: the pod is a target of a disruption, and then deleted."""
         words = "Eviction API: evicting"
         stamp = condition("DisruptionTarget", True, "EvictionByEvictionAPI", words)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timezone
 
+from tests.doubles.kubernetes import clock
 from tests.doubles.kubernetes.selectors import matches_fields, matches_labels
 
 Object = dict
@@ -44,11 +45,8 @@ class ApiError(Exception):
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def precise_now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    at = datetime.fromtimestamp(clock.wall(), timezone.utc)
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Store:
