@@ -11,6 +11,7 @@ the check itself sees it; nor one that is older than the bound, whose process ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,13 @@ from clearml_ext.server.statuses import Status
 from clearml_ext.server.workers import parse_time
 
 _PREFIX = "mlops-ext-launch:"
+_TAG = re.compile(rf"{_PREFIX}(\d{{1,20}}):(\d{{1,20}}):(.*)", re.ASCII)
 _CHOOSING = 0
+# How long a stopped task may still be on its way: the SDK stops a task, then enqueues it.
 _STOPPED_S = 60.0
-"""How long a stopped task may still be on its way: the SDK stops a task, then enqueues it."""
 _FIELDS = ["id", "tags", "status", "status_changed", "system_tags"]
+# System tag of a task that runs where its script was started; enqueueing takes it away.
 _ON_A_DESK = "development"
-"""System tag of a task that runs where its script was started; enqueueing takes it away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -58,20 +60,16 @@ def tickets_of(document: Mapping[str, Any], now_ms: int) -> list[Ticket]:
         return []
     if _ON_A_DESK not in (document.get("system_tags") or []):
         return []
-    found = []
-    for tag in document.get("tags") or []:
-        number, _, rest = str(tag).removeprefix(_PREFIX).partition(":")
-        asked, _, queues = rest.partition(":")
-        if str(tag).startswith(_PREFIX) and number.isdecimal() and asked.isdecimal():
-            found.append(
-                Ticket(
-                    number=int(number),
-                    task=str(document["id"]),
-                    asked=int(asked),
-                    queues=frozenset(filter(None, queues.split(","))),
-                )
-            )
-    return found
+    return [
+        Ticket(
+            number=int(found[1]),
+            task=str(document["id"]),
+            asked=int(found[2]),
+            queues=frozenset(filter(None, found[3].split(","))),
+        )
+        for tag in document.get("tags") or []
+        if (found := _TAG.fullmatch(str(tag)))
+    ]
 
 
 def is_first(own: Ticket, others: Iterable[Ticket], now_ms: int, bound_s: float) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mlops_ext.errors import MlopsExtError
+from http import HTTPStatus
 
-_SERVER_FAULT = 500
+from mlops_ext.errors import MlopsExtError
 
 
 class ServerError(MlopsExtError):
@@ -23,7 +23,7 @@ class ServerError(MlopsExtError):
     @property
     def is_transient(self) -> bool:
         """Whether the same request may be answered later: not one that the server refuses."""
-        return self.status is None or self.status >= _SERVER_FAULT
+        return self.status is None or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class PlanError(MlopsExtError):

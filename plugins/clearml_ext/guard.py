@@ -61,13 +61,8 @@ def already_checked(settings: ClearmlSettings) -> Iterator[None]:
 
 
 def current_settings() -> ClearmlSettings | None:
-    """The settings of the launch that this thread is in, or None."""
+    """The settings with which this thread enqueues what was checked already, or None."""
     return getattr(_launch, "settings", None)
-
-
-def is_already_checked() -> bool:
-    """Whether this thread enqueues what was checked already."""
-    return current_settings() is not None
 
 
 def judge(
@@ -227,7 +222,7 @@ def before_enqueue(
     Raises:
         UnsafePipelineError: it could wait forever, or that cannot be told.
     """
-    if is_already_checked() or not queue or not _concerns_us(task):
+    if current_settings() or not queue or not _concerns_us(task):
         return None
     own, here = own_task_id(), sdk.current_pipeline() if _is_decorated(task_id) else None
     try:
@@ -340,7 +335,7 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
         UnsafePipelineError: it could hang forever; its task is marked as failed.
     """
     task, on_agent = sdk.task_of(pipeline), own_task_id() is not None
-    if task is None or (is_already_checked() and not on_agent):
+    if task is None or (current_settings() and not on_agent):
         return
     if sdk.runs_steps_here(pipeline):
         if settings.check_only:  # it waits in no queue

@@ -23,14 +23,13 @@ from clearml_ext.guard import (
     check_launch,
     current_settings,
     exit_after_check,
-    is_already_checked,
 )
 from clearml_ext.settings import load_settings
 from clearml_ext.watchdog.reaper import Reaper
 from clearml_ext.watchdog.watchdog import start_watchdog
 
+# The SDK's method that runs between a controller's reading its steps and launching the first.
 _HOOK = "_prepare_pipeline"
-"""The SDK's method that runs between a controller's reading its steps and launching the first."""
 _IN_FORCE = "_mlops_ext_guarded"
 
 
@@ -109,7 +108,7 @@ def start_guard(original: Any) -> Any:
 
     @functools.wraps(original)
     def start(self: Any, queue: str | None = "services", *args: Any, **kwargs: Any) -> Any:
-        if queue is None or is_already_checked():
+        if queue is None or current_settings():
             return original(self, queue, *args, **kwargs)
         settings = load_settings()
         place = check_launch(self, queue, settings)

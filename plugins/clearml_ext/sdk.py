@@ -10,36 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+# Runtime property of a controller's task: JSON of old queue → new queue of its steps.
 _QUEUES_KEY = "mlops_ext_queues"
-"""Runtime property of a controller's task: JSON of old queue → new queue of its steps."""
+# Runtime property of a controller's task: its own id, once its pipeline was accepted.
 _ACCEPTED_KEY = "mlops_ext_accepted"
-"""Runtime property of a controller's task: its own id, once its pipeline was accepted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """What ClearML is configured to talk to.
-
-    Attributes:
-        host: address of the API server.
-        verify: whether its certificate is verified, or against which file.
-        token: gives a token of the session that the SDK has open, or None.
-        key: access key, or "".
-        secret: secret key, or "".
-    """
-
-    host: str
-    verify: bool | str
-    token: Callable[[], str] | None
-    key: str
-    secret: str
-
-
-def connection() -> Connection:
-    """The server and the credentials of this process; asks nobody."""
+def connection() -> dict[str, Any]:
+    """The server and the credentials of this process, as `Client` takes them; asks nobody."""
     from clearml.backend_api.session.defs import ENV_ACCESS_KEY, ENV_AUTH_TOKEN, ENV_SECRET_KEY
     from clearml.backend_api.session.session import Session
     from clearml.backend_interface.base import InterfaceBase
@@ -52,13 +32,15 @@ def connection() -> Connection:
         token = lambda: str(session.token)  # noqa: E731  # the session renews it
     elif given:
         token = lambda: given  # noqa: E731
-    return Connection(
-        host=str(Session.get_api_server_host()),
-        verify=config_obj.get("api.verify_certificate", True),
-        token=token,
-        key=str(ENV_ACCESS_KEY.get() or config_obj.get("api.credentials.access_key", "") or ""),
-        secret=str(ENV_SECRET_KEY.get() or config_obj.get("api.credentials.secret_key", "") or ""),
-    )
+    key = ENV_ACCESS_KEY.get() or config_obj.get("api.credentials.access_key", "")
+    secret = ENV_SECRET_KEY.get() or config_obj.get("api.credentials.secret_key", "")
+    return {
+        "host": str(Session.get_api_server_host()),
+        "verify": config_obj.get("api.verify_certificate", True),
+        "token": token,
+        "key": "" if token else str(key or ""),
+        "secret": "" if token else str(secret or ""),
+    }
 
 
 def own_task_id() -> str | None:
@@ -133,9 +115,19 @@ def nodes_of(pipeline: Any) -> list[Any]:
     return list(pipeline._nodes.values())
 
 
-def is_draft(node: Any) -> bool:
-    """Whether the step *node* is only created, and never launched."""
-    return bool(getattr(node, "draft", False))
+def steps_of(pipeline: Any) -> dict[str, dict[str, Any]]:
+    """The steps of *pipeline* by name, with the fields that its task carries for the server."""
+    return {
+        str(node.name): {
+            "queue": node.queue or getattr(pipeline, "_default_execution_queue", None),
+            "parents": node.parents,
+            "base_task_id": node.base_task_id,
+            "job_id": job_id_of(node),
+            "executed": node.executed,
+            "draft": getattr(node, "draft", False),
+        }
+        for node in nodes_of(pipeline)
+    }
 
 
 def job_id_of(node: Any) -> str | None:
@@ -153,11 +145,6 @@ def start_of_job(node: Any) -> Any | None:
         return None
     task.reload()
     return getattr(task.data, "started", None)
-
-
-def default_queue_of(pipeline: Any) -> str | None:
-    """Where steps of *pipeline* go that name no queue."""
-    return getattr(pipeline, "_default_execution_queue", None)
 
 
 def runs_steps_here(pipeline: Any) -> bool:
@@ -203,7 +190,7 @@ def reroute(pipeline: Any, queues: Mapping[str, str]) -> None:
     """Send the steps of *pipeline* from the old *queues* to the new ones, on later runs too."""
     if not queues:
         return
-    default = default_queue_of(pipeline)
+    default = getattr(pipeline, "_default_execution_queue", None)
     if default is not None and default in queues:
         pipeline.set_default_execution_queue(queues[default])
     for node in nodes_of(pipeline):

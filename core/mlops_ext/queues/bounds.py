@@ -26,8 +26,8 @@ Source = frozenset[int]
 Fill = dict[tuple[Source, int], int]
 """(source of the controllers, number of the worker class) → how many of them hold slots there."""
 
+# Sub-pipelines of one controller up to which their order is looked at.
 _MOST_IN_ORDER = 64
-"""Sub-pipelines of one controller up to which their order is looked at."""
 
 
 class Offer:

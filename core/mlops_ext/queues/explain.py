@@ -13,8 +13,8 @@ from mlops_ext.queues.topology import Chain, ChainKind, Hold
 MAX_CHAINS = 8
 """Reasons of one kind that are told: more than that nobody reads."""
 
+# Names that are listed before "and n others".
 _NAMED = 4
-"""Names that are listed before "and n others"."""
 
 
 def explain_deadlock(model: Model, placements: Sequence[Placement]) -> tuple[Chain, ...]:

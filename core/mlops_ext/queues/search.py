@@ -36,13 +36,13 @@ _STEPS, _CLASSES = 2_000, 1_000
 """Steps that could wait forever, and worker classes, up to which there is a search: which step
 comes after which is a square of the first, and each state is as long as the second."""
 
+# Pipelines and classes of workers up to which a move counts as one; with twice as many, as two.
 _SMALL = 20
-"""Pipelines and classes of workers up to which a move counts as one; with twice as many, as two."""
 
+# Runs that are tried at random before all are: most deadlocks show in the first few.
 _PLAYS = 60
-"""Runs that are tried at random before all are: most deadlocks show in the first few."""
+# The part of the budget, one in so many, that these take at most.
 _SHARE = 3
-"""The part of the budget, one in so many, that these take at most."""
 
 
 class BudgetExceededError(Exception):

@@ -20,8 +20,12 @@ Fetch = Callable[[str], "Mapping[str, Any] | None"]
 
 _READS = ("get", "list", "login", "ping", "validate", "supported", "scalar", "multi", "vector",
           "plots", "debug_images", "download", "search", "top")  # fmt: skip
+_PARTS = {
+    "get_hyper_params": ("params", "hyperparams", 2),
+    "get_configurations": ("configurations", "configuration", 1),
+}
+# Requests that read by their names only.
 _WRITES = frozenset({"queues.get_next_task", "auth.get_credentials_for_user"})
-"""Requests that read by their names only."""
 _STATUS = {
     "started": "in_progress", "stopped": "stopped", "stop": "stopped", "completed": "completed",
     "failed": "failed", "close": "closed", "publish": "published", "reset": "created",
@@ -89,21 +93,10 @@ class PretendedServer:
         wanted = request.get("id") or request.get("tasks") or []
         wanted = [wanted] if isinstance(wanted, str) else wanted
         rows = [copy.deepcopy(self.tasks[each]) for each in wanted if each in self.tasks]
-        if action == "get_hyper_params":
-            return {
-                "params": [
-                    {"task": row["id"], "hyperparams": _entries(row["hyperparams"], 2)}
-                    for row in rows
-                ]
-            }
-        if action == "get_configurations":
-            return {
-                "configurations": [
-                    {"task": row["id"], "configuration": _entries(row["configuration"], 1)}
-                    for row in rows
-                ]
-            }
-        return {"tasks": rows}
+        if action not in _PARTS:
+            return {"tasks": rows}
+        key, part, depth = _PARTS[action]
+        return {key: [{"task": row["id"], part: _entries(row[part], depth)} for row in rows]}
 
     def _write_task(self, action: str, request: Mapping[str, Any]) -> dict[str, Any]:
         if action in {"create", "clone"}:

@@ -9,19 +9,19 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clearml_ext.topology.labels import all_steps, fits, is_for_controllers
+from clearml_ext.topology.labels import all_steps, fits, is_for_controllers, pipeline_of
 from mlops_ext.queues.check import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
 
+# Changed topologies that are checked at most; each takes milliseconds where it is small.
 _CHECKS = 60
-"""Changed topologies that are checked at most; each takes milliseconds where it is small."""
+# The same where a check takes a good part of a second.
 _CHECKS_OF_LARGE = 6
-"""The same where a check takes a good part of a second."""
+# Moves that each of these checks may try: a fraction of a second.
 _MOVES = 20_000
-"""Moves that each of these checks may try: a fraction of a second."""
+# Workers and steps from which a topology counts as large here.
 _LARGE = 400
-"""Workers and steps from which a topology counts as large here."""
+# New agents that are proposed at most; who needs more had better move the controllers.
 _NEW_AGENTS = 8
-"""New agents that are proposed at most; who needs more had better move the controllers."""
 
 
 class FixKind(enum.Enum):
@@ -102,7 +102,7 @@ def _involved(verdict: Verdict) -> list[str]:
     for chain in verdict.chains:
         names[chain.waiting[0]] = None
         for hold in chain.blockers:
-            names[re.sub(r" #\d+$", "", hold.task[0])] = None
+            names[pipeline_of(hold.task)] = None
     return list(names)
 
 
@@ -152,12 +152,9 @@ def _move_steps(
             if new in {old, *controllers} or is_for_controllers(new, labels, services):
                 continue
             if all(fits(step, new, labels) for step in moved):
-                needed = sorted({need for step in moved for need in step.needs})
-                why = (
-                    f"it has what they need: {', '.join(needed)}"
-                    if needed
-                    else ("its machines are of the same kind")
-                )
+                needed = ", ".join(sorted({need for step in moved for need in step.needs}))
+                why = f"it has what they need: {needed}"
+                why = why if needed else "its machines are of the same kind"
                 text = f"put the steps that go to {old} in queue {new}"
                 kind = FixKind.STEP_QUEUE
                 yield _replace(topology, involved, kind, text, why, moved=(old, new))

@@ -30,8 +30,8 @@ RestartSec=10
 [Install]
 WantedBy=multi-user.target
 """
+# Agents for one queue; a plan that needs more should give its sub-pipelines a queue.
 _MOST = 50
-"""Agents for one queue; a plan that needs more should give its sub-pipelines a queue."""
 _ALL_GPUS = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 
 

@@ -26,8 +26,8 @@ from mlops_ext.queues.check import Pipeline, Step
 
 _MAX_DEPTH = 20
 _REFERENCE = re.compile(r"\$\{pipeline\.([^}]+)\}")
+# Types of tasks that run until somebody stops them.
 _ENDLESS = frozenset({"service", "monitor", "application"})
-"""Types of tasks that run until somebody stops them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,39 +104,19 @@ def plan_of_controller(pipeline: Any) -> Plan:
     """The plan of a ``PipelineController`` in this process."""
     values = {str(name): value for name, value in dict(pipeline.get_parameters()).items()}
     task = sdk.task_of(pipeline)
-    name = str(task.name) if task is not None else "pipeline"
-    nodes = tuple(
-        _node(
-            name,
-            str(each.name),
-            {
-                "queue": each.queue,
-                "parents": each.parents,
-                "base_task_id": each.base_task_id,
-                "job_id": sdk.job_id_of(each),
-                "executed": each.executed,
-            },
-            sdk.default_queue_of(pipeline),
-            values.get,
-        )
-        for each in sdk.nodes_of(pipeline)
-        if not sdk.is_draft(each)
-    )
-    return Plan(name=name, nodes=nodes, task=str(task.id) if task is not None else None)
+    name, number = ("pipeline", None) if task is None else (str(task.name), str(task.id))
+    return _plan(name, sdk.steps_of(pipeline), None, values.get, number)
 
 
 def plan_of_components(
     name: str, components: Iterable[Mapping[str, Any]], default: str | None
 ) -> Plan:
     """The plan of a decorated pipeline: its order is not known, so all at once."""
-    nodes = [
-        _node(
-            name, str(each["name"]), {"queue": each.get("execution_queue")}, default, lambda _: None
-        )
+    steps = {
+        str(each["name"]): {"queue": each.get("execution_queue"), "draft": each.get("draft")}
         for each in components
-        if not each.get("draft")
-    ]
-    return Plan(name=name, nodes=tuple(nodes))
+    }
+    return _plan(name, steps, default)
 
 
 def plan_of_task(document: Mapping[str, Any]) -> Plan:
@@ -159,12 +139,7 @@ def plan_of_task(document: Mapping[str, Any]) -> Plan:
             None,
         )
 
-    nodes = tuple(
-        _node(name, step, fields, default, value)
-        for step, fields in steps_on_task(document).items()
-        if not fields.get("draft")
-    )
-    return Plan(name=name, nodes=nodes, task=str(document["id"]))
+    return _plan(name, steps_on_task(document), default, value, str(document["id"]))
 
 
 def plan_of_waiting_task(
@@ -188,6 +163,21 @@ def _parameter(sections: Mapping[str, Any], section: str, name: str) -> object:
     entry = (sections.get(section) or {}).get(name)
     found: object = entry.get("value") if isinstance(entry, dict) else entry
     return None if found in ("", "None") else found
+
+
+def _plan(
+    name: str,
+    steps: Mapping[str, Mapping[str, Any]],
+    default: object,
+    value: Callable[[str], object] = lambda _: None,
+    task: str | None = None,
+) -> Plan:
+    nodes = tuple(
+        _node(name, step, fields, default, value)
+        for step, fields in steps.items()
+        if not fields.get("draft")
+    )
+    return Plan(name=name, nodes=nodes, task=task)
 
 
 def _node(
@@ -226,9 +216,6 @@ def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step
     """
     known = dict(snapshot.tasks)
 
-    def document(number: str | None) -> Mapping[str, Any] | None:
-        return known.get(number) if number else None
-
     def steps_of(part: Plan, depth: int) -> tuple[Step, ...]:
         if depth > _MAX_DEPTH:
             raise PlanError(part.name, "its sub-pipelines contain each other")
@@ -244,7 +231,7 @@ def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step
                 raise PlanError(
                     part.name, f'step "{node.name}" has no queue, nor is there a default'
                 )
-            own, base = document(node.job), document(node.base_task)
+            own, base = known.get(node.job or ""), known.get(node.base_task or "")
             inner = own if is_pipeline(own) else base
             nested: tuple[Step, ...] = ()
             if inner is not None and is_pipeline(inner):
@@ -276,7 +263,7 @@ def running_pipelines(
 
     A sub-pipeline is part of the pipeline that launched it. That of *without* is left out.
     """
-    usable = snapshot.usable_names()
+    usable = {each.name for each in snapshot.usable_workers()}
     children = _waiting_children(snapshot)
     active = {
         number: document

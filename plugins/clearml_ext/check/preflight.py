@@ -9,7 +9,7 @@ from typing import Any
 from clearml_ext.check.dry_run import pretended
 from clearml_ext.check.fixes import Fix, FixKind, separate, services_command
 from clearml_ext.check.plans import Others, Plan, resolve, running_pipelines
-from clearml_ext.check.results import Answer, Result, examine_mine, take_slots
+from clearml_ext.check.results import Answer, Result, examine, take_slots
 from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
@@ -103,7 +103,7 @@ def check_plan(  # noqa: PLR0913  # all that a launch consists of
         labels=snapshot.labels,
     )
     notes = [*snapshot.notes, *others.notes, *_dead(snapshot, topology)]
-    result = examine_mine(plan.name, topology, notes, settings.services_queue)
+    result = examine(plan.name, topology, notes, settings.services_queue, mine=plan.name)
     fixes = tuple(fix for fix in result.fixes if _concerns_only(fix, topology, plan.name))
     if (
         result.answer is Answer.SAFE
@@ -120,7 +120,7 @@ def _own_place(snapshot: Snapshot, own_task: str | None) -> tuple[str | None, st
     if own_task is None:
         return None, None
     document = snapshot.tasks.get(own_task) or {}
-    usable = snapshot.usable_names()
+    usable = {each.name for each in snapshot.usable_workers()}
     reported = (snapshot.running.get(own_task), document.get("last_worker"))
     for worker in (*reported, environment().get("CLEARML_WORKER_ID")):
         if worker in usable:

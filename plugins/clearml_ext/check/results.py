@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clearml_ext.check.fixes import Fix, propose
 from clearml_ext.topology.file import parse_topology, topology_document
+from clearml_ext.topology.labels import pipeline_of
 from mlops_ext.errors import MlopsExtError
 from mlops_ext.queues.check import Chain, Topology, Verdict, Worker, check
 
@@ -86,62 +86,57 @@ class UnsafePipelineError(MlopsExtError):
         super().__init__("\n".join(lines))
 
 
-def examine(target: str, topology: Topology) -> Result:
-    """Check *topology* and look for fixes."""
-    return result_of(target, topology, check(topology))
-
-
-def result_of(
+def examine(
     target: str,
     topology: Topology,
-    verdict: Verdict,
     notes: Iterable[str] = (),
     services: str = "services",
+    *,
+    mine: str | None = None,
 ) -> Result:
-    """What *verdict* on *topology* comes to; *notes* are told beside the reasons of a refusal."""
-    notes = tuple(notes)
+    """Check *topology* and look for fixes.
+
+    Args:
+        target: what the user named.
+        topology: what runs, and where.
+        notes: told beside the reasons of a refusal.
+        services: the queue that controllers may be sent to.
+        mine: name of the pipeline whose launch this is about: what others come to is a note.
+    """
+    looks = [(topology, check(topology))] if mine is None else list(looks_at(topology, mine))
+    *before, (topology, verdict) = looks
+    said = (*notes, *(f"beside it: {text}" for _, other in before for text in other.reasons))
     return Result(
         target=target,
         answer=Answer.SAFE if verdict.safe else Answer.UNSAFE,
-        reasons=() if verdict.safe else (*verdict.reasons, *notes),
+        reasons=() if verdict.safe else (*verdict.reasons, *said),
         fixes=tuple(propose(topology, verdict, services)),
         topology=topology,
         verdict=verdict,
-        notes=notes if verdict.safe else (),
+        notes=said if verdict.safe else (),
     )
 
 
-def examine_mine(
-    target: str, topology: Topology, notes: Iterable[str] = (), services: str = "services"
-) -> Result:
-    """Check the pipeline *target* among others that run: only what concerns it refuses it.
+def looks_at(topology: Topology, mine: str = "") -> Iterator[tuple[Topology, Verdict]]:
+    """Check *topology*, each time without the runs that were stuck before, up to the one *mine*.
 
-    Another's run that is stuck by itself is a note. While it lasts, one that runs keeps its slot,
-    and one that has not started yet is left out. *services* is the queue that controllers may be
-    sent to.
+    While a run is stuck that has started, it keeps its slot; one that has not is left out.
     """
-    said = list(notes)
     while True:
         verdict = check(topology)
-        foreign = [chain for chain in verdict.chains if not _concerns(chain, target)]
-        if verdict.safe or len(foreign) < len(verdict.chains) or not foreign:
-            return result_of(target, topology, verdict, said, services)
-        stuck = {pipeline_of(chain.waiting) for chain in foreign}
-        said += [f"beside it: {chain.text}" for chain in foreign]
+        yield topology, verdict
+        stuck = {pipeline_of(chain.waiting) for chain in verdict.chains}
+        if not stuck or any(_concerns(chain, mine) for chain in verdict.chains):
+            return
         left = without_stuck(topology, stuck)
         if left == topology:
-            return result_of(target, topology, verdict, said, services)
+            return
         topology = left
 
 
 def _concerns(chain: Chain, name: str) -> bool:
     paths = (chain.waiting, *(hold.task for hold in (*chain.holds, *chain.blockers)))
     return any(pipeline_of(path) == name for path in paths)
-
-
-def pipeline_of(path: tuple[str, ...]) -> str:
-    """The pipeline that the task at *path* belongs to, without the number of its instance."""
-    return re.sub(r" #\d+$", "", path[0])
 
 
 def without_stuck(topology: Topology, stuck: Collection[str]) -> Topology:

@@ -12,15 +12,15 @@ from typing import Any
 
 from clearml_ext.check.plans import Node, Plan, running_pipelines
 from clearml_ext.check.preflight import check_plan
-from clearml_ext.check.results import pipeline_of, take_slots, without_stuck
+from clearml_ext.check.results import looks_at, take_slots
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
 from clearml_ext.server.tasks import may_wait
 from clearml_ext.settings import ClearmlSettings
-from mlops_ext.queues.check import Topology, check
+from mlops_ext.queues.check import Topology
 
+# Queues for which one more launch is played through; each takes milliseconds.
 _LAUNCHES = 50
-"""Queues for which one more launch is played through; each takes milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ def workspace_status(client: Client, settings: ClearmlSettings) -> WorkspaceStat
     return WorkspaceStatus(
         queues=tuple(_queues(snapshot, settings, client)),
         held=tuple(_held(snapshot)),
-        stuck=tuple(_stuck(topology)),
+        stuck=tuple(text for _, verdict in looks_at(topology) for text in verdict.reasons),
         notes=(*snapshot.notes, *others.notes),
     )
 
@@ -136,18 +136,3 @@ def _held(snapshot: Snapshot) -> Iterator[Held]:
                 type=str(document.get("type")),
                 since=str(document.get("started") or ""),
             )
-
-
-def _stuck(topology: Topology) -> list[str]:
-    """Why runs are stuck, one after another: what is stuck is set aside before the next look."""
-    found: list[str] = []
-    while topology.pipelines:
-        verdict = check(topology)
-        if verdict.safe or not verdict.chains:
-            break
-        found += verdict.reasons
-        left = without_stuck(topology, {pipeline_of(each.waiting) for each in verdict.chains})
-        if left == topology:
-            break
-        topology = left
-    return found

@@ -17,13 +17,13 @@ from mlops_ext.errors import MlopsExtError
 
 _TASK = re.compile(r"[0-9a-f]{32}")
 _TAIL = 400
+# Where nobody is asked: an address that nobody has, in case anybody asks all the same.
 _NO_SERVER = {
     "CLEARML_API_HOST": "http://127.0.0.1:9",
     "CLEARML_WEB_HOST": "http://127.0.0.1:9",
     "CLEARML_API_ACCESS_KEY": "none",
     "CLEARML_API_SECRET_KEY": "none",
 }
-"""Where nobody is asked: an address that nobody has, in case anybody asks all the same."""
 _PROCESS = "clearml_ext.check.script_process"
 
 

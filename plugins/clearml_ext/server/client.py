@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,19 +22,16 @@ from clearml_ext.errors import ServerError
 from clearml_ext.sdk import connection
 
 _HIDDEN = "***"
+# Characters in JSON that turn the text around them, or that steer a terminal.
 _HOSTILE = re.compile(
     r"\\\\|\\u(?:00[01][0-8b-f]|00[78][0-9a-f]|009[0-9a-f]|061c|200[ef]|202[a-e]|206[6-9])"
     "|[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]",
     re.IGNORECASE,
 )
-"""Characters in JSON that turn the text around them, or that steer a terminal."""
-_TOO_OLD = 401
-_NOT_FOUND = 404
-_BAD_REQUEST = 400
+# Rows that the server gives at most where nothing more is asked for, however many there are.
 _PAGE = 500
-"""Rows that the server gives at most where nothing more is asked for, however many there are."""
+# Rows to ask for where the server lets one scroll, ten times the largest number known.
 _ALL = 100_000
-"""Rows to ask for where the server lets one scroll, ten times the largest number known."""
 
 
 class Client:
@@ -73,20 +71,13 @@ class Client:
             ServerError: there are no credentials; nothing is asked of anybody then.
         """
         found = connection()
-        if found.token is None and not (found.key and found.secret):
+        if not (found["token"] or (found["key"] and found["secret"])):
             raise ServerError(
-                _without_credentials(found.host),
+                _without_credentials(found["host"]),
                 "was not asked: there are no credentials",
                 "run clearml-init, or set CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY",
             )
-        return cls(
-            found.host,
-            key="" if found.token else found.key,
-            secret="" if found.token else found.secret,
-            token=found.token,
-            timeout_s=timeout_s,
-            verify=found.verify,
-        )
+        return cls(**found, timeout_s=timeout_s)
 
     def call(self, endpoint: str, request: Mapping[str, object] | None = None) -> dict[str, Any]:
         """The data that *endpoint* answers.
@@ -188,17 +179,21 @@ class Client:
         except (ValueError, KeyError, TypeError, AttributeError):
             data, text = None, ""
         status = response.status_code
-        if status == _TOO_OLD:
+        if status == HTTPStatus.UNAUTHORIZED:
             raise self._error(
                 f"refuses the credentials (401 on {endpoint})",
                 "nothing was enqueued; renew them with clearml-init",
                 status,
             )
-        if status >= _BAD_REQUEST:
+        if status >= HTTPStatus.BAD_REQUEST:
             words = f"answered {endpoint} with {status}"
             if text:
                 words += f" ({self._clean(text)[:150]})"
-            known = "is it the API server's address?" if status == _NOT_FOUND else "see its log"
+            known = (
+                "is it the API server's address?"
+                if status == HTTPStatus.NOT_FOUND
+                else "see its log"
+            )
             raise self._error(words, f"nothing was enqueued; {known}", status)
         if not isinstance(data, dict):
             raise self._error(

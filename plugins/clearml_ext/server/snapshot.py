@@ -91,10 +91,6 @@ class Snapshot:
         """The fresh workers, as the checker wants them."""
         return tuple(each.plain for each in self.workers if each.usable)
 
-    def usable_names(self) -> set[str]:
-        """The names of the fresh workers."""
-        return {each.name for each in self.workers if each.usable}
-
 
 def take_snapshot(
     client: Client, settings: ClearmlSettings, task_ids: Iterable[str] = ()

@@ -11,10 +11,11 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from clearml_ext.errors import PlanError, ServerError
-from clearml_ext.sdk import default_queue_of, is_draft, job_id_of, nodes_of
+from clearml_ext.sdk import steps_of
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot
 from clearml_ext.server.statuses import LIVE, Status
@@ -26,10 +27,9 @@ _FIELDS = ["id", "name", "type", "status", "status_message", "status_reason", "p
            "execution.queue", "started", "system_tags", "last_worker"]  # fmt: skip
 _CONTENT = ["id", "type", "system_tags", "created", "parent", "last_worker_report", "models",
             "execution.artifacts", "last_metrics"]  # fmt: skip
+# What the server's clock, told in whole seconds, and the process's start may be off.
 _CLOCK_S = 2.0
-"""What the server's clock, told in whole seconds, and the process's start may be off."""
 _PLAN_FIELDS = ["configuration.Pipeline", "runtime"]
-_REFUSED = 400
 
 WAITING_TYPES = frozenset({"controller", "service", "monitor", "optimizer", "application"})
 """Types of tasks that start others, and hold their agent meanwhile."""
@@ -37,10 +37,10 @@ WAITS_FOR = "waits-for:"
 """Tag of a task that waits for tasks in a queue, where nothing else tells."""
 AUTOMATION_SECTIONS = ("schedule", "datasets", "models", "tasks")
 """Configuration in which schedulers and triggers of the SDK keep their jobs."""
+# Reasons that an agent, and the SDK, give for a task that somebody aborted.
 _ABORTS = frozenset({"task was stopped by tasks.stop", "user abort", "USER ABORTED"})
-"""Reasons that an agent, and the SDK, give for a task that somebody aborted."""
+# Runtime property by which the SDK knows that a controller has run before, and takes it up.
 _RUN_MARK = "_pipeline_hash"
-"""Runtime property by which the SDK knows that a controller has run before, and takes it up."""
 
 
 def is_pipeline(document: Mapping[str, Any] | None) -> bool:
@@ -152,31 +152,22 @@ def launched_by_task(document: Mapping[str, Any]) -> Launched:
     if document and not is_pipeline(document):
         return Launched(everything=True)  # a step that calls components: it lists them nowhere
     try:
-        steps = steps_on_task(document).items()
+        return _launched(steps_on_task(document))
     except PlanError:
         return Launched()
-    known = {
-        name: (str(each.get("job_id") or each.get("executed") or ""), each.get("queue"))
-        for name, each in steps
-        if not each.get("draft")
-    }
-    return _launched(known)
 
 
 def launched_by_controller(pipeline: Any) -> Launched:
     """What the ``PipelineController`` of this process launched."""
-    default = default_queue_of(pipeline)
-    return _launched(
-        {
-            str(each.name): (str(job_id_of(each) or each.executed or ""), each.queue or default)
-            for each in nodes_of(pipeline)
-            if not is_draft(each)
-        }
-    )
+    return _launched(steps_of(pipeline))
 
 
-def _launched(known: Mapping[str, tuple[str, object]]) -> Launched:
-    """What is launched, of step → id of its task or "", and its queue or None."""
+def _launched(steps: Mapping[str, Mapping[str, Any]]) -> Launched:
+    known = {
+        name: (str(each.get("job_id") or each.get("executed") or ""), each.get("queue"))
+        for name, each in steps.items()
+        if not each.get("draft")
+    }
     return Launched(
         ids=frozenset(number for number, _ in known.values() if number),
         names=frozenset(name for name, (number, _) in known.items() if not number),
@@ -288,7 +279,7 @@ def _accepted(client: Client, endpoint: str, request: Mapping[str, object]) -> b
     try:
         client.call(endpoint, request)
     except ServerError as error:
-        if error.status != _REFUSED:
+        if error.status != HTTPStatus.BAD_REQUEST:
             raise
         log.warning("%s", error.problem)
         return False

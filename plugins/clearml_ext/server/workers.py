@@ -22,11 +22,11 @@ from mlops_ext.queues.check import Worker
 HIDDEN_QUEUE = "k8s_scheduler"
 """Where the Kubernetes glue keeps tasks whose pods are pending."""
 
+# Workers that run one task for another worker: in services mode, and under the Kubernetes glue.
 _CHILD = re.compile(r"^(.+?):(?:service:)?[0-9a-f]{32}$")
-"""Workers that run one task for another worker: in services mode, and under the Kubernetes glue."""
 _BOUNDLESS = frozenset({"services-mode", "services_mode", "k8s", "k8s-glue", "kubernetes"})
+# The last number of "4", "0-4" and "min 0, max 4".
 _NUMBER = re.compile(r"(?:min\W*)?(?:\d+\D+?)?(\d{1,9})")
-"""The last number of "4", "0-4" and "min 0, max 4"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,6 @@ class LiveWorker:
         name: its id.
         queues: names of the queues it listens to.
         slots: how many tasks it runs at a time, None for any number.
-        task: id of the task it runs, or None.
         age_s: seconds since its last report.
         fresh: whether that is recent enough to count on it.
     """
@@ -45,7 +44,6 @@ class LiveWorker:
     name: str
     queues: tuple[str, ...]
     slots: int | None
-    task: str | None = None
     age_s: float = 0.0
     fresh: bool = True
 
@@ -107,7 +105,6 @@ def live_workers(
                 name=name,
                 queues=_queues(row),
                 slots=slots,
-                task=str(row["task"]["id"]) if row.get("task") else None,
                 age_s=age_s,
                 fresh=age_s <= fresh_s,
             )

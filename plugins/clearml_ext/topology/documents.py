@@ -1,8 +1,8 @@
 """Documents out of YAML and JSON files: what a hostile or a mistyped one does is one clear error.
 
-YAML is read by libyaml's parser where there is one, but put together in Python: libyaml's own
-composer ends the process on deep nesting. A key that is given twice is an error in both formats,
-since all but the last would be lost without a word.
+YAML is read by libyaml where there is one, after a look at its events: libyaml's own composer ends
+the process on deep nesting. A key that is given twice is an error in both formats, because
+all but the last would be lost without a word.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ MAX_YAML_BYTES = 2**20
 MAX_JSON_BYTES = 64 * 2**20
 """10,000 workers that listen to 1,000 queues each still fit."""
 
+# Values, aliases followed: twice those of 10,000 workers that share an alias of 1,000 queues.
 _MAX_VALUES = 20_000_000
-"""Values, aliases followed: twice those of 10,000 workers that share an alias of 1,000 queues."""
+# Levels of a YAML file: four for each sub-pipeline, twice as many as there may be.
+_MAX_LEVELS = 400
+_WRITABLE = "a document that can be written out"
 
 
 def read_document(path: Path) -> object:
@@ -35,8 +38,8 @@ def read_document(path: Path) -> object:
     if path.suffix == ".json" or text.lstrip().startswith("{"):
         try:
             return json.loads(text, object_pairs_hook=_once)
-        except _RepeatedKeyError as error:
-            raise TopologyError(str(path), str(error), "each key once") from error
+        except _HostileError as error:
+            raise TopologyError(str(path), str(error), error.expected) from error
         except (ValueError, RecursionError) as error:
             if path.suffix == ".json":
                 raise TopologyError(str(path), _line(error), "valid JSON") from error
@@ -68,102 +71,86 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-class _RepeatedKeyError(ValueError):
-    """A key that is given twice in one mapping."""
+class _HostileError(ValueError):
+    """A document that says something twice, or stands for more than anybody can write.
+
+    Args:
+        found: what is wrong with it.
+        expected: what it should be.
+    """
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(found)
+        self.expected = expected
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _repeated(key for key, _ in pairs)
+        keys = [key for key, _ in pairs]
+        raise _repeated(next(key for key in keys if keys.count(key) > 1))
     return found
 
 
-def _repeated(keys: Iterable[object]) -> _RepeatedKeyError:
-    seen: set[object] = set()
-    twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None
-    return _RepeatedKeyError(f"a mapping with two keys {twice!r}")
+def _repeated(key: object) -> _HostileError:
+    return _HostileError(f"a mapping with two keys {key!r}", "each key once")
 
 
 def _yaml(path: Path, text: str) -> object:
     try:
         import yaml
-        from yaml.composer import Composer
     except ImportError as error:
         raise MissingExtraError("yaml", "clearml") from error
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Loader(Composer, base):  # type: ignore[misc]  # whichever there is
-        """The safe loader, with the composer that can be interrupted."""
-
-        def __init__(self, stream: str) -> None:
-            base.__init__(self, stream)
-            Composer.__init__(self)
-
-    loader = Loader(text)
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _refuse_hostile(node, yaml)
-        loaded: object = loader.construct_document(node)
-    except _RepeatedKeyError as error:
-        raise TopologyError(str(path), str(error), "each key once") from error
-    except _AliasError as error:
-        raise TopologyError(str(path), str(error), "a document that can be written out") from error
-    except RecursionError as error:
-        raise TopologyError(str(path), "nested too deep", "valid YAML") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        _refuse_hostile(yaml.parse(text, loader), yaml)
+        return yaml.load(text, loader)  # noqa: S506  # a safe loader
+    except _HostileError as error:
+        raise TopologyError(str(path), str(error), error.expected) from error
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise TopologyError(str(path), _line(error), "valid YAML") from error
-    finally:
-        loader.dispose()
-    return loaded
 
 
-class _AliasError(ValueError):
-    """Aliases that repeat themselves forever, or too often."""
-
-
-def _refuse_hostile(top: Any, yaml: Any) -> None:
-    """Refuse keys that are given twice, and aliases that never end or grow beyond all bounds.
+def _refuse_hostile(events: Iterable[Any], yaml: Any) -> None:
+    """Refuse repeated keys, deep nesting, and aliases that never end or grow beyond all bounds.
 
     Raises:
-        _RepeatedKeyError: a mapping has a key twice; a merged key does not count.
-        _AliasError: an alias stands in what it names, or all together are too many values.
+        _HostileError: the document has one of these; a merged key may be given again.
     """
-    sizes: dict[int, int | None] = {}
-    pending = [top]
-    while pending:
-        node = pending[-1]
-        inner = _inner(node)
-        if id(node) not in sizes:
-            sizes[id(node)] = None  # under way
-            if isinstance(node, yaml.MappingNode):
-                _refuse_repeated_keys(node, yaml)
-            pending += inner
-            continue
-        pending.pop()
-        if sizes[id(node)] is not None:
-            continue
-        if any(sizes[id(each)] is None for each in inner):
-            raise _AliasError("an alias within what it stands for")
-        sizes[id(node)] = size = 1 + sum(sizes[id(each)] or 0 for each in inner)
-        if size > _MAX_VALUES:
-            raise _AliasError(f"aliases that stand for more than {_MAX_VALUES:,} values")
+    sizes: dict[str, int] = {}  # how many values each anchor stands for
+    levels = [_Level()]
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            levels.append(_Level(event.anchor, mapping=isinstance(event, yaml.MappingStartEvent)))
+            if len(levels) > _MAX_LEVELS:
+                raise _HostileError("nested too deep", "valid YAML")
+        elif isinstance(event, (yaml.NodeEvent, yaml.CollectionEndEvent)):
+            ended = isinstance(event, yaml.CollectionEndEvent)
+            node = levels.pop() if ended else _Level(event.anchor)
+            if not isinstance(event, yaml.AliasEvent):
+                sizes[node.anchor or ""] = node.size
+            elif any(level.anchor == node.anchor for level in levels):
+                raise _HostileError("an alias within what it stands for", _WRITABLE)
+            else:
+                node.size = sizes.get(node.anchor or "", 1)
+            levels[-1].add(node, event.value if isinstance(event, yaml.ScalarEvent) else None)
+            if levels[-1].size > _MAX_VALUES:
+                text = f"aliases that stand for more than {_MAX_VALUES:,} values"
+                raise _HostileError(text, _WRITABLE)
 
 
-def _inner(node: Any) -> list[Any]:
-    """The nodes within *node*."""
-    if isinstance(node.value, str):
-        return []
-    return [each for item in node.value for each in (item if isinstance(item, tuple) else (item,))]
+class _Level:
+    """A mapping or a list that is being read."""
 
+    def __init__(self, anchor: str | None = None, *, mapping: bool = False) -> None:
+        self.anchor, self.mapping, self.size, self.count = anchor, mapping, 1, 0
+        self.keys: set[str] = set()
 
-def _refuse_repeated_keys(node: Any, yaml: Any) -> None:
-    keys = [
-        key.value
-        for key, _ in node.value
-        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
-    ]
-    if len(set(keys)) < len(keys):
-        raise _repeated(keys)
+    def add(self, node: _Level, text: str | None) -> None:
+        """Count *node*, the next within this one; *text* is what a scalar says."""
+        if self.mapping and self.count % 2 == 0 and text not in {None, "<<"}:
+            if text in self.keys:
+                raise _repeated(text)
+            self.keys.add(str(text))
+        self.count += 1
+        self.size += node.size

@@ -20,20 +20,20 @@ from mlops_ext.queues.check import Pipeline, Step, Topology, Worker
 UNBOUNDED = "unbounded"
 """The word for any number of slots."""
 
+# Sub-pipelines within each other; nobody nests a tenth of that.
 _MAX_DEPTH = 100
-"""Sub-pipelines within each other; nobody nests a tenth of that."""
 
+# Five times the largest number that is known.
 _MAX_WORKERS = 50_000
-"""Five times the largest number that is known."""
 
+# Runs of one pipeline at the same time; each is counted by itself.
 _MAX_INSTANCES = 10_000
-"""Runs of one pipeline at the same time; each is counted by itself."""
 
+# Characters that turn the text around them, so that a name is read as another.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the text around them, so that a name is read as another."""
 
+# Steps of all pipelines, a hundred times a large plan; aliases make millions out of a few.
 _MAX_STEPS = 100_000
-"""Steps of all pipelines, a hundred times a large plan; aliases make millions out of a few."""
 
 
 def read_topology(path: Path, *, whole: bool = True) -> Topology:
@@ -227,7 +227,11 @@ def topology_document(topology: Topology) -> dict[str, Any]:
     queues: list[Any] = [queue for queue in topology.queues if queue not in topology.labels]
     queues += [{"name": name, "labels": sorted(each)} for name, each in topology.labels.items()]
     workers = [
-        {"name": each.name, "queues": list(each.queues), "slots": _written(each.slots)}
+        {
+            "name": each.name,
+            "queues": list(each.queues),
+            "slots": UNBOUNDED if each.slots is None else each.slots,
+        }
         for each in topology.workers
     ]
     pipelines = [
@@ -237,10 +241,6 @@ def topology_document(topology: Topology) -> dict[str, Any]:
         for each in topology.pipelines
     ]
     return {"workers": workers, **({"queues": queues} if queues else {}), "pipelines": pipelines}
-
-
-def _written(slots: int | None) -> int | str:
-    return UNBOUNDED if slots is None else slots
 
 
 def _step_document(step: Step) -> dict[str, Any]:

@@ -18,8 +18,8 @@ ACCELERATOR = "accelerator"
 """Label that a queue has by its name, where nothing is said of it."""
 
 _FOR_CONTROLLERS = frozenset({"services", "controllers", "own-services"})
+# Names of queues whose machines have accelerators: gpu, a100-box, h100.
 _ACCELERATED = re.compile(r"gpu|cuda|tpu|rtx|dgx|(?<![a-z])[ahvltp]\d{1,3}(?!\d)", re.IGNORECASE)
-"""Names of queues whose machines have accelerators: gpu, a100-box, h100."""
 
 
 def all_steps(steps: Iterable[Step]) -> Iterator[Step]:
@@ -27,6 +27,11 @@ def all_steps(steps: Iterable[Step]) -> Iterator[Step]:
     for step in steps:
         yield step
         yield from all_steps(step.steps)
+
+
+def pipeline_of(path: tuple[str, ...]) -> str:
+    """The pipeline that the task at *path* belongs to, without the number of its instance."""
+    return re.sub(r" #\d+$", "", path[0])
 
 
 def labels_of(queue: str, declared: Mapping[str, frozenset[str]]) -> frozenset[str]:

@@ -6,22 +6,21 @@ box, and so are the workers that serve the same queues.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from clearml_ext.topology.labels import all_steps
+from clearml_ext.topology.labels import all_steps, pipeline_of
 from mlops_ext.queues.check import Chain, ChainKind, Hold, Pipeline, Step, Topology, Verdict, Worker
 
 _MARGIN, _GAP, _COLUMN_GAP = 24.0, 12.0, 110.0
 _BOX_WIDTH, _INDENT, _LINE = 230.0, 22.0, 15.0
+# Characters of twelve-pixel text that fit a box.
 _WIDTH = 32
-"""Characters of twelve-pixel text that fit a box."""
+# Tasks up to which nothing is folded.
 _SMALL = 8
-"""Tasks up to which nothing is folded."""
+# Boxes in a column, about two pages high; what is left is counted in one more.
 _MOST = 40
-"""Boxes in a column, about two pages high; what is left is counted in one more."""
 
 Path = tuple[str, ...]
 
@@ -61,22 +60,17 @@ class Box:
         return 12 + _LINE * len(self.texts)
 
     @property
-    def left(self) -> tuple[float, float]:
-        """Middle of the left side."""
-        return self.x, self.y + self.height / 2
-
-    @property
-    def right(self) -> tuple[float, float]:
-        """Middle of the right side."""
-        return self.x + self.width, self.y + self.height / 2
+    def middle(self) -> float:
+        """Where arrows begin and end."""
+        return self.y + self.height / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """An arrow; dashed where a task waits, dotted where a controller holds, red where stuck."""
+    """An arrow; dashed if a task waits, dotted if a controller holds, red if it is stuck."""
 
-    start: tuple[float, float]
-    end: tuple[float, float]
+    start: Box
+    end: Box
     stuck: bool
     dashed: bool = False
     holds: bool = False
@@ -111,10 +105,6 @@ class Drawing:
         self.height = max(self.height, y)
         return shown
 
-    def join(self, start: Box, end: Box, **style: bool) -> None:
-        """Draw an arrow from *start* to *end*."""
-        self.lines.append(Line(start=start.right, end=end.left, **style))
-
 
 def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
     """The picture of *topology*; what the chains of *verdict* name is drawn first, as stuck."""
@@ -130,21 +120,23 @@ def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
     queues = sorted(used, key=lambda queue: queue not in stuck)
     serving = [each for each in topology.workers if used.keys() & each.queues]
     drawing = Drawing(title=_title(verdict))
+    lines = drawing.lines
     top, x = _captions(drawing, chains), _MARGIN
     tasks = drawing.column(x, top, tasks)
-    x = max((box.right[0] for box in tasks), default=x) + _COLUMN_GAP
+    x = max((box.x + box.width for box in tasks), default=x) + _COLUMN_GAP
     boxes = [Box(kind="queue", texts=(q, "queue"), full=q, stuck=q in stuck) for q in queues]
     queue_boxes = {box.full: box for box in drawing.column(x, top, boxes)}
     workers = drawing.column(x + _BOX_WIDTH + _COLUMN_GAP, top, _workers(serving, holds))
     for box in tasks:
         for queue in filter(None, map(queue_boxes.get, box.queues)):
-            drawing.join(box, queue, stuck=box.waits, dashed=True)
+            lines.append(Line(start=box, end=queue, stuck=box.waits, dashed=True))
     for worker in workers:
         for queue in filter(None, map(queue_boxes.get, worker.queues)):
-            drawing.join(queue, worker, stuck=worker.stuck and queue.stuck)
+            both = worker.stuck and queue.stuck
+            lines.append(Line(start=queue, end=worker, stuck=both))
         for box in tasks:
             if set(box.holds) & set(worker.holds):
-                drawing.join(box, worker, stuck=True, holds=True)
+                lines.append(Line(start=box, end=worker, stuck=True, holds=True))
     legend = "dashed: is put in, and waits · solid: is served by · dotted: holds a slot of"
     drawing.height += _MARGIN
     drawing.captions.append((_MARGIN, drawing.height, 11, False, legend))
@@ -177,7 +169,7 @@ def _captions(drawing: Drawing, chains: Sequence[Chain]) -> float:
 
 def _plain(hold: Hold) -> Path:
     """The holder's path without the number of its instance."""
-    return (re.sub(r" #\d+$", "", hold.task[0]), *hold.task[1:])
+    return (pipeline_of(hold.task), *hold.task[1:])
 
 
 def _tasks(

@@ -79,7 +79,8 @@ def _path(line: Line) -> str:
     colour = RED if line.stuck else GREY
     pattern = "2 4" if line.holds else "6 4"
     dash = f' stroke-dasharray="{pattern}"' if line.holds or line.dashed else ""
-    (x1, y1), (x2, y2) = line.start, line.end
+    start, end = line.start, line.end
+    x1, y1, x2, y2 = start.x + start.width, start.middle, end.x, end.middle
     bend = (x2 - x1) / 2
     return (
         f'<path d="M{x1:.1f},{y1:.1f} C{x1 + bend:.1f},{y1:.1f} {x2 - bend:.1f},{y2:.1f}'

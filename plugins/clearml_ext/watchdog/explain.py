@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,33 +15,17 @@ from clearml_ext.topology.labels import fits, is_for_controllers
 from mlops_ext.queues.check import Step
 
 
-class Cause(enum.Enum):
-    """Why a task waits."""
-
-    NOT_WAITING = "does not wait"
-    NOT_ENQUEUED = "is in no queue"
-    LOST = "is queued, and in no queue"
-    UNWATCHED = "nobody listens to its queue"
-    DEAD = "its agents are dead"
-    DEADLOCK = "its agents are held by controllers that wait for it"
-    BUSY = "is behind other work"
-    POD_PENDING = "its pod is pending"
-    ABOUT_TO_START = "an agent is free"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """Why one task waits.
 
     Attributes:
-        cause: what keeps it.
-        text: the same in a sentence that names queue, agents and tasks.
+        text: what keeps it: the queue, the agents and the tasks, in a sentence.
         stuck: whether waiting alone will not help.
     """
 
-    cause: Cause
     text: str
-    stuck: bool
+    stuck: bool = False
 
 
 def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str]) -> Explanation:
@@ -51,20 +34,20 @@ def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str
     number, status = str(task["id"]), task.get("status")
     place = next((queue for queue, ids in snapshot.entries.items() if number in ids), None)
     if place is not None and HIDDEN_QUEUE in place:
-        return _say(Cause.POD_PENDING, f"{name} waits for its pod: Kubernetes has not started it")
+        return Explanation(text=f"{name} waits for its pod: Kubernetes has not started it")
     if status == Status.CREATED:
         text = f"{name} is in no queue: it could not be enqueued, or was taken out"
-        return _say(Cause.NOT_ENQUEUED, text, stuck=True)
+        return Explanation(text=text, stuck=True)
     if status != Status.QUEUED:
-        return _say(Cause.NOT_WAITING, f"{name} does not wait: it is {status}")
+        return Explanation(text=f"{name} does not wait: it is {status}")
     given = str((task.get("execution") or {}).get("queue") or "")
     queue = place or snapshot.queue_name(given)
     if queue not in snapshot.queues.values():
         text = f"{name} waits in a queue that no longer exists"
-        return _say(Cause.NOT_ENQUEUED, text, stuck=True)
+        return Explanation(text=text, stuck=True)
     if place is None:
         text = f"{name} is queued for {queue}, but is not in it: reset it, and enqueue it again"
-        return _say(Cause.LOST, text, stuck=True)
+        return Explanation(text=text, stuck=True)
     return _explain_queue(name, number, queue, snapshot, set(ancestors))
 
 
@@ -77,24 +60,24 @@ def _explain_queue(
     alive = [worker for worker in listed if worker.fresh]
     if not listed:
         text = f"{waits}: no agent listens to it; start one: {command}"
-        return _say(Cause.UNWATCHED, text, stuck=True)
+        return Explanation(text=text, stuck=True)
     if not alive:
         seen = ", ".join(f"{each.name} (last seen {each.age_s:.0f} s ago)" for each in listed)
         text = f"{waits}: its agents are dead: {seen}; start one: {command}"
-        return _say(Cause.DEAD, text, stuck=True)
+        return Explanation(text=text, stuck=True)
     ahead = snapshot.entries.get(queue, ()).index(number)
     if ready := next((worker for worker in alive if snapshot.has_room(worker)), None):
-        return _say(Cause.ABOUT_TO_START, f"{waits}, with {ahead} before it: {ready.name} is free")
+        return Explanation(text=f"{waits}, with {ahead} before it: {ready.name} is free")
     held = [_holder(worker, snapshot, ancestors) for worker in alive]
     if all(held):
         text = f"{waits}: only {_names(alive)} listen, and {', '.join(held)}; start another: "
-        return _say(Cause.DEADLOCK, f"{text}{command}", stuck=True)
-    return _say(Cause.BUSY, f"{waits}, with {ahead} before it: {_names(alive)} run other tasks")
+        return Explanation(text=f"{text}{command}", stuck=True)
+    return Explanation(text=f"{waits}, with {ahead} before it: {_names(alive)} run other tasks")
 
 
 def _holder(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> str:
     """Which tasks hold all slots of *worker* while they wait for others, in words; "" if none."""
-    tasks = snapshot.tasks_on(worker.name) or tuple(filter(None, [worker.task]))
+    tasks = snapshot.tasks_on(worker.name)
     if not all(task in ancestors or may_wait(snapshot.tasks.get(task)) for task in tasks):
         return ""
     if not tasks:
@@ -108,10 +91,6 @@ def _holder(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> str:
 def _names(workers: list[LiveWorker]) -> str:
     shown = ", ".join(worker.name for worker in workers[:4])
     return shown + (f" and {len(workers) - 4} others" if len(workers) > 4 else "")  # noqa: PLR2004  # a line's length
-
-
-def _say(cause: Cause, text: str, *, stuck: bool = False) -> Explanation:
-    return Explanation(cause=cause, text=text, stuck=stuck)
 
 
 def free_queue(snapshot: Snapshot, settings: ClearmlSettings, without: str) -> str | None:

@@ -30,8 +30,8 @@ _COLOURS: dict[str, str] = {
     Status.FAILED: "bold red",
     Status.STOPPED: "red",
 }
+# Polls in a row that may fail: a server that restarts is away for some seconds.
 _MAX_FAILURES = 5
-"""Polls in a row that may fail: a server that restarts is away for some seconds."""
 
 
 def explain_task(task: str) -> list[Explanation]:

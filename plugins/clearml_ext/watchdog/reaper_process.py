@@ -24,8 +24,8 @@ from mlops_ext.errors import MlopsExtError
 
 _TRIES = 5
 _PAUSE_S = 1.0
+# Polls in a row without a step to stop, after which there are none.
 _ENOUGH = 2
-"""Polls in a row without a step to stop, after which there are none."""
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from clearml_ext.sdk import nodes_of, own_task_id, start_of_job, stop_event_of, task_of
@@ -29,8 +30,8 @@ from mlops_ext.errors import MlopsExtError
 
 log = logging.getLogger(__name__)
 
+# Polls during which a step may have a task and be in no queue: launching takes one or two.
 _LAUNCH_POLLS = 5
-"""Polls during which a step may have a task and be in no queue: launching takes one or two."""
 _RUNS = frozenset({Status.IN_PROGRESS, Status.QUEUED})
 
 
@@ -60,6 +61,7 @@ def guard_time_limits(pipeline: Any) -> None:
             node.timeout = limit
 
 
+@dataclass(slots=True, eq=False)
 class PipelineMonitor:
     """One poll after another of a controller and its steps.
 
@@ -67,7 +69,7 @@ class PipelineMonitor:
     aborted, fails a step whose queue does not exist, and, if the settings ask for it, moves a
     step that is stuck.
 
-    Args:
+    Attributes:
         client: asks the server.
         controller: id of the controller's task.
         settings: how long is too long, and what to do then.
@@ -76,26 +78,22 @@ class PipelineMonitor:
             task on the server does.
         notify: gets each explanation, once.
         clock: seconds, monotonic.
+        own: the controller's document at the last poll, empty where there is none.
+        children: the documents of its steps at the last poll.
     """
 
-    def __init__(  # the edges of a loop
-        self,
-        client: Client,
-        controller: str,
-        settings: ClearmlSettings,
-        *,
-        acts: bool,
-        launched: Callable[[], Launched | None] = lambda: None,
-        notify: Callable[[str], object] = log.warning,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.client, self.controller, self.settings = client, controller, settings
-        self.acts, self.launched, self.notify, self.clock = acts, launched, notify, clock
-        self.own: Mapping[str, Any] = {}
-        self.children: list[Mapping[str, Any]] = []
-        self._ran = False
-        self._since: dict[str, float] = {}
-        self._last_message: dict[str, str] = {}
+    client: Client
+    controller: str
+    settings: ClearmlSettings
+    acts: bool
+    launched: Callable[[], Launched | None] = lambda: None
+    notify: Callable[[str], object] = log.warning
+    clock: Callable[[], float] = time.monotonic
+    own: Mapping[str, Any] = field(default_factory=dict)
+    children: list[Mapping[str, Any]] = field(default_factory=list)
+    _ran: bool = False
+    _since: dict[str, float] = field(default_factory=dict)
+    _last_message: dict[str, str] = field(default_factory=dict)
 
     def poll(self) -> bool:
         """Ask the server once; returns whether the controller still runs.
