@@ -20,11 +20,11 @@ from graphlib import TopologicalSorter
 
 from mlops_ext.queues.model import Model, Node
 
+# The queues in one of which a controller is at a time; it is put in no other.
 Source = frozenset[int]
-"""The queues in one of which a controller is at a time; it is put in no other."""
 
+# (source of the controllers, number of the worker class) → how many of them hold slots there.
 Fill = dict[tuple[Source, int], int]
-"""(source of the controllers, number of the worker class) → how many of them hold slots there."""
 
 # Sub-pipelines of one controller up to which their order is looked at.
 _MOST_IN_ORDER = 64

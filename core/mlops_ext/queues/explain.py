@@ -61,12 +61,16 @@ def _deadlock_chain(
 
 def explain_unserved(model: Model) -> tuple[Chain, ...]:
     """One chain for each queue that tasks are put in and that no worker serves."""
+    unserved: dict[int, Node] = {}
+    for node in model.nodes:
+        if not model.classes_of[node.queue]:
+            unserved.setdefault(node.queue, node)
+    if not unserved:
+        return ()
     served = {name for worker in model.topology.workers for name in worker.queues}
     existing = served.union(model.topology.queues)
-    chains: dict[int, Chain] = {}
-    for node in model.nodes:
-        if model.classes_of[node.queue] or node.queue in chains:
-            continue
+    chains = []
+    for node in unserved.values():
         name = model.queues[node.queue]
         if name in existing or not model.topology.queues:
             last = "no worker listens"
@@ -74,19 +78,17 @@ def explain_unserved(model: Model) -> tuple[Chain, ...]:
             last = "there is no such queue"
         near = nearest(name, existing - {name}) if name not in existing else None
         hint = f" (did you mean {near}?)" if near else ""
-        chains[node.queue] = Chain(
-            kind=ChainKind.UNSERVED,
-            waiting=node.path,
-            queue=name,
-            text=f"{node.path[0]}: {_wait_text(node, name)} → {last}{hint}",
-        )
-    return tuple(chains.values())
+        text = f"{node.path[0]}: {_wait_text(node, name)} → {last}{hint}"
+        chains.append(Chain(kind=ChainKind.UNSERVED, waiting=node.path, queue=name, text=text))
+    return tuple(chains)
 
 
 def explain_order(model: Model) -> tuple[Chain, ...]:
     """One chain for each controller whose steps wait for each other by ``after``."""
     chains = []
     for parent in model.nodes:
+        if not any(model.nodes[child].after for child in parent.children):
+            continue
         try:
             TopologicalSorter({c: model.nodes[c].after for c in parent.children}).prepare()
         except CycleError as error:

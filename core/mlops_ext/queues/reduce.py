@@ -19,12 +19,12 @@ from mlops_ext.queues.bounds import ancestors
 from mlops_ext.queues.model import Model, Node, Placement, WorkerClass, classify
 from mlops_ext.queues.topology import Worker
 
+# The steps of a controller: queue, whether it may be stuck, its own steps, and the places of those
+# that it comes after.
 Form = tuple[tuple[int, bool, "Form", tuple[int, ...]], ...]
-"""The steps of a controller: queue, whether it may be stuck, its own steps, and the places of
-those that it comes after."""
 
+# One instance in the reduced model: pipeline, controller → class, tasks that wait forever.
 Holding = tuple[int, dict[int, int], list[int]]
-"""One instance in the reduced model: pipeline, controller → class, tasks that wait forever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,18 +23,18 @@ from collections.abc import Callable, Iterable, Iterator
 from mlops_ext.queues.model import Model, Node, Placement
 from mlops_ext.queues.reduce import Holding, reduce_model
 
+# One instance of a pipeline: bits of the controllers that hold, bits of the steps that ended.
 Progress = tuple[int, int]
-"""One instance of a pipeline: bits of the controllers that hold, bits of the steps that ended."""
 
+# Per pipeline how many instances have come how far; per worker class the slots held.
 State = tuple[tuple[tuple[tuple[Progress, int], ...], ...], tuple[int, ...]]
-"""Per pipeline how many instances have come how far; per worker class the slots held."""
 
+# Pipeline, the progress of one of its instances before and after, the class that took it.
 Move = tuple[int, Progress, Progress, int | None]
-"""Pipeline, the progress of one of its instances before and after, the class that took it."""
 
+# Steps that could wait forever, and worker classes, up to which there is a search: which step comes
+# after which is a square of the first, and each state is as long as the second.
 _STEPS, _CLASSES = 2_000, 1_000
-"""Steps that could wait forever, and worker classes, up to which there is a search: which step
-comes after which is a square of the first, and each state is as long as the second."""
 
 # Pipelines and classes of workers up to which a move counts as one; with twice as many, as two.
 _SMALL = 20

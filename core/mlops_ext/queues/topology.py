@@ -16,13 +16,13 @@ class Worker:
     Attributes:
         name: its name, unique in a topology.
         queues: names of the queues it listens to; their order does not matter.
-        slots: how many tasks it runs at a time, or None for any number.
+        slots: how many tasks it runs at a time, or None for any number; 1, because a plain agent
+            runs one task at a time.
     """
 
     name: str
     queues: tuple[str, ...]
     slots: int | None = 1
-    """One, because a plain agent runs one task at a time."""
 
     def __post_init__(self) -> None:
         """Refuse an unnamed worker and a negative number of slots."""
@@ -70,7 +70,8 @@ class Pipeline:
         queue: the queue its controller is put in; None where the controller runs outside of
             every worker and so holds no slot.
         steps: what it enqueues.
-        instances: how many of it may run at the same time.
+        instances: how many of it may run at the same time; 1, because a pipeline that is launched
+            once runs once.
         worker: name of the worker its controller runs on already, or None.
     """
 
@@ -78,7 +79,6 @@ class Pipeline:
     queue: str | None
     steps: tuple[Step, ...]
     instances: int = 1
-    """One, because a pipeline that is launched once runs once."""
     worker: str | None = None
 
     def __post_init__(self) -> None:
@@ -127,16 +127,20 @@ class Outcome(enum.Enum):
 
 
 class ChainKind(enum.Enum):
-    """Why a topology is refused."""
+    """Why a topology is refused.
+
+    Attributes:
+        DEADLOCK: controllers hold every slot that their steps wait for; there is a run that ends
+            so.
+        UNSERVED: a task waits in a queue that no worker serves.
+        ORDER: steps wait for each other by ``after``.
+        CAUTION: the rule for large topologies does not hold; whether a run deadlocks is not known.
+    """
 
     DEADLOCK = "deadlock"
-    """Controllers hold every slot that their steps wait for; there is a run that ends so."""
     UNSERVED = "unserved"
-    """A task waits in a queue that no worker serves."""
     ORDER = "order"
-    """Steps wait for each other by ``after``."""
     CAUTION = "caution"
-    """The rule for large topologies does not hold; whether a run deadlocks is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
