@@ -9,7 +9,7 @@ from tests.faults.test_joblib_stampede import stampede
 
 from mlops_ext.files import temp_name
 
-pytestmark = [pytest.mark.needs_namespaces, pytest.mark.needs_fuse]
+pytestmark = [pytest.mark.integration, pytest.mark.needs_namespaces, pytest.mark.needs_fuse]
 
 HOUR_S = 3600
 COLLECT = """
@@ -26,7 +26,7 @@ COLLECT = """
     params=[
         "ext4",
         pytest.param("fuse", marks=pytest.mark.slow),
-        pytest.param("fuse-cached", marks=pytest.mark.integration),
+        "fuse-cached",
     ]
 )
 def kind(request):

@@ -133,6 +133,7 @@ REFUSALS = {
 
 
 @pytest.mark.needs_fuse
+@pytest.mark.integration
 @pytest.mark.parametrize("seconds", [pytest.param(0, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_what_the_file_system_refuses_never_reaches_the_caller(
@@ -164,6 +165,7 @@ def test_what_the_file_system_refuses_never_reaches_the_caller(
 
 
 @pytest.mark.needs_fuse
+@pytest.mark.integration
 @pytest.mark.parametrize("operation", LOST)
 @pytest.mark.parametrize("code", [errno.EIO, errno.EEXIST, errno.ENOENT, errno.ESTALE])
 @pytest.mark.parametrize("seconds", [pytest.param(0, marks=pytest.mark.slow), 3])
@@ -288,6 +290,7 @@ def test_a_folder_that_may_not_be_written_costs_one_warning(tmp_path):
 
 
 @pytest.mark.needs_fuse
+@pytest.mark.integration
 @pytest.mark.parametrize("seconds", [pytest.param(0, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("operation", ["open", "read"])
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO])

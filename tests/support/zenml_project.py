@@ -45,6 +45,25 @@ for line in sys.stdin:
 """
 
 
+# The same for `mlops-ext` commands: each runs in a fork of a process that has imported what they need,
+# and has opened nothing.
+COMMANDS = """
+import json, os, sys
+import zenml.zen_stores.sql_zen_store, zenml_ext.cli
+from mlops_ext.cli import main
+for line in sys.stdin:
+    arguments, environment, output, errors = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for path, number in ((os.devnull, 0), (output, 1), (errors, 2)):
+            os.dup2(os.open(path, os.O_RDWR), number)
+        os.environ.update(environment)
+        sys.argv = arguments
+        sys.exit(main(arguments[1:]))
+    print("STATUS", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 class ZenmlHome:
     """A configuration of ZenML, and the folder in which its pipelines' scripts stand."""
 
@@ -53,6 +72,7 @@ class ZenmlHome:
         self.code = folder / "code"
         self.code.mkdir(parents=True)
         self.answerer: subprocess.Popen[str] | None = None
+        self.commander: subprocess.Popen[str] | None = None
 
     def environment(self, **variables):
         """The environment of a process that uses this configuration."""
@@ -112,26 +132,47 @@ class ZenmlHome:
         raise AssertionError(output)
 
     def close(self):
-        """End the process that answers."""
-        answerer, self.answerer = self.answerer, None
-        if answerer is not None:
-            answerer.communicate()
+        """End the processes that answer and that run commands."""
+        for process in (self.answerer, self.commander):
+            if process is not None:
+                process.communicate()
+        self.answerer = self.commander = None
 
-    def command(self, *arguments, check=True, **variables):
-        """Run a command of the environment's ``bin`` folder; its standard output."""
-        program = Path(sys.executable).parent / arguments[0]
-        done = subprocess.run(
-            [str(program), *map(str, arguments[1:])],
-            cwd=self.code,
-            env=self.environment(**variables),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=400,
-        )
+    def command(self, *arguments, check=True, fresh=False, **variables):
+        """Run a command of the environment's ``bin`` folder; its standard output.
+
+        One of `mlops-ext` runs in a fork of a process that has imported ZenML, unless it is to be *fresh*.
+        """
+        command = [str(Path(sys.executable).parent / arguments[0]), *map(str, arguments[1:])]
+        if fresh or arguments[0] != "mlops-ext":
+            done = subprocess.run(
+                command,
+                cwd=self.code,
+                env=self.environment(**variables),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=400,
+            )
+        else:
+            done = self._forked(command, variables)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout if check else done
+
+    def _forked(self, command, variables):
+        if self.commander is None:
+            (self.code / "commands.py").write_text(COMMANDS, encoding="utf-8")
+            self.commander = self.start("commands.py", stdin=subprocess.PIPE)
+        written = [self.folder / "stdout", self.folder / "stderr"]
+        for path in written:
+            path.write_text("")
+        order = [command, variables, *map(str, written)]
+        self.commander.stdin.write(json.dumps(order) + "\n")
+        self.commander.stdin.flush()
+        told = next(line for line in self.commander.stdout if line.startswith("STATUS "))
+        status = int(told.removeprefix("STATUS "))
+        return subprocess.CompletedProcess(command, status, *(path.read_text() for path in written))
 
 
 REPORT_CALL = """
@@ -163,7 +204,7 @@ def zenml_home(tmp_path_factory):
     """A ZenML of its own; the flavors were registered by the command users type."""
     pytest.importorskip("zenml")
     home = ZenmlHome(tmp_path_factory.mktemp("zenml"))
-    home.registered = home.command("mlops-ext", "zenml", "register")
+    home.registered = home.command("mlops-ext", "zenml", "register", fresh=True)
     home.ask(SETUP)
     yield home
     home.close()

@@ -18,6 +18,7 @@ async def restart(folder, way, *, workers=1, model="m", before=255, **options):
         return server, load, probes, status
 
 
+@pytest.mark.integration
 def test_bare_server_loses_requests_and_stays_ready(tmp_path):
     long = ("--sleep", "0.5")  # many requests are in flight at every moment
     server, load, probes, _ = asyncio.run(restart(tmp_path, "bare", flags=long))
@@ -31,7 +32,7 @@ def test_bare_server_loses_requests_and_stays_ready(tmp_path):
     ("way", "workers", "model"),
     [
         ("subclass", 1, "m"),
-        pytest.param("run", 2, "c", marks=needs_workers),
+        pytest.param("run", 2, "c", marks=[pytest.mark.integration, needs_workers]),
         pytest.param("patch", 1, "c", marks=pytest.mark.slow),
         pytest.param("run", 1, "m", marks=pytest.mark.slow),
         pytest.param("subclass", 2, "m", marks=[pytest.mark.slow, needs_workers]),
