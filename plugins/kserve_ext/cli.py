@@ -34,7 +34,7 @@ def settings(*, as_json: bool) -> None:
     click.echo(f"A shutdown takes at most {total:.1f} s. Flags of a server come before these.")
 
 
-@kserve.command()
+@kserve.command(context_settings={"show_default": True})
 @click.option("--lame-duck-s", type=float, help="Seconds of service after readiness says no.")
 @click.option("--drain-s", type=float, help="Seconds for requests in flight after that.")
 @click.option("--stop-s", type=float, help="Seconds for models and engines to stop.")
@@ -42,14 +42,12 @@ def settings(*, as_json: bool) -> None:
     "--kind",
     type=click.Choice(get_args(Kind), case_sensitive=False),
     default="inferenceservice",
-    show_default=True,
     help="What to print; a Deployment is for clusters without KServe.",
 )
 @click.option(
     "--mode",
     type=click.Choice(list(MODES), case_sensitive=False),
     default="standard",
-    show_default=True,
     help="KServe's deployment mode, by its older or newer name.",
 )
 @click.option(
@@ -59,8 +57,8 @@ def settings(*, as_json: bool) -> None:
     multiple=True,
     help="What else runs in the pod; can be given several times.",
 )
-@click.option("--name", default="my-model", show_default=True, help="Name of the service.")
-@click.option("--image", default="my-image", show_default=True, help="The container's image.")
+@click.option("--name", default="my-model", help="Name of the service.")
+@click.option("--image", default="my-image", help="The container's image.")
 def manifest(
     *, kind: Kind, mode: str, extras: tuple[Extra, ...], name: str, image: str, **given: float
 ) -> None:

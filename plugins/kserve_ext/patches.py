@@ -11,11 +11,11 @@ import contextlib
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from kserve_ext import releases, run
-from kserve_ext.endpoints import grpc, rest
+from kserve_ext.endpoints import asgi, grpc, rest
 from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.settings import add_flags, load
 from kserve_ext.shutdown import console, models, signals
@@ -121,15 +121,22 @@ def extend_parser() -> None:
     add_flags(importlib.import_module("kserve.model_server").parser)
 
 
-def unload(original: Upstream) -> Upstream:
-    """``ModelRepositoryExtension.unload`` that waits for the requests in flight."""
+def _waiting(act: Callable[..., Awaitable[None]]) -> Callable[[Upstream], Upstream]:
+    """What replaces a method of ``ModelRepositoryExtension``: *act* decides when that is called."""
 
-    @functools.wraps(original)
-    async def graceful(self: Any, model_name: str) -> None:
-        upstream = functools.partial(original, self, model_name)
-        await models.unload(self._model_registry, model_name, upstream)
+    def replace(original: Upstream) -> Upstream:
+        @functools.wraps(original)
+        async def graceful(self: Any, model_name: str) -> None:
+            upstream = functools.partial(original, self, model_name)
+            await act(self._model_registry, model_name, upstream)
 
-    return graceful
+        return graceful
+
+    return replace
+
+
+unload = _waiting(models.unload)
+load_anew = _waiting(models.load_anew)
 
 
 def parser(original: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -177,7 +184,7 @@ def uvicorn_serve(original: Upstream) -> Upstream:
             config.load()
         if config.timeout_keep_alive == UVICORN_KEEP_ALIVE_S and endpoint.keep_alive_s:
             config.timeout_keep_alive = endpoint.keep_alive_s
-        config.loaded_app = endpoint.gate_of(config.loaded_app)
+        config.loaded_app = asgi.gated(config.loaded_app, endpoint.drain)
         self.lifespan = config.lifespan_class(config)
         await endpoint.around(endpoint.serve(sockets))
 

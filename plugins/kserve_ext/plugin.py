@@ -89,21 +89,18 @@ INTERCEPTIONS = (
         "KServe's handlers unload models at once, and cannot be set off the main thread",
         "test_threads.py::test_a_server_in_a_thread_drains_on_shutdown",
         versions=">=0.14.1,<0.22"),
-    _patch(
-        f"{_CLASS}._serve", "serve",
-        "KServe waits for its servers, and knows no drain",
-        "test_server.py::test_nothing_is_lost",
-        versions=">=0.15,<0.22"),
-    _patch(
-        f"{_CLASS}._servers_task", "serve",
-        "KServe waits for its servers, and knows no drain",
-        "test_server.py::test_nothing_is_lost",
-        versions="==0.14.1", id="kserve.servers-task"),
-    _patch(
-        "kserve.model_server:asyncio", "LegacyAsyncio",
-        "KServe waits for its servers, and knows no drain",
-        "test_server.py::test_nothing_is_lost",
-        versions=">=0.13,<0.14.1", expects="builtins"),
+    *(
+        _patch(
+            f"kserve.model_server:{name}", replacement,
+            "KServe waits for its servers, and knows no drain",
+            "test_server.py::test_nothing_is_lost",
+            versions=versions, **more)
+        for name, replacement, versions, more in (
+            ("ModelServer._serve", "serve", ">=0.15,<0.22", {}),
+            ("ModelServer._servers_task", "serve", "==0.14.1", {"id": "kserve.servers-task"}),
+            ("asyncio", "LegacyAsyncio", ">=0.13,<0.14.1", {"expects": "builtins"}),
+        )
+    ),
     _patch(
         "uvicorn.server:Server.serve", "uvicorn_serve",
         "uvicorn takes the signals, refuses connections at once and cancels by its own clock",
@@ -118,6 +115,10 @@ INTERCEPTIONS = (
         "kserve.protocol.model_repository_extension:ModelRepositoryExtension.unload", "unload",
         "a model that is unloaded is stopped while it answers requests",
         "test_unload.py::test_requests_in_flight_are_answered_before_a_model_is_unloaded"),
+    _patch(
+        "kserve.protocol.model_repository_extension:ModelRepositoryExtension.load", "load_anew",
+        "a model that is loaded anew loses its parts while it answers requests",
+        "test_unload.py::test_a_model_that_is_loaded_anew_answers_first"),
     *(
         [_patch(
             "multiprocessing.popen_spawn_win32:_winapi", "CreateProcess",

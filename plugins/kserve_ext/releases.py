@@ -24,14 +24,10 @@ from typing import Any
 from kserve_ext.endpoints import worker_process
 from kserve_ext.endpoints.grpc import GrpcEndpoint
 from kserve_ext.endpoints.rest import RestEndpoint
-from kserve_ext.endpoints.workers import WorkersEndpoint
+from kserve_ext.endpoints.workers import Share, WorkersEndpoint
 from kserve_ext.plugin import INTERCEPTIONS
-from kserve_ext.shutdown.console import own_process_group
-from kserve_ext.shutdown.counts import Counts
 from kserve_ext.shutdown.drain import Drain
-from mlops_ext.versions import in_range
 
-LEGACY = ">=0.13,<0.14.1"
 BACKLOG = 2048  # uvicorn's own default; KServe 0.13 listens with 5 for its workers
 
 Coroutines = list[Coroutine[Any, Any, Any]]
@@ -42,29 +38,23 @@ def installed() -> str:
     return importlib.metadata.version("kserve")
 
 
-def is_in(specifier: str) -> bool:
-    """Whether the installed version is in *specifier*."""
-    return in_range(installed(), specifier)
-
-
 def endpoints_of(server: Any, drain: Drain) -> Coroutines:
     """Make the endpoints of a server of 0.14.1 or later; the coroutines that serve them."""
-    if not hasattr(server, "_serve"):  # 0.14.1
-        coroutines: Coroutines = [server._rest_server.start()]
+    workers = getattr(server, "_rest_multiprocess_server", None)
+    if hasattr(server, "_serve"):
+        coroutines: Coroutines = list(server.servers)
+    else:  # 0.14.1
+        coroutines = [server._rest_server.start()]
         if server.enable_grpc:
             coroutines.append(server._grpc_server.start(server.max_threads))
+    if workers is None:
         drain.endpoints.append(RestEndpoint(server._rest_server._server, drain))
     else:
-        coroutines = list(server.servers)
-        workers = server._rest_multiprocess_server
-        if workers is not None:
-            index = _index_of(coroutines, type(workers).start)
-            coroutines[index].close()  # KServe's own supervision of workers
-            endpoint = _spawned_workers(workers, server.workers, drain)
-            coroutines[index] = endpoint.serve()
-            drain.endpoints.append(endpoint)
-        else:
-            drain.endpoints.append(RestEndpoint(server._rest_server._server, drain))
+        index = _index_of(coroutines, type(workers).start)
+        coroutines[index].close()  # KServe's own supervision of workers
+        endpoint = _spawned_workers(workers, server.workers, drain)
+        coroutines[index] = endpoint.serve()
+        drain.endpoints.append(endpoint)
     if server.enable_grpc:
         drain.endpoints.append(GrpcEndpoint(drain))
     return coroutines
@@ -82,17 +72,11 @@ def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint
     listening = rest.config.bind_socket()
     context = multiprocessing.get_context("spawn")
 
-    def launch(counts: Counts) -> tuple[Any, Connection]:
-        ours, theirs = context.Pipe()
-        share = worker_process.Share(pipe=theirs, settings=drain.settings, counts=counts)
+    def make(share: Share, _: list[Connection]) -> Any:
         arguments = (rest, upstream.log_config_file, [listening], share, INTERCEPTIONS)
-        process = context.Process(target=worker_process.run_spawned, args=arguments)
-        with own_process_group():
-            process.start()
-        theirs.close()
-        return process, ours
+        return context.Process(target=worker_process.run_spawned, args=arguments)
 
-    return WorkersEndpoint(launch, count, drain, [listening])
+    return WorkersEndpoint(make, count, drain, [listening])
 
 
 def make_legacy(server: Any, drain: Drain) -> Coroutines:
@@ -108,7 +92,9 @@ def make_legacy(server: Any, drain: Drain) -> Coroutines:
             f"KServe {installed()} forks its workers, which this system cannot;"
             " set workers=1 or install KServe 0.15 or later"
         )
-    sockets = [_listening_socket(server.http_port)] if many else []
+    # As KServe does: probes come from outside.
+    address = ("0.0.0.0", server.http_port)  # noqa: S104
+    sockets = [socket.create_server(address, backlog=BACKLOG)] if many else []
     common = {"log_config": None, "access_log_format": server.access_log_format}
     if has_app:
         rest = upstream.UvicornServer(
@@ -135,30 +121,14 @@ def make_legacy(server: Any, drain: Drain) -> Coroutines:
     return coroutines
 
 
-def _listening_socket(port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind(("0.0.0.0", port))  # noqa: S104  # as KServe does: probes come from outside
-    listening.listen(BACKLOG)
-    return listening
-
-
 def _forked_workers(
     rest: Any, server: Any, drain: Drain, sockets: list[socket.socket]
 ) -> WorkersEndpoint:
     """REST workers of 0.13, forked as KServe forks them: its models need not be picklable."""
     context = multiprocessing.get_context("fork")
-    repository = server.registered_models
 
-    def launch(counts: Counts) -> tuple[Any, Connection]:
-        ours, theirs = context.Pipe()
-        foreign = [ours, *(worker.pipe for worker in endpoint.workers)]
-        share = worker_process.Share(pipe=theirs, settings=drain.settings, counts=counts)
-        arguments = (rest, repository, sockets, share, foreign)
-        process = context.Process(target=worker_process.run_forked, args=arguments)
-        process.start()
-        theirs.close()
-        return process, ours
+    def make(share: Share, foreign: list[Connection]) -> Any:
+        arguments = (rest, server.registered_models, sockets, share, foreign)
+        return context.Process(target=worker_process.run_forked, args=arguments)
 
-    endpoint = WorkersEndpoint(launch, server.workers, drain, list(sockets))
-    return endpoint
+    return WorkersEndpoint(make, server.workers, drain, list(sockets))

@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -26,9 +26,9 @@ from kserve_ext.shutdown.metrics import exported
 from kserve_ext.shutdown.models import care_for, close_clients, stop_models
 from mlops_ext.errors import PatchConflictError, UnsupportedVersionError
 from mlops_ext.shutdown import Signal
+from mlops_ext.versions import in_range
 
-_runs: weakref.WeakKeyDictionary[Any, Run]
-_runs = weakref.WeakKeyDictionary()
+_runs: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
 starting: ContextVar[Run | None] = ContextVar("starting", default=None)
 """The run whose server is being started in this context."""
 
@@ -114,7 +114,7 @@ def start(
         intercepted: applies the interceptions of `kserve_ext.patches` while a server runs.
         arguments: settings given in code; None means not given.
     """
-    if not releases.is_in(SUPPORTED):
+    if not in_range(releases.installed(), SUPPORTED):
         error = UnsupportedVersionError("kserve", releases.installed(), SUPPORTED)
         warnings.warn(str(error), RuntimeWarning, stacklevel=3)
         upstream(server, models)
@@ -165,14 +165,8 @@ def stop(server: Any, sig: int | None, upstream: Callable[..., Any]) -> Any:
         return upstream(server, sig)
     run.stop_called = True
     run.drain.signal(0)
-    if not inspect.iscoroutinefunction(upstream):
-        return None
-
-    async def done() -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, run.drain.drained.wait)
-
-    return done()
+    is_async = inspect.iscoroutinefunction(upstream)
+    return asyncio.to_thread(run.drain.drained.wait) if is_async else None
 
 
 def _is_main() -> bool:
@@ -232,7 +226,14 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
     _runs[server] = run = Run(server, drain, handlers)
     starting.set(run)
     try:
-        with _event_loop(), exported(drain), console_events(drain):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(exported(drain))
+            stack.enter_context(console_events(drain))
+            if handlers is None:  # KServe asks this thread for a loop before it starts one
+                loop = asyncio.new_event_loop()
+                stack.callback(loop.close)
+                asyncio.set_event_loop(loop)
+                stack.callback(asyncio.set_event_loop, None)
             upstream(server, models)
     finally:
         starting.set(None)
@@ -243,18 +244,3 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
         if handlers is not None:
             handlers.release()
         drain.finished.set()
-
-
-@contextlib.contextmanager
-def _event_loop() -> Iterator[None]:
-    """A loop for ``asyncio.get_event_loop``, which KServe calls before it starts one."""
-    if _is_main():
-        yield
-        return
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()

@@ -47,8 +47,8 @@ class KServeSettings:
             meanwhile, is replaced; 0: never. 60: longer than a page fault storm.
         keep_alive_s: seconds that KServe before 0.18 keeps an idle connection open; 0: uvicorn's
             own 5. 65, as KServe 0.18 has it: longer than the pools of gateways (60).
-        unload_s: seconds that an unloaded model has for its requests in flight before it is
-            stopped; 0: it is stopped at once, as KServe does. 15, as drain_s.
+        unload_s: seconds that a model has for its requests in flight before it is unloaded, or
+            loaded anew; 0: it is at once, as KServe does. 15, as drain_s.
     """
 
     lame_duck_s: float = 5.0

@@ -9,14 +9,7 @@ from typing import Any
 
 def main() -> None:
     """Serve one model that takes 50 ms for a request, and says 0 once it has been stopped."""
-    from kserve import (  # type: ignore[import-untyped]  # ships no types
-        InferOutput,
-        InferRequest,
-        InferResponse,
-        Model,
-        ModelServer,
-        model_server,
-    )
+    from kserve import Model, ModelServer, model_server  # type: ignore[import-untyped]  # no types
 
     class Slow(Model):  # type: ignore[misc]  # of a package without types
         stopped = False
@@ -24,18 +17,9 @@ def main() -> None:
         def stop(self) -> None:
             self.stopped = True
 
-        async def predict(
-            self,
-            payload: Any,
-            headers: Any = None,  # noqa: ARG002  # KServe's signature
-            response_headers: Any = None,  # noqa: ARG002  # since 0.15
-        ) -> Any:
+        async def predict(self, *_: Any, **__: Any) -> dict[str, list[int]]:
             await asyncio.sleep(0.05)
-            number = 0 if self.stopped else 1
-            if isinstance(payload, InferRequest):
-                output = InferOutput(name="o", shape=[1], datatype="INT32", data=[number])
-                return InferResponse("id", self.name, [output])
-            return {"predictions": [number]}
+            return {"predictions": [0 if self.stopped else 1]}
 
     args, _ = argparse.ArgumentParser(parents=[model_server.parser]).parse_known_args()
     model = Slow("m")

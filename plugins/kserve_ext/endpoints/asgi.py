@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED
+from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, OTHERS, REFUSED, SEEN
 from kserve_ext.shutdown.drain import Drain
+from kserve_ext.shutdown.models import loaded_anew
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -22,107 +24,105 @@ READINESS = re.compile(
     r"|(/openai)?/v1/models/[^/:]+)/?"
 )
 """Paths that answer "may I get traffic": KServe's own probes and its clients ask there."""
-ASIDE = re.compile(r"/metrics$|/v2/repository/")
-"""Paths of scrapes and of model management: no requests to a model, so they are not counted."""
+ASIDE = frozenset({"/metrics", "/v2/repository/"})
+"""How paths of scrapes and of model management begin: no requests to a model, and not counted."""
+LONGEST_ASIDE = max(map(len, ASIDE))
 RETRY_AFTER_S = 1  # what a refused client is told to wait: another replica answers at once
 CLOSE = (b"connection", b"close")
 CUT_OFF = "the server shut down before the request was done"
 
 
-class LameDuck:
-    """An ASGI application around another one.
+def gated(app: App, drain: Drain) -> App:  # noqa: C901  # flat: each function costs every request
+    """*app* behind readiness, the counts and the last answer.
 
-    Without a signal it costs a request one frame, one object and three counts. After a signal
-    readiness says 503, each answer closes its connection, and a request that is cancelled at the
-    deadline is answered with 503, a stream of events with an error.
+    Without a signal it costs a request two calls and a count. After a signal readiness says 503,
+    each answer closes its connection, and a request that is cancelled at the deadline is answered
+    with 503, a stream of events with an error.
     """
+    counts, looks_for_quiet = drain.counts, drain.settings.quiet_s > 0
+    numbers, seen = counts.numbers, counts.place(SEEN)
+    requests, others = counts.place(IN_FLIGHT), counts.place(OTHERS)
 
-    def __init__(self, app: App, drain: Drain) -> None:
-        self.app = app
-        self.drain = drain
-        self.seen = 0
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        drain = self.drain
-        is_http = scope["type"] == "http"
-        is_request = is_http and not ASIDE.match(scope["path"])
-        if not is_request:
+    async def serve(scope: Any, receive: Receive, send: Send) -> None:  # noqa: C901
+        if scope["type"] != "http":
             drain.bystanders.add(asyncio.current_task())
-        if not is_http:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
-        answer = _Answer(send, drain, scope)
-        if drain.ending and _asks_readiness(scope):
-            await answer.refuse("the server is shutting down")
+        start: Message | None = None
+
+        def answer(message: Message) -> Awaitable[None]:
+            nonlocal start
+            if start is None:
+                start = message
+                if drain.ending and str(scope.get("http_version", "1.1")).startswith("1"):
+                    message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+            return send(message)
+
+        path, place, outcome = scope["path"], requests, DRAINED
+        if path[:LONGEST_ASIDE] in ASIDE:
+            place = others
+            drain.bystanders.add(asyncio.current_task())
+        elif drain.ending and _asks_readiness(scope):
+            await _refuse(answer, "the server is shutting down")
             return
-        self.seen += is_request
-        counts, column = drain.counts, DRAINED
-        counts.add(IN_FLIGHT, is_request)
+        elif looks_for_quiet:
+            numbers[seen] += 1
+        numbers[place] += 1
         try:
-            await self.app(scope, receive, answer)
+            if drain.reloads:
+                await loaded_anew(drain, functools.partial(_uses, scope))
+            await app(scope, receive, answer)
         except asyncio.CancelledError:
-            column = LOST
-            if not drain.refusing:
+            outcome = await _cut_off(answer, start) if drain.refusing else LOST
+            if outcome == LOST:
                 raise
-            with contextlib.suppress(RuntimeError):  # all of the answer was sent
-                await answer.cut_off()
-                column = REFUSED
-                return
-            raise
         finally:
-            counts.add(IN_FLIGHT, -is_request)
+            numbers[place] -= 1
             if drain.ending:
-                counts.add(column, is_request)
+                counts.add(outcome, place == requests)
+
+    return serve
 
 
 def _asks_readiness(scope: Any) -> bool:
     return scope["method"] in {"GET", "HEAD"} and READINESS.fullmatch(scope["path"]) is not None
 
 
-class _Answer:
-    """The ``send`` of a request; it remembers what has been begun."""
+def _uses(scope: Any, model: str) -> bool:
+    """Whether a request may be one to *model*, which OpenAI's protocol names in the body."""
+    path, (_, named, rest) = scope["path"], scope["path"].partition(f"/models/{model}")
+    if scope["method"] != "POST" or path[:LONGEST_ASIDE] in ASIDE:
+        return False
+    return path.startswith("/openai/") or bool(named and rest[:1] in {"", ":", "/"})
 
-    __slots__ = ("drain", "headers", "scope", "send")
 
-    def __init__(self, send: Send, drain: Drain, scope: Any) -> None:
-        self.send, self.drain, self.scope = send, drain, scope
-        self.headers: Iterable[tuple[bytes, bytes]] | None = None
+async def _refuse(send: Send, error: str) -> None:
+    """503 with a JSON body, and when to come back."""
+    body = json.dumps({"error": error}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(RETRY_AFTER_S).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
-    def __call__(self, message: Message) -> Awaitable[None]:
-        """Send *message*; while the server ends, the answer closes its connection."""
-        if message["type"] == "http.response.start":
-            headers = self.headers = message.get("headers", ())
-            if self.drain.ending and str(self.scope.get("http_version", "1.1")).startswith("1"):
-                message = {**message, "headers": [*headers, CLOSE]}
-        return self.send(message)
 
-    async def refuse(self, error: str) -> None:
-        """503 with a JSON body, and when to come back."""
-        body = json.dumps({"error": error}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"retry-after", str(RETRY_AFTER_S).encode()),
-        ]
-        await self({"type": "http.response.start", "status": 503, "headers": headers})
-        await self({"type": "http.response.body", "body": body})
-
-    async def cut_off(self) -> None:
-        """End a request at the deadline, in the form of what was sent of its answer.
-
-        Raises:
-            RuntimeError: the answer has begun, and it is no stream of events.
-        """
-        if self.headers is None:
-            await self.refuse(CUT_OFF)
-            return
-        kinds = [value for name, value in self.headers if name.lower() == b"content-type"]
-        if not any(kind.startswith(b"text/event-stream") for kind in kinds):
-            raise RuntimeError("the answer has begun already")
-        # Clients of OpenAI's protocol look at `error`, others at `finish_reason`.
-        error = {"message": CUT_OFF, "type": "server_shutting_down", "code": 503}
-        choice = {"index": 0, "delta": {}, "text": "", "finish_reason": "error"}
-        event = json.dumps({"error": error, "choices": [choice]})
-        body = f"event: error\ndata: {event}\n\n".encode()
-        await self({"type": "http.response.body", "body": body})
+async def _cut_off(send: Send, start: Message | None) -> int:
+    """End a request in the form of the answer that *start* began, if any; what became of it."""
+    headers = () if start is None else start.get("headers", ())
+    kinds = [value for name, value in headers if name.lower() == b"content-type"]
+    if start is None:
+        await _refuse(send, CUT_OFF)
+        return REFUSED
+    if not any(kind.startswith(b"text/event-stream") for kind in kinds):
+        return LOST
+    # Clients of OpenAI's protocol look at `error`, others at `finish_reason`.
+    error = {"message": CUT_OFF, "type": "server_shutting_down", "code": 503}
+    choice = {"index": 0, "delta": {}, "text": "", "finish_reason": "error"}
+    event = json.dumps({"error": error, "choices": [choice]})
+    body = f"event: error\ndata: {event}\n\n".encode()
+    with contextlib.suppress(RuntimeError):  # all of the answer was sent
+        await send({"type": "http.response.body", "body": body})
+        return REFUSED
+    return LOST

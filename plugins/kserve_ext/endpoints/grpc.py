@@ -11,8 +11,9 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]  # ships no types
 
 from kserve_ext.endpoints import channelz
-from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED
-from kserve_ext.shutdown.drain import Drain
+from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED, SEEN
+from kserve_ext.shutdown.drain import Drain, Endpoint
+from kserve_ext.shutdown.models import loaded_anew
 
 READINESS = frozenset({"ServerReady", "ModelReady"})
 MANAGEMENT = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
@@ -28,7 +29,7 @@ current: ContextVar[GrpcEndpoint | None] = ContextVar("current", default=None)
 """The endpoint for the gRPC server that is made next in this context."""
 
 
-class GrpcEndpoint:
+class GrpcEndpoint(Endpoint):
     """The gRPC server that KServe makes while this is `current`, behind a gate.
 
     Its handlers count, answer readiness with no while the process ends, and answer UNAVAILABLE
@@ -39,7 +40,6 @@ class GrpcEndpoint:
     def __init__(self, drain: Drain) -> None:
         self.drain = drain
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.seen = 0
         self._taken = 0  # calls that a handler of ours has begun and not ended
         self._number, self._older = 0, channelz.newest_server()
         self._aio: Any = None
@@ -57,10 +57,6 @@ class GrpcEndpoint:
     def started(self) -> bool:
         """Whether it accepts calls."""
         return self._started.is_set()
-
-    def arrivals(self) -> int:
-        """Calls seen since the start."""
-        return self.seen
 
     def in_flight(self) -> int:
         """Calls not yet answered; once closed, also those that grpc has not handed over."""
@@ -114,26 +110,10 @@ class GrpcEndpoint:
         """*handler* with our layer around it; streams, which KServe has none of, stay as is."""
         if handler is None or handler.unary_unary is None:
             return handler
-        inner: Behaviour = handler.unary_unary
-        if name in READINESS:
-            layer = self._readiness(inner)
-        else:
-            layer = self._counted(inner, is_request=name not in MANAGEMENT)
+        layer = self._counted(handler.unary_unary, name)
         return grpc.unary_unary_rpc_method_handler(
             layer, handler.request_deserializer, handler.response_serializer
         )
-
-    def _readiness(self, inner: Behaviour) -> Behaviour:
-        async def answer(request: Any, context: Any) -> Any:
-            with self.taken():
-                response = await inner(request, context)
-            if self.drain.ending:
-                response.ready = False
-            else:
-                self.seen += 1
-            return response
-
-        return answer
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
@@ -144,20 +124,26 @@ class GrpcEndpoint:
         finally:
             self._taken -= 1
 
-    def _counted(self, inner: Behaviour, *, is_request: bool) -> Behaviour:
-        drain, counts = self.drain, self.drain.counts
+    def _counted(self, inner: Behaviour, name: str) -> Behaviour:
+        drain, counts, tasks = self.drain, self.drain.counts, self.tasks
+        asks_readiness, is_request = name in READINESS, name not in READINESS | MANAGEMENT
+        numbers, seen, in_flight = counts.numbers, counts.place(SEEN), counts.place(IN_FLIGHT)
 
         async def answer(request: Any, context: Any) -> Any:
             task, column = asyncio.current_task(), DRAINED
             assert task is not None
-            self.tasks.add(task)
+            tasks.add(task)
             self._taken += 1
-            self.seen += 1
-            counts.add(IN_FLIGHT, is_request)
+            numbers[seen] += not (asks_readiness and drain.ending)
+            numbers[in_flight] += is_request
             if not is_request:
                 drain.bystanders.add(task)
             try:
-                return await inner(request, context)
+                if drain.reloads and is_request:
+                    await loaded_anew(drain, getattr(request, "model_name", "").__eq__)
+                response = await inner(request, context)
+                if asks_readiness and drain.ending:
+                    response.ready = False
             except asyncio.CancelledError:
                 column = LOST
                 if not drain.refusing:
@@ -166,10 +152,12 @@ class GrpcEndpoint:
                 context.set_code(grpc.StatusCode.UNAVAILABLE)
                 context.set_details("the server shut down before the request was done")
                 return None
+            else:
+                return response
             finally:
-                self.tasks.discard(task)
+                tasks.discard(task)
                 self._taken -= 1
-                counts.add(IN_FLIGHT, -is_request)
+                numbers[in_flight] -= is_request
                 if drain.ending:
                     counts.add(column, is_request)
 

@@ -12,8 +12,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from kserve_ext.endpoints.asgi import LameDuck
-from kserve_ext.shutdown.drain import Drain
+from kserve_ext.shutdown.drain import Drain, Endpoint
 from mlops_ext.versions import in_range, installed_version
 
 log = logging.getLogger("uvicorn.error")  # for the lines that uvicorn itself writes there
@@ -21,8 +20,7 @@ log = logging.getLogger("uvicorn.error")  # for the lines that uvicorn itself wr
 Around = Callable[[Awaitable[None]], Awaitable[None]]
 
 
-_endpoints: weakref.WeakKeyDictionary[Any, RestEndpoint]
-_endpoints = weakref.WeakKeyDictionary()
+_endpoints: weakref.WeakKeyDictionary[Any, RestEndpoint] = weakref.WeakKeyDictionary()
 
 
 def endpoint_of(server: Any) -> RestEndpoint | None:
@@ -30,8 +28,8 @@ def endpoint_of(server: Any) -> RestEndpoint | None:
     return _endpoints.get(server)
 
 
-class RestEndpoint:
-    """A ``uvicorn.Server`` whose outermost application is `LameDuck`, and that the drain ends.
+class RestEndpoint(Endpoint):
+    """A ``uvicorn.Server`` that the drain ends.
 
     Args:
         server: the server, in our care from now on.
@@ -41,7 +39,6 @@ class RestEndpoint:
 
     def __init__(self, server: Any, drain: Drain, around: Around = lambda serving: serving) -> None:
         self.server, self.drain, self.around = server, drain, around
-        self.gate: LameDuck | None = None
         self._done, self._served, self._serving = asyncio.Event(), asyncio.Event(), False
         self._sockets: list[Any] = []
         _endpoints[server] = self
@@ -50,10 +47,6 @@ class RestEndpoint:
     def started(self) -> bool:
         """Whether it listens."""
         return bool(self.server.started)
-
-    def arrivals(self) -> int:
-        """Requests seen since the start."""
-        return self.gate.seen if self.gate else 0
 
     def in_flight(self) -> int:
         """Requests not yet answered, and, once closed, connections not yet flushed."""
@@ -110,11 +103,6 @@ class RestEndpoint:
         """Seconds that an idle connection stays open; 0 to leave it as KServe has it."""
         version = installed_version("kserve") or ""
         return math.ceil(self.drain.settings.keep_alive_s) if in_range(version, "<0.18") else 0
-
-    def gate_of(self, app: Any) -> LameDuck:
-        """The outermost application: *app* behind readiness and the last answer."""
-        self.gate = LameDuck(app, self.drain)
-        return self.gate
 
     async def serve(self, sockets: list[Any] | None) -> None:
         """As uvicorn's own after its configuration is loaded, to the end of the drain."""

@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from kserve_ext.endpoints.rest import RestEndpoint
-from kserve_ext.endpoints.workers import DRAIN, FAILED, READY
-from kserve_ext.settings import KServeSettings
+from kserve_ext.endpoints.workers import DRAIN, FAILED, READY, Share
 from kserve_ext.shutdown import signals
-from kserve_ext.shutdown.counts import Counts
 from kserve_ext.shutdown.drain import Drain, describe, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported, forget
@@ -26,16 +22,6 @@ from mlops_ext.patching import Patch, PatchSet
 
 ORPHAN_S = 1.2
 """What a worker whose parent was killed gets: requests in flight end within two seconds."""
-POLL_S = 0.25  # how often a worker looks whether its parent is still the same
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """What a worker gets of its parent: an end of their pipe, its settings, where to count."""
-
-    pipe: Connection
-    settings: KServeSettings
-    counts: Counts
 
 
 def run_spawned(
@@ -83,8 +69,6 @@ def _serve(server: Any, repository: Any, share: Share, run: Callable[[], None]) 
     handlers.ignored = frozenset(
         int(signal.Signals[name]) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)
     )
-    parent = os.getppid()
-    handlers.also.append(lambda: _check_parent(parent, drain))
     threading.Thread(target=_listen, args=(pipe, drain), daemon=True).start()
     drain.on_up.append(lambda: pipe.send((READY,)))
 
@@ -111,7 +95,9 @@ def _listen(pipe: Connection, drain: Drain) -> None:
         try:
             kind, *details = pipe.recv()
         except (EOFError, OSError):
-            _orphaned(drain)
+            if not drain.ending:
+                log.warning("the parent process is gone; ending")
+            drain.signal(signal.SIGTERM, lame_duck=False, limit_s=ORPHAN_S)
             return
         if kind == DRAIN:
             number, lame_duck, limit_s = details
@@ -119,17 +105,3 @@ def _listen(pipe: Connection, drain: Drain) -> None:
                 drain.signal(number, lame_duck=lame_duck, limit_s=limit_s)
         else:
             pipe.send((kind,))
-
-
-def _check_parent(parent: int, drain: Drain) -> float:
-    if os.name != "posix" or drain.ending:
-        return float("inf")
-    if os.getppid() != parent:
-        _orphaned(drain)
-    return POLL_S
-
-
-def _orphaned(drain: Drain) -> None:
-    if not drain.ending:
-        log.warning("the parent process is gone; ending")
-    drain.signal(signal.SIGTERM, lame_duck=False, limit_s=ORPHAN_S)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import multiprocessing
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from kserve_ext.settings import KServeSettings
+from kserve_ext.shutdown.console import own_process_group
 from kserve_ext.shutdown.counts import Counts, shared
-from kserve_ext.shutdown.drain import Drain, log
-from mlops_ext.retry import doubling
+from kserve_ext.shutdown.drain import Drain, Endpoint, log
 from mlops_ext.shutdown import Phase, Signal
 
 READY, FAILED, PING, DRAIN = "ready", "failed", "ping", "drain"
@@ -33,6 +34,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 8.0
 """Pauses before a worker that could not start is started again."""
 KILL_MARGIN_S = 0.2
 """What is left of the last deadline once workers that have not ended are killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a worker gets of its parent: an end of their pipe, its settings, where to count."""
+
+    pipe: Connection
+    settings: KServeSettings
+    counts: Counts
 
 
 @dataclass(slots=True)
@@ -62,12 +72,12 @@ class _Worker:
                 self.answered_at = now
 
 
-class WorkersEndpoint:
+class WorkersEndpoint(Endpoint):
     """The REST workers of a server.
 
     Args:
-        launch: starts a worker that shares our socket and counts in what it is given; returns the
-            process and our end of a pipe.
+        make: makes the process of a worker, which shares our socket. It also gets our ends of the
+            pipes, which a fork has to close.
         count: how many.
         drain: the parent's.
         sockets: the listening sockets, closed here when accepting ends.
@@ -75,12 +85,12 @@ class WorkersEndpoint:
 
     def __init__(
         self,
-        launch: Callable[[Counts], tuple[Any, Connection]],
+        make: Callable[[Share, list[Connection]], Any],
         count: int,
         drain: Drain,
         sockets: list[Any],
     ) -> None:
-        self._launch, self._count, self.drain = launch, count, drain
+        self._make, self._count, self.drain = make, count, drain
         self._sockets = sockets
         drain.counts = Counts(shared(count))
         self.workers: list[_Worker] = []
@@ -92,7 +102,8 @@ class WorkersEndpoint:
     @property
     def started(self) -> bool:
         """Whether a worker serves, as far as the pipes tell now."""
-        self.arrivals()
+        for worker in self.workers:
+            worker.receive(self.drain.clock())
         return any(worker.ready for worker in self.workers)
 
     def launch_all(self) -> None:
@@ -111,33 +122,14 @@ class WorkersEndpoint:
             worker.process.join(timeout=0)
             worker.pipe.close()
 
-    def arrivals(self) -> int:
-        """0: each worker sees its own requests; what they have said is taken in."""
-        now = self.drain.clock()
-        for worker in self.workers:
-            worker.receive(now)
-        return 0
-
     def in_flight(self) -> int:
         """Workers that still run."""
         return len(self._alive())
-
-    def waiting(self) -> int:
-        """0: each worker looks at its own connections before it closes."""
-        return 0
-
-    def requests(self) -> Collection[asyncio.Task[Any]]:
-        """None: they are answered by the workers."""
-        return ()
 
     async def close(self) -> None:
         """Let go of the listening sockets; the workers let go of theirs by their own clock."""
         for sock in self._sockets:
             sock.close()
-
-    def refuse(self) -> int:
-        """Nothing: each worker answers its requests by the same deadline."""
-        return 0
 
     async def finish(self) -> None:
         """Wait for workers that stop their models; end those that are late, or serve on."""
@@ -154,8 +146,13 @@ class WorkersEndpoint:
         return [worker for worker in self.workers if worker.process.is_alive()]
 
     def _start(self, index: int) -> _Worker:
-        process, pipe = self._launch(Counts(self.drain.counts.numbers, index + 1))
-        now = self.drain.clock()
+        pipe, theirs = multiprocessing.Pipe()
+        counts, now = Counts(self.drain.counts.numbers, index + 1), self.drain.clock()
+        share = Share(pipe=theirs, settings=self.drain.settings, counts=counts)
+        process = self._make(share, [pipe, *(worker.pipe for worker in self.workers)])
+        with own_process_group():
+            process.start()
+        theirs.close()
         log.info("worker %s started", process.pid)
         return _Worker(process=process, pipe=pipe, asked_at=now, answered_at=now)
 
@@ -215,8 +212,7 @@ class WorkersEndpoint:
                 f"{self._failures} workers in a row did not start, the last because {why};"
                 " see the tracebacks above"
             )
-        pauses = doubling(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        return next(itertools.islice(pauses, self._failures - 1, None))
+        return float(min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S))
 
     def _announce(self, event: Signal) -> None:
         """Pass the order on at once, from whatever thread it came to."""

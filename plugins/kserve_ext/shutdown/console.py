@@ -23,7 +23,7 @@ MARGIN_S = 0.5  # the part of it that the process needs to exit
 NEW_PROCESS_GROUP = 0x00000200
 """CREATE_NEW_PROCESS_GROUP: events for our group do not reach the workers."""
 
-SIGBREAK = 21  # its number on Windows; named here because other systems have no name for it
+SIGBREAK = getattr(signal, "SIGBREAK", 21)  # other systems have no name for it
 
 _thread = threading.local()
 
@@ -52,8 +52,7 @@ def handler_of(drain: Drain) -> Callable[[int], int]:
         if event not in (CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN):
             return 0  # Python's own turns these into signals
         limit_s = SYSTEM_LIMIT_S - MARGIN_S
-        number = getattr(signal, "SIGBREAK", SIGBREAK)
-        drain.signal(number, lame_duck=False, limit_s=limit_s)
+        drain.signal(SIGBREAK, lame_duck=False, limit_s=limit_s)
         drain.finished.wait(limit_s)
         return 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-IN_FLIGHT, DRAINED, REFUSED, LOST = range(4)
-WIDTH = 4
+IN_FLIGHT, DRAINED, REFUSED, LOST, SEEN, OTHERS = range(6)
+WIDTH = 6
 
 
 class Counts:
@@ -23,9 +23,13 @@ class Counts:
         self.numbers = [0] * WIDTH if numbers is None else numbers
         self.row = row
 
+    def place(self, column: int) -> int:
+        """Where this process's *column* stands: who counts each request adds to it there."""
+        return self.row * WIDTH + column
+
     def add(self, column: int, number: int = 1) -> None:
         """Add *number* to this process's *column*."""
-        self.numbers[self.row * WIDTH + column] += number
+        self.numbers[self.place(column)] += number
 
     def total(self, column: int) -> int:
         """The sum over all processes."""

@@ -20,9 +20,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from kserve_ext.settings import KServeSettings
-from kserve_ext.shutdown.counts import Counts
+from kserve_ext.shutdown.counts import SEEN, Counts
 from mlops_ext.processes.exits import exit_now
-from mlops_ext.shutdown import Event, Limits, Phase, Shutdown, Signal, Started, Step, Tick
+from mlops_ext.shutdown import Event, Phase, Shutdown, Signal, Started, Step, Tick
 
 # A child of KServe's logger: its handlers and level hold for these lines too.
 log = logging.getLogger("kserve.graceful")
@@ -48,18 +48,6 @@ class Endpoint(Protocol):
         """Whether it accepts requests."""
         ...
 
-    def arrivals(self) -> int:
-        """Requests seen since the start, probes included."""
-        ...
-
-    def waiting(self) -> int:
-        """Connections and calls that the kernel or gRPC has accepted, and no handler has seen."""
-        ...
-
-    def requests(self) -> Collection[asyncio.Task[Any]]:
-        """The tasks that answer requests now."""
-        ...
-
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
         ...
@@ -67,12 +55,20 @@ class Endpoint(Protocol):
     async def close(self) -> None:
         """Stop accepting; return at once."""
 
-    def refuse(self) -> int:
-        """Answer requests in flight with an error; how many there were."""
-        ...
-
     async def finish(self) -> None:
         """Let the server's own coroutine end."""
+
+    def requests(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks of this process that answer requests now."""
+        return ()
+
+    def waiting(self) -> int:
+        """Connections and calls that the kernel or gRPC has accepted, and no handler has seen."""
+        return 0
+
+    def refuse(self) -> int:
+        """Answer requests in flight with an error; how many there were."""
+        return 0
 
 
 class Drain:
@@ -85,6 +81,7 @@ class Drain:
         refusing: whether cancelled requests are answered with an error.
         counts: what became of requests, in all processes of the server.
         bystanders: tasks that use no model: an unload does not wait for them.
+        reloads: models that are being loaded anew: requests to them wait.
         endpoints: the servers and workers that are drained.
         drained: set when everything has stopped.
         finished: set when the server may be started again, too.
@@ -95,18 +92,18 @@ class Drain:
 
     def __init__(
         self,
-        limits: Limits | None = None,
         *,
         settings: KServeSettings | None = None,
         may_kill: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings or KServeSettings()
-        self.state = Shutdown(limits=limits or self.settings.limits)
+        self.state = Shutdown(limits=self.settings.limits)
         self.ending = False
         self.refusing = False
         self.counts = Counts()
         self.bystanders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.reloads: dict[str, asyncio.Event] = {}
         self.endpoints: list[Endpoint] = []
         self.drained, self.finished = threading.Event(), threading.Event()
         self.released = False
@@ -228,7 +225,7 @@ class Drain:
 
     def quiet_s(self) -> float:
         """Seconds since the latest request came, as seen at this and earlier calls."""
-        now, seen = self.clock(), sum(endpoint.arrivals() for endpoint in self.endpoints)
+        now, seen = self.clock(), self.counts.total(SEEN)
         if seen != self._seen:
             self._seen, self._seen_at = seen, now
         return now - self._seen_at

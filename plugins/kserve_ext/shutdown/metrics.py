@@ -9,17 +9,6 @@ from typing import Any
 from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain
 
-GAUGES = {
-    "kserve_ext_draining": "1 from the first signal on, else 0",
-    "kserve_ext_in_flight": "Requests accepted and not yet answered, in all processes",
-    "kserve_ext_drain_seconds": "Seconds since the first signal",
-}
-COUNTERS = {
-    "kserve_ext_drained": (DRAINED, "Requests answered after the first signal"),
-    "kserve_ext_refused": (REFUSED, "Requests answered with an error at the deadline"),
-    "kserve_ext_lost": (LOST, "Requests cut off without an answer"),
-}
-
 _shown: list[_Collector] = []
 """What stands in this process's registry; the first server's, if there are several."""
 
@@ -34,12 +23,23 @@ class _Collector:
         """Prometheus' families."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        drain, counts = self.drain, self.drain.counts
-        values = (float(drain.ending), counts.total(IN_FLIGHT), drain.seconds())
-        for (name, text), value in zip(GAUGES.items(), values, strict=True):
-            yield GaugeMetricFamily(name, text, value=value)
-        for name, (column, text) in COUNTERS.items():
-            yield CounterMetricFamily(name, text, value=counts.total(column))
+        drain, total = self.drain, self.drain.counts.total
+        for name, text, value in (
+            ("draining", "1 from the first signal on, else 0", float(drain.ending)),
+            (
+                "in_flight",
+                "Requests accepted and not yet answered, in all processes",
+                total(IN_FLIGHT),
+            ),
+            ("drain_seconds", "Seconds since the first signal", drain.seconds()),
+        ):
+            yield GaugeMetricFamily(f"kserve_ext_{name}", text, value=value)
+        for name, text, column in (
+            ("drained", "Requests answered after the first signal", DRAINED),
+            ("refused", "Requests answered with an error at the deadline", REFUSED),
+            ("lost", "Requests cut off without an answer", LOST),
+        ):
+            yield CounterMetricFamily(f"kserve_ext_{name}", text, value=total(column))
 
 
 @contextlib.contextmanager

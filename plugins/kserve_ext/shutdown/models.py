@@ -10,8 +10,7 @@ from typing import Any
 
 from kserve_ext.shutdown.drain import Drain, describe, log
 
-_drains: weakref.WeakKeyDictionary[Any, Drain]
-_drains = weakref.WeakKeyDictionary()
+_drains: weakref.WeakKeyDictionary[Any, Drain] = weakref.WeakKeyDictionary()
 
 
 def care_for(repository: Any, drain: Drain) -> None:
@@ -33,19 +32,14 @@ async def unload(repository: Any, name: str, upstream: Callable[[], Awaitable[No
     models that are in flight now are waited for, too: they may be using this one.
     """
     drain, models = _drains.get(repository), repository.get_models()
-    limit_s = drain.settings.unload_s if drain else 0.0
-    if drain is None or name not in models or not limit_s:
+    if drain is None or name not in models or not drain.settings.unload_s:
         await upstream()
         return
     model = models.pop(name)
     for copy in _copies():
         copy.pop(name, None)
     try:
-        requests = {task for each in drain.endpoints for task in each.requests()}
-        requests.difference_update(drain.bystanders)
-        late = (await asyncio.wait(requests, timeout=limit_s))[1] if requests else ()
-        if late:
-            log.warning("unload: %d requests in flight after %.1f s", len(late), limit_s)
+        await _answered(drain)
     finally:  # nothing is awaited until it has stopped: no request finds it again
         newer = models.get(name)
         models[name] = model
@@ -54,6 +48,46 @@ async def unload(repository: Any, name: str, upstream: Callable[[], Awaitable[No
     finally:
         if newer is not None:  # loaded meanwhile
             models[name] = newer
+
+
+async def load_anew(repository: Any, name: str, upstream: Callable[[], Awaitable[None]]) -> None:
+    """Load model *name* by *upstream*; if it serves, once the requests in flight are answered.
+
+    What loads a model anew may take its parts away first. Requests to it that come meanwhile wait.
+    """
+    drain = _drains.get(repository)
+    while drain and name in drain.reloads:
+        await drain.reloads[name].wait()
+    is_served = drain is not None and name in repository.get_models()
+    # KServe's own repository loads nothing: it leaves that to subclasses.
+    is_own = type(repository).load.__module__ == "kserve.model_repository"
+    if drain is None or not is_served or is_own or not drain.settings.unload_s:
+        await upstream()
+        return
+    drain.reloads[name] = loaded = asyncio.Event()
+    try:
+        await _answered(drain)
+        await upstream()
+    finally:
+        del drain.reloads[name]
+        loaded.set()
+
+
+async def loaded_anew(drain: Drain, concerns: Callable[[str], bool]) -> None:
+    """Wait until no model that *concerns* a request is being loaded anew."""
+    for name, loaded in list(drain.reloads.items()):
+        if concerns(name):
+            await loaded.wait()
+
+
+async def _answered(drain: Drain) -> None:
+    """Wait for the requests that are in flight now, for ``unload_s`` at most."""
+    limit_s = drain.settings.unload_s
+    requests = {task for each in drain.endpoints for task in each.requests()}
+    requests.difference_update(drain.bystanders, {asyncio.current_task()})
+    late = (await asyncio.wait(requests, timeout=limit_s))[1] if requests else ()
+    if late:
+        log.warning("unload: %d requests in flight after %.1f s", len(late), limit_s)
 
 
 def _copies() -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import math
 import os
 import selectors
 import signal
@@ -22,7 +21,6 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -82,14 +80,12 @@ class SignalHandlers:
             event loop runs, for nothing else would end what KServe does before.
         ignored: signals that do nothing here (a worker's Ctrl-C is its parent's).
         passive: whether it was released, and passes signals on where its handlers still stand.
-        also: further checks of the thread; each returns the seconds until it is due again.
     """
 
     def __init__(self, drain: Drain) -> None:
         self.drain = drain
         self.interrupting = True
         self.ignored: frozenset[int] = frozenset()
-        self.also: list[Callable[[], float]] = []
         self._previous: dict[signal.Signals, Any] = {}
         self.passive = False
         self._interrupted = False
@@ -195,14 +191,11 @@ class SignalHandlers:
         with selectors.DefaultSelector() as selector:  # select() knows 1,024 descriptors only
             selector.register(self._reader, selectors.EVENT_READ)
             while not self.passive:
-                due = min((check() for check in self._checks()), default=math.inf)
-                ready = selector.select(min(max(due, 0.0), LONGEST_WAIT_S))
+                due_s = max(0.0, self.drain.guard())
+                ready = selector.select(min(due_s, LONGEST_WAIT_S))
                 for byte in self._reader.recv(256) if ready else b"":
                     self._note(byte)
         self._reader.close()
-
-    def _checks(self) -> list[Callable[[], float]]:
-        return [self.drain.guard, *self.also]
 
     def _note(self, byte: int) -> None:
         """Count a signal once, though the C handler and the Python handler both write it."""

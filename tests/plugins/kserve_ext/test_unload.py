@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 
 import httpx
 import pytest
 from kserve.protocol.dataplane import DataPlane
 from tests.support.servers.harness import KSERVE, Server, Version
+from tests.support.servers.load import Load
+
+from kserve_ext.endpoints.asgi import gated
+from kserve_ext.shutdown.drain import Drain
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -98,13 +103,123 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("way", ["bare", "run"])
+def test_four_models_unloaded_under_load(tmp_path, way):
+    """None answers once it is stopped; what was sent after the unload is told so, and nothing else
+    is lost."""
+    names = ("m", "m0", "m1", "m2")
+
+    async def scenario():
+        flags = ("--more_models", "3")
+        with Server(tmp_path, way=way, lame_duck_s=0.1, flags=flags) as server:
+            await server.up()
+            done = asyncio.Event()
+            kinds = ("v1-kept", "v2-new", "grpc-kept")
+            clients = [server.client(model=name, instance=1.0) for name in names]
+            loads = [Load(client, 10, kinds) for client in clients]
+            running = [asyncio.create_task(load.run(done.is_set)) for load in loads]
+            for name, load in zip(names, loads, strict=True):
+                begun = load.sent
+                while load.sent < begun + 15:  # noqa: ASYNC110  # the load has no event for it
+                    await asyncio.sleep(0.05)
+                assert await repository(server, "unload", name) == 200
+            done.set()
+            await asyncio.gather(*running)
+            for client in clients:
+                await client.close()
+            return sum((load.count() for load in loads), Counter()), [
+                answer.detail for load in loads for answer in load.answers if answer.detail
+            ]
+
+    count, details = asyncio.run(scenario())
+    assert count["ok"] >= 4 * 15, count
+    assert (count["stopped"] > 0) == (way == "bare"), count
+    assert all("404" in detail or "NOT_FOUND" in detail for detail in details), details
+
+
+@pytest.mark.parametrize("way", ["bare", "run"])
+def test_a_model_that_is_loaded_anew_answers_first(tmp_path, way):
+    """Its load() replaces what requests in flight still use; those that come meanwhile wait."""
+
+    async def scenario():
+        with Server(tmp_path, way=way, lame_duck_s=0.1) as server:
+            await server.up()
+            client, kinds = server.client(instance=2.0), ("v1-new", "v2-new", "grpc-new") * 3
+            asked = [asyncio.create_task(client.ask(kind)) for kind in kinds]
+            await asyncio.sleep(1.0)
+            loading = [asyncio.create_task(repository(server, "load")) for _ in range(2)]
+            await asyncio.sleep(0.3)
+            late = [asyncio.create_task(client.ask(kind)) for kind in kinds]
+            other = await server.client(model="c").ask("v2-new")
+            in_time = not any(task.done() for task in asked)
+            answers = await asyncio.gather(*asked)
+            loaded, late = await asyncio.gather(*loading), await asyncio.gather(*late)
+            await client.close()
+            loads = [e["in_flight"] for e in server.events("loading") if e["model"] == "m"]
+            return answers, loaded, late, (other, in_time), loads
+
+    answers, loaded, late, other, loads = asyncio.run(scenario())
+    assert loaded == [200, 200]
+    assert other == (1, True), "other models serve meanwhile"
+    if way == "bare":
+        assert answers == [0] * 9
+        return
+    assert answers == late == [1] * 9
+    assert loads == [0, 0, 0], "nothing was in flight when it loaded"
+
+
+def test_without_the_setting_a_model_is_loaded_anew_at_once(tmp_path):
+    async def scenario():
+        environment = {"MLOPS_EXT_KSERVE_UNLOAD_S": "0"}
+        with Server(tmp_path, environment=environment) as server:
+            await server.up()
+            asked = asyncio.create_task(server.client(instance=4.0).ask("v1-new"))
+            await asyncio.sleep(0.5)
+            assert await repository(server, "load") == 200
+            assert await asked == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "waits"),
+    [
+        ("POST", "/v1/models/m:predict", True),
+        ("POST", "/v1/models/m:explain", True),
+        ("POST", "/v2/models/m/infer", True),
+        ("POST", "/v2/models/m/versions/1/infer", True),
+        ("POST", "/openai/v1/completions", True),
+        ("POST", "/v1/models/m2:predict", False),
+        ("GET", "/v2/models/m/ready", False),
+        ("POST", "/v2/repository/models/m/unload", False),
+    ],
+)
+def test_which_requests_wait_for_a_model_that_is_loaded_anew(method, path, waits):
+    async def scenario():
+        drain, reached = Drain(may_kill=False), asyncio.Event()
+
+        async def app(scope, receive, send):
+            reached.set()
+
+        drain.reloads["m"] = loaded = asyncio.Event()
+        scope = {"type": "http", "method": method, "path": path}
+        task = asyncio.create_task(gated(app, drain)(scope, None, None))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert reached.is_set() != waits
+        loaded.set()
+        await task
+        assert reached.is_set()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.skipif(Version("0.14") > KSERVE, reason="before 0.14 applications are not shared")
 def test_the_copy_that_openai_s_routes_look_into_forgets_the_model_too(monkeypatch):
     """KServe makes it where a model speaks OpenAI's protocol, and its own unload forgets it."""
     from kserve import Model, ModelRepository, model_server
 
     from kserve_ext.shutdown import models
-    from kserve_ext.shutdown.drain import Drain
 
     class Endpoints:
         def __init__(self, repository):

@@ -35,13 +35,21 @@ elif WAY == "patch":
 else:
     from kserve import ModelServer as Server
 
-from kserve import InferOutput, InferRequest, InferResponse, Model, model_server  # noqa: E402
+from kserve import (  # noqa: E402
+    InferOutput,
+    InferRequest,
+    InferResponse,
+    Model,
+    ModelRepository,
+    model_server,
+)
 
 parser = argparse.ArgumentParser(parents=[model_server.parser])
 parser.add_argument("--sleep", type=float, default=0.05)
 parser.add_argument("--cpu_ms", type=float, default=5.0)
 parser.add_argument("--load_s", type=float, default=0.0)
 parser.add_argument("--stop_s", type=float, default=0.0)
+parser.add_argument("--more_models", type=int, default=0)
 parser.add_argument("--in_thread", action="store_true")
 args, _ = parser.parse_known_args()
 
@@ -52,9 +60,11 @@ class Base(Model):
     def __init__(self, name):
         super().__init__(name)
         self.stopped = False
+        self.loads = 0
 
     def load(self):
-        tell("loading", model=self.name)
+        tell("loading", model=self.name, in_flight=Base.in_flight)
+        self.loads += 1  # what was loaded before is gone from here on
         end = time.monotonic() + args.load_s
         while time.monotonic() < end:
             time.sleep(0.01)
@@ -67,8 +77,8 @@ class Base(Model):
         time.sleep(args.stop_s)
         tell("model has stopped", model=self.name)
 
-    def respond(self, payload):
-        number = 0 if self.stopped else 1
+    def respond(self, payload, loads=1):
+        number = 0 if self.stopped or loads != self.loads else 1
         if isinstance(payload, InferRequest):
             output = InferOutput(name="o", shape=[1], datatype="INT32", data=[number])
             return InferResponse(response_id="x", model_name=self.name, infer_outputs=[output])
@@ -84,9 +94,10 @@ def number_of(payload):
 class Sleeper(Base):
     async def predict(self, payload, headers=None):
         Base.in_flight += 1
+        loads = self.loads
         try:
             await asyncio.sleep(number_of(payload) or args.sleep)
-            return self.respond(payload)
+            return self.respond(payload, loads)
         except asyncio.CancelledError:
             tell("cancelled")
             raise
@@ -106,6 +117,13 @@ class Cpu(Base):
             Base.in_flight -= 1
 
 
+class Reloading(ModelRepository):
+    """Its ``load`` loads the same model again, as a user's does who replaces the weights."""
+
+    def load(self, name):
+        return self.models[name].load()
+
+
 class Told(Server):
     """Tells that ``start`` has begun: from there on a signal is ours."""
 
@@ -116,10 +134,15 @@ class Told(Server):
 
 
 def main():
-    models = [Sleeper("m"), Cpu("c")]
+    models = [Sleeper("m"), Cpu("c"), *(Sleeper(f"m{n}") for n in range(args.more_models))]
     for model in models:
         model.load()
-    server = Told(http_port=args.http_port, grpc_port=args.grpc_port, workers=args.workers)
+    server = Told(
+        http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        workers=args.workers,
+        registered_models=Reloading(),
+    )
     if args.in_thread:
         thread = threading.Thread(target=server.start, args=(models,))
         thread.start()

@@ -32,15 +32,11 @@ def test_a_signal_counts_what_workers_said_while_the_parent_s_loop_is_stuck():
     context = multiprocessing.get_context("spawn")
     said = context.Event()
 
-    def launch(counts):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=worker, args=(theirs, said))
-        process.start()
-        theirs.close()
-        return process, ours
+    def make(share, _):
+        return context.Process(target=worker, args=(share.pipe, said))
 
     drain = Drain(may_kill=False)
-    endpoint = WorkersEndpoint(launch, 1, drain, [])
+    endpoint = WorkersEndpoint(make, 1, drain, [])
     drain.endpoints.append(endpoint)
     endpoint.launch_all()
     (only,) = endpoint.workers
@@ -55,17 +51,13 @@ def test_a_signal_counts_what_workers_said_while_the_parent_s_loop_is_stuck():
         only.pipe.close()
 
 
-def launcher(target, *arguments):
+def maker(target, *arguments):
     context = multiprocessing.get_context("spawn")
 
-    def launch(counts):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=target, args=(theirs, *arguments))
-        process.start()
-        theirs.close()
-        return process, ours
+    def make(share, _):
+        return context.Process(target=target, args=(share.pipe, *arguments))
 
-    return launch
+    return make
 
 
 def fail(pipe):
@@ -75,7 +67,7 @@ def fail(pipe):
 
 def test_workers_that_cannot_start_are_given_up_with_the_reason(monkeypatch):
     monkeypatch.setattr(workers, "FIRST_PAUSE_S", 0.01)
-    endpoint = WorkersEndpoint(launcher(fail), 2, Drain(may_kill=False), [])
+    endpoint = WorkersEndpoint(maker(fail), 2, Drain(may_kill=False), [])
     with pytest.raises(RuntimeError, match=r"5 workers in a row .* OSError in load, model.py:7"):
         asyncio.run(endpoint.serve())
     asyncio.run(endpoint.finish())
@@ -92,7 +84,7 @@ def compute(pipe):
 def test_a_worker_that_computes_is_left_alone_and_one_that_hangs_is_replaced(monkeypatch):
     monkeypatch.setattr(workers, "PING_S", 0.1)
     drain = Drain(may_kill=False, settings=KServeSettings(worker_timeout_s=0.5))
-    endpoint = WorkersEndpoint(launcher(compute), 1, drain, [])
+    endpoint = WorkersEndpoint(maker(compute), 1, drain, [])
 
     async def scenario():
         serving = asyncio.create_task(endpoint.serve())
