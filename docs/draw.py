@@ -20,7 +20,8 @@ from clearml_ext.topology.file import read_topology
 from clearml_ext.topology.svg import draw as draw_topology
 from kserve_ext.manifest import PROBE_PERIOD_S, grace_s
 from kserve_ext.settings import KServeSettings
-from mlops_ext.cli.demo import draw_results
+from mlops_ext.cli.demo import Result, draw, verdict
+from mlops_ext.demo import Claim
 from mlops_ext.memory import (
     Attempt,
     Caps,
@@ -292,7 +293,14 @@ font-size: {char_height}px; line-height: {line_height}px; }}
 def demo(path):
     """What ``mlops-ext demo`` shows, as it printed it when docs/demo.json was made."""
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
-    draw_results(json.loads((ROOT / "docs/demo.json").read_text(encoding="utf-8")), console)
+    documents = json.loads((ROOT / "docs/demo.json").read_text(encoding="utf-8"))
+    results = [
+        Result(**{**each, "claims": [Claim(**claim) for claim in each["claims"]]})
+        for each in documents
+    ]
+    for result in results:
+        draw(result, console)
+    console.print(verdict(results))
     svg = console.export_svg(title="mlops-ext demo", code_format=TERMINAL, unique_id="demo")
     path.write_text("\n".join(map(str.rstrip, svg.splitlines())) + "\n", encoding="utf-8")
 

@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 from mlops_ext import settings
 from mlops_ext.errors import UnknownNameError
@@ -80,7 +80,7 @@ def find(name: str) -> Callable[[], Iterator[Event]]:
 
 def write_event(event: Event, stream: TextIO) -> None:
     """Write *event* as one line of JSON."""
-    stream.write(json.dumps({type(event).__name__: dataclasses.asdict(event)}) + "\n")
+    stream.write(json.dumps(dataclasses.asdict(event)) + "\n")
     stream.flush()
 
 
@@ -90,9 +90,8 @@ def read_event(line: str) -> Event:
     Raises:
         ValueError: *line* is not such a line.
     """
-    document: dict[str, dict[str, Any]] = json.loads(line)
-    (kind, values), *_ = document.items()
-    return Claim(**values) if kind == "Claim" else Progress(**values)
+    values = json.loads(line)
+    return Claim(**values) if "holds" in values else Progress(**values)
 
 
 def child(name: str) -> None:

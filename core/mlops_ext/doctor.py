@@ -137,10 +137,8 @@ def _requirement(support: Support, fixes: tuple[Fix, ...]) -> Finding:
         return _problem(check, f"{name} {support.version} gets no fixes")
     if missing:
         message = f"{name} {support.version} needs {', '.join(missing)}: not active here"
-        how = (
-            f"mlops-ext run --patch {framework.name} -- mlops-ext doctor --require {framework.name}"
-        )
-        return _problem(check, message, how)
+        again = f"mlops-ext doctor --require {framework.name}"
+        return _problem(check, message, f"mlops-ext run --patch {framework.name} -- {again}")
     message = f"every fix that {name} {support.version} needs is active, or will be on import"
     return Finding(check=check, severity=Severity.OK, message=message)
 

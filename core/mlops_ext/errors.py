@@ -199,7 +199,7 @@ class PatchConflictError(MlopsExtError):
         self.expected, self.found = expected, found
         super().__init__(
             f"patch {patch_id}: {target} is {found}, expected {expected};"
-            " nothing was changed. Another package probably patched it: undo that first"
+            " nothing was changed. If another package patched it, undo that first"
         )
 
 

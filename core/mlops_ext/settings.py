@@ -176,7 +176,7 @@ def untrusted_files() -> list[Path]:
     found = []
     for path in _candidates():
         with contextlib.suppress(OSError):
-            if not (_is_trusted(path) or path.is_dir()):
+            if not (_trusted_status(path) or path.is_dir()):
                 found.append(path)
     return found
 
@@ -217,20 +217,30 @@ def _candidates() -> list[Path]:
     return [folder / "pyproject.toml" for folder in (directory, *directory.parents)]
 
 
-def _is_trusted(path: Path) -> bool:
-    """Whether only this user, root, and those they allow can have written *path*.
+def _trusted_status(path: Path) -> os.stat_result | None:
+    """The status of *path* if only this user, root, and those they allow can have written it.
 
     Asked before the file is opened, as a FIFO or a leased file would stop the program there.
     Windows has no such owner and mode: there every file is trusted.
     """
-    if not hasattr(os, "geteuid"):
-        return True
-    trusted = {0, os.geteuid()}
     found = (path.stat(), path.lstat(), path.parent.stat())
-    return stat.S_ISREG(found[0].st_mode) and all(
-        each.st_uid in trusted and (stat.S_ISLNK(each.st_mode) or not each.st_mode & stat.S_IWOTH)
+    is_safe = not hasattr(os, "geteuid") or all(
+        each.st_uid in {0, os.geteuid()}
+        and (stat.S_ISLNK(each.st_mode) or not each.st_mode & stat.S_IWOTH)
         for each in found  # a link's own mode says nothing
     )
+    return found[0] if is_safe and stat.S_ISREG(found[0].st_mode) else None
+
+
+def _read_trusted(path: Path) -> bytes:
+    """What is in *path*; empty if another user could have written it, or swaps it meanwhile."""
+    looked_at = _trusted_status(path)
+    if looked_at is None:
+        return b""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123  # flags of our own
+        same = os.path.samestat(os.fstat(file.fileno()), looked_at)
+        return file.read() if same else b""
 
 
 def _tool_table(path: Path) -> dict[str, object]:
@@ -243,9 +253,7 @@ def _tool_table(path: Path) -> dict[str, object]:
     else:
         import tomli as tomllib
     try:
-        if not _is_trusted(path):
-            return {}
-        data = path.read_bytes()
+        data = _read_trusted(path)
     except OSError:
         return {}
     try:

@@ -20,8 +20,8 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from mlops_ext.files import markers
 from mlops_ext.processes import identity
 from mlops_ext.processes.forks import in_forked_child
 from mlops_ext.processes.identity import Liveness
-from mlops_ext.processes.open_files import holders
 
 __all__ = [
     "Reaped",
@@ -103,15 +102,14 @@ def check_root(path: str | Path) -> Path:
     chosen = Path(path)
     try:
         chosen = chosen.expanduser().absolute()
+    except RuntimeError as error:  # "~" where there is no home directory
+        raise TempDirError(chosen, str(error)) from error
+    with _named(chosen):
         for folder in reversed([chosen, *chosen.parents]):
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)  # whatever the umask
         with tempfile.TemporaryFile(dir=chosen) as probe:
             probe.write(b"\0")
-    except OSError as error:
-        raise TempDirError(chosen, describe(error, chosen)) from error
-    except RuntimeError as error:  # "~" where there is no home directory
-        raise TempDirError(chosen, str(error)) from error
     return chosen
 
 
@@ -141,7 +139,7 @@ class RunDirectory:
         for _ in range(_TRIES):
             path = root / f"{_PREFIX}{name}-{os.getpid()}-{secrets.token_hex(6)}"
             marker = path.with_name(path.name + markers.SUFFIX)
-            try:
+            with _named(root):
                 descriptor = markers.create(marker)
                 if descriptor is None:
                     continue
@@ -154,8 +152,6 @@ class RunDirectory:
                         path.rmdir()
                     markers.give_up(marker, descriptor)
                     raise
-            except OSError as error:
-                raise TempDirError(root, describe(error, root)) from error
             return cls(path, marker, descriptor, inode)
         raise TempDirError(root, f"no free name after {_TRIES} tries")
 
@@ -165,10 +161,8 @@ class RunDirectory:
         Raises:
             TempDirError: it cannot be made; the message names the place and its size.
         """
-        try:
+        with _named(self.path):
             return Path(tempfile.mkdtemp(prefix=prefix, dir=self.path))
-        except OSError as error:
-            raise TempDirError(self.path, describe(error, self.path)) from error
 
     def close(self) -> bool:
         """Remove the directory and give up its marker; a no-op in a forked child.
@@ -287,17 +281,22 @@ def reap(root: Path, *, budget_s: float | None = None) -> Reaped:
 
 
 @contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """Turn "no space left" inside the block into an error that names *path* and its size."""
+def _named(path: Path, only: Container[int | None] | None = None) -> Iterator[None]:
+    """Name *path* in an OSError of the block, or in *only* those with one of these numbers."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise TempDirError(path, describe(error, path)) from error
+        if only is None or error.errno in only:
+            raise TempDirError(path, _describe(error, path)) from error
         raise
 
 
-def describe(error: OSError, path: Path) -> str:
+def full_disk(path: Path) -> AbstractContextManager[None]:
+    """Turn "no space left" inside the block into an error that names *path* and its size."""
+    return _named(path, _FULL)
+
+
+def _describe(error: OSError, path: Path) -> str:
     """What went wrong at *path*; for a full disk with its size."""
     what = error.strerror or str(error)
     if error.errno not in _FULL:
@@ -324,7 +323,7 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
     what is still in use goes when that is closed, or by a later `reap`.
 
     Returns:
-        Whether it is gone. What could not be removed is logged once, with its holders.
+        Whether it is gone. What could not be removed is logged once.
     """
     if files.remove(path, patience_s=0, inode=inode).complete:
         return True
@@ -333,11 +332,9 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
     if removal.complete:
         return True
     left = removal.left[0]
-    held = "; ".join(holders(path))
     _warn_once(
-        f"{path} could not be removed: {left.path.name}: {left.error.strerror or left.error}"
-        f"{f'; held open by {held}' if held else ''}. It is removed when it is free, by a later"
-        " start at the latest"
+        f"{path} could not be removed: {left.path.name}: {left.error.strerror or left.error}."
+        " It is removed when it is free, by a later start at the latest"
     )
     return False
 

@@ -133,6 +133,27 @@ def test_a_file_that_another_user_owns_or_could_replace_is_not_read(
         assert folder / "pyproject.toml" in settings.untrusted_files()
 
 
+@needs_owners
+def test_a_folder_swapped_between_the_look_and_the_reading_sets_nothing(tmp_path, monkeypatch):
+    """As anybody can where a folder further up lets everybody rename what is in it."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for folder, number in ((mine, 7), (theirs, 666)):
+        folder.mkdir()
+        (folder / "pyproject.toml").write_text(f"[tool.mlops-ext.sample]\nworkers = {number}\n")
+    assert load(Sample, "sample", directory=mine).workers == 7
+    real = os.open
+
+    def swap(path, *arguments, **options):
+        if path == mine / "pyproject.toml":
+            mine.rename(tmp_path / "aside")
+            theirs.rename(mine)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", swap)
+    assert load(Sample, "sample", directory=mine).workers == 1
+    assert (tmp_path / "aside").is_dir(), "the swap took place"
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_a_fifo_in_the_place_of_a_file_stops_nothing(tmp_path):
     os.mkfifo(tmp_path / "pyproject.toml")

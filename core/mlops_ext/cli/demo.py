@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
 from rich.console import Console
@@ -41,7 +41,7 @@ LOG_LINES = 25
 
 
 @dataclass(slots=True)
-class _Result:
+class Result:
     """What one demo came to."""
 
     name: str
@@ -53,6 +53,7 @@ class _Result:
 
     @property
     def good(self) -> bool:
+        """Whether nothing spoke against what the demo claims."""
         holds = self.status == 0 and bool(self.claims) and all(c.holds for c in self.claims)
         return bool(self.skipped) or holds
 
@@ -86,7 +87,7 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results], indent=2))
     else:
-        console.print(_verdict(results))
+        console.print(verdict(results))
     sys.exit(0 if results and all(result.good for result in results) else 1)
 
 
@@ -105,15 +106,15 @@ def _absent() -> dict[str, str]:
     return absent
 
 
-def _show(chosen: list[str], absent: dict[str, str], console: Console) -> Iterator[_Result]:
+def _show(chosen: list[str], absent: dict[str, str], console: Console) -> Iterator[Result]:
     for number, name in enumerate(chosen, start=1):
         title = f"{name} ({number}/{len(chosen)})"
         if name in absent:
             _print_line(console, f"{title}: skipped", absent[name])
-            yield _Result(name, skipped=absent[name])
+            yield Result(name, skipped=absent[name])
             continue
         result = _run(name, functools.partial(_print_line, console, title))
-        _draw(result, console)
+        draw(result, console)
         yield result
 
 
@@ -122,9 +123,9 @@ def _print_line(console: Console, title: str, text: str) -> None:
     console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _run(name: str, tell: Callable[[str], None]) -> _Result:
+def _run(name: str, tell: Callable[[str], None]) -> Result:
     """Run one demo in a process, a session and a temporary directory of its own."""
-    result = _Result(name)
+    result = Result(name)
     started = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix=f"mlops-ext-demo-{name}-", dir=tempdirs.root()))
     log_path = home / "log.txt"
@@ -189,18 +190,8 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.kill()
 
 
-def draw_results(documents: list[dict[str, Any]], console: Console) -> None:
-    """Draw what ``mlops-ext demo --json`` printed as the command itself shows it."""
-    results = [
-        _Result(**{**each, "claims": [Claim(**claim) for claim in each["claims"]]})
-        for each in documents
-    ]
-    for result in results:
-        _draw(result, console)
-    console.print(_verdict(results))
-
-
-def _draw(result: _Result, console: Console) -> None:
+def draw(result: Result, console: Console) -> None:
+    """Show what a demo came to."""
     title = f"{escape(result.name)}  ({result.seconds:.0f} s)"
     table = Table(title=title, title_justify="left")
     for column in ("shown", "before", "with mlops-ext", "holds"):
@@ -216,7 +207,7 @@ def _draw(result: _Result, console: Console) -> None:
         console.print(result.log_tail, markup=False, highlight=False)
 
 
-def _verdict(results: list[_Result]) -> str:
+def verdict(results: list[Result]) -> str:
     """The last line: what held, and what to try next."""
     claims = [claim for result in results for claim in result.claims]
     held = sum(claim.holds for claim in claims)

@@ -137,13 +137,16 @@ class Extensions:
 
     def _unique(self, hook: str, kind: type[T], key: str) -> dict[str, T]:
         """The answers by their field *key*; a second one is a problem of the extension it is of."""
-        items: dict[str, T] = {}
+        items: dict[str, tuple[str, T]] = {}
         for plugin, item in self._collect(hook, kind):
             name = getattr(item, key)
-            if items.setdefault(name, item) != item:
-                what = f"another {kind.__name__.lower()} with the {key} {name!r} came first"
+            first, taken = items.setdefault(name, (plugin, item))
+            if taken != item:
+                what = (
+                    f"the {kind.__name__.lower()} {name!r} is that of extension {first!r} already"
+                )
                 self._record(plugin, ValueError(what))
-        return items
+        return {name: item for name, (_, item) in items.items()}
 
     def _collect(self, hook: str, kind: type[T]) -> Iterator[tuple[str, T]]:
         for plugin, answer in self._answers(hook):

@@ -126,4 +126,12 @@ def _call(functions: "Sequence[Callable[[], object]]") -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # as the docstring says
-            sys.stderr.write(f"mlops-ext: {type(error).__name__}: {error}\n")
+            tell(f"{type(error).__name__}: {error}")
+
+
+def tell(text: str) -> None:
+    """Write a line to standard error, which may be closed, full, or None in a windowed process."""
+    try:  # noqa: SIM105  # contextlib is not loaded in every interpreter
+        sys.stderr.write(f"mlops-ext: {text}\n")
+    except Exception:  # noqa: BLE001, S110  # there is nowhere to say it
+        pass

@@ -13,6 +13,8 @@ Imported by every interpreter below ``run``: see `mlops_ext.extensions.finder`.
 import os
 import sys
 
+from mlops_ext.extensions.finder import tell
+
 TYPE_CHECKING = False  # type checkers know this name; importing typing costs milliseconds
 if TYPE_CHECKING:
     from typing import Any
@@ -40,9 +42,9 @@ def stay_first(bootstrap: str) -> None:
             put_first(bootstrap, os.environ)
         elif not told and in_front(bootstrap, given) is not None:
             told.append(event)
-            sys.stderr.write(
-                f"mlops-ext: another sitecustomize hides ours from {arguments[0]}, which is not"
-                " patched. Put mlops-ext run behind the launcher\n"
+            tell(
+                f"another sitecustomize hides ours from {arguments[0]}, which is not patched. Put"
+                " mlops-ext run behind the launcher"
             )
 
     sys.addaudithook(watch)

@@ -89,17 +89,16 @@ def publish(target: str | Path, pieces: Sequence[Buffer]) -> None:
             write_new(temp, pieces)
             _rename(temp, target)
         except OSError as error:
-            _discard(temp)
             is_ambiguous = error.errno in _AMBIGUOUS
             if is_ambiguous and _holds(target, pieces):
                 return
             if attempt == _TRIES or not is_ambiguous or not target.parent.is_dir():
                 raise
-        except BaseException:
-            _discard(temp)
-            raise
         else:
             return
+        finally:
+            with contextlib.suppress(OSError):
+                temp.unlink()
 
 
 def _rename(temp: Path, target: Path) -> None:
@@ -113,19 +112,9 @@ def _is_open_on_windows(error: Exception) -> bool:
 def _holds(target: Path, pieces: Sequence[Buffer]) -> bool:
     """Whether *target* has exactly this content; reads it, since attributes may be cached."""
     try:
-        with target.open("rb") as file:
-            for piece in pieces:
-                view = memoryview(piece).cast("B")
-                if file.read(view.nbytes) != view:
-                    return False
-            return not file.read(1)
+        return target.read_bytes() == b"".join(pieces)
     except OSError:
         return False
-
-
-def _discard(temp: Path) -> None:
-    with contextlib.suppress(OSError):
-        temp.unlink()
 
 
 def sync_directory(directory: str | Path) -> None:

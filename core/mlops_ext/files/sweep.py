@@ -202,9 +202,7 @@ class DescriptorSweep(Sweep):
 
     def _go_up(self) -> None:
         """Leave the deepest directory, and remove it if nothing was left in it."""
-        level, above = self._levels[-1], self._levels[-2]
-        path = self._path()
-        self._levels.pop()
+        level, above = self._levels.pop(), self._levels[-1]
         try:
             if above.descriptor < 0:
                 above.descriptor = self._open_above(level, above)
@@ -212,7 +210,7 @@ class DescriptorSweep(Sweep):
                 os.rmdir(level.name, dir_fd=above.descriptor)
                 self.removed += 1
         except OSError as error:
-            self.record(path, error)
+            self.record(self._path(level.name), error)
             if above.descriptor < 0:  # moved away meanwhile: the way back is lost
                 self._leave(1)
         finally:

@@ -6,6 +6,7 @@ import enum
 import importlib
 import sys
 from dataclasses import dataclass
+from inspect import getattr_static
 from typing import Any
 
 from mlops_ext.errors import PatchConflictError
@@ -16,7 +17,6 @@ from mlops_ext.patching.target import (
     home_of,
     parse_target,
     resolve,
-    static_attribute,
 )
 from mlops_ext.versions import check_specifier
 
@@ -208,6 +208,6 @@ def _expected(patch: Patch) -> str:
 def loaded_slot(patch: Patch) -> Slot | None:
     """The place that *patch* changes, if its module is loaded; imports and runs nothing."""
     try:
-        return resolve(patch.target, import_module=sys.modules.__getitem__, get=static_attribute)
+        return resolve(patch.target, import_module=sys.modules.__getitem__, get=getattr_static)
     except (KeyError, AttributeError):
         return None

@@ -87,11 +87,6 @@ def parse_target(target: str) -> tuple[str, list[str], str | None]:
     return match["module"], match["path"].split("."), match["key"]
 
 
-def static_attribute(owner: Any, name: str) -> Any:
-    """The raw attribute *name* of *owner*, found without running code of *owner*."""
-    return inspect.getattr_static(owner, name)
-
-
 def resolve(
     target: str,
     import_module: Callable[[str], Any] = importlib.import_module,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -274,6 +275,21 @@ def test_a_launcher_that_puts_its_own_sitecustomize_first_does_not_hide_ours(tmp
     else:
         assert done.stdout == "agent\nTrue\n", done.stderr
         assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="scripts with a shebang")
+def test_a_launcher_whose_standard_error_is_closed_starts_its_program_all_the_same(tmp_path):
+    """What is to be told of it has nowhere to go, and the hook that tells runs inside the start."""
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "sitecustomize.py").touch()
+    launcher = tmp_path / "launcher"
+    launcher.write_text(LAUNCHER.format(python=sys.executable))
+    launcher.chmod(0o755)
+    words = [MLOPS_EXT, "run", "--patch", "joblib", "--", launcher, tmp_path / "agent", "env"]
+    words += [sys.executable, "-c", "print(7)"]
+    command = shlex.join(map(str, words)) + " 2>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "7\n")
 
 
 def test_an_agent_that_puts_itself_first_for_the_children_does_not_hide_ours_from_them(tmp_path):

@@ -267,7 +267,7 @@ def test_the_second_patch_of_one_id_is_a_problem_of_its_extension(site):
     document = json.loads(done.stdout)
     assert [fix["id"] for fix in document["fixes"]].count("odd.x") == 1
     assert any(
-        "another patch with the id 'odd.x' came first" in f["message"] for f in document["findings"]
+        "the patch 'odd.x' is that of extension" in f["message"] for f in document["findings"]
     )
 
 
@@ -278,5 +278,6 @@ def test_the_second_framework_of_one_name_is_a_problem_of_its_extension(site):
     shown = json.loads(site.run("doctor", "--json").stdout)
     assert [f["name"] for f in shown["frameworks"]].count("joblib") == 1
     assert any(
-        "another framework with the name 'joblib'" in f["message"] for f in shown["findings"]
+        "the framework 'joblib' is that of extension 'odd' already" in f["message"]
+        for f in shown["findings"]
     )

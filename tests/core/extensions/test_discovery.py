@@ -316,6 +316,25 @@ def test_doctor_tells_of_memory_policies_that_cannot_be_had(load):
     assert any("no policies today" in f.message for f in doctor.diagnose(found).findings)
 
 
+def test_a_hook_that_fails_with_nowhere_to_say_it_lets_the_import_go_on(
+    applied, tmp_path, monkeypatch
+):
+    """A windowed process, and one whose standard error was closed, has none."""
+    (tmp_path / "imported_silently.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    called = []
+
+    def fail():
+        called.append(True)
+        raise RuntimeError("told to nobody")
+
+    finder.on_import("imported_silently", fail)
+    with monkeypatch.context() as silent:
+        silent.setattr(sys, "stderr", None)
+        importlib.import_module("imported_silently")
+    assert called == [True]
+
+
 def test_to_ask_for_a_module_is_not_to_import_it(applied, tmp_path, monkeypatch):
     (tmp_path / "asked_for.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
