@@ -21,6 +21,7 @@ from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.runtime import Runtime
 from joblib_ext.settings import SharedOptions, read_options
+from joblib_ext.stores.limits import Limits
 from joblib_ext.stores.local_cache import LocalCache
 from joblib_ext.stores.objects.location import check_location, is_object_location
 from joblib_ext.stores.store import CodeVersion, Slot
@@ -189,7 +190,13 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
             self._runtime.writer.write(self._slot(call_id), body, {})
 
     def store_metadata(self, call_id: Sequence[str], metadata: dict[str, Any]) -> None:
-        """Write an item anew with other metadata: entries do not change."""
+        """Write an item anew with other metadata: entries do not change.
+
+        For a call that computes, nothing: its result is written together with its metadata, and
+        joblib takes the time that passes here for that of noting the arguments.
+        """
+        if hasattr(call_id, "slot"):
+            return
         writer, slot = self._runtime.writer, self._slot(call_id)
         found = self._read(slot)
         if found is not None:
@@ -238,7 +245,7 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
         self, bytes_limit: Any, items_limit: int | None = None, age_limit: Any = None
     ) -> None:
         """Remove the entries that were not used for longest; see `eviction`."""
-        self._runtime.store.shrink(bytes_limit, items_limit, age_limit)
+        self._runtime.store.shrink(Limits.of(bytes_limit, items_limit, age_limit))
 
     def _slot(self, call_id: Sequence[str]) -> Slot:
         namespace = getattr(call_id, "namespace", _DIRECT)
@@ -265,18 +272,10 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
 
     # -- what joblib's abstract base asks of any folder ------------------------------------------
 
-    def _open_item(self, f: str, mode: str) -> Any:
-        return Path(f).open(mode)
-
-    def _item_exists(self, location: str) -> Any:
-        return os.path.exists(location)  # noqa: PTH110  # a text
-
-    def _move_item(self, src: str, dst: str) -> None:
-        Path(src).replace(dst)
-
-    def create_location(self, location: str) -> None:
-        """Make a folder."""
-        mkdirp(location)
+    _open_item = staticmethod(open)
+    _item_exists = staticmethod(os.path.exists)
+    _move_item = staticmethod(os.replace)
+    create_location = staticmethod(mkdirp)
 
     def tell(
         self,

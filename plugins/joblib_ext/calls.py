@@ -70,19 +70,12 @@ class Writer:
         """The body of *item*, or None with a warning, as joblib gives it."""
         try:
             return dump_body(item)
-        except PicklingError as error:
-            tell(
-                "Unable to cache to disk: failed to pickle output. In version 1.5 this will raise"
-                f" an exception. Exception: {error}.",
-                FutureWarning,
-                stacklevel=5,
-            )
         except Exception as error:  # noqa: BLE001  # a value's own pickling raises what it likes
-            tell(
-                f"Unable to cache to disk: the result cannot be stored. Exception: {error}.",
-                CacheWarning,
-                stacklevel=5,
-            )
+            category, what = CacheWarning, "the result cannot be stored"
+            if isinstance(error, PicklingError):
+                category, what = FutureWarning, "failed to pickle output"
+            told = f"Unable to cache to disk: {what}. Exception: {error}."
+            tell(told, category, stacklevel=5)
         return None
 
     def finish(self, call: CallId, body: tuple[Any, int], metadata: Mapping[str, Any]) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -50,8 +49,7 @@ def verify(location: str, *, no_repair: bool, sign_key: str | None) -> None:
     from joblib_ext.maintenance.stats import verify_entries
 
     store = find_store(location, {"sign_key": sign_key} if sign_key else {})
-    with _progress("Verifying") as progress:
-        found = verify_entries(store, repair=not no_repair, progress=progress)
+    found = verify_entries(store, repair=not no_repair, track=_track("Verifying"))
     click.echo(
         f"{found.good} entries verify, {len(found.corrupt)} do not, {found.repaired} moved aside"
     )
@@ -76,8 +74,8 @@ def gc(location: str, min_age: float) -> None:
     from joblib_ext.maintenance.find import find_store
     from joblib_ext.maintenance.garbage import collect_garbage
 
-    with _progress("Collecting") as progress:
-        done = collect_garbage(find_store(location), min_age_s=min_age, progress=progress)
+    track = _track("Collecting")
+    done = collect_garbage(find_store(location), min_age_s=min_age, track=track)
     click.echo(
         f"removed {done.orphans} orphans, {done.leases} dead leases, {done.corrupt} damaged files,"
         f" {done.trash} cleared files and folders, {done.folders} empty versions"
@@ -113,28 +111,21 @@ def import_(source: Path, location: str | None) -> None:
     from joblib_ext.maintenance.find import store_for
     from joblib_ext.maintenance.taking import take_cache
 
-    with _progress("Taking over") as progress:
-        taken = take_cache(source, store_for(location or str(source)), progress)
+    taken = take_cache(source, store_for(location or source), _track("Taking over"))
     click.echo(
         f"took over {taken.entries} results; {taken.present} were there already, {taken.left} could"
         " not be read"
     )
 
 
-@contextlib.contextmanager
-def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the error output, where that is a terminal."""
+def _track(text: str) -> Any:
+    """A progress bar on the error output, if that is a terminal."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import track
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update
+    quiet = not console.is_terminal
+    return partial(track, description=text, console=console, transient=True, disable=quiet)
 
 
 def _print_json(found: Stats) -> None:

@@ -7,13 +7,13 @@ with the call, by ``finally``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from joblib import memory as _upstream
 from joblib.func_inspect import format_signature, get_func_name
 from joblib.memory import (
     AsyncMemorizedFunc,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 # Above these verbosities joblib tells of loading, of computing and of everything.
 _DURATIONS, _COMPUTATIONS, _QUERIES = 4, 10, 20
-# joblib blames the arguments when noting them takes longer.
-_SLOW_REPR_S = 0.5
 
 
 def cache(
@@ -249,11 +247,9 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         duration = time.time() - start_time
         if self._verbose > 0:
             self._print_duration(duration)
-        metadata = {
-            "duration": duration,
-            "input_args": self._describe_arguments(args, kwargs),
-            "time": time.time(),
-        }
+        metadata = {"duration": duration, "input_args": {}, "time": time.time()}
+        with contextlib.suppress(Exception):  # an argument's own repr raises what it likes
+            metadata = self._persist_input(duration, call_id, args, kwargs)
         is_stored = body is not None and runtime.writer.finish(call_id, body, metadata)
         call_id.release()
         if shelving:
@@ -273,22 +269,6 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         except Exception:  # noqa: BLE001  # what was computed is right
             return output
         return output
-
-    def _describe_arguments(self, args: Any, kwargs: Any) -> dict[str, str]:
-        start = time.time()
-        bound = _upstream.filter_args(self.func, self.ignore, args, kwargs)
-        texts = {name: _repr(value) for name, value in bound.items()}
-        lasted = time.time() - start
-        if lasted > _SLOW_REPR_S:
-            tell(
-                f"Persisting input arguments took {lasted:.2f}s to run. If this happens often in"
-                " your code, it can cause performance problems (results will be correct in all"
-                " cases). The reason for this is probably some large input arguments for a wrapped"
-                " function.",
-                UserWarning,
-                stacklevel=6,
-            )
-        return texts
 
     def _reference(self, call: CallId, metadata: Mapping[str, Any]) -> MemorizedResult:
         return MemorizedResult(
@@ -341,13 +321,6 @@ class SharedAsyncMemorizedFunc(SharedMemorizedFunc, AsyncMemorizedFunc):  # type
 
 def _is_entry(view: object) -> TypeIs[Entry | LargeEntry]:
     return isinstance(view, (Entry, LargeEntry))
-
-
-def _repr(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001  # a value's own code
-        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
 
 
 OURS = {MemorizedFunc: SharedMemorizedFunc, AsyncMemorizedFunc: SharedAsyncMemorizedFunc}

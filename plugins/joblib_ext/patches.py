@@ -79,8 +79,8 @@ def quick_args_id(original: Callable[..., str]) -> Callable[..., str]:
 
     @functools.wraps(original)
     def _get_args_id(self: Any, *args: Any, **kwargs: Any) -> str:
-        if self.ignore == []:
-            arguments = bind(self.func, args, kwargs)
+        if type(self.ignore) is list:
+            arguments = bind(self.func, args, kwargs, self.ignore)
             found = digest(arguments) if arguments is not None else None
             if found is not None:
                 return found
@@ -94,8 +94,8 @@ def quick_filter_args(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def filter_args(func: Any, ignore_lst: Any, *args: Any, **kwargs: Any) -> Any:
-        if ignore_lst == [] and len(args) == 2 and not kwargs:  # noqa: PLR2004  # of the call: both
-            bound = bind(func, *args)
+        if type(ignore_lst) is list and len(args) == 2 and not kwargs:  # noqa: PLR2004  # of the call: both
+            bound = bind(func, *args, ignore_lst)
             if bound is not None:
                 return bound
         return original(func, ignore_lst, *args, **kwargs)

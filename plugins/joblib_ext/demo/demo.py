@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import IO, cast
 
 from mlops_ext.demo import Claim, Event, Progress
 from mlops_ext.settings import environment
@@ -15,39 +17,25 @@ from mlops_ext.settings import environment
 _PROCESSES = 6
 _CALLS = 40
 
-_COLD = """
-import os, sys, time
-import joblib_ext
-from joblib import Memory
-def slow(x):
-    fd = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, b"x")
-    os.close(fd)
-    time.sleep(0.5)
-    return x
-slow.__module__ = "work"
-cached = Memory(sys.argv[1], backend=sys.argv[2], verbose=0).cache(slow)
-print("ready", flush=True)
-sys.stdin.readline()
-assert cached(1) == 1
-"""
-
-_VERSIONS = """
+_WORKER = """
 import sys, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
-import joblib_ext
+import joblib_ext, model
 from joblib import Memory
-from model import predict, VERSION
-cached = Memory(sys.argv[2], backend=sys.argv[3], verbose=0).cache(predict)
-wrong = 0
+cached = Memory(sys.argv[2], backend=sys.argv[3], verbose=0).cache(model.predict)
 print("ready", flush=True)
-for x in range(int(sys.argv[4])):
-    sys.stdin.readline()
-    print(int(cached(x) != (VERSION, x)), flush=True)
+for line in sys.stdin:
+    print(cached(int(line)), flush=True)
 """
-
-_MODEL = "VERSION = {version}\n\n\ndef predict(x):\n    return {version}, x\n"
+_SLOW = """
+import os, time
+def predict(x):
+    with open(os.path.join(os.path.dirname(__file__), "log"), "a") as file:
+        file.write("x")
+    time.sleep(0.5)
+    return x
+"""
 
 
 def demo() -> Iterator[Event]:
@@ -72,58 +60,63 @@ def demo() -> Iterator[Event]:
         )
 
 
-def _start(code: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**environment(), "PYTHONDONTWRITEBYTECODE": "1"},
-    )
+@contextlib.contextmanager
+def _workers(folders: list[Path], cache: Path, backend: str) -> Iterator[list[Popen[str]]]:
+    """Processes that share *cache*, each with the ``model.py`` of its folder."""
+    environ = {**environment(), "PYTHONDONTWRITEBYTECODE": "1"}
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for folder in folders:
+            command = [sys.executable, "-c", _WORKER, str(folder), str(cache), backend]
+            worker = Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environ)
+            workers.append(stack.enter_context(worker))
+        for worker in workers:
+            _hear(worker)
+        yield workers
 
 
-def _ask(process: subprocess.Popen[str], *, write: bool = True) -> str:
-    """Send a line and return the answer."""
-    if process.stdin is None or process.stdout is None:
-        raise RuntimeError("the process was started without pipes")
-    if write:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    return process.stdout.readline().strip()
+def _ask(worker: Popen[str], number: int) -> None:
+    stream = cast("IO[str]", worker.stdin)
+    stream.write(f"{number}\n")
+    stream.flush()
+
+
+def _hear(worker: Popen[str]) -> str:
+    line = cast("IO[str]", worker.stdout).readline()
+    if not line:
+        raise RuntimeError("a worker of the demo ended early")
+    return line.strip()
+
+
+def _write_model(folder: Path, code: str) -> Path:
+    folder.mkdir()
+    (folder / "model.py").write_text(code, encoding="utf-8")
+    return folder
 
 
 def _computations(base: Path, backend: str) -> int:
     """How often the function ran."""
-    log = base / f"log-{backend}"
-    workers = [_start(_COLD, base / f"cold-{backend}", backend, log) for _ in range(_PROCESSES)]
-    for worker in workers:
-        _ask(worker, write=False)
-    for worker in workers:
-        if worker.stdin is not None:
-            worker.stdin.write("\n")
-            worker.stdin.flush()
-    for worker in workers:
-        worker.communicate()
-        if worker.returncode:
-            raise RuntimeError(f"a worker of the demo ended with status {worker.returncode}")
-    return log.stat().st_size
+    folder = _write_model(base / f"slow-{backend}", _SLOW)
+    with _workers([folder] * _PROCESSES, base / f"cold-{backend}", backend) as workers:
+        for worker in workers:
+            _ask(worker, 1)
+        for worker in workers:
+            _hear(worker)
+    return (folder / "log").stat().st_size
 
 
 def _wrong_versions(base: Path, backend: str) -> int:
     """How many results two processes with two versions got from the other's code."""
-    workers = []
-    for version in (1, 2):
-        code = base / f"code-{backend}-{version}"
-        code.mkdir()
-        (code / "model.py").write_text(_MODEL.format(version=version), encoding="utf-8")
-        workers.append(_start(_VERSIONS, code, base / f"versions-{backend}", backend, _CALLS))
-    for worker in workers:
-        _ask(worker, write=False)
+    code = "def predict(x):\n    return {}\n"
+    versions = ["1", "2"]
+    folders = [_write_model(base / f"{backend}-{v}", code.format(v)) for v in versions]
     wrong = 0
     order = random.Random(3)  # noqa: S311  # a fixed order of two processes
-    for _ in range(_CALLS):
-        order.shuffle(workers)
-        wrong += sum(int(_ask(worker)) for worker in workers)
-    for worker in workers:
-        worker.communicate()
+    with _workers(folders, base / f"versions-{backend}", backend) as workers:
+        pairs = list(zip(versions, workers, strict=True))
+        for number in range(_CALLS):
+            order.shuffle(pairs)
+            for version, worker in pairs:
+                _ask(worker, number)
+                wrong += _hear(worker) != version
     return wrong

@@ -124,6 +124,11 @@ def parse_header(data: Buffer) -> Header | None:
     return header if header.reserved == _RESERVED else None
 
 
+def token_of(head: Buffer) -> bytes | None:
+    """The token of the entry that begins with *head*, not verified; None where it is none."""
+    return bytes(head[40:48]) if bytes(head[:8]) == MAGIC else None
+
+
 def is_foreign(data: Buffer) -> bool:
     """Whether *data* begins an entry that only another installation can check.
 

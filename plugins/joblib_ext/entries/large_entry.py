@@ -7,6 +7,7 @@ import enum
 import errno
 import hashlib
 import hmac
+import io
 import mmap
 import os
 import pickle
@@ -182,9 +183,9 @@ class LargeEntry:
             check.finish()
         else:
             stream = self.read(length, HEADER.size)
-        unpickler = _MapUnpickler(stream, [view[at : at + size] for at, size in rows])
-        offsets = [HEADER.size + at for at, _ in rows]
-        return unpickler.load_mapped(_Mapping(mapped, self.path, mode), offsets)
+        path = self.path if os.path.isabs(self.path) else os.path.abspath(self.path)  # noqa: PTH100, PTH117  # texts
+        buffers = [view[at : at + size] for at, size in rows]
+        return _MapUnpickler(stream, buffers, mapped, path, mode).load()
 
 
 class Verdict(enum.Enum):
@@ -298,70 +299,34 @@ def allocate(length: int) -> memoryview:
     return memoryview(bytearray(length))
 
 
-class _Mapping:
-    """A mapped file, and how it is mapped."""
-
-    __slots__ = ("mapped", "mode", "path")
-
-    def __init__(self, mapped: mmap.mmap, path: str, mode: str) -> None:
-        self.mapped, self.path, self.mode = mapped, path, mode
-
-    def array(self, offset: int, dtype: Any, shape: Any, order: str) -> Any:
-        """The array at *offset*, as ``numpy.memmap`` would have made it."""
-        numpy: Any = sys.modules["numpy"]
-        array = numpy.ndarray.__new__(
-            numpy.memmap, shape, dtype=dtype, buffer=self.mapped, offset=offset, order=order
-        )
-        array._mmap, array.offset = self.mapped, offset  # noqa: SLF001  # what memmap.__new__ sets
-        path = self.path if os.path.isabs(self.path) else os.path.abspath(self.path)  # noqa: PTH100, PTH117  # texts
-        array.mode, array.filename = self.mode, path
-        return array
-
-
 class _MapUnpickler(pickle.Unpickler):
     """Unpickles arrays as memory maps: numpy's constructor from a buffer is replaced by ours."""
 
-    def __init__(self, stream: bytes, views: list[memoryview]) -> None:
-        import io
-
-        super().__init__(io.BytesIO(stream), buffers=views)
-        self._views = views
-        self._mapping: _Mapping | None = None
-        self._offsets: list[int] = []
-        self._by_identity: dict[int, int] = {}
-        self._by_address: dict[int, int] = {}
-
-    def load_mapped(self, mapping: _Mapping, offsets: list[int]) -> Any:
-        """The value; *offsets* are those of the views in the file."""
-        self._mapping, self._offsets = mapping, offsets
-        self._by_identity = dict(zip(map(id, self._views), offsets, strict=True))
-        return self.load()
-
-    def _offset_of(self, buffer: Any) -> int | None:
-        """Where *buffer* stands in the file.
-
-        Unpickling hands out the very views; one that it had to wrap is found by its address,
-        which takes numpy 10 µs.
-        """
-        found = self._by_identity.get(id(buffer))
-        if found is not None:
-            return found
-        import numpy as np
-
-        if not self._by_address:
-            for view, offset in zip(self._views, self._offsets, strict=True):
-                self._by_address[np.frombuffer(view, "uint8").ctypes.data] = offset
-        return self._by_address.get(np.frombuffer(buffer, "uint8").ctypes.data)
+    def __init__(
+        self, stream: bytes, buffers: list[memoryview], mapped: mmap.mmap, path: str, mode: str
+    ) -> None:
+        super().__init__(io.BytesIO(stream), buffers=buffers)
+        self._mapped, self._path, self._mode = mapped, path, mode
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
         if name != "_frombuffer" or not module.startswith("numpy."):
             return found
+        numpy: Any = sys.modules["numpy"]
 
         def from_buffer(buffer: Any, dtype: Any, shape: Any, order: str, *rest: Any) -> Any:
-            offset = self._offset_of(buffer)
-            if self._mapping is None or offset is None or any(part is not None for part in rest):
+            """The array as ``numpy.memmap`` would have made it."""
+            if any(part is not None for part in rest):
                 return found(buffer, dtype, shape, order, *rest)
-            return self._mapping.array(offset, dtype, shape, order)
+            begin, at = (
+                numpy.frombuffer(each, "u1").__array_interface__["data"][0]
+                for each in (self._mapped, buffer)
+            )
+            array = numpy.ndarray.__new__(
+                numpy.memmap, shape, dtype, self._mapped, at - begin, order=order
+            )
+            array._mmap, array.offset = self._mapped, at - begin  # noqa: SLF001  # as memmap does
+            array.mode, array.filename = self._mode, self._path
+            return array
 
         return from_buffer

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from mlops_ext.processes.identity import Liveness, is_stopped, own_boot, own_host, start_of
 
@@ -15,6 +15,8 @@ _STRUCT = struct.Struct("<8s8sQ8sQII15s")
 # Where the counter of renewals stands in the record.
 RENEWALS_AT = 16
 _HOST_BYTES = 15
+# In place of the host: the lease has ended, and whoever meets it may take it over.
+_NOBODY = bytes(8)
 _MS = 1000
 
 
@@ -30,6 +32,7 @@ class LeaseRecord:
         pid: the owner's process id there.
         lease_ms: how long the owner may be silent, as the owner has it.
         host: the end of the host's name, for people.
+        tag: in an object store, the object's tag: who swaps it out is its heir.
     """
 
     token: bytes
@@ -39,13 +42,23 @@ class LeaseRecord:
     pid: int
     lease_ms: int
     host: bytes
+    tag: str = field(default="", compare=False)
 
     @classmethod
-    def parse(cls, data: bytes) -> LeaseRecord | None:
+    def parse(cls, data: bytes, tag: str = "") -> LeaseRecord | None:
         """The record that *data* is, or None."""
         if len(data) != _STRUCT.size or data[:8] != _MAGIC:
             return None
-        return cls(*_STRUCT.unpack(data)[1:])
+        return replace(cls(*_STRUCT.unpack(data)[1:]), tag=tag)
+
+    def ended(self) -> LeaseRecord:
+        """A tombstone for this lease: its token, and nobody who computes."""
+        return replace(self, host_token=_NOBODY, lease_ms=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is a tombstone."""
+        return self.host_token == _NOBODY
 
     def pack(self) -> bytes:
         """The record as it is written."""

@@ -124,21 +124,17 @@ def load_body(body: Buffer, count: int) -> Any:
 
 def compress(pieces: Iterable[Buffer], codec: str, level: int) -> list[bytes]:
     """The pieces as one compressed stream."""
-    if codec == "lz4":
-        frame = _lz4()
-        context = frame.LZ4FrameCompressor(compression_level=level)
-        out = [context.begin()]
-        out += [context.compress(bytes(piece)) for piece in pieces]
-        return [*out, context.flush()]
     makers: dict[str, Callable[[], Any]] = {
         "zlib": lambda: zlib.compressobj(level),
         "gzip": lambda: zlib.compressobj(level, zlib.DEFLATED, _GZIP_WINDOW),
         "bz2": lambda: bz2.BZ2Compressor(max(level, 1)),
         "lzma": lambda: lzma.LZMACompressor(lzma.FORMAT_ALONE, preset=level),
         "xz": lambda: lzma.LZMACompressor(lzma.FORMAT_XZ, preset=level),
+        "lz4": lambda: _lz4().LZ4FrameCompressor(compression_level=level),
     }
     maker = makers[codec]()
-    return [*(maker.compress(piece) for piece in pieces), maker.flush()]
+    out = [maker.begin()] if codec == "lz4" else []
+    return [*out, *(maker.compress(bytes(piece)) for piece in pieces), maker.flush()]
 
 
 def decompress(data: Buffer, codec: str, length: int) -> bytes:
@@ -147,15 +143,14 @@ def decompress(data: Buffer, codec: str, length: int) -> bytes:
     Raises:
         ValueError: the stream is not whole, or holds another number of bytes.
     """
+    makers: dict[str, Callable[[], Any]] = {
+        "zlib": zlib.decompressobj,
+        "gzip": lambda: zlib.decompressobj(_GZIP_WINDOW),
+        "bz2": bz2.BZ2Decompressor,
+        "lz4": lambda: _lz4().LZ4FrameDecompressor(),
+    }
     try:
-        if codec in ("zlib", "gzip"):
-            stream = zlib.decompressobj(_GZIP_WINDOW if codec == "gzip" else 15)
-            out = stream.decompress(data, length + 1)
-        elif codec == "lz4":
-            out = _lz4().LZ4FrameDecompressor().decompress(bytes(data), length + 1)
-        else:
-            reader: Any = bz2.BZ2Decompressor() if codec == "bz2" else lzma.LZMADecompressor()
-            out = reader.decompress(data, length + 1)
+        out = makers.get(codec, lzma.LZMADecompressor)().decompress(bytes(data), length + 1)
     except (zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"the {codec} stream is damaged: {error}") from error
     if len(out) != length:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from joblib_ext.stores.files.store import FileStore
 from joblib_ext.stores.kinds import Store, open_store
 from joblib_ext.stores.layout import ROOT
 from joblib_ext.stores.objects.location import is_object_location
-from joblib_ext.stores.objects.store import ObjectStore
 from mlops_ext.errors import MlopsExtError
 
 
@@ -30,10 +30,10 @@ class NotAStoreError(MlopsExtError):
         )
 
 
-def store_for(location: str) -> Store:
+def store_for(location: str | Path) -> Store:
     """The store of a ``Memory`` at *location*, which may be empty."""
-    url = is_object_location(location)
-    text = location.rstrip("/") if url else str(Path(location).absolute())
+    text = str(location).rstrip("/")
+    text = text if is_object_location(text) else os.path.abspath(text)  # noqa: PTH100  # a text
     return open_store(f"{text}/joblib", read_options({}))
 
 
@@ -49,14 +49,12 @@ def find_store(location: str | Path, given: Mapping[str, Any] | None = None) -> 
         SettingsError: an option has a value that cannot be used.
     """
     options, text = read_options(given or {}), str(location).rstrip("/")
-    if is_object_location(text):
-        for candidate in (f"{text}/joblib", text):
-            store = ObjectStore(candidate, options)
-            if store.client.names(ROOT):
+    candidates = [f"{text}/joblib", text]
+    if text.endswith(f"/{ROOT}"):
+        candidates.append(text.rpartition("/")[0])
+    for candidate in candidates:
+        if is_object_location(text) or os.path.isdir(f"{candidate}/{ROOT}"):  # noqa: PTH112  # a text
+            store = open_store(candidate, options)
+            if isinstance(store, FileStore) or store.client.names(ROOT):
                 return store
-    else:
-        path = Path(text)
-        for folder in (path, path / "joblib", path.parent if path.name == ROOT else path):
-            if (folder / ROOT).is_dir():
-                return FileStore(str(folder), options)
     raise NotAStoreError(text)

@@ -8,6 +8,7 @@ import time
 
 from joblib_ext.maintenance.stats import exact_version
 from joblib_ext.stores.kinds import Store
+from joblib_ext.stores.limits import Limits
 
 _EVERY_S = 3600.0
 
@@ -40,7 +41,7 @@ def keep_limits(store: Store) -> None:
         _drop_versions(store, options.keep_versions)
     age = dt.timedelta(seconds=options.max_age) if options.max_age is not None else None
     if options.max_bytes is not None or age is not None:
-        store.shrink(options.max_bytes, None, age)
+        store.shrink(Limits.of(options.max_bytes, None, age))
 
 
 def _drop_versions(store: Store, most: int) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from joblib_ext.entries.large_entry import Verdict, judge
 from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.layout import LEASE_MAX
-from joblib_ext.stores.store import CodeVersion, Slot
+from joblib_ext.stores.store import CodeVersion, Found, Slot
 
-# Called with the number of parts done, and of all.
-Progress = Callable[[int, int], object]
-
-
-def no_progress(_done: int, _total: int) -> None:
-    """Tell nobody."""
+T = TypeVar("T")
+# Goes through a list, and shows how far it is.
+Track = Callable[[Sequence[T]], Iterable[T]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,9 +113,7 @@ class Verified:
     repaired: int = 0
 
 
-def verify_entries(
-    store: Store, *, repair: bool = True, progress: Progress = no_progress
-) -> Verified:
+def verify_entries(store: Store, *, repair: bool = True, track: Track[Found] = iter) -> Verified:
     """Check every byte of every entry; what is damaged is moved aside where *repair* says so.
 
     What cannot be checked here is left where it is.
@@ -125,7 +121,7 @@ def verify_entries(
     verified = Verified()
     todo = [found for found in store.walk() if not found.is_temporary]
     versions: dict[tuple[str, str], CodeVersion] = {}
-    for number, found in enumerate(todo):
+    for found in track(todo):
         where = found.function, found.namespace
         if where not in versions:
             versions[where] = exact_version(store, *where)
@@ -146,7 +142,6 @@ def verify_entries(
         else:
             verified.corrupt.append(found.path)
             verified.repaired += repair and store.quarantine(slot)
-        progress(number + 1, len(todo))
     return verified
 
 

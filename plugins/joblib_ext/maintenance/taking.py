@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joblib_ext.entries.payload import dump_body
-from joblib_ext.maintenance.stats import Progress, no_progress
+from joblib_ext.maintenance.stats import Track
 from joblib_ext.stores.kinds import Store
 from joblib_ext.stores.layout import namespace_of
 from joblib_ext.stores.store import Slot
 
 _CODE = "func_code.py"
 _HEADER = "# first line:"
+# Function, source code and folder.
+Result = tuple[str, str, Path]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Taken:
     left: int = 0
 
 
-def take_cache(source: Path, store: Store, progress: Progress = no_progress) -> Taken:
+def take_cache(source: Path, store: Store, track: Track[Result] = iter) -> Taken:
     """Write the results below *source* into *store*, under the code that joblib noted of them.
 
     They are unpickled on the way: whoever could write *source* can run code here. Functions that
@@ -41,8 +43,7 @@ def take_cache(source: Path, store: Store, progress: Progress = no_progress) -> 
     from joblib import load
 
     taken = Taken()
-    todo = list(_results(source))
-    for number, (func_id, code, folder) in enumerate(todo):
+    for func_id, code, folder in track(list(_results(source))):
         slot = Slot(store.version(func_id, namespace_of(code, store.key), code), folder.name)
         if store.token_at(slot.path):
             taken.present += 1
@@ -54,12 +55,11 @@ def take_cache(source: Path, store: Store, progress: Progress = no_progress) -> 
                 taken.entries += 1
             except Exception:  # noqa: BLE001  # unpickling raises what it likes
                 taken.left += 1
-        progress(number + 1, len(todo))
     return taken
 
 
-def _results(source: Path) -> Iterator[tuple[str, str, Path]]:
-    """Function, source code and folder of each result."""
+def _results(source: Path) -> Iterator[Result]:
+    """All results below *source*."""
     base = source / "joblib" if (source / "joblib").is_dir() else source
     for file in base.rglob(_CODE):
         text = file.read_text(encoding="utf-8")

@@ -8,44 +8,46 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 from mlops_ext.files import temp_name
 from mlops_ext.processes.forks import follow_forks
 
 log = logging.getLogger(__name__)
 
-KINDS = ("corrupt", "conflict", "lost-reply", "takeover")
-_SUFFIX = ".jsonl"
+# Kept a process: its notes are written whole each time.
+_MOST = 1000
 
 
 class Events:
-    """Notes events of this process in a file of its own below the store; never raises OSError."""
+    """Notes events of this process in a place of its own in the store.
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._file: str | None = None
-        self._lock = threading.Lock()
+    Args:
+        folder: where such notes stand.
+        write: keeps the bytes of a note, if that is possible; raises no error of the storage.
+    """
+
+    def __init__(self, folder: str, write: Callable[[str, bytes], object]) -> None:
+        self._folder, self._write = folder, write
         self._warned: set[str] = set()
         self.counts: collections.Counter[str] = collections.Counter()
+        self.after_fork()
         follow_forks(self)
 
     def after_fork(self) -> None:
-        """In a child: a thread that is not here may hold the lock, and the file is the parent's."""
+        """In a child: another thread may have held the lock, and the place is the parent's."""
         self._lock = threading.Lock()
-        self._file = None
+        self._place = ""
+        self._lines: list[str] = []
 
     def note(self, kind: str, subject: str) -> None:
         """Count an event of *kind* about *subject*; it is kept where the store can be written."""
         with self._lock:
             self.counts[kind] += 1
-            with contextlib.suppress(OSError):
-                if self._file is None:
-                    Path(self._folder).mkdir(parents=True, exist_ok=True)
-                    self._file = f"{self._folder}/{temp_name('events')[:-4]}{_SUFFIX}"
-                with Path(self._file).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"kind": kind, "subject": subject}) + "\n")
+            if len(self._lines) < _MOST:
+                self._place = self._place or f"{self._folder}/{temp_name('events')[:-4]}.jsonl"
+                self._lines.append(json.dumps({"kind": kind, "subject": subject}) + "\n")
+                self._write(self._place, "".join(self._lines).encode())
 
     def warn_once(self, kind: str, message: str, error: BaseException | None = None) -> None:
         """Tell the user of a trouble, once a process and kind; the call goes on."""
@@ -59,7 +61,7 @@ class Events:
         tell(message, CacheWarning, stacklevel=4, source=error)
 
     def corrupt(self, path: str, kept: str) -> None:
-        """Note and tell that the entry at *path* was damaged; *kept* says where it is now."""
+        """Tell of an entry that did not verify; *kept* says where it is now."""
         self.note("corrupt", path)
         self.warn_once(
             f"corrupt {path}", f"a cached result did not verify; it is computed again. {kept}"

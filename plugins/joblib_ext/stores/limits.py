@@ -4,51 +4,60 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from typing import NamedTuple
 
-_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
-
-# Last access, size, folder, name.
-Row = tuple[float, int, str, str]
+from joblib_ext.settings import Bytes
 
 
-def check_age(limit: dt.timedelta | None) -> None:
-    """Refuse a limit that everything is older than, as joblib does.
+class Row(NamedTuple):
+    """One entry: what decides whether it stays comes first."""
 
-    Raises:
-        ValueError: it is negative.
+    used: float
+    size: int
+    folder: str
+    name: str
+
+
+class Limits(NamedTuple):
+    """What a store may hold.
+
+    Attributes:
+        size: bytes of all entries; None: any number.
+        items: number of entries; None: any.
+        before: entries that were last used before go, in seconds since the epoch.
     """
-    if limit is not None and limit.total_seconds() < 0:
-        raise ValueError("age_limit has to be a positive timedelta")
 
+    size: float | None = None
+    items: int | None = None
+    before: float = -math.inf
 
-def size_of(limit: int | str | None) -> int | None:
-    """A number of bytes, from joblib's way to write it."""
-    if not isinstance(limit, str):
-        return limit
-    unit = _UNITS.get(limit[-1:].upper())
-    try:
-        return int(unit * float(limit[:-1])) if unit else int(limit)
-    except ValueError as error:
-        raise ValueError(f"bytes_limit = {limit!r} is not a size such as 500M") from error
+    @classmethod
+    def of(
+        cls, size: int | str | None, items: int | None, age: dt.timedelta | None = None
+    ) -> Limits:
+        """The limits, in joblib's way to write them.
 
-
-def choose(
-    rows: list[Row],
-    size_limit: int | None,
-    items_limit: int | None,
-    age_limit: dt.timedelta | None,
-) -> list[Row]:
-    """The rows that have to go, exactly: oldest first, until every limit holds."""
-    surplus_bytes = sum(row[1] for row in rows) - size_limit if size_limit is not None else 0
-    surplus_items = len(rows) - items_limit if items_limit is not None else 0
-    deadline = -math.inf
-    if age_limit is not None:
+        Raises:
+            ValueError: one is not a size, or negative.
+        """
+        if isinstance(size, str):
+            size = Bytes.parse(size)
+        if age is None:
+            return cls(size, items)
+        if age.total_seconds() < 0:
+            raise ValueError("age_limit has to be a positive timedelta")
         now = dt.datetime.now()  # noqa: DTZ005  # as joblib compares, in local time
-        deadline = (now - age_limit).timestamp()
+        return cls(size, items, (now - age).timestamp())
+
+
+def choose(rows: list[Row], limits: Limits) -> list[Row]:
+    """The rows that have to go, exactly: oldest first, until every limit holds."""
+    surplus_bytes = sum(row[1] for row in rows) - limits.size if limits.size is not None else 0
+    surplus_items = len(rows) - limits.items if limits.items is not None else 0
     rows.sort()
     freed = 0
-    for number, (accessed, size, _, _) in enumerate(rows):
-        if freed >= surplus_bytes and number >= surplus_items and accessed > deadline:
+    for number, (used, size, _, _) in enumerate(rows):
+        if freed >= surplus_bytes and number >= surplus_items and used > limits.before:
             return rows[:number]
         freed += size
     return rows

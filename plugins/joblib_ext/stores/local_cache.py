@@ -17,7 +17,10 @@ from pathlib import Path
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.settings import SharedOptions
+from joblib_ext.stores.files.moving import discard
+from joblib_ext.stores.files.scan import rows_in
 from joblib_ext.stores.kinds import Store
+from joblib_ext.stores.limits import Limits, choose
 from joblib_ext.stores.reader import read_file
 from joblib_ext.stores.store import Slot, View
 from mlops_ext.files import publish
@@ -61,7 +64,7 @@ class LocalCache:
             if self._keep(copy, path, found) and self._options.mmap_mode is not None:
                 return self._open_copy(copy) or found
         elif local is not None:
-            _discard(copy.path)
+            discard(copy.path)
         return found
 
     def _prepare(self) -> bool:
@@ -136,22 +139,8 @@ class LocalCache:
 
     def _shrink(self, coming: int) -> None:
         """Remove what was not used for longest, down to a part of the limit."""
-        rows: list[tuple[float, int, str]] = []
-        for copy in self._own.glob("*/*/*"):  # of all stores: the limit is the folder's
-            with contextlib.suppress(OSError):
-                info = copy.stat()
-                rows.append((max(info.st_atime, info.st_mtime), info.st_size, str(copy)))
-        held = sum(size for _, size, _ in rows) + coming
-        if held <= self._limit * _SHRINK_FROM:
-            return
-        surplus = held - int(self._limit * _SHRINK_TO)
-        for _, size, path in sorted(rows):
-            if surplus <= 0:
-                return
-            _discard(path)
-            surplus -= size
-
-
-def _discard(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)  # noqa: PTH108
+        # Of all stores: the limit is the folder's.
+        rows = [row for folder in self._own.glob("*/*") for row in rows_in(str(folder))]
+        if sum(row.size for row in rows) + coming > self._limit * _SHRINK_FROM:
+            for row in choose(rows, Limits(self._limit * _SHRINK_TO - coming)):
+                discard(f"{row.folder}/{row.name}")

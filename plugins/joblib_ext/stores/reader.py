@@ -15,11 +15,13 @@ from joblib_ext.entries.lease_record import LeaseRecord
 
 # One read brings an entry up to this size; most are far below.
 SMALL = 1 << 16
-READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+READ = os.O_RDONLY
+for _flag in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"):  # a FIFO would be waited for forever
+    READ |= getattr(os, _flag, 0)
 
 
 def read_file(
-    path: str, binding: bytes, key: bytes | None, *, flags: int = READ, mapped: bool = False
+    path: str, binding: bytes, key: bytes | None, *, mapped: bool = False
 ) -> tuple[Entry | LargeEntry | LeaseRecord | None, bytes]:
     """What is valid in the file at *path*, and its first bytes; one open, and mostly one read.
 
@@ -27,13 +29,12 @@ def read_file(
         path: the file.
         binding: what the checksum of an entry binds it to.
         key: the signing key, or None.
-        flags: how to open it.
         mapped: whether a small entry with buffers is wanted as a file, to be mapped.
 
     Raises:
         OSError: it could not be read.
     """
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, READ)
     source = None
     try:
         data = os.read(descriptor, SMALL)
@@ -62,12 +63,12 @@ def open_large(
 
 
 def open_bytes(
-    data: Any, path: str, binding: bytes, key: bytes | None
+    data: Any, tag: str, path: str, binding: bytes, key: bytes | None
 ) -> Entry | LargeEntry | LeaseRecord | None:
     """What is valid in the bytes of a whole object."""
     if len(data) < SMALL:
         data = bytes(data)
-        return open_small(data, binding, key) or LeaseRecord.parse(data)
+        return open_small(data, binding, key) or LeaseRecord.parse(data, tag)
     head = bytes(memoryview(data)[: HEADER.size])
     return open_large(MemorySource(data), len(data), path, binding, head, key)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import json
 from collections import Counter
 from typing import NamedTuple
 from urllib.parse import quote
@@ -109,9 +110,11 @@ class BaseStore(abc.ABC):
 
     `FileStore` and `ObjectStore` also have, with the same promises: ``look``, ``acquire``,
     ``resume``, ``take_over`` and ``has_failed`` for single flight, ``build`` and ``publish``,
-    ``quarantine``, ``remove_entry``, ``source_at`` and ``token_at``, and for many entries ``walk``,
-    ``list``, ``shrink`` and ``clear``. None of them raises an error of the storage but ``publish``,
-    ``source_at`` and ``clear``: there it would be wrong to go on as if nothing had happened.
+    ``quarantine``, ``remove_entry``, ``source_at`` and ``token_at``, for many entries ``walk``,
+    ``list``, ``shrink`` and ``clear``, and for house-keeping ``clock``, ``litter``, ``empty``,
+    ``lease_at``, ``remove_dead`` and ``prune``. None of them raises an error of the storage but
+    ``publish``, ``source_at`` and ``clear``: there it would be wrong to go on as if nothing had
+    happened.
 
     Attributes:
         layout: where things stand.
@@ -134,6 +137,10 @@ class BaseStore(abc.ABC):
         """The bytes of one of the store's own notes."""
 
     @abc.abstractmethod
+    def write(self, path: str, data: bytes) -> None:
+        """Keep one of the store's own notes, if that is possible."""
+
+    @abc.abstractmethod
     def create(self, path: str) -> bool:
         """Make *path*; of all that try, one gets True."""
 
@@ -151,6 +158,11 @@ class BaseStore(abc.ABC):
         return [
             self.version(func_id, name) for name in self.names_in(self.layout.function(func_id))
         ]
+
+    def note_version(self, version: CodeVersion) -> None:
+        """Say, for people, what a namespace is."""
+        content = {"function": version.func_id, "code": version.code}
+        self.write(version.folder + CODE_FILE, json.dumps(content).encode())
 
     def note_of(self, version: CodeVersion) -> bytes | None:
         """What was noted of a version, as JSON."""

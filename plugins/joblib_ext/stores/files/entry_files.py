@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from joblib_ext.entries.entry import (
-    HEADER,
-    MAGIC,
-    build,
-    is_foreign,
-    parse_header,
-)
+from joblib_ext.entries.entry import HEADER, build, is_foreign, token_of
 from joblib_ext.entries.large_entry import FileSource, LargeEntry, Source, Verdict, judge
 from joblib_ext.entries.payload import Buffer
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
 from joblib_ext.stores.files.folders import group_of, make_own_folder, share
+from joblib_ext.stores.files.moving import AMBIGUOUS, discard, set_aside
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.layout import CODE_FILE, Layout
-from joblib_ext.stores.reader import READ, SMALL, read_file
+from joblib_ext.stores.reader import READ, read_file
 from joblib_ext.stores.store import UNUSABLE, BaseStore, CodeVersion, Slot, View
 from mlops_ext.files import publish as publish_file
 from mlops_ext.files import remove, sync_directory, temp_name, write_new
 
-# After these the destination decides: the reply can be lost though the operation took place.
-AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
-# Pieces are joined to writes of about this size: a write is a round trip.
-_JOIN = 1 << 20
+# Smaller pieces are joined with their neighbours: a write is a round trip.
+_JOIN = 1 << 16
 _TRIES = 5
-# Where nobody has looked before: to open a FIFO that somebody put there would wait forever.
-_LOOK = READ | getattr(os, "O_NONBLOCK", 0)
 # A view that a cache made old gets these chances to become what the server has.
 _REREAD_PAUSES_S = (0.0, 0.02, 0.1)
 
@@ -46,7 +36,7 @@ class EntryFiles(BaseStore):
     def __init__(self, location: str, options: SharedOptions) -> None:
         self.layout = Layout(location)
         self.options = options
-        self.events = Events(self.layout.events)
+        self.events = Events(self.layout.events, self.write)
         self.key: bytes | None = options.sign_key
         self.group = group_of(options.group)
         if self.group is not None:
@@ -61,7 +51,7 @@ class EntryFiles(BaseStore):
         """
         mapped = self.options.mmap_mode is not None
         try:
-            found, _ = read_file(slot.path, slot.binding, self.key, flags=_LOOK, mapped=mapped)
+            found, _ = read_file(slot.path, slot.binding, self.key, mapped=mapped)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -73,21 +63,17 @@ class EntryFiles(BaseStore):
         data = b""
         for pause_s in _REREAD_PAUSES_S:
             time.sleep(pause_s)
+            error = None
             try:
-                size = fresh_path(slot.path).size
-                found, data = read_file(slot.path, slot.binding, self.key, flags=_LOOK)
+                fresh_path(slot.path)  # the client asks, and drops what it knew
+                found, data = read_file(slot.path, slot.binding, self.key)
             except FileNotFoundError:
                 return None
             except OSError as caught:
                 error = caught
                 continue
-            error = None
             if found is not None:
                 return found
-            header = parse_header(data)
-            is_large = len(data) == SMALL
-            if size == len(data) or (is_large and (header is None or size != header.size)):
-                break  # that is all the server has, and it is wrong
         if error is not None:
             self.events.warn_once("read", f"a cached result could not be read: {error}", error)
             return UNUSABLE
@@ -99,22 +85,15 @@ class EntryFiles(BaseStore):
         """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
         path = slot.path
         aside = f"{self.layout.corrupt}/{temp_name(os.path.basename(path))[:-4]}"  # noqa: PTH119
-        try:
-            make_own_folder(self.layout.corrupt)
-            os.rename(path, aside)  # noqa: PTH104  # texts throughout
-        except OSError as error:
-            if error.errno not in AMBIGUOUS or not os.path.lexists(aside):
-                self.events.warn_once("aside", f"a corrupt entry stays at {path}: {error}", error)
-                return False
-            self.events.note("lost-reply", path)
-        if not self._is_damaged(aside, slot.binding):  # somebody put a good one there meanwhile
-            with contextlib.suppress(OSError):
-                os.link(aside, path)
-            with contextlib.suppress(OSError):
-                os.unlink(aside)  # noqa: PTH108
-            return False
-        self.events.corrupt(path, f"The damaged file: {aside}")
-        return True
+        trouble = _make(self.layout.corrupt, self.group)
+        moved: OSError | bool = trouble or False
+        if trouble is None:  # somebody may put a good one there meanwhile
+            moved = set_aside(path, aside, lambda found: self._is_damaged(found, slot.binding))
+        if isinstance(moved, OSError):
+            self.events.warn_once("aside", f"a corrupt entry stays at {path}: {moved}", moved)
+        elif moved:
+            self.events.corrupt(path, f"The damaged file: {aside}")
+        return moved is True
 
     def source_at(self, path: str) -> tuple[Source, int]:
         """An open file and its size.
@@ -122,7 +101,7 @@ class EntryFiles(BaseStore):
         Raises:
             OSError: it could not be opened.
         """
-        source = FileSource(os.open(path, _LOOK))
+        source = FileSource(os.open(path, READ))
         return source, os.fstat(source.descriptor()).st_size
 
     def _is_damaged(self, path: str, binding: bytes) -> bool:
@@ -158,7 +137,7 @@ class EntryFiles(BaseStore):
                 share(temp, self.group)
                 os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
             except OSError as error:
-                _discard(temp)
+                discard(temp)
                 if error.errno not in AMBIGUOUS:
                     raise
                 if self.token_at(path) == token:
@@ -176,16 +155,10 @@ class EntryFiles(BaseStore):
 
     def remove_entry(self, slot: Slot, token: bytes) -> None:
         """Remove one writing: it is moved away, and put back where it was another after all."""
-        path = slot.path
-        if self.token_at(path) != token:
-            return
-        aside = f"{path.rpartition('/')[0]}/{temp_name('expired')}"
-        with contextlib.suppress(OSError):
-            os.rename(path, aside)  # noqa: PTH104  # texts throughout
-        if self.token_at(aside) not in (None, token):
-            with contextlib.suppress(OSError):
-                os.link(aside, path)
-        _discard(aside)
+        if self.token_at(slot.path) == token:
+            aside = f"{slot.path.rpartition('/')[0]}/{temp_name('expired')}"
+            if set_aside(slot.path, aside, lambda found: self.token_at(found) in (None, token)):
+                discard(aside)
 
     def remove(self, path: str) -> None:
         """Remove an entry or a folder; where that is not possible, say so once."""
@@ -205,7 +178,7 @@ class EntryFiles(BaseStore):
                 os.close(descriptor)
         except OSError:
             return None
-        return data[40:48] if data[:8] == MAGIC else None
+        return token_of(data)
 
     def make_folder(self, folder: str, version: CodeVersion) -> OSError | None:
         """Make a shard, its namespace and the note of what the namespace is.
@@ -217,12 +190,15 @@ class EntryFiles(BaseStore):
         if isinstance(trouble, FileNotFoundError):
             self._look_past_cache(folder)
             trouble = _make(folder, self.group)
-        note = version.folder + CODE_FILE
-        if not os.path.lexists(note):
-            content = {"function": version.func_id, "code": version.code}
-            with contextlib.suppress(OSError):
-                publish_file(note, [json.dumps(content).encode()])
+        if not os.path.lexists(version.folder + CODE_FILE):
+            self.note_version(version)
         return trouble
+
+    def write(self, path: str, data: bytes) -> None:
+        """Leans on an atomic rename, as core's `publish`."""
+        with contextlib.suppress(OSError):
+            make_own_folder(path.rpartition("/")[0], self.group)
+            publish_file(path, data)
 
     def _look_past_cache(self, folder: str) -> None:
         """Make the client ask the server for *folder* and those above it, up to the root.
@@ -247,25 +223,12 @@ def _make(folder: str, group: int | None) -> OSError | None:
     return None
 
 
-def _discard(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)  # noqa: PTH108
-
-
 def _join(pieces: Sequence[Buffer]) -> list[Buffer]:
     """The same bytes in fewer pieces; large ones are not copied."""
     out: list[Buffer] = []
-    run: list[Buffer] = []
-    size = 0
-    for piece in pieces:
-        if len(piece) >= _JOIN:
-            out += [b"".join(run)] if run else []
-            out.append(piece)
-            run, size = [], 0
-            continue
-        run.append(piece)
-        size += len(piece)
-        if size >= _JOIN:
+    for is_large, run in itertools.groupby(pieces, lambda piece: len(piece) >= _JOIN):
+        if is_large:
+            out.extend(run)
+        else:
             out.append(b"".join(run))
-            run, size = [], 0
-    return [*out, b"".join(run)] if run else out
+    return out

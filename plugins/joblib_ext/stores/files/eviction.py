@@ -9,18 +9,16 @@ large store are estimated from the sample, on the safe side.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
+import itertools
 import math
 import os
 import random
-import statistics
-from collections.abc import Sequence
+from operator import itemgetter
 
 from joblib_ext.stores.files.entry_files import EntryFiles
-from joblib_ext.stores.files.scan import entry_names, shards, without_collector
+from joblib_ext.stores.files.scan import entry_names, rows_in, shards, without_collector
 from joblib_ext.stores.files.trash import empty_later
-from joblib_ext.stores.layout import LEASE_MAX
-from joblib_ext.stores.limits import Row, check_age, choose, size_of
+from joblib_ext.stores.limits import Limits, Row, choose
 
 # So many ``stat`` calls take some tens of milliseconds on a local disk.
 EXACT_UP_TO = 20_000
@@ -30,119 +28,54 @@ _SAMPLE_FACTOR = 2
 _SAFETY_DEVIATIONS = 3.0
 
 
-def enforce(
-    store: EntryFiles,
-    bytes_limit: int | str | None,
-    items_limit: int | None,
-    age_limit: dt.timedelta | None,
-) -> int:
-    """Remove entries until the limits hold; the number that was removed.
-
-    Raises:
-        ValueError: a limit is not a size, or negative.
-    """
-    check_age(age_limit)
-    size_limit = size_of(bytes_limit)
+def enforce(store: EntryFiles, limits: Limits) -> int:
+    """Remove entries until the limits hold; the number that was removed."""
     empty_later(store)
     with without_collector():
-        names = _list(shards(store.layout))
-        count = sum(len(found) for found in names.values())
-        if count <= EXACT_UP_TO or age_limit is not None:
-            rows = _stat(names)
-            victims = choose(rows, size_limit, items_limit, age_limit)
+        folders = shards(store.layout)
+        count = sum(len(entry_names(store.names_in(folder))) for folder in folders)
+        if count <= EXACT_UP_TO or limits.before > -math.inf:
+            victims = choose([row for folder in folders for row in rows_in(folder)], limits)
         else:
-            victims = _choose_from_sample(names, count, size_limit, items_limit)
+            victims = _choose_from_sample(folders, count, limits)
         _remove(victims)
     return len(victims)
 
 
-def _list(folders: Sequence[str]) -> dict[str, list[str]]:
-    """Names of the entries by folder."""
-    found = {}
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            found[folder] = entry_names(os.listdir(folder))  # noqa: PTH208  # names are enough
-    return found
+def _choose_from_sample(folders: list[str], count: int, limits: Limits) -> list[Row]:
+    """The oldest of a random sample of folders, enough of them for the limits to hold.
 
-
-def _stat(names: dict[str, list[str]]) -> list[Row]:
-    rows: list[Row] = []
-    stat, add = os.stat, rows.append
-    for folder, found in names.items():
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)  # names below it need no walk from the root
-            try:
-                for name in found:
-                    try:
-                        info = stat(name, dir_fd=descriptor)
-                    except OSError:
-                        continue
-                    if info.st_size >= LEASE_MAX:
-                        add((info.st_atime, info.st_size, folder, name))
-            finally:
-                os.close(descriptor)
-    return rows
-
-
-def _choose_from_sample(
-    names: dict[str, list[str]], count: int, size_limit: int | None, items_limit: int | None
-) -> list[Row]:
-    """The oldest of a random sample of folders, enough of them for the limits to hold."""
-    folders = list(names)
+    Bytes of the whole store are estimated on the high side by some standard errors.
+    """
     random.shuffle(folders)
-    surplus = max(0, count - items_limit) if items_limit is not None else 0
-    if size_limit is None and not surplus:
+    surplus = max(0, count - limits.items) if limits.items is not None else 0
+    if not surplus and limits.size is None:
         return []
-    wanted = max(_SAMPLE_FACTOR * surplus, EXACT_UP_TO // 10)
     rows: list[Row] = []
-    while folders:
-        part: dict[str, list[str]] = {}
-        while folders and sum(map(len, part.values())) + len(rows) < wanted:
-            folder = folders.pop()
-            part[folder] = names[folder]
-        rows += _stat(part)
-        by_bytes = _surplus_by_bytes(rows, count, size_limit)
-        if _SAMPLE_FACTOR * max(surplus, by_bytes) <= len(rows):
-            break
-        wanted = max(_SAMPLE_FACTOR * max(surplus, by_bytes), len(rows) + 1)
-    rows.sort()
-    goal_bytes = _estimate(rows, count) - size_limit if size_limit is not None else 0.0
-    freed = number = 0
-    while number < len(rows) and (number < surplus or freed < goal_bytes):
-        freed += rows[number][1]
-        number += 1
-    return rows[:number]
-
-
-def _estimate(rows: list[Row], count: int) -> float:
-    """Bytes of the whole store, on the high side by some standard errors of the sample."""
-    sizes = [row[1] for row in rows]
-    if len(rows) >= count:
-        return float(sum(sizes))
-    error = statistics.pstdev(sizes) / math.sqrt(len(sizes))
-    return count * (statistics.fmean(sizes) + _SAFETY_DEVIATIONS * error)
-
-
-def _surplus_by_bytes(rows: list[Row], count: int, size_limit: int | None) -> int:
-    """About how many entries have to go for the bytes."""
-    if size_limit is None or not rows:
-        return 0
-    mean = statistics.fmean(row[1] for row in rows) or 1.0
-    return max(0, math.ceil((_estimate(rows, count) - size_limit) / mean))
+    number, held, squares, surplus_bytes = surplus, 0, 0, 0.0
+    while folders and len(rows) < max(_SAMPLE_FACTOR * number, EXACT_UP_TO // 10):
+        new = rows_in(folders.pop())
+        rows += new
+        held += sum(row[1] for row in new)
+        squares += sum(row[1] ** 2 for row in new)
+        if limits.size is not None and rows:
+            mean = held / len(rows)
+            error = math.sqrt(max(0.0, squares / len(rows) - mean**2) / len(rows))
+            whole = count * (mean + _SAFETY_DEVIATIONS * error) if folders else held
+            surplus_bytes = max(0.0, whole - limits.size)
+            number = max(surplus, math.ceil(surplus_bytes / mean))
+    return choose(rows, Limits(held - surplus_bytes, len(rows) - surplus))
 
 
 def _remove(victims: list[Row]) -> None:
-    names: dict[str, list[str]] = {}
-    for _, _, folder, name in victims:
-        names.setdefault(folder, []).append(name)
     unlink = os.unlink
-    for folder, found in names.items():
+    for folder, rows in itertools.groupby(sorted(victims, key=itemgetter(2)), itemgetter(2)):
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                for name in found:
+                for row in rows:
                     try:
-                        unlink(name, dir_fd=descriptor)
+                        unlink(row[3], dir_fd=descriptor)
                     except OSError:
                         continue  # somebody removed it meanwhile
             finally:

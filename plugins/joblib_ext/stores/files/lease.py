@@ -14,8 +14,9 @@ import time
 
 from joblib_ext.entries.entry import HEADER
 from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
+from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.lease_source import source_of
+from joblib_ext.stores.files.moving import AMBIGUOUS, discard, set_aside
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.leases import Lease, keep_renewing
 from joblib_ext.stores.reader import READ, close
@@ -52,8 +53,7 @@ class FileLease(Lease):
 
     def bury(self) -> None:
         """Remove the link."""
-        with contextlib.suppress(OSError):
-            os.unlink(ended_name(self.path, self.record))  # noqa: PTH108  # a text
+        discard(ended_name(self.path, self.record))
 
 
 def acquire(store: EntryFiles, slot: Slot) -> Lease | Refusal:
@@ -108,8 +108,7 @@ def _link(store: EntryFiles, origin: str, lease: Lease) -> Lease | Refusal | Non
             return Refusal.NOT_POSSIBLE
         if error.errno not in AMBIGUOUS:
             return Refusal.NOT_POSSIBLE
-        found = read_record(lease.path)
-        if found is not None and found.token == lease.record.token:
+        if _stands(lease.path, lease.record):
             store.events.note("lost-reply", lease.path)
             return lease
         return Refusal.BY_OTHERS if error.errno == errno.EEXIST else None
@@ -138,8 +137,7 @@ def resume(store: EntryFiles, slot: Slot, record: LeaseRecord) -> Lease | None:
     if not lease.hold():
         return None
     # Another thread may have had this lease when *record* was read, and have published since.
-    found = read_record(path)
-    if found is None or found.token != record.token:
+    if not _stands(path, record):
         lease.stop()
         return None
     store.events.note("lost-reply", path)
@@ -164,29 +162,22 @@ def ended_name(path: str, record: LeaseRecord) -> str:
     return f"{folder}/{_ENDED}{name[:16]}.{record.token.hex()}{TEMP_SUFFIX}"
 
 
-def remove(path: str, record: LeaseRecord, aside: str = "") -> bool | None:
-    """Move a lease away and look at what was moved: anything but that lease is put back.
-
-    True where it is gone, or stands *aside*; False where something else stands there; None where
-    it could not be moved.
-    """
+def _stands(path: str, record: LeaseRecord) -> bool:
+    """Whether *path* holds that very lease."""
     found = read_record(path)
-    if found is None or found.token != record.token:
+    return found is not None and found.token == record.token
+
+
+def remove(path: str, record: LeaseRecord, aside: str = "") -> bool | None:
+    """Move a lease away, and leave it *aside* if that is given.
+
+    True where it is gone; False where something else stands there; None where it could not be
+    moved.
+    """
+    if not _stands(path, record):
         return False
-    quarantine = aside or path[: path.rindex("/") + 1] + temp_name("released")
-    refused = False
-    try:
-        os.rename(path, quarantine)  # noqa: PTH104  # texts throughout
-    except OSError as error:
-        refused = error.errno not in AMBIGUOUS or error.errno == errno.EIO
-    moved = read_record(quarantine)
-    if moved is None and not os.path.lexists(quarantine):
-        return None if refused else False
-    mine = moved is not None and moved.token == record.token
-    if not mine:
-        with contextlib.suppress(OSError):
-            os.link(quarantine, path)
-    if not (mine and aside):
-        with contextlib.suppress(OSError):
-            os.unlink(quarantine)  # noqa: PTH108
-    return mine
+    target = aside or path[: path.rindex("/") + 1] + temp_name("released")
+    moved = set_aside(path, target, lambda found: _stands(found, record))
+    if not aside:
+        discard(target)
+    return None if isinstance(moved, OSError) else moved

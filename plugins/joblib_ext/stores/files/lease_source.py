@@ -7,21 +7,19 @@ file, and one heartbeat serves all leases of the process.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
-from pathlib import Path
 from typing import cast
 
 from joblib_ext.entries.lease_record import RENEWALS_AT, LeaseRecord, own_record
 from joblib_ext.stores import leases
 from joblib_ext.stores.files.entry_files import EntryFiles
-from joblib_ext.stores.files.folders import share
+from joblib_ext.stores.files.folders import make_own_folder, share
+from joblib_ext.stores.files.moving import AMBIGUOUS, discard
 from mlops_ext.files import temp_name
 
 # With three replies of ten lost, half as many would leave one process of 400 without a lease.
 _TRIES = 10
-_AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -49,26 +47,20 @@ class LeaseSource:
         Raises:
             OSError: the store cannot be written.
         """
-        if self.path and self.path != stale:
-            return self.path
         with self._lock:
-            if self.path and self.path != stale:
-                return self.path
-            for _ in range(_TRIES):  # a reply can be lost: the next name is another one
+            for left in reversed(range(_TRIES)):  # a reply can be lost: the next name is another
+                if self.path and self.path != stale:
+                    break
                 try:
                     self._make()
-                    break
                 except OSError as error:
-                    if error.errno not in _AMBIGUOUS:
+                    if error.errno not in AMBIGUOUS or not left:
                         raise
-            else:
-                self._make()
             return self.path
 
     def _make(self) -> None:
         self._close()
-        with contextlib.suppress(FileExistsError):
-            Path(self._folder).mkdir(parents=True, exist_ok=True)
+        make_own_folder(self._folder, self._group)
         path = f"{self._folder}/{temp_name('owner')}"
         self.former.add(self.record.token)
         self.record = own_record(self._lease_s)
@@ -111,9 +103,8 @@ class LeaseSource:
         with self._lock:
             self._close()
             if self.path:
-                with contextlib.suppress(OSError):
-                    Path(self.path).unlink()
-                self.path = ""
+                discard(self.path)
+            self.path = ""
 
 
 def source_of(store: EntryFiles) -> LeaseSource:

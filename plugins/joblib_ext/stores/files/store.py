@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores.files import eviction, lease, scan, takeover, trash
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.folders import make_own_folder
+from joblib_ext.stores.files.moving import discard
+from joblib_ext.stores.files.statx import fresh_path
+from joblib_ext.stores.layout import CODE_FILE
 from joblib_ext.stores.store import Found, Slot, View
+from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name, write_new
+from mlops_ext.processes.identity import Liveness
 
 
 class FileStore(EntryFiles):
@@ -21,7 +27,10 @@ class FileStore(EntryFiles):
     acquire = lease.acquire
     resume = lease.resume
     take_over = takeover.take_over
+    remove_dead = takeover.remove_dead
+    lease_at = staticmethod(lease.read_record)
     shrink = eviction.enforce
+    empty = staticmethod(trash.empty)
 
     def has_failed(self, slot: Slot, record: LeaseRecord, view: View) -> bool:
         """Whether the lease *record* ended without a result: then it stands under another name."""
@@ -43,23 +52,17 @@ class FileStore(EntryFiles):
 
     def create(self, path: str) -> bool:
         """Leans on O_EXCL creation."""
-        try:
+        with contextlib.suppress(OSError):
             make_own_folder(path.rpartition("/")[0], self.group)
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        except OSError:
-            return False
-        return True
+            write_new(path, [b""])
+            return True
+        return False
 
     def walk(self) -> Iterator[Found]:
         """Files in the folders of versions, by one ``stat`` each."""
-        for space in scan.namespaces(self.layout):
-            for shard in scan.subfolders(space.path):
-                with contextlib.suppress(OSError), os.scandir(f"{space.path}/{shard}") as entries:
-                    for entry in entries:
-                        with contextlib.suppress(OSError):
-                            info = entry.stat(follow_symlinks=False)
-                            times = max(info.st_atime, info.st_mtime), info.st_mtime
-                            yield Found(entry.path, space.folder, space.name, info.st_size, *times)
+        for version in scan.versions(self.layout):
+            for shard in scan.subfolders(version.path):
+                yield from _files_in(f"{version.path}/{shard}", version)
 
     def list(self, kind: type[Any]) -> Any:
         """All entries as tuples of *kind*, by one ``stat`` each."""
@@ -72,3 +75,60 @@ class FileStore(EntryFiles):
             OSError: some is still there; to say nothing would serve what was cleared.
         """
         trash.clear(self, folder.rstrip("/"))
+
+    # -- house-keeping --------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Now, by the clock that gives files their times."""
+        probe = f"{self.layout.root}/{temp_name('clock')}"
+        with contextlib.suppress(OSError):
+            write_new(probe, [b""])
+            try:
+                return fresh_path(probe).mtime
+            finally:
+                discard(probe)
+        return time.time()
+
+    def litter(self, before: float) -> Iterator[str]:
+        """Temporary files whose writers are gone: known to be, or silent since *before*."""
+        layout = self.layout
+        folders = [layout.root, layout.leases, *scan.shards(layout)]
+        folders += [version.path for version in scan.versions(layout)]
+        for folder in folders:
+            for name in self.names_in(folder):
+                maker = parse_temp_name(name)
+                liveness = maker.liveness() if maker is not None else Liveness.UNKNOWN
+                if not name.endswith(TEMP_SUFFIX) or liveness is Liveness.ALIVE:
+                    continue
+                path = f"{folder}/{name}"
+                with contextlib.suppress(OSError):
+                    if liveness is Liveness.DEAD or fresh_path(path).mtime <= before:
+                        yield path
+
+    def prune(self) -> int:
+        """Remove folders of versions that hold nothing but their note; how many there were."""
+        pruned = 0
+        for version in scan.versions(self.layout):
+            for shard in scan.subfolders(version.path):
+                with contextlib.suppress(OSError):
+                    Path(version.path, shard).rmdir()
+            if not scan.subfolders(version.path):
+                discard(f"{version.path}/{CODE_FILE}")
+                with contextlib.suppress(OSError):
+                    Path(version.path).rmdir()
+                    pruned += 1
+                    Path(version.path).parent.rmdir()
+        return pruned
+
+    def remove_all(self, paths: Sequence[str]) -> int:
+        """Remove files; how many could be."""
+        return sum(remove(path).removed for path in paths)
+
+
+def _files_in(folder: str, version: scan.Version) -> Iterator[Found]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                info = entry.stat(follow_symlinks=False)
+                times = max(info.st_atime, info.st_mtime), info.st_mtime
+                yield Found(entry.path, *version[:2], info.st_size, *times)

@@ -16,31 +16,25 @@ import contextlib
 import errno
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 
-from joblib_ext.entries.lease_record import LeaseRecord
-from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
-from joblib_ext.stores.files.lease import acquire, is_gone, read_record, remove
-from joblib_ext.stores.files.lease_source import source_of
+from joblib_ext.entries.lease_record import LeaseRecord, own_record
+from joblib_ext.stores.files.entry_files import EntryFiles
+from joblib_ext.stores.files.folders import share
+from joblib_ext.stores.files.lease import acquire, read_record, remove
+from joblib_ext.stores.files.moving import AMBIGUOUS, discard
 from joblib_ext.stores.leases import Lease
 from joblib_ext.stores.store import Refusal, Slot
-from mlops_ext.files import TEMP_SUFFIX
-from mlops_ext.processes.forks import in_forked_child
+from mlops_ext.files import TEMP_SUFFIX, temp_name, write_new
 from mlops_ext.processes.identity import Liveness
 
 _STEM = "takeover."
 
-# A reply can be lost, or the file to link from reaped.
+# Replies can be lost.
 _TRIES = 3
 
 # After these nothing is known of others: where they last, waiting for others would too.
 _NO_ANSWER = frozenset({errno.EIO, errno.ESTALE})
-
-# Threads of one process write the same token; who of them is at a path stands here.
-_removing: dict[str, int] = {}
-
-in_forked_child(_removing.clear)  # those threads are the parent's
 
 
 def take_over(
@@ -79,50 +73,39 @@ def _locked(
     store: EntryFiles, path: str, record: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
 ) -> Iterator[Refusal | None]:
     """Hold the takeover lock of *record*, or say why not."""
-    me = threading.get_ident()
-    if _removing.setdefault(path, me) != me:
-        yield Refusal.BY_OTHERS
-        return
-    lock = _name(path, record.token)
-    refusal: Refusal | None = None  # where taking it is interrupted, it may have been taken
+    own, lock = own_record(store.options.lease_s), _name(path, record.token)
     try:
-        refusal = _lock(store, lock, is_dead)
-        yield refusal
+        yield _lock(store, lock, own, is_dead)
     finally:
-        if refusal is None and _is_own(store, lock):
-            with contextlib.suppress(OSError):
-                os.unlink(lock)  # noqa: PTH108  # texts throughout
-        _removing.pop(path, None)
+        if (found := read_record(lock)) is not None and found.token == own.token:
+            discard(lock)
 
 
-def _is_own(store: EntryFiles, lock: str) -> bool:
-    found, own = read_record(lock), source_of(store).record
-    return found is not None and found.token == own.token
-
-
-def _lock(store: EntryFiles, lock: str, is_dead: Callable[[LeaseRecord], bool]) -> Refusal | None:
-    """Take the takeover lock: None, or why not."""
-    source, stale = source_of(store), ""
+def _lock(
+    store: EntryFiles, lock: str, own: LeaseRecord, is_dead: Callable[[LeaseRecord], bool]
+) -> Refusal | None:
+    """Take the takeover lock, which names *own*: None, or why not."""
     for _ in range(_TRIES):
-        origin = ""
+        origin = f"{lock.rpartition('/')[0]}/{temp_name('takeover')}"
         try:
-            origin = source.ready(stale=stale)
+            write_new(origin, [own.pack()])
+            share(origin, store.group)
             os.link(origin, lock)
         except OSError as error:
             if error.errno not in AMBIGUOUS:
                 break
             found = read_record(lock)
-            if found is not None and found.token == source.record.token:
+            if found is not None and found.token == own.token:
                 store.events.note("lost-reply", lock)
                 return None
             if found is not None:
                 return Refusal.NOT_POSSIBLE if is_dead(found) else Refusal.BY_OTHERS
-            if origin and is_gone(origin):
-                stale = origin
-            elif error.errno not in _NO_ANSWER:
+            if error.errno not in _NO_ANSWER:
                 return Refusal.BY_OTHERS  # it is done, or about to be; the next look tells
         else:
             return None
+        finally:
+            discard(origin)
     return Refusal.NOT_POSSIBLE
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 
-from joblib_ext.stores.files.entry_files import AMBIGUOUS, EntryFiles
+from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.folders import make_own_folder
+from joblib_ext.stores.files.moving import set_aside
 from mlops_ext import files
 from mlops_ext.files import remove, temp_name
 
@@ -22,18 +23,16 @@ def clear(store: EntryFiles, folder: str) -> None:
         OSError: some are still there.
     """
     target = f"{store.layout.trash}/{temp_name('cleared')}"
+    trouble: OSError | bool
     try:
         make_own_folder(store.layout.trash)
-        os.rename(folder, target)  # noqa: PTH104  # texts throughout
+        trouble = set_aside(folder, target, lambda _: True)
     except OSError as error:
-        if error.errno in AMBIGUOUS and os.path.lexists(target):
-            store.events.note("lost-reply", folder)
-        else:
-            left = remove(folder).left
-            if left:
-                raise left[0].error or error from left[0]
-            return
-    empty_later(store)
+        trouble = error
+    if trouble is True:
+        empty_later(store)
+    elif left := remove(folder).left:
+        raise left[0].error from left[0]
 
 
 def empty_later(store: EntryFiles) -> None:

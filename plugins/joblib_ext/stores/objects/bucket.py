@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 
-from joblib_ext.entries.entry import HEADER
+from joblib_ext.entries.entry import HEADER, token_of
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
 from joblib_ext.stores.objects.client import Answer, Client, StoreError
-from joblib_ext.stores.objects.events import ObjectEvents
 from joblib_ext.stores.objects.layout import ObjectLayout
 from joblib_ext.stores.objects.location import clean
 from joblib_ext.stores.objects.reading import fetch
@@ -23,31 +22,6 @@ _ADVICE = (
 )
 
 
-NOBODY = bytes(8)
-
-
-@dataclass(frozen=True, slots=True)
-class StandingLease(LeaseRecord):
-    """A lease as it was seen in the store.
-
-    Attributes:
-        tag: the object's tag: who swaps it out is its heir.
-    """
-
-    tag: str
-
-
-def standing(data: bytes, tag: str) -> StandingLease | None:
-    """The lease that *data* is, or None."""
-    record = LeaseRecord.parse(data)
-    return StandingLease(**asdict(record), tag=tag) if record is not None else None
-
-
-def is_tombstone(record: LeaseRecord) -> bool:
-    """Whether a lease has ended: whoever meets it may take it over."""
-    return record.host_token == NOBODY
-
-
 class Bucket(BaseStore):
     """The objects of one store, and whether the server keeps conditions of writes."""
 
@@ -56,17 +30,13 @@ class Bucket(BaseStore):
         self.options = options
         self.key: bytes | None = options.sign_key
         self.client = Client(self.layout.location, options)
-        self.events: Events = ObjectEvents(self.client, self.object_key(self.layout.events))
+        self.events = Events(self.layout.events, self.write)
         self._conditions: bool | None = None
         self._noted: set[str] = set()
 
     def object_key(self, path: str) -> str:
         """The object's key below the location."""
         return path[len(self.layout.location) + 1 :]
-
-    def path_of(self, key: str) -> str:
-        """The path of the object with *key*."""
-        return f"{self.layout.location}/{key}"
 
     def names_in(self, folder: str) -> list[str]:
         """Names of the objects and folders in *folder*."""
@@ -79,6 +49,10 @@ class Bucket(BaseStore):
         found = fetch(self.client, self.object_key(path))
         return None if isinstance(found, Answer) else bytes(found[0])
 
+    def write(self, path: str, data: bytes) -> None:
+        """By one put."""
+        self.client.put(self.object_key(path), data, quick=True)
+
     def create(self, path: str) -> bool:
         """By a conditional create."""
         return isinstance(self.client.put(self.object_key(path), b"1", "create"), str)
@@ -87,20 +61,27 @@ class Bucket(BaseStore):
         """Remove an object."""
         self.remove_all([path])
 
-    def remove_all(self, paths: list[str]) -> bool:
-        """Remove objects, by bulk; False, with one warning, where that was not possible."""
+    def remove_all(self, paths: Sequence[str]) -> int:
+        """Remove objects, by bulk; how many, or 0 with one warning if that was not possible."""
         if isinstance(self.client.delete([*map(self.object_key, paths)]), Answer):
             self.warn("remove", "objects could not be removed")
-            return False
-        return True
+            return 0
+        return len(paths)
 
-    def ask_lease(self, path: str) -> StandingLease | Answer | None:
-        """The lease at *path*; None where something else stands, or why nothing is known."""
+    def head(self, path: str) -> tuple[bytes, str] | Answer:
+        """The first bytes of an object, as many as a lease has, and its tag."""
         found = fetch(self.client, self.object_key(path), range=(0, HEADER.size))
-        if isinstance(found, Answer):
-            return found
-        data, tag = found
-        return standing(bytes(data), tag)
+        return found if isinstance(found, Answer) else (bytes(found[0]), found[1])
+
+    def token_at(self, path: str) -> bytes | None:
+        """The token of the entry at *path*, or None."""
+        found = self.head(path)
+        return None if isinstance(found, Answer) else token_of(found[0])
+
+    def lease_at(self, path: str) -> LeaseRecord | None:
+        """The lease at *path*, or None where there is an entry, nothing, or no answer."""
+        found = self.head(path)
+        return None if isinstance(found, Answer) else LeaseRecord.parse(*found)
 
     def keeps_conditions(self) -> bool:
         """Whether writes can be made to depend on what stands there; tried once a process.
@@ -120,7 +101,7 @@ class Bucket(BaseStore):
             return None
         kept = put(key, b"2", "create") is Answer.TAKEN
         kept = kept and put(key, b"3", {"e_tag": '"0123456789abcdef"'}) is Answer.TAKEN
-        self.client.delete(key)
+        self.client.delete([key])
         if not kept:
             self.events.warn_once(
                 "conditions",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,37 +99,22 @@ class Client:
 
     def get(self, key: str, **options: Any) -> Any:
         """Obstore's result of a GET, or an `Answer`; the body is not read yet."""
-        return self._ask(lambda obstore: obstore.get(self._store, key, options=options or None))
-
-    def read(self, key: str, start: int, end: int) -> bytes | Answer:
-        """Some bytes of an object."""
-        found: bytes | Answer = self._ask(
-            lambda obstore: bytes(obstore.get_range(self._store, key, start=start, end=end))
-        )
-        return found
+        return self.run(lambda obstore: obstore.get(self._store, key, options=options or None))
 
     def put(self, key: str, data: Any, mode: Any = "overwrite", *, quick: bool = False) -> Any:
         """The new tag of the object, or an `Answer`. One atomic write, whatever *mode* says."""
         store = self._quick if quick else self._store
-        parts = (
-            {} if mode == "overwrite" else {"use_multipart": False}
-        )  # a condition needs one piece
-        return self._ask(lambda obstore: obstore.put(store, key, data, mode=mode, **parts)["e_tag"])
+        parts = {} if mode == "overwrite" else {"use_multipart": False}  # a condition: one piece
+        return self.run(lambda obstore: obstore.put(store, key, data, mode=mode, **parts)["e_tag"])
 
-    def copy(self, key: str, to: str) -> object:
-        """None if the object was copied within the store."""
-        return self._ask(lambda obstore: obstore.copy(self._store, key, to))
-
-    def delete(self, keys: str | Sequence[str]) -> object:
+    def delete(self, keys: Sequence[str]) -> object:
         """None if the objects are gone, whether they were there or not."""
-
-        def remove(some: str | list[str]) -> object:
-            return self._ask(lambda obstore: obstore.delete(self._store, some))
-
-        if isinstance(keys, str):
-            return remove(keys)
-        parts = [list(keys[start : start + _BULK]) for start in range(0, len(keys), _BULK)]
-        return next((failed for part in parts if (failed := remove(part)) is not None), None)
+        for start in range(0, len(keys), _BULK):
+            part = list(keys[start : start + _BULK])
+            failed = self.run(functools.partial(_delete, self._store, part))
+            if failed is not None:
+                return failed
+        return None
 
     def objects(self, prefix: str) -> list[Any]:
         """All objects below *prefix*: dictionaries with path, size, e_tag and last_modified.
@@ -136,10 +122,8 @@ class Client:
         Raises:
             StoreError: the store did not answer.
         """
-        found = self._ask(lambda obstore: obstore.list(self._store, prefix).collect())
-        if isinstance(found, Answer):
-            raise StoreError(self.trouble)
-        return list(found)
+        found = self.run(lambda obstore: obstore.list(self._store, prefix).collect())
+        return list(self.must(found))
 
     def names(self, prefix: str) -> list[str]:
         """Names of what stands directly below *prefix*.
@@ -147,17 +131,22 @@ class Client:
         Raises:
             StoreError: the store did not answer.
         """
-        found = self._ask(lambda obstore: obstore.list_with_delimiter(self._store, prefix))
-        if isinstance(found, Answer):
-            raise StoreError(self.trouble)
-        paths = [*found["common_prefixes"], *(row["path"] for row in found["objects"])]
+        found = self.run(lambda obstore: obstore.list_with_delimiter(self._store, prefix))
+        paths = [*self.must(found)["common_prefixes"], *(row["path"] for row in found["objects"])]
         return [str(path).rstrip("/").rpartition("/")[2] for path in paths]
 
-    def run(self, work: Callable[[], Any]) -> Any:
-        """What *work* brings, which reads a body, or an `Answer`."""
-        return self._ask(lambda _: work())
+    def must(self, answer: Any) -> Any:
+        """What a request brought.
 
-    def _ask(self, request: Callable[[Any], Any]) -> Any:
+        Raises:
+            StoreError: nothing.
+        """
+        if isinstance(answer, Answer):
+            raise StoreError(self.trouble)
+        return answer
+
+    def run(self, request: Callable[[Any], Any]) -> Any:
+        """What *request* brings, which is given obstore, or an `Answer`."""
         import obstore
         from obstore import exceptions
 
@@ -167,19 +156,22 @@ class Client:
         begun = time.monotonic()
         try:
             return request(obstore)
-        except FileNotFoundError as error:  # obstore's NotFoundError is one
-            self._error = error.with_traceback(None)  # its frames keep calls
-            return Answer.MISSING
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             return Answer.TAKEN
         except exceptions.NotModifiedError:
             return Answer.SAME
         except Exception as error:  # noqa: BLE001  # a client of many clouds raises what it likes
             self._error = error.with_traceback(None)  # its frames keep calls
+            if isinstance(error, FileNotFoundError):  # obstore's NotFoundError is one
+                return Answer.MISSING
             lasted_s = time.monotonic() - begun
             if lasted_s > self._retry_s / 2:
                 self._silent_until = begun + lasted_s + _REST_S
             return Answer.FAILED
+
+
+def _delete(store: Any, keys: list[str], obstore: Any) -> None:
+    obstore.delete(store, keys)
 
 
 def _retries(total_s: float) -> dict[str, Any]:

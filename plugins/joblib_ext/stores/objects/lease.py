@@ -12,7 +12,7 @@ from typing import Any
 
 from joblib_ext.entries.lease_record import LeaseRecord, own_record
 from joblib_ext.stores.leases import Lease, keep_renewing
-from joblib_ext.stores.objects.bucket import NOBODY, Bucket, StandingLease, is_tombstone
+from joblib_ext.stores.objects.bucket import Bucket
 from joblib_ext.stores.objects.client import Answer
 from joblib_ext.stores.store import Refusal, Slot
 
@@ -83,12 +83,15 @@ class ObjectLease(Lease):
 
     def _is_mine(self) -> bool | None:
         """Whether it stands there; then its tag is known again."""
-        found = self._store.ask_lease(self.path)
-        if isinstance(found, StandingLease) and found.token == self.record.token:
-            self._store.events.note("lost-reply", self.path)
-            self.tag = found.tag
-            return True
-        return None if found is Answer.FAILED else False
+        found = self._store.head(self.path)
+        if isinstance(found, Answer):
+            return None if found is Answer.FAILED else False
+        record = LeaseRecord.parse(*found)
+        if record is None or record.token != self.record.token:
+            return False
+        self._store.events.note("lost-reply", self.path)
+        self.tag = record.tag
+        return True
 
     def remove(self) -> bool | None:
         """Take the lease away: True if it is gone, False if it was not there, None if refused.
@@ -96,7 +99,7 @@ class ObjectLease(Lease):
         It is swapped for a tombstone with its token, which only its owner can do.
         """
         with self.lock:
-            tombstone = replace(self.record, host_token=NOBODY, lease_ms=0)
+            tombstone = self.record.ended()
             answer = self._swap(tombstone)
             if answer is Answer.TAKEN and not self.lost and self._is_mine():
                 answer = self._swap(tombstone)
@@ -106,20 +109,23 @@ class ObjectLease(Lease):
 
     def bury(self) -> None:
         """Delete the tombstone, unless somebody took it over."""
-        bury(self._store, self.path, self.tag)
+        remove_written(self._store, self.path, self.tag)
 
 
-def bury(store: Bucket, path: str, tag: str) -> bool:
+def remove_written(store: Bucket, path: str, tag: str) -> bool:
     """Swap what has this *tag* for a tombstone and delete that; an object store deletes anything.
 
     Whoever meets the tombstone between the two takes it over after a moment.
     """
-    tombstone = replace(own_record(0.0), host_token=NOBODY).pack()
-    key = store.object_key(path)
-    done = isinstance(store.client.put(key, tombstone, {"e_tag": tag}, quick=True), str)
-    if done:
-        store.client.delete(key)
-    return done
+    tombstone, key = own_record(0.0).ended().pack(), store.object_key(path)
+    if not isinstance(store.client.put(key, tombstone, {"e_tag": tag}, quick=True), str):
+        return False
+    return store.client.delete([key]) is None
+
+
+def remove_dead(store: Bucket, path: str, record: LeaseRecord) -> bool:
+    """Take a dead owner's lease away; False if it was renewed since it was seen as *record*."""
+    return remove_written(store, path, record.tag)
 
 
 def acquire(store: Bucket, slot: Slot, mode: Any = "create") -> Lease | Refusal:
@@ -149,9 +155,7 @@ def take_over(
     store: Bucket, slot: Slot, record: LeaseRecord, _is_dead: object = None
 ) -> Lease | Refusal:
     """A lease in place of *record*, that of a dead owner, if that still stands there."""
-    if not isinstance(record, StandingLease):
-        return Refusal.NOT_POSSIBLE
     taken = acquire(store, slot, {"e_tag": record.tag})
-    if isinstance(taken, Lease) and not is_tombstone(record):
+    if isinstance(taken, Lease) and not record.is_over:
         store.events.note("takeover", slot.path)
     return taken

@@ -21,7 +21,7 @@ def fetch(client: Client, key: str, **conditions: Any) -> tuple[Any, str] | Answ
         return found
     tag, size = found.meta["e_tag"], found.meta["size"]
     if size < _APART or "range" in conditions:
-        data = client.run(found.bytes)
+        data = client.run(lambda _: found.bytes())
     else:
         del found  # its connection is closed; the ranges have connections of their own
         data = _fetch_ranges(client, key, tag, size)
@@ -35,7 +35,7 @@ def _fetch_ranges(client: Client, key: str, tag: str, size: int) -> Any:
     def fetch_part(start: int) -> Answer | None:
         end = min(start + _PART, size)
         found = client.get(key, range=(start, end), if_match=tag)
-        part = found if isinstance(found, Answer) else client.run(found.bytes)
+        part = found if isinstance(found, Answer) else client.run(lambda _: found.bytes())
         if isinstance(part, Answer):
             return part
         if len(part) != end - start:

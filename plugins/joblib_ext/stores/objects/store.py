@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from joblib_ext.entries.entry import HEADER, MAGIC, Entry, build, is_foreign
+from joblib_ext.entries.entry import HEADER, build, is_foreign, token_of
 from joblib_ext.entries.large_entry import LargeEntry, MemorySource, Source, Verdict, judge
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.entries.payload import Buffer
 from joblib_ext.stores import leases
-from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX
+from joblib_ext.stores.layout import CODE_FILE
 from joblib_ext.stores.leases import Lease
-from joblib_ext.stores.limits import Row, check_age, choose, size_of
+from joblib_ext.stores.limits import Limits, Row, choose
 from joblib_ext.stores.objects import lease
-from joblib_ext.stores.objects.bucket import Bucket, StandingLease, is_tombstone, standing
+from joblib_ext.stores.objects.bucket import Bucket
 from joblib_ext.stores.objects.client import Answer, StoreError
 from joblib_ext.stores.objects.lease import ObjectLease
 from joblib_ext.stores.objects.reading import fetch
 from joblib_ext.stores.reader import open_bytes
-from joblib_ext.stores.store import UNUSABLE, CodeVersion, Found, Slot, View
+from joblib_ext.stores.store import UNUSABLE, Found, Slot, View
 
 # Between two of them somebody else must have written the object: seldom once.
 _TRIES = 4
@@ -55,19 +54,13 @@ class ObjectStore(Bucket):
             if isinstance(found, Answer):
                 self.warn("read", "a cached result could not be read")
                 return UNUSABLE
-            data, tag = found
-            view = self._judge(data, tag, slot)
+            data = found[0]
+            view = open_bytes(*found, slot.path, slot.binding, self.key)
             if view is not None:
                 return view
         if is_foreign(bytes(memoryview(data)[: HEADER.size])):
             return UNUSABLE
         return None if self.quarantine(slot) else UNUSABLE
-
-    def _judge(self, data: Any, tag: str, slot: Slot) -> Entry | LargeEntry | StandingLease | None:
-        if len(data) < LEASE_MAX:
-            return standing(bytes(data), tag)
-        found = open_bytes(data, slot.path, slot.binding, self.key)
-        return None if isinstance(found, LeaseRecord) else found
 
     def source_at(self, path: str) -> tuple[Source, int]:
         """An object's bytes and their number.
@@ -79,39 +72,29 @@ class ObjectStore(Bucket):
         found = fetch(self.client, self.object_key(path))
         if found is Answer.MISSING:
             raise FileNotFoundError(path)
-        if isinstance(found, Answer):
-            raise StoreError(self.client.trouble)
-        return MemorySource(found[0]), len(found[0])
-
-    def token_at(self, path: str) -> bytes | None:
-        """The token of the entry at *path*, from its first bytes, or None."""
-        data = self.client.read(self.object_key(path), 0, HEADER.size)
-        if isinstance(data, Answer) or data[:8] != MAGIC:
-            return None
-        return data[40:48]
+        data, _ = self.client.must(found)
+        return MemorySource(data), len(data)
 
     def quarantine(self, slot: Slot | LargeEntry) -> bool:
         """Move what stands at *slot* aside, unless it verifies after all. True if it was moved."""
-        path = slot.path
-        try:
-            source, size = self.source_at(path)
-        except OSError:
+        path, key = slot.path, self.object_key(slot.path)
+        found = fetch(self.client, key)
+        if isinstance(found, Answer):
             return False
-        if judge(source, size, slot.binding, self.key) is not Verdict.DAMAGED:
+        data, tag = found
+        if judge(MemorySource(data), len(data), slot.binding, self.key) is not Verdict.DAMAGED:
             return False  # somebody put a good one there meanwhile, or a lease
         aside = f"{self.layout.corrupt}/{path.rpartition('/')[2]}.{os.urandom(4).hex()}"
-        for answer in (
-            self.client.copy(self.object_key(path), self.object_key(aside)),
-            self.client.delete(self.object_key(path)),
-        ):
-            if isinstance(answer, Answer):
-                self.warn("aside", f"a corrupt entry stays at {path}")
-                return False
+        kept = self.client.put(self.object_key(aside), data)
+        if isinstance(kept, Answer) or not lease.remove_written(self, path, tag):
+            self.warn("aside", f"a corrupt entry stays at {path}")
+            return False
         self.events.corrupt(path, f"The damaged object: {aside}")
         return True
 
     acquire = lease.acquire
     take_over = lease.take_over
+    remove_dead = lease.remove_dead
 
     def resume(self, slot: Slot, record: LeaseRecord) -> Lease | None:
         """There is none that this process does not know of: `acquire` has looked."""
@@ -121,7 +104,7 @@ class ObjectStore(Bucket):
     def has_failed(self, slot: Slot, record: LeaseRecord, view: View) -> bool:
         """Whether a tombstone with its token stands in place of the lease *record*."""
         del slot
-        return isinstance(view, LeaseRecord) and view.token == record.token and is_tombstone(view)
+        return isinstance(view, LeaseRecord) and view.token == record.token and view.is_over
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -144,14 +127,15 @@ class ObjectStore(Bucket):
         (data,) = pieces
         held = leases.held_by_this_process(slot.path)
         if not isinstance(held, ObjectLease) or len(data) > _SINGLE_PUT:
-            if isinstance(self.client.put(self.object_key(slot.path), data), Answer):
-                raise StoreError(self.client.trouble)
+            self.client.must(self.client.put(self.object_key(slot.path), data))
         else:
             with held.lock:
                 if len(data) > _LONG_PUT:
                     held.extend(held.lease_s + len(data) / _SLOWEST)
                 self._swap_in(slot.path, data, token, held.tag)
-        self._note_code(slot.version)
+        if slot.version.folder not in self._noted:  # nobody but people needs it: once a process
+            self._noted.add(slot.version.folder)
+            self.note_version(slot.version)
 
     def _swap_in(self, path: str, data: Buffer, token: bytes, tag: str) -> None:
         mode: Any = {"e_tag": tag}
@@ -159,13 +143,13 @@ class ObjectStore(Bucket):
             answer = self.client.put(self.object_key(path), data, mode)
             if isinstance(answer, str):
                 return
-            found = fetch(self.client, self.object_key(path), range=(0, HEADER.size))
+            found = self.head(path)
             if found is Answer.MISSING:  # cleared meanwhile, or there is no such bucket
                 mode = "create"
             elif isinstance(found, Answer):
                 break
-            elif (head := bytes(found[0]))[:8] == MAGIC:
-                if head[40:48] == token:
+            elif (standing := token_of(found[0])) is not None:
+                if standing == token:
                     self.events.note("lost-reply", path)
                 return
             elif answer is Answer.FAILED:
@@ -174,20 +158,13 @@ class ObjectStore(Bucket):
                 mode = {"e_tag": found[1]}
         raise StoreError(self.client.trouble)
 
-    def _note_code(self, version: CodeVersion) -> None:
-        """Say once a process what a namespace is; nobody but people needs it."""
-        if version.folder not in self._noted:
-            self._noted.add(version.folder)
-            content = json.dumps({"function": version.func_id, "code": version.code}).encode()
-            self.client.put(self.object_key(version.folder + CODE_FILE), content, "create")
-
     # -- many entries ---------------------------------------------------------------------------
 
     def remove_entry(self, slot: Slot, token: bytes) -> None:
         """Remove one writing: it is swapped for a tombstone, which is deleted."""
-        found = fetch(self.client, self.object_key(slot.path), range=(0, HEADER.size))
-        if not isinstance(found, Answer) and bytes(found[0])[40:48] == token:
-            lease.bury(self, slot.path, found[1])
+        found = self.head(slot.path)
+        if not isinstance(found, Answer) and token_of(found[0]) == token:
+            lease.remove_written(self, slot.path, found[1])
 
     def clear(self, folder: str) -> None:
         """Remove what stands below *folder*, and wait until it is gone.
@@ -195,9 +172,12 @@ class ObjectStore(Bucket):
         Raises:
             StoreError: some is still there; to say nothing would serve what was cleared.
         """
-        rows = self.client.objects(self.object_key(folder.rstrip("/")))
-        if not self.remove_all([self.path_of(row["path"]) for row in rows]):
+        paths = self._paths(self.client.objects(self.object_key(folder.rstrip("/"))))
+        if self.remove_all(paths) < len(paths):
             raise StoreError(f"{folder} could not be cleared: {self.client.trouble}")
+
+    def _paths(self, rows: list[Any]) -> list[str]:
+        return [f"{self.layout.location}/{row['path']}" for row in rows]
 
     def clock(self) -> float:
         """Now, by the clock that gives objects their times."""
@@ -220,21 +200,26 @@ class ObjectStore(Bucket):
         except StoreError:
             self.warn("list", "the cache could not be listed")
             return
-        for row in rows:
-            path, written = self.path_of(row["path"]), row["last_modified"].timestamp()
+        for path, row in zip(self._paths(rows), rows, strict=True):
             if not path.endswith(CODE_FILE):
                 function, namespace, *_ = path.removeprefix(self.layout.items + "/").split("/")
+                written = row["last_modified"].timestamp()
                 yield Found(path, function, namespace, row["size"], written, written)
 
-    def shrink(
-        self,
-        bytes_limit: int | str | None,
-        items_limit: int | None,
-        age_limit: dt.timedelta | None,
-    ) -> int:
+    def shrink(self, limits: Limits) -> int:
         """Remove the entries that were written first, until every limit holds."""
-        check_age(age_limit)
-        found = [one for one in self.walk() if one.is_entry]
-        rows: list[Row] = [(one.used, one.size, "", one.path) for one in found]
-        victims = choose(rows, size_of(bytes_limit), items_limit, age_limit)
-        return len(victims) if self.remove_all([path for *_, path in victims]) else 0
+        rows = [Row(one.used, one.size, "", one.path) for one in self.walk() if one.is_entry]
+        return self.remove_all([row.name for row in choose(rows, limits)])
+
+    def empty(self, folder: str) -> int:
+        """Remove what stands in *folder*; how many objects that were."""
+        return self.remove_all([f"{folder}/{name}" for name in self.names_in(folder)])
+
+    def litter(self, before: float) -> Iterator[str]:
+        """Nothing: a write is all or nothing."""
+        del before
+        return iter(())
+
+    def prune(self) -> int:
+        """Nothing: there are no folders."""
+        return 0

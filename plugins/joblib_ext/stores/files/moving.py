@@ -1,0 +1,46 @@
+"""Moving what stands at a path away, where a reply can be lost and another may have been faster.
+
+The one place that judges such a move: after an ambiguous error the place it was moved to decides,
+and what was moved is looked at, since it may be another file than the one that was meant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+
+# After these the destination decides: the reply can be lost though the operation took place.
+AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
+
+
+def set_aside(path: str, aside: str, is_meant: Callable[[str], bool]) -> OSError | bool:
+    """Move *path* to *aside*; what is not meant is put back.
+
+    Leans on: an atomic rename, a link that fails if the name is taken.
+
+    Returns:
+        True if it stands aside, False if something else stood there or nothing, and the error if
+        it could not be moved.
+    """
+    refused: OSError | None = None
+    try:
+        os.rename(path, aside)  # noqa: PTH104  # texts throughout
+    except OSError as error:
+        if error.errno not in AMBIGUOUS or error.errno == errno.EIO:
+            refused = error
+    if not os.path.lexists(aside):
+        return refused or False
+    if is_meant(aside):
+        return True
+    with contextlib.suppress(OSError):
+        os.link(aside, path)
+    discard(aside)
+    return False
+
+
+def discard(path: str) -> None:
+    """Remove a file, if it is there and can be removed."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # noqa: PTH108  # a text
