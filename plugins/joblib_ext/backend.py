@@ -126,11 +126,7 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
 
     def contains_item(self, call_id: Sequence[str]) -> bool:
         """Whether a verified result is there."""
-        found = self._find(call_id)
-        try:
-            return found is not None and found.metadata() is not None
-        except (OSError, CorruptEntryError):
-            return False
+        return bool(self.get_metadata(call_id))  # no entry is without
 
     def get_metadata(self, call_id: Sequence[str]) -> dict[str, Any]:
         """What joblib noted of the call; {} where there is no entry."""
@@ -190,13 +186,7 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
             self._runtime.writer.write(self._slot(call_id), body, {})
 
     def store_metadata(self, call_id: Sequence[str], metadata: dict[str, Any]) -> None:
-        """Write an item anew with other metadata: entries do not change.
-
-        For a call that computes, nothing: its result is written together with its metadata, and
-        joblib takes the time that passes here for that of noting the arguments.
-        """
-        if hasattr(call_id, "slot"):
-            return
+        """Write an item anew with other metadata: entries do not change."""
         writer, slot = self._runtime.writer, self._slot(call_id)
         found = self._read(slot)
         if found is not None:

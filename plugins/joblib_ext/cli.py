@@ -148,16 +148,10 @@ def _print_table(found: Stats) -> None:
     table.columns[0].overflow = "fold"  # the function's own name stands at the end
     for column in table.columns[2:5]:
         column.justify = "right"
-    for version in found.versions:
-        used = dt.datetime.fromtimestamp(version.last_used).astimezone()
-        table.add_row(
-            version.function,
-            version.namespace[:8],
-            str(version.entries),
-            decimal(version.size),
-            str(version.used_again),
-            f"{used:%Y-%m-%d %H:%M}",
-        )
+    for one in found.versions:
+        used = dt.datetime.fromtimestamp(one.last_used).astimezone()
+        numbers = str(one.entries), decimal(one.size), str(one.used_again)
+        table.add_row(one.function, one.namespace[:8], *numbers, f"{used:%Y-%m-%d %H:%M}")
     console = Console()
     console.print(table)
     console.print(f"{found.entries} entries, {decimal(found.size)}")

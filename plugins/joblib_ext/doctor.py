@@ -11,17 +11,14 @@ def check_checksum() -> Iterator[Finding]:
     """Whether xxhash is installed: without it entries are checked with crc32."""
     from importlib.util import find_spec
 
-    if find_spec("xxhash") is None:
-        yield Finding(
-            check="joblib.checksum",
-            severity=Severity.NOTE,
-            message="xxhash is not installed: entries are checked with crc32, which is slower,"
-            " and entries that others wrote with xxh3 count as misses",
-            advice="pip install 'mlops-ext[joblib]'",
-        )
-    else:
-        yield Finding(
-            check="joblib.checksum",
-            severity=Severity.OK,
-            message="entries are checked with xxh3",
-        )
+    if find_spec("xxhash") is not None:
+        message = "entries are checked with xxh3"
+        yield Finding(check="joblib.checksum", severity=Severity.OK, message=message)
+        return
+    yield Finding(
+        check="joblib.checksum",
+        severity=Severity.NOTE,
+        message="xxhash is not installed: entries are checked with crc32, which is slower,"
+        " and entries that others wrote with xxh3 count as misses",
+        advice="pip install 'mlops-ext[joblib]'",
+    )

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from joblib.func_inspect import format_signature, get_func_name
+from joblib.func_inspect import filter_args, format_signature, get_func_name
 from joblib.memory import (
     AsyncMemorizedFunc,
     JobLibCollisionWarning,
@@ -24,6 +24,7 @@ from joblib.memory import (
 )
 from typing_extensions import TypeIs
 
+from joblib_ext.arguments import bind
 from joblib_ext.calls import CallId, call_id
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from joblib_ext.runtime import Runtime
 
 # Above these verbosities joblib tells of loading, of computing and of everything.
+_SLOW_REPR_S = 0.5  # joblib's limit
 _DURATIONS, _COMPUTATIONS, _QUERIES = 4, 10, 20
 
 
@@ -205,10 +207,9 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         """
         try:
             notes = entry.metadata()
-        except CorruptEntryError:
-            runtime.discard(entry)
-            return None
-        except OSError:
+        except (CorruptEntryError, OSError) as error:
+            if isinstance(error, CorruptEntryError):
+                runtime.discard(entry)
             return None
         if self.cache_validation_callback is None or self.cache_validation_callback(notes):
             return notes
@@ -247,9 +248,8 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         duration = time.time() - start_time
         if self._verbose > 0:
             self._print_duration(duration)
-        metadata = {"duration": duration, "input_args": {}, "time": time.time()}
-        with contextlib.suppress(Exception):  # an argument's own repr raises what it likes
-            metadata = self._persist_input(duration, call_id, args, kwargs)
+        noted = self._note_arguments(args, kwargs)
+        metadata = {"duration": duration, "input_args": noted, "time": time.time()}
         is_stored = body is not None and runtime.writer.finish(call_id, body, metadata)
         call_id.release()
         if shelving:
@@ -262,13 +262,27 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
 
     def _mapped(self, runtime: Runtime, slot: Slot, output: Any) -> Any:
         """The result as later calls get it; what was computed where that is not to be had."""
-        try:
+        with contextlib.suppress(Exception):  # what was computed is right
             found = runtime.reader.look(slot)
             if _is_entry(found):
                 return self.store_backend.value_of(found)
-        except Exception:  # noqa: BLE001  # what was computed is right
-            return output
         return output
+
+    def _note_arguments(self, args: Any, kwargs: Any) -> dict[str, str]:
+        """The arguments in words; none where the repr of one raises, which may be any error."""
+        start, noted = time.time(), {}
+        with contextlib.suppress(Exception):
+            bound = bind(self.func, args, kwargs, self.ignore)
+            bound = bound or filter_args(self.func, self.ignore, args, kwargs)
+            noted = {name: repr(value) for name, value in bound.items()}
+        if time.time() - start > _SLOW_REPR_S:
+            tell(
+                f"Persisting input arguments took {time.time() - start:.2f}s to run. The reason for"
+                " this is probably some large input arguments for a wrapped function.",
+                UserWarning,
+                stacklevel=6,
+            )
+        return noted
 
     def _reference(self, call: CallId, metadata: Mapping[str, Any]) -> MemorizedResult:
         return MemorizedResult(

@@ -44,8 +44,8 @@ def _apply() -> None:
     from mlops_ext.patching import Outcome, PatchSet
 
     disabled = settings.load(settings.CoreSettings).disable
-    quick = ([patch] for patch in ARGUMENTS if patch.id not in disabled)
-    for patches in (BACKEND, *quick):  # one that fails costs no other
+    quick = tuple(patch for patch in ARGUMENTS if patch.id not in disabled)
+    for patches in filter(None, (BACKEND, quick)):  # one that fails costs no other
         try:
             reports = PatchSet(patches).apply()
         except MlopsExtError as error:  # inside somebody else's import statement
@@ -87,20 +87,6 @@ def quick_args_id(original: Callable[..., str]) -> Callable[..., str]:
         return original(self, *args, **kwargs)
 
     return _get_args_id
-
-
-def quick_filter_args(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``filter_args`` as `Memory` sees it: a miss asks again, for what it notes of the call."""
-
-    @functools.wraps(original)
-    def filter_args(func: Any, ignore_lst: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(ignore_lst) is list and len(args) == 2 and not kwargs:  # noqa: PLR2004  # of the call: both
-            bound = bind(func, *args, ignore_lst)
-            if bound is not None:
-                return bound
-        return original(func, ignore_lst, *args, **kwargs)
-
-    return filter_args
 
 
 def adopting_init(original: Callable[..., None]) -> Callable[..., None]:

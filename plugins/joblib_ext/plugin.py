@@ -11,12 +11,14 @@ from mlops_ext.patching import Patch
 _SUPPORTED = ">=1.4,<1.7"
 
 
-def _patch(name: str, **what: str) -> Patch:
+def _patch(name: str, *, verified_by: str, **what: str) -> Patch:
+    file, _, test = verified_by.partition("::")
     return Patch(
         id=f"joblib.{name}",
         framework="joblib",
         distribution="joblib",
         versions=_SUPPORTED,
+        verified_by=f"tests/plugins/joblib_ext/test_{file}.py::{test}",
         **what,
     )
 
@@ -29,8 +31,7 @@ BACKEND = (
         expects="nothing",
         reason="a cache folder that several machines share gives wrong values and stampedes",
         upstream="https://joblib.readthedocs.io/en/stable/generated/joblib.register_store_backend.html",
-        verified_by="tests/plugins/joblib_ext/test_versions.py"
-        "::test_two_versions_of_a_function_share_a_cache",
+        verified_by="versions::test_two_versions_of_a_function_share_a_cache",
     ),
     _patch(
         "cached-functions",
@@ -38,8 +39,7 @@ BACKEND = (
         replacement="joblib_ext.patches:adopting_init",
         reason="a store is not told which code runs, nor when a call ends: both decide what it may"
         " give and for how long others wait",
-        verified_by="tests/plugins/joblib_ext/test_versions.py"
-        "::test_two_versions_of_a_function_share_a_cache",
+        verified_by="versions::test_two_versions_of_a_function_share_a_cache",
     ),
     _patch(
         "no-secrets-in-pickles",
@@ -47,7 +47,7 @@ BACKEND = (
         replacement="joblib_ext.patches:secretless_getstate",
         reason="the options of a Memory hold keys, and a Memory is pickled into workers, models and"
         " cached results",
-        verified_by="tests/plugins/joblib_ext/test_secrets.py::test_no_pickle_holds_a_secret",
+        verified_by="secrets::test_no_pickle_holds_a_secret",
     ),
     _patch(
         "default-backend",
@@ -55,25 +55,17 @@ BACKEND = (
         replacement="joblib_ext.patches:default_backend",
         reason="libraries make a Memory from a path, and nobody can tell them which backend to use;"
         " does nothing unless the setting joblib.backend says shared",
-        verified_by="tests/plugins/joblib_ext/test_default_backend.py"
+        verified_by="default_backend"
         "::test_a_pipeline_of_scikit_learn_gets_the_backend_of_the_settings",
     ),
 )
-_QUICK_TEST = "tests/plugins/joblib_ext/test_arguments.py"
 ARGUMENTS = (
     _patch(
         "arguments",
         target="joblib.memory:MemorizedFunc._get_args_id",
         replacement="joblib_ext.patches:quick_args_id",
         reason="telling a call apart by its arguments takes most of a hit's time, in any store",
-        verified_by=f"{_QUICK_TEST}::test_a_call_is_told_apart_without_signature_and_python_pickler",
-    ),
-    _patch(
-        "binding",
-        target="joblib.memory:filter_args",
-        replacement="joblib_ext.patches:quick_filter_args",
-        reason="binding the arguments of a call takes a good part of a miss's time, in any store",
-        verified_by=f"{_QUICK_TEST}::test_a_miss_binds_without_signature",
+        verified_by="arguments::test_a_call_is_told_apart_without_signature_and_python_pickler",
     ),
 )
 

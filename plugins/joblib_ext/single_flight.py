@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 import random
@@ -16,8 +15,8 @@ from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores import leases
 from joblib_ext.stores.kinds import Store
-from joblib_ext.stores.leases import Lease
-from joblib_ext.stores.store import Refusal, Slot, Unusable, View
+from joblib_ext.stores.leases import Lease, Refusal
+from joblib_ext.stores.store import Slot, Unusable, View
 from mlops_ext.processes.identity import Liveness
 
 log = logging.getLogger(__name__)
@@ -93,8 +92,8 @@ def acquire_or_wait(
     try:
         while True:
             outcome = _step(store, slot, view, watch)
-            if outcome is not _WAIT:
-                return None if isinstance(outcome, enum.Enum) else outcome
+            if outcome is not Refusal.BY_OTHERS:
+                return None if outcome is Refusal.NOT_POSSIBLE else outcome
             now = clock()
             if now >= deadline or _would_deadlock(slot.path) or _is_stuck(slot.path, begun, now):
                 return None
@@ -109,38 +108,24 @@ def acquire_or_wait(
         _waiting.pop(threading.get_ident(), None)
 
 
-class _Next(enum.Enum):
-    """What to do when there is neither an entry nor a lease to be had."""
-
-    WAIT = "wait"
-    COMPUTE = "compute"
-
-
-_WAIT, _COMPUTE = _Next.WAIT, _Next.COMPUTE
-
-
 def _step(
     store: Store, slot: Slot, view: View, watch: _Watch
-) -> Entry | LargeEntry | Lease | _Next:
-    """What one look at the slot leads to."""
+) -> Entry | LargeEntry | Lease | Refusal:
+    """What one look at the slot leads to: `BY_OTHERS` is to wait, `NOT_POSSIBLE` to compute."""
     if isinstance(view, (Entry, LargeEntry)):
         return view
     has_failed = watch.last is not None and store.has_failed(slot, watch.last, view)
     if has_failed or isinstance(view, Unusable):
-        return _COMPUTE
-    if isinstance(view, LeaseRecord):
-        watch.last = view
-        own = store.resume(slot, view)
-        if own is not None or _would_deadlock(slot.path):
-            return own or _COMPUTE
-        if _is_ours(slot.path, view) or not watch.is_dead(view):
-            return _WAIT
-        taken = store.take_over(slot, view, watch.is_dead)
-    else:
-        taken = store.acquire(slot)
-    if isinstance(taken, Lease):
-        return taken
-    return _WAIT if taken is Refusal.BY_OTHERS else _COMPUTE
+        return Refusal.NOT_POSSIBLE
+    if view is None:
+        return store.acquire(slot)
+    watch.last = view
+    own = store.resume(slot, view)
+    if own is not None or _would_deadlock(slot.path):
+        return own or Refusal.NOT_POSSIBLE
+    if _is_ours(slot.path, view) or not watch.is_dead(view):
+        return Refusal.BY_OTHERS
+    return store.take_over(slot, view, watch.is_dead)
 
 
 def _is_ours(path: str, record: LeaseRecord) -> bool:

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import random
-import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE, Popen
-from typing import IO, cast
+from typing import Any
 
 from mlops_ext.demo import Claim, Event, Progress
-from mlops_ext.settings import environment
 
 _PROCESSES = 6
 _CALLS = 40
 
-_WORKER = """
-import sys, warnings
-warnings.simplefilter("ignore")
-sys.path.insert(0, sys.argv[1])
-import joblib_ext, model
-from joblib import Memory
-cached = Memory(sys.argv[2], backend=sys.argv[3], verbose=0).cache(model.predict)
-print("ready", flush=True)
-for line in sys.stdin:
-    print(cached(int(line)), flush=True)
-"""
-_SLOW = """
-import os, time
-def predict(x):
-    with open(os.path.join(os.path.dirname(__file__), "log"), "a") as file:
-        file.write("x")
-    time.sleep(0.5)
-    return x
-"""
-
 
 def demo() -> Iterator[Event]:
     """Two faults of a shared cache, with joblib's own backend and with the shared one."""
+    import joblib_ext  # noqa: F401  # registers the backend
+
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         yield Progress(text=f"{_PROCESSES} processes call one cold function")
@@ -60,63 +40,48 @@ def demo() -> Iterator[Event]:
         )
 
 
-@contextlib.contextmanager
-def _workers(folders: list[Path], cache: Path, backend: str) -> Iterator[list[Popen[str]]]:
-    """Processes that share *cache*, each with the ``model.py`` of its folder."""
-    environ = {**environment(), "PYTHONDONTWRITEBYTECODE": "1"}
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for folder in folders:
-            command = [sys.executable, "-c", _WORKER, str(folder), str(cache), backend]
-            worker = Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environ)
-            workers.append(stack.enter_context(worker))
-        for worker in workers:
-            _hear(worker)
-        yield workers
-
-
-def _ask(worker: Popen[str], number: int) -> None:
-    stream = cast("IO[str]", worker.stdin)
-    stream.write(f"{number}\n")
-    stream.flush()
-
-
-def _hear(worker: Popen[str]) -> str:
-    line = cast("IO[str]", worker.stdout).readline()
-    if not line:
-        raise RuntimeError("a worker of the demo ended early")
-    return line.strip()
-
-
-def _write_model(folder: Path, code: str) -> Path:
-    folder.mkdir()
-    (folder / "model.py").write_text(code, encoding="utf-8")
-    return folder
+def _slow(number: int, log: Path) -> int:
+    with log.open("a") as file:
+        file.write("x")
+    time.sleep(0.5)
+    return number
 
 
 def _computations(base: Path, backend: str) -> int:
-    """How often the function ran."""
-    folder = _write_model(base / f"slow-{backend}", _SLOW)
-    with _workers([folder] * _PROCESSES, base / f"cold-{backend}", backend) as workers:
-        for worker in workers:
-            _ask(worker, 1)
-        for worker in workers:
-            _hear(worker)
-    return (folder / "log").stat().st_size
+    """How often the function ran that several processes called."""
+    from joblib import Memory, Parallel, delayed
+
+    log = base / f"log-{backend}"
+    cached = Memory(base / f"cold-{backend}", backend=backend, verbose=0).cache(_slow)
+    with Parallel(_PROCESSES) as pool:
+        pool(delayed(time.sleep)(1) for _ in range(_PROCESSES))  # until all are there
+        pool(delayed(cached)(1, log) for _ in range(_PROCESSES))
+    return log.stat().st_size
 
 
 def _wrong_versions(base: Path, backend: str) -> int:
-    """How many results two processes with two versions got from the other's code."""
-    code = "def predict(x):\n    return {}\n"
-    versions = ["1", "2"]
-    folders = [_write_model(base / f"{backend}-{v}", code.format(v)) for v in versions]
+    """How many results two versions of a function got from the other's code."""
+    from joblib import Memory
+
+    cached = []
+    for version in (1, 2):
+        file = base / f"{backend}-{version}.py"
+        file.write_text(f"def predict(x):\n    return {version}\n", encoding="utf-8")
+        memory = Memory(base / f"versions-{backend}", backend=backend, verbose=0)
+        cached.append((version, memory.cache(_load(file))))
     wrong = 0
-    order = random.Random(3)  # noqa: S311  # a fixed order of two processes
-    with _workers(folders, base / f"versions-{backend}", backend) as workers:
-        pairs = list(zip(versions, workers, strict=True))
-        for number in range(_CALLS):
-            order.shuffle(pairs)
-            for version, worker in pairs:
-                _ask(worker, number)
-                wrong += _hear(worker) != version
+    order = random.Random(3)  # noqa: S311  # a fixed order of two versions
+    for number in range(_CALLS):
+        order.shuffle(cached)
+        wrong += sum(predict(number) != version for version, predict in cached)
     return wrong
+
+
+def _load(file: Path) -> Any:
+    """The function of *file*, which calls itself ``model`` in every version."""
+    spec = importlib.util.spec_from_file_location("model", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(str(file))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.predict

@@ -37,6 +37,10 @@ class CorruptEntryError(ValueError):
     """An entry does not verify."""
 
 
+class SignatureError(CorruptEntryError):
+    """The checksum of an entry is right, and its signature is not."""
+
+
 class FileSource:
     """An open file, which is closed with this object."""
 
@@ -110,24 +114,19 @@ class LargeEntry:
             CorruptEntryError: it does not verify.
             Exception: whatever unpickling raises.
         """
-        check = _Check(self, self._source)
-        header = self.header
-        if header.codec or not header.buffers:
-            body = check.read(header.body)
-            check.finish()
-            if header.codec:
-                return load_body(decompress(body, CODECS[header.codec], header.raw), header.buffers)
-            return pickle.loads(body)  # noqa: S301  # verified and, with a key, signed
-        rows = self._table()
-        stream = check.read(rows[0][0])
-        position, buffers = rows[0][0], []
-        for offset, length in rows:
-            check.read(offset - position)
-            buffers.append(check.read(length))
+        check, header, position = _Check(self, self._source), self.header, 0
+        rows = self._table() if header.buffers and not header.codec else []
+        parts = []
+        for offset, length in [(0, rows[0][0] if rows else header.body), *rows]:
+            check.skip(offset - position)
+            parts.append(check.read(length))
             position = offset + length
-        check.read(header.body - position)
+        check.skip(header.body - position)
         check.finish()
-        return pickle.loads(stream, buffers=buffers)  # noqa: S301  # verified
+        stream, *buffers = parts
+        if header.codec:
+            return load_body(decompress(stream, CODECS[header.codec], header.raw), header.buffers)
+        return pickle.loads(stream, buffers=buffers)  # noqa: S301  # verified and, with a key, signed
 
     def _table(self) -> list[tuple[int, int]]:
         header = self.header
@@ -216,14 +215,11 @@ def judge(source: Source, size: int, binding: bytes, key: bytes | None) -> Verdi
     if header is None or header.size != size:
         return Verdict.DAMAGED
     try:
-        LargeEntry(source, "", header, binding, None).verify()
+        LargeEntry(source, "", header, binding, (key or b"") if header.signed else None).verify()
+    except SignatureError:  # the checksum is right: it was signed with another key
+        return Verdict.UNCHECKED
     except CorruptEntryError:
         return Verdict.DAMAGED
-    if header.signed:
-        try:
-            LargeEntry(source, "", header, binding, key or b"").verify()
-        except CorruptEntryError:  # the checksum is right: it was signed with another key
-            return Verdict.UNCHECKED
     return Verdict.GOOD
 
 
@@ -287,7 +283,7 @@ class _Check:
         if self._mac is not None:
             found = self._entry.read(SIGNATURE, self._position)
             if not hmac.compare_digest(found, self._mac.digest()):
-                raise CorruptEntryError(f"{self._entry.path}: the signature does not match")
+                raise SignatureError(f"{self._entry.path}: the signature does not match")
         return metadata
 
 

@@ -41,8 +41,6 @@ def collect_garbage(
 ) -> Collected:
     """Remove what killed processes left, cleared trees, and what was moved aside.
 
-    Ages are measured by the store's own clock: against a file that is made for it.
-
     Args:
         store: the store.
         min_age_s: an orphan has not changed for so long. One whose writer is known to be dead
@@ -54,7 +52,7 @@ def collect_garbage(
     layout = store.layout
     done = Collected(trash=store.empty(layout.trash), corrupt=store.empty(layout.corrupt))
     done.orphans = store.empty(layout.probes)
-    done.orphans += store.remove_all(list(store.litter(store.clock() - min_age_s)))
+    done.orphans += store.remove_all(store.litter(min_age_s))
     small = [found for found in store.walk() if found.size < LEASE_MAX and not found.is_temporary]
     leases = [(found.path, store.lease_at(found.path)) for found in small]
     states = [(path, record, record.owner()) for path, record in leases if record is not None]

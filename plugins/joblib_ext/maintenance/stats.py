@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from joblib_ext.entries.large_entry import Verdict, judge
 from joblib_ext.stores.kinds import Store
-from joblib_ext.stores.layout import LEASE_MAX
+from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX
 from joblib_ext.stores.store import CodeVersion, Found, Slot
 
 T = TypeVar("T")
@@ -148,7 +148,7 @@ def verify_entries(store: Store, *, repair: bool = True, track: Track[Found] = i
 def exact_version(store: Store, function: str, namespace: str) -> CodeVersion:
     """The version that a folder is: the exact name of its function is noted in it."""
     version = store.version(store.layout.title(function), namespace)
-    note = store.note_of(version)
+    note = store.read(version.folder + CODE_FILE)
     try:
         name = str(json.loads(note or b"{}").get("function", version.func_id))
     except ValueError:

@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from mlops_ext.files import temp_name
 from mlops_ext.processes.forks import follow_forks
@@ -72,12 +72,3 @@ def tell(message: str, category: type[Warning], *, stacklevel: int, source: obje
     """Warn; where warnings are errors, the user's call goes on all the same."""
     with contextlib.suppress(Warning):
         warnings.warn(message, category, stacklevel=stacklevel, source=source)
-
-
-def count_events(lines: Iterable[str]) -> collections.Counter[str]:
-    """How often each kind was noted in *lines*."""
-    counts: collections.Counter[str] = collections.Counter()
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            counts[str(json.loads(line)["kind"])] += 1
-    return counts

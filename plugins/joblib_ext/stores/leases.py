@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import abc
 import atexit
+import enum
+import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+from typing_extensions import Self
 
 from joblib_ext.entries.lease_record import LeaseRecord
 from mlops_ext.processes.forks import in_forked_child
+
+log = logging.getLogger(__name__)
 
 # Four may be late, and the lease still holds.
 _RENEWALS_A_LEASE = 5
 # Those who wait look more often, and may be kept from it for a moment.
 _SHOWN_S = 1.0
-# The heartbeat thread sleeps on this long without leases: waking it costs more than a beat.
-_IDLE_ROUNDS = 20
+_FIRST_PAUSE_S = 0.2
+# A process that was stopped for an hour must not take leases of hours.
+_MOST_LEASES = 12
+
+
+class Refusal(enum.Enum):
+    """Why a lease was not acquired."""
+
+    BY_OTHERS = "somebody has a lease or an entry there"
+    NOT_POSSIBLE = "the store refused"
 
 
 class Source(Protocol):
@@ -30,15 +45,16 @@ class Source(Protocol):
 
     def renew(self) -> None:
         """Say that the process lives; never raises OSError."""
-        ...
+
+
+class SharedSource(Source, Protocol):
+    """One that many leases share, and that lives as long as the process."""
 
     def forget(self) -> None:
         """After a fork: it belongs to the parent."""
-        ...
 
     def close(self) -> None:
         """The process ends."""
-        ...
 
 
 class Lease(abc.ABC):
@@ -54,9 +70,9 @@ class Lease(abc.ABC):
 
     __slots__ = ("lease_s", "path", "record", "since", "source", "thread")
 
-    def __init__(self, path: str, source: Source, lease_s: float) -> None:
-        self.path, self.source, self.lease_s = path, source, lease_s
-        self.record = source.record
+    def __init__(self, path: str, source: Source) -> None:
+        self.path, self.source, self.record = path, source, source.record
+        self.lease_s = self.record.lease_s
         self.thread = threading.get_ident()
         self.since = time.monotonic()
 
@@ -84,11 +100,32 @@ class Lease(abc.ABC):
         elif gone:
             _ended.append((time.monotonic(), self))
         if gone is not False:
-            _heart.start()
+            _keep_renewing()
 
-    def hold(self) -> bool:
-        """Count it as ours, unless another thread of this process has the path."""
-        return _held.setdefault(self.path, self) is self
+    def take(self, attempt: Callable[[], bool | None]) -> Self | Refusal:
+        """This lease, if *attempt* makes it stand in the store.
+
+        Args:
+            attempt: True if it stands, False if somebody else has the place, None or an OSError
+                if the store refused, which writing the result will tell of.
+        """
+        if _held.setdefault(self.path, self) is not self:
+            return Refusal.BY_OTHERS
+        done: bool | None = None
+        try:
+            done = attempt()
+        except OSError:
+            done = None
+        except BaseException:
+            self.release()  # interrupted, perhaps when it was made
+            raise
+        finally:
+            if not done:
+                self.stop()
+        if done:
+            _keep_renewing()
+            return self
+        return Refusal.NOT_POSSIBLE if done is None else Refusal.BY_OTHERS
 
     @property
     def held(self) -> bool:
@@ -108,45 +145,56 @@ _unreleased: dict[str, Lease] = {}
 # Leases that ended without a result, and when: what shows it goes after `_SHOWN_S`.
 _ended: list[tuple[float, Lease]] = []
 # What this process renews, by store.
-sources: dict[str, Source] = {}
+sources: dict[str, SharedSource] = {}
 
 
-class _Heart:
-    """The thread that beats for this process; it starts with the first lease."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._awake = False
-
-    def start(self) -> None:
-        if self._awake:
-            return
-        with self._lock:
-            if not self._awake:
-                self._awake = True
-                threading.Thread(target=self._run, name="mlops-ext-leases", daemon=True).start()
-
-    def _run(self) -> None:
-        idle = 0
-        while True:
-            leases = list(_held.values())
-            idle = 0 if leases or _unreleased or _ended else idle + 1
-            if idle > _IDLE_ROUNDS:
-                with self._lock:
-                    if not _held:
-                        self._awake = False
-                        return
-            lease_s = min((lease.lease_s for lease in leases), default=1.0)
-            time.sleep(lease_s / _RENEWALS_A_LEASE)
-            for source in {lease.source for lease in leases if lease.held}:
-                source.renew()
-            _bury(time.monotonic() - _SHOWN_S)
-            for path, lease in list(_unreleased.items()):
-                if lease.remove() is not None:
-                    _unreleased.pop(path, None)
+_lock = threading.Lock()
+_is_beating = False
+# So long a lease has to be, after the interpreter was seen to be held.
+_longest_s = 0.0
 
 
-_heart = _Heart()
+def long_enough(lease_s: float) -> float:
+    """The lease of a process whose options say *lease_s*: longer, where it once was silent."""
+    return max(lease_s, min(_longest_s, _MOST_LEASES * lease_s))
+
+
+def _keep_renewing() -> None:
+    """Start the thread that renews, if it does not run; it ends with the process."""
+    global _is_beating
+    with _lock:
+        if not _is_beating:
+            _is_beating = True
+            threading.Thread(target=_beat, name="mlops-ext-leases", daemon=True).start()
+
+
+def _beat() -> None:
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        held = list(_held.values())
+        pause_s = min((lease.lease_s / _RENEWALS_A_LEASE for lease in held), default=pause_s)
+        begun = time.monotonic()
+        time.sleep(pause_s)
+        if held:
+            _note_silence(time.monotonic() - begun, pause_s * _RENEWALS_A_LEASE)
+        for source in {lease.source for lease in held if lease.held}:
+            source.renew()
+        _bury(time.monotonic() - _SHOWN_S)
+        for path, lease in list(_unreleased.items()):
+            if lease.remove() is not None:
+                _unreleased.pop(path, None)
+
+
+def _note_silence(silent_s: float, lease_s: float) -> None:
+    """Take longer leases from now on, if code that held the interpreter kept this thread silent."""
+    global _longest_s
+    if silent_s > max(lease_s, _longest_s / 2):
+        _longest_s = 2 * silent_s
+        log.warning(
+            "nothing was renewed here for %.0f s, as code held the interpreter: others may have"
+            " computed the same; leases of this process last longer now (backend option lease_s)",
+            silent_s,
+        )
 
 
 def _bury(before: float) -> None:
@@ -157,14 +205,14 @@ def _bury(before: float) -> None:
 @in_forked_child
 def _after_fork() -> None:
     """The parent goes on with its leases; a child must neither renew them nor wait for them."""
-    global _heart
+    global _lock, _is_beating
     _inherited.update(_held)
     _held.clear()
     _unreleased.clear()
     _ended.clear()
     for source in list(sources.values()):
         source.forget()
-    _heart = _Heart()
+    _lock, _is_beating = threading.Lock(), False
 
 
 def _at_exit() -> None:
@@ -186,8 +234,3 @@ def held_by_this_process(path: str) -> Lease | None:
 def inherited(path: str) -> bool:
     """Whether this process was forked by one that held a lease on *path*."""
     return path in _inherited
-
-
-def keep_renewing() -> None:
-    """Start the thread that renews, if it does not run."""
-    _heart.start()

@@ -28,7 +28,7 @@ from mlops_ext.files import publish
 # Shrinking goes below the limit, so that it does not happen at each entry.
 _SHRINK_FROM, _SHRINK_TO = 0.8, 0.7
 # The folder is measured before this part of the limit is written: dozens of processes may.
-_LOOK_EVERY = 1 / 128
+_LOOK_EVERY = 1 / 512
 _OTHERS = 0o077 if os.name == "posix" else 0
 # Entries whose last check is remembered.
 _MOST_CHECKED = 10_000
@@ -129,11 +129,14 @@ class LocalCache:
             if self._store.token_at(path) != found.header.token:
                 return False
             self._written += size
-            if self._written > self._limit * _LOOK_EVERY:
+            is_time = self._written > self._limit * _LOOK_EVERY
+            if is_time:
                 self._written = 0
                 self._shrink(size)
             Path(copy.path).parent.mkdir(parents=True, exist_ok=True)
-            publish(copy.path, [data])
+            publish(copy.path, data)
+            if is_time:
+                self._shrink(0)  # others have written meanwhile
             return True
         return False
 

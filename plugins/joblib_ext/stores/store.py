@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-import enum
+import contextlib
 import json
 from collections import Counter
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import LargeEntry
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.settings import SharedOptions
-from joblib_ext.stores.events import Events, count_events
+from joblib_ext.stores.events import Events
 from joblib_ext.stores.layout import CODE_FILE, LEASE_MAX, Layout
 from mlops_ext.files import TEMP_SUFFIX
 
@@ -27,13 +27,6 @@ class Unusable:
 UNUSABLE = Unusable()
 # What stands at a slot; None is nothing.
 View = Entry | LargeEntry | LeaseRecord | Unusable | None
-
-
-class Refusal(enum.Enum):
-    """Why a lease was not acquired."""
-
-    BY_OTHERS = "somebody has a lease or an entry there"
-    NOT_POSSIBLE = "the store refused"
 
 
 class CodeVersion:
@@ -111,7 +104,7 @@ class BaseStore(abc.ABC):
     `FileStore` and `ObjectStore` also have, with the same promises: ``look``, ``acquire``,
     ``resume``, ``take_over`` and ``has_failed`` for single flight, ``build`` and ``publish``,
     ``quarantine``, ``remove_entry``, ``source_at`` and ``token_at``, for many entries ``walk``,
-    ``list``, ``shrink`` and ``clear``, and for house-keeping ``clock``, ``litter``, ``empty``,
+    ``list``, ``shrink`` and ``clear``, and for house-keeping ``litter``, ``empty``,
     ``lease_at``, ``remove_dead`` and ``prune``. None of them raises an error of the storage but
     ``publish``, ``source_at`` and ``clear``: there it would be wrong to go on as if nothing had
     happened.
@@ -164,16 +157,14 @@ class BaseStore(abc.ABC):
         content = {"function": version.func_id, "code": version.code}
         self.write(version.folder + CODE_FILE, json.dumps(content).encode())
 
-    def note_of(self, version: CodeVersion) -> bytes | None:
-        """What was noted of a version, as JSON."""
-        return self.read(version.folder + CODE_FILE)
-
     def events_so_far(self) -> Counter[str]:
         """How often each rare event was noted by any process."""
-        folder, lines = self.layout.events, []
-        for name in self.names_in(folder):
-            lines += (self.read(f"{folder}/{name}") or b"").decode(errors="replace").splitlines()
-        return count_events(lines)
+        counts: Counter[str] = Counter()
+        for name in self.names_in(self.layout.events):
+            for line in (self.read(f"{self.layout.events}/{name}") or b"").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    counts[str(json.loads(line)["kind"])] += 1
+        return counts
 
     def claim(self, name: str) -> bool:
         """Whether this process is the first that asks for *name*; earlier names are dropped."""

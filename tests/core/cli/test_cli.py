@@ -386,10 +386,10 @@ def test_a_single_fix_can_be_switched_off_by_its_id():
         "from mlops_ext.patching import PatchSet\n"
         "for r in PatchSet(extensions().patches('joblib')).status(): print(r.patch.id, r.outcome.name)"
     )
-    environ = {**os.environ, "MLOPS_EXT_DISABLE": "joblib.binding,zenml,clearml"}
+    environ = {**os.environ, "MLOPS_EXT_DISABLE": "joblib.arguments,zenml,clearml"}
     program = ["run", "--patch", "joblib", "--", sys.executable, "-c", code]
     found = dict(line.split() for line in run(*program, env=environ).stdout.splitlines())
-    assert found.pop("joblib.binding") == "DISABLED"
+    assert found.pop("joblib.arguments") == "DISABLED"
     assert set(found.values()) == {"APPLIED"}
     done = run(
         "run",
@@ -406,12 +406,12 @@ def test_a_single_fix_can_be_switched_off_by_its_id():
     assert done.returncode == 0, "it is off on purpose"
     document = json.loads(done.stdout)
     (fix,) = [fix for fix in document["fixes"] if fix["disabled"]]
-    assert (fix["id"], fix["why"]) == ("joblib.binding", "switched off by MLOPS_EXT_DISABLE")
-    environ["MLOPS_EXT_DISABLE"] = "joblib.bindin"
+    assert (fix["id"], fix["why"]) == ("joblib.arguments", "switched off by MLOPS_EXT_DISABLE")
+    environ["MLOPS_EXT_DISABLE"] = "joblib.argumens"
     advice = [
         f["advice"] for f in json.loads(run("doctor", "--json", env=environ).stdout)["findings"]
     ]
-    assert "did you mean joblib.binding?" in advice
+    assert "did you mean joblib.arguments?" in advice
 
 
 def test_a_disabled_extension_has_no_demo():

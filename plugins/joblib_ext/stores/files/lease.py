@@ -11,16 +11,17 @@ import contextlib
 import errno
 import os
 import time
+from functools import partial
 
 from joblib_ext.entries.entry import HEADER
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores.files.entry_files import EntryFiles
-from joblib_ext.stores.files.lease_source import source_of
-from joblib_ext.stores.files.moving import AMBIGUOUS, discard, set_aside
+from joblib_ext.stores.files.lease_source import LeaseSource, source_of
+from joblib_ext.stores.files.moving import AMBIGUOUS, discard, link, set_aside
 from joblib_ext.stores.files.statx import fresh_path
-from joblib_ext.stores.leases import Lease, keep_renewing
+from joblib_ext.stores.leases import Lease, Refusal
 from joblib_ext.stores.reader import READ, close
-from joblib_ext.stores.store import Refusal, Slot
+from joblib_ext.stores.store import Slot
 from mlops_ext.files import TEMP_SUFFIX, temp_name
 
 # Each level of folders above a first entry can cost one, where replies are lost.
@@ -62,67 +63,42 @@ def acquire(store: EntryFiles, slot: Slot) -> Lease | Refusal:
     Leans on: a link that fails where the name is taken. A lost reply is recognised by the token
     at the path, then or, where a cache hides it, as soon as it shows (see `resume`).
     """
-    path, source = slot.path, source_of(store)
-    try:
-        origin = source.ready()
-    except OSError:
-        return Refusal.NOT_POSSIBLE  # writing the result will say why
-    lease = FileLease(path, source, store.options.lease_s)
-    if not lease.hold():
-        return Refusal.BY_OTHERS
-    outcome: Lease | Refusal = Refusal.NOT_POSSIBLE
-    try:
-        for attempt in range(_TRIES):
-            tried = _link(store, origin, lease)
-            if tried is not None:
-                outcome = tried
-                break
-            if attempt and is_gone(origin):
-                origin = source.ready(stale=origin)
-                lease.record = source.record
-            store.make_folder(path[: path.rindex("/") + 1], slot.version)
-    except OSError:
-        outcome = Refusal.NOT_POSSIBLE
-    except BaseException:
-        lease.release()  # interrupted, perhaps when the link was made
-        raise
-    finally:
-        if outcome is not lease:
-            lease.stop()
-    if outcome is lease:
-        keep_renewing()
-    return outcome
+    source = source_of(store)
+    lease = FileLease(slot.path, source)
+    return lease.take(lambda: _link(store, slot, source, lease))
 
 
-def _link(store: EntryFiles, origin: str, lease: Lease) -> Lease | Refusal | None:
-    """The lease, why it was not taken, or None to try again."""
-    try:
-        os.link(origin, lease.path)
-    except OSError as error:
-        if error.errno in _NO_LINKS:
+def _link(store: EntryFiles, slot: Slot, source: LeaseSource, lease: Lease) -> bool | None:
+    """Link the lease to its place: True if it stands there, False if something else does."""
+    origin = ""
+    for _ in range(_TRIES):
+        stale = origin if origin and is_gone(origin) else ""
+        origin = source.ready(stale)
+        lease.record = source.record
+        is_own = partial(stands, record=lease.record)
+        trouble = link(origin, slot.path, is_own, store.events)
+        if trouble is None:
+            return True
+        if trouble.errno in _NO_LINKS:
             store.events.warn_once(
                 "links",
-                f"this file system has no hard links ({error}); several processes may compute"
+                f"this file system has no hard links ({trouble}); several processes may compute"
                 " the same result",
             )
-            return Refusal.NOT_POSSIBLE
-        if error.errno not in AMBIGUOUS:
-            return Refusal.NOT_POSSIBLE
-        if _stands(lease.path, lease.record):
-            store.events.note("lost-reply", lease.path)
-            return lease
-        return Refusal.BY_OTHERS if error.errno == errno.EEXIST else None
-    return lease
+        if trouble.errno not in AMBIGUOUS:
+            return None
+        if trouble.errno == errno.EEXIST:
+            return False
+        store.make_folder(slot.path[: slot.path.rindex("/") + 1], slot.version)
+    return None
 
 
 def is_gone(path: str) -> bool:
     """Whether the file server has no such file, whatever a cache says."""
     try:
         fresh_path(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.ENOENT
     return False
 
 
@@ -133,16 +109,12 @@ def resume(store: EntryFiles, slot: Slot, record: LeaseRecord) -> Lease | None:
         remove(path, record)  # it would never be renewed again
     if not source.path or record.token != source.record.token:
         return None
-    lease = FileLease(path, source, store.options.lease_s)
-    if not lease.hold():
-        return None
     # Another thread may have had this lease when *record* was read, and have published since.
-    if not _stands(path, record):
-        lease.stop()
+    taken = FileLease(path, source).take(lambda: stands(path, record))
+    if not isinstance(taken, Lease):
         return None
     store.events.note("lost-reply", path)
-    keep_renewing()
-    return lease
+    return taken
 
 
 def read_record(path: str) -> LeaseRecord | None:
@@ -162,7 +134,7 @@ def ended_name(path: str, record: LeaseRecord) -> str:
     return f"{folder}/{_ENDED}{name[:16]}.{record.token.hex()}{TEMP_SUFFIX}"
 
 
-def _stands(path: str, record: LeaseRecord) -> bool:
+def stands(path: str, record: LeaseRecord) -> bool:
     """Whether *path* holds that very lease."""
     found = read_record(path)
     return found is not None and found.token == record.token
@@ -174,10 +146,10 @@ def remove(path: str, record: LeaseRecord, aside: str = "") -> bool | None:
     True where it is gone; False where something else stands there; None where it could not be
     moved.
     """
-    if not _stands(path, record):
+    if not stands(path, record):
         return False
     target = aside or path[: path.rindex("/") + 1] + temp_name("released")
-    moved = set_aside(path, target, lambda found: _stands(found, record))
+    moved = set_aside(path, target, lambda found: stands(found, record))
     if not aside:
         discard(target)
     return None if isinstance(moved, OSError) else moved

@@ -109,7 +109,7 @@ class LeaseSource:
 
 def source_of(store: EntryFiles) -> LeaseSource:
     """The source of this process for one store."""
-    layout, lease_s = store.layout, store.options.lease_s
+    layout, lease_s = store.layout, leases.long_enough(store.options.lease_s)
     name = f"{layout.leases} {lease_s}"
     found = leases.sources.get(name)
     if not isinstance(found, LeaseSource):

@@ -11,6 +11,8 @@ import errno
 import os
 from collections.abc import Callable
 
+from joblib_ext.stores.events import Events
+
 # After these the destination decides: the reply can be lost though the operation took place.
 AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
 
@@ -38,6 +40,20 @@ def set_aside(path: str, aside: str, is_meant: Callable[[str], bool]) -> OSError
         os.link(aside, path)
     discard(aside)
     return False
+
+
+def link(origin: str, place: str, is_own: Callable[[str], bool], events: Events) -> OSError | None:
+    """Link *origin* to *place*: None if it stands there, also where the reply was lost.
+
+    Leans on: a link that fails if the name is taken.
+    """
+    try:
+        os.link(origin, place)
+    except OSError as error:
+        if error.errno not in AMBIGUOUS or not is_own(place):
+            return error
+        events.note("lost-reply", place)
+    return None
 
 
 def discard(path: str) -> None:

@@ -78,32 +78,27 @@ class FileStore(EntryFiles):
 
     # -- house-keeping --------------------------------------------------------------------------
 
-    def clock(self) -> float:
-        """Now, by the clock that gives files their times."""
-        probe = f"{self.layout.root}/{temp_name('clock')}"
+    def litter(self, min_age_s: float) -> Sequence[str]:
+        """Temporary files whose writers are gone: known to be, or silent for so long.
+
+        Ages are measured by the file server's own clock: against a file that is made for it.
+        """
+        layout, found, now = self.layout, [], time.time()
+        probe = f"{layout.root}/{temp_name('clock')}"
         with contextlib.suppress(OSError):
             write_new(probe, [b""])
-            try:
-                return fresh_path(probe).mtime
-            finally:
-                discard(probe)
-        return time.time()
-
-    def litter(self, before: float) -> Iterator[str]:
-        """Temporary files whose writers are gone: known to be, or silent since *before*."""
-        layout = self.layout
+            now = fresh_path(probe).mtime
+        discard(probe)
         folders = [layout.root, layout.leases, *scan.shards(layout)]
         folders += [version.path for version in scan.versions(layout)]
-        for folder in folders:
-            for name in self.names_in(folder):
-                maker = parse_temp_name(name)
-                liveness = maker.liveness() if maker is not None else Liveness.UNKNOWN
-                if not name.endswith(TEMP_SUFFIX) or liveness is Liveness.ALIVE:
-                    continue
-                path = f"{folder}/{name}"
+        for path in (f"{folder}/{name}" for folder in folders for name in self.names_in(folder)):
+            maker = parse_temp_name(path.rpartition("/")[2])
+            liveness = maker.liveness() if maker is not None else Liveness.UNKNOWN
+            if path.endswith(TEMP_SUFFIX) and liveness is not Liveness.ALIVE:
                 with contextlib.suppress(OSError):
-                    if liveness is Liveness.DEAD or fresh_path(path).mtime <= before:
-                        yield path
+                    if liveness is Liveness.DEAD or fresh_path(path).mtime <= now - min_age_s:
+                        found.append(path)
+        return found
 
     def prune(self) -> int:
         """Remove folders of versions that hold nothing but their note; how many there were."""

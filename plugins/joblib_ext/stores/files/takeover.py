@@ -17,14 +17,15 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from joblib_ext.entries.lease_record import LeaseRecord, own_record
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.folders import share
-from joblib_ext.stores.files.lease import acquire, read_record, remove
-from joblib_ext.stores.files.moving import AMBIGUOUS, discard
-from joblib_ext.stores.leases import Lease
-from joblib_ext.stores.store import Refusal, Slot
+from joblib_ext.stores.files.lease import acquire, read_record, remove, stands
+from joblib_ext.stores.files.moving import AMBIGUOUS, discard, link
+from joblib_ext.stores.leases import Lease, Refusal
+from joblib_ext.stores.store import Slot
 from mlops_ext.files import TEMP_SUFFIX, temp_name, write_new
 from mlops_ext.processes.identity import Liveness
 
@@ -77,7 +78,7 @@ def _locked(
     try:
         yield _lock(store, lock, own, is_dead)
     finally:
-        if (found := read_record(lock)) is not None and found.token == own.token:
+        if stands(lock, own):
             discard(lock)
 
 
@@ -90,22 +91,19 @@ def _lock(
         try:
             write_new(origin, [own.pack()])
             share(origin, store.group)
-            os.link(origin, lock)
+            trouble = link(origin, lock, partial(stands, record=own), store.events)
         except OSError as error:
-            if error.errno not in AMBIGUOUS:
-                break
-            found = read_record(lock)
-            if found is not None and found.token == own.token:
-                store.events.note("lost-reply", lock)
-                return None
-            if found is not None:
-                return Refusal.NOT_POSSIBLE if is_dead(found) else Refusal.BY_OTHERS
-            if error.errno not in _NO_ANSWER:
-                return Refusal.BY_OTHERS  # it is done, or about to be; the next look tells
-        else:
-            return None
+            trouble = error
         finally:
             discard(origin)
+        if trouble is None:
+            return None
+        if trouble.errno not in AMBIGUOUS:
+            break
+        if (found := read_record(lock)) is not None:
+            return Refusal.NOT_POSSIBLE if is_dead(found) else Refusal.BY_OTHERS
+        if trouble.errno not in _NO_ANSWER:
+            return Refusal.BY_OTHERS  # it is done, or about to be; the next look tells
     return Refusal.NOT_POSSIBLE
 
 

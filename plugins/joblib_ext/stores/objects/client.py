@@ -65,17 +65,13 @@ class Client:
         self._retry_s = options.retry_s
         self._silent_until = 0.0
         self._pid: int | None = None
-        self._store = open_obstore(
-            location,
-            self._secret,
-            client_options={"timeout": _TOTAL, "read_timeout": _IDLE_BODY},
-            retry_config=_retries(self._retry_s),
-        )
-        self._quick = open_obstore(
-            location,
-            self._secret,
-            client_options={"timeout": f"{min(_QUICK_S, options.lease_s):.2f}s"},
-            retry_config=_retries(options.lease_s / 2),
+        whole = {"timeout": _TOTAL, "read_timeout": _IDLE_BODY}
+        quick = {"timeout": f"{min(_QUICK_S, options.lease_s):.2f}s"}
+        self._store, self._quick = (
+            open_obstore(
+                location, self._secret, client_options=bounds, retry_config=_retries(for_s)
+            )
+            for bounds, for_s in ((whole, self._retry_s), (quick, options.lease_s / 2))
         )
 
     @property

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from joblib_ext.entries.lease_record import LeaseRecord, own_record
-from joblib_ext.stores.leases import Lease, keep_renewing
+from joblib_ext.stores import leases
+from joblib_ext.stores.leases import Lease, Refusal
 from joblib_ext.stores.objects.bucket import Bucket
 from joblib_ext.stores.objects.client import Answer
-from joblib_ext.stores.store import Refusal, Slot
+from joblib_ext.stores.store import Slot
 
 
 class ObjectLease(Lease):
@@ -31,8 +32,8 @@ class ObjectLease(Lease):
     def __init__(self, store: Bucket, path: str) -> None:
         self._store, self.tag, self.lost = store, "", False
         self.lock = threading.Lock()
-        self.record = own_record(store.options.lease_s)
-        super().__init__(path, self, store.options.lease_s)
+        self.record = own_record(leases.long_enough(store.options.lease_s))
+        super().__init__(path, self)
 
     def is_lost(self) -> bool:
         """Whether somebody else's lease, or an entry, stood in its place when it was renewed."""
@@ -43,14 +44,11 @@ class ObjectLease(Lease):
 
         A refusal may be the answer to a second try, after the reply to the first was lost.
         """
-        key = self._store.object_key(self.path)
-        answer = self._store.client.put(key, self.record.pack(), mode)
-        if isinstance(answer, str):
-            self.tag = answer
-            return True
-        if answer is Answer.MISSING:
-            return None  # no such bucket
-        return self._is_mine()
+        with self.lock:
+            answer = self._put(self.record, mode)
+            if isinstance(answer, str):
+                return True
+            return None if answer is Answer.MISSING else self._is_mine()  # missing: no such bucket
 
     def renew(self) -> None:
         """Say that the owner lives."""
@@ -64,19 +62,16 @@ class ObjectLease(Lease):
         """Ask for a longer lease, for a transfer during which it cannot be renewed."""
         self._count_up(int(lease_s * 1000))
 
-    def forget(self) -> None:
-        """After a fork: it is the parent's."""
-
-    def close(self) -> None:
-        """The process ends; it has been released before."""
-
     def _count_up(self, lease_ms: int) -> object:
         self.record = replace(self.record, renewals=self.record.renewals + 1, lease_ms=lease_ms)
         return self._swap(self.record)
 
     def _swap(self, record: LeaseRecord) -> object:
+        return self._put(record, {"e_tag": self.tag}, quick=True)
+
+    def _put(self, record: LeaseRecord, mode: object, *, quick: bool = False) -> object:
         key = self._store.object_key(self.path)
-        answer = self._store.client.put(key, record.pack(), {"e_tag": self.tag}, quick=True)
+        answer = self._store.client.put(key, record.pack(), mode, quick=quick)
         if isinstance(answer, str):
             self.tag = answer
         return answer
@@ -133,22 +128,7 @@ def acquire(store: Bucket, slot: Slot, mode: Any = "create") -> Lease | Refusal:
     if not store.keeps_conditions():
         return Refusal.NOT_POSSIBLE
     lease = ObjectLease(store, slot.path)
-    if not lease.hold():
-        return Refusal.BY_OTHERS
-    done: bool | None = False
-    try:
-        with lease.lock:
-            done = lease.acquire(mode)
-    except BaseException:
-        lease.release()  # interrupted, perhaps when it was made
-        raise
-    finally:
-        if not done:
-            lease.stop()
-    if not done:  # if it is not known whether it stands, writing the result will say why
-        return Refusal.NOT_POSSIBLE if done is None else Refusal.BY_OTHERS
-    keep_renewing()
-    return lease
+    return lease.take(lambda: lease.acquire(mode))
 
 
 def take_over(

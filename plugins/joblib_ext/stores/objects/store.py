@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -179,15 +178,6 @@ class ObjectStore(Bucket):
     def _paths(self, rows: list[Any]) -> list[str]:
         return [f"{self.layout.location}/{row['path']}" for row in rows]
 
-    def clock(self) -> float:
-        """Now, by the clock that gives objects their times."""
-        path = f"{self.layout.probes}/{os.urandom(8).hex()}"
-        self.client.put(self.object_key(path), b"1")
-        found = self.client.get(self.object_key(path))
-        now = time.time() if isinstance(found, Answer) else found.meta["last_modified"].timestamp()
-        self.remove(path)
-        return float(now)
-
     def list(self, kind: type[Any]) -> Any:
         """All entries: path, size and time of writing; there is no time of access."""
         when = dt.datetime.fromtimestamp
@@ -215,10 +205,10 @@ class ObjectStore(Bucket):
         """Remove what stands in *folder*; how many objects that were."""
         return self.remove_all([f"{folder}/{name}" for name in self.names_in(folder)])
 
-    def litter(self, before: float) -> Iterator[str]:
+    def litter(self, min_age_s: float) -> Sequence[str]:
         """Nothing: a write is all or nothing."""
-        del before
-        return iter(())
+        del min_age_s
+        return ()
 
     def prune(self) -> int:
         """Nothing: there are no folders."""
