@@ -134,7 +134,7 @@ class LocalCache:
                 self._written = 0
                 self._shrink(size)
             Path(copy.path).parent.mkdir(parents=True, exist_ok=True)
-            publish(copy.path, data)
+            publish(copy.path, [data])
             if is_time:
                 self._shrink(0)  # others have written meanwhile
             return True

@@ -198,7 +198,7 @@ class EntryFiles(BaseStore):
         """Leans on an atomic rename, as core's `publish`."""
         with contextlib.suppress(OSError):
             make_own_folder(path.rpartition("/")[0], self.group)
-            publish_file(path, data)
+            publish_file(path, [data])
 
     def _look_past_cache(self, folder: str) -> None:
         """Make the client ask the server for *folder* and those above it, up to the root.

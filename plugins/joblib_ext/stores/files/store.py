@@ -17,7 +17,7 @@ from joblib_ext.stores.files.moving import discard
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.layout import CODE_FILE
 from joblib_ext.stores.store import Found, Slot, View
-from mlops_ext.files import TEMP_SUFFIX, parse_temp_name, remove, temp_name, write_new
+from mlops_ext.files import TEMP_SUFFIX, liveness_of_maker, remove, temp_name, write_new
 from mlops_ext.processes.identity import Liveness
 
 
@@ -92,8 +92,7 @@ class FileStore(EntryFiles):
         folders = [layout.root, layout.leases, *scan.shards(layout)]
         folders += [version.path for version in scan.versions(layout)]
         for path in (f"{folder}/{name}" for folder in folders for name in self.names_in(folder)):
-            maker = parse_temp_name(path.rpartition("/")[2])
-            liveness = maker.liveness() if maker is not None else Liveness.UNKNOWN
+            liveness = liveness_of_maker(path.rpartition("/")[2])
             if path.endswith(TEMP_SUFFIX) and liveness is not Liveness.ALIVE:
                 with contextlib.suppress(OSError):
                     if liveness is Liveness.DEAD or fresh_path(path).mtime <= now - min_age_s:
