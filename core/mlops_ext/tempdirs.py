@@ -31,6 +31,7 @@ from mlops_ext.files import markers
 from mlops_ext.processes import identity
 from mlops_ext.processes.forks import in_forked_child
 from mlops_ext.processes.identity import Liveness
+from mlops_ext.processes.open_files import holder
 
 __all__ = [
     "Reaped",
@@ -323,7 +324,7 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
     what is still in use goes when that is closed, or by a later `reap`.
 
     Returns:
-        Whether it is gone. What could not be removed is logged once.
+        Whether it is gone. What could not be removed is logged once, with its holder.
     """
     if files.remove(path, patience_s=0, inode=inode).complete:
         return True
@@ -331,10 +332,11 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
     removal = files.remove(path, inode=inode)
     if removal.complete:
         return True
-    left = removal.left[0]
+    left, held = removal.left[0], holder(path)
     _warn_once(
-        f"{path} could not be removed: {left.path.name}: {left.error.strerror or left.error}."
-        " It is removed when it is free, by a later start at the latest"
+        f"{path} could not be removed: {left.path.name}: {left.error.strerror or left.error}"
+        f"{held and f'; held open by {held}'}. It is removed when it is free, by a later start at"
+        " the latest"
     )
     return False
 

@@ -113,7 +113,9 @@ def test_a_full_disk_is_told_with_the_directory_and_its_size(tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_what_cannot_be_removed_is_logged_once_and_left(tmp_path, caplog, monkeypatch):
+def test_what_cannot_be_removed_is_logged_once_with_its_holder_and_left(
+    tmp_path, caplog, monkeypatch
+):
     busy = OSError(errno.EBUSY, "used by another process")
 
     def refuse(path, **_):
@@ -129,6 +131,7 @@ def test_what_cannot_be_removed_is_logged_once_and_left(tmp_path, caplog, monkey
         assert not tempdirs.remove(held)
         (told,) = [r.message for r in caplog.records if r.message.startswith(f"{held} could")]
         assert "open.bin: used by another process" in told
+        assert f"(pid {os.getpid()}): {held / 'open.bin'}" in told
         assert not directory.close()
     assert directory.marker.exists()
     assert tempdirs.reap(tmp_path).live == (directory.path,)  # this process lives

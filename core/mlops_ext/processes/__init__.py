@@ -1,1 +1,1 @@
-"""Processes of this and other hosts: who they are, whether they live, and how they end."""
+"""Processes of this and other hosts: who they are, whether they live, what they hold open."""
