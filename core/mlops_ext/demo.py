@@ -61,8 +61,8 @@ Event = Claim | Progress
 
 def names() -> list[str]:
     """The names of the demos that are installed and not switched off, sorted."""
-    disabled = settings.load(settings.CoreSettings).disable
-    return sorted(p.name for p in find_entry_points(GROUP) if p.name not in disabled)
+    disabled = set(settings.load(settings.CoreSettings).disable)
+    return sorted(find_entry_points(GROUP).keys() - disabled)
 
 
 def find(name: str) -> Callable[[], Iterator[Event]]:
@@ -71,7 +71,7 @@ def find(name: str) -> Callable[[], Iterator[Event]]:
     Raises:
         UnknownNameError: there is none; the message suggests the nearest.
     """
-    points = {point.name: point for point in find_entry_points(GROUP)}
+    points = find_entry_points(GROUP)
     if name not in points:
         raise UnknownNameError("demo", name, points)
     loaded: Callable[[], Iterator[Event]] = points[name].load()

@@ -216,11 +216,7 @@ _SAME = ("id", "framework", "process", "reason", "upstream", "verified_by")
 
 def _fix(report: PatchReport) -> Fix:
     patch, outcome = report.patch, report.outcome
-    needed = {
-        Outcome.NOT_INSTALLED: None,
-        Outcome.NOT_NEEDED: False,
-        Outcome.OUT_OF_RANGE: None,
-    }.get(outcome, True)
+    is_known = outcome not in {Outcome.NOT_INSTALLED, Outcome.OUT_OF_RANGE}
     is_waiting = outcome is Outcome.NOT_APPLIED and not patch.process
     armed = activation.is_armed(patch.framework) and is_waiting
     how = f"activate it with: mlops-ext run --patch {patch.framework} -- CMD"
@@ -233,7 +229,7 @@ def _fix(report: PatchReport) -> Fix:
     }.get(outcome, outcome.value)
     return Fix(
         version=report.version,
-        needed=needed,
+        needed=outcome is not Outcome.NOT_NEEDED if is_known else None,
         active=outcome is Outcome.APPLIED,
         armed=armed,
         disabled=outcome is Outcome.DISABLED,

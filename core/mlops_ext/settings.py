@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import os
 import stat
 import sys
@@ -90,8 +89,8 @@ def load(cls: type[T], section: str = "", *, arguments: Mapping[str, object] | N
 
     Args:
         cls: a frozen dataclass; its field types decide how texts are read: bool, int, float,
-            str, Path, Literal, Enum, tuple[str, ...] (comma separated), Optional of these, or
-            any class with a ``parse(text)`` classmethod.
+            str, Path, Literal, tuple[str, ...] (comma separated), Optional of these, or any class
+            with a ``parse(text)`` classmethod.
         section: name below ``tool.mlops-ext``; "" for the top level.
         arguments: values given in code; None means not given.
 
@@ -315,11 +314,6 @@ def _convert_class(value: Any, hint: Any, label: str) -> object:
         return _as_bool(value, label)
     if isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
         return value
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        values = [member.value for member in hint]
-        if value in values:
-            return hint(value)
-        raise SettingsError(label, value, f"one of {', '.join(map(str, values))}")
     if hasattr(hint, "parse"):
         try:
             return hint.parse(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import glob
 import logging
 import os
 import re
@@ -262,7 +263,8 @@ def reap(root: Path, *, budget_s: float | None = None) -> Reaped:
     deadline = None if budget_s is None else time.monotonic() + budget_s
     here, booted = identity.own_identity(), identity.booted_at()
     local = identity.on_local_disk(root)
-    for marker in _markers(root):
+    for name in sorted(glob.glob(f"{_PREFIX}*{markers.SUFFIX}", root_dir=root)):  # noqa: PTH207
+        marker = root / name
         if deadline is not None and time.monotonic() > deadline:
             break
         with markers.opened(marker) as descriptor:
@@ -339,14 +341,6 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
         " the latest"
     )
     return False
-
-
-def _markers(root: Path) -> list[Path]:
-    try:
-        names = sorted(path.name for path in root.iterdir())
-    except OSError:
-        return []
-    return [root / n for n in names if n.startswith(_PREFIX) and n.endswith(markers.SUFFIX)]
 
 
 _warned: set[str] = set()

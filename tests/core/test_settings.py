@@ -1,6 +1,5 @@
 """Settings: the order of sources, the reading of texts, and errors that say what to do."""
 
-import enum
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,6 @@ from mlops_ext.errors import SettingsError
 from mlops_ext.memory import MemorySettings
 
 
-class Level(enum.Enum):
-    LOW = "low"
-    HIGH = "high"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     grace_s: float = 5.0
@@ -27,7 +21,7 @@ class Sample:
     root: Path | None = None
     names: tuple[str, ...] = ()
     mode: Literal["fast", "safe"] = "safe"
-    level: Level = Level.LOW
+    level: Literal[1, 2] = 1
 
     def __post_init__(self):
         if self.grace_s < 0:
@@ -204,13 +198,10 @@ def test_texts_are_read_by_the_field_s_type(tmp_path):
         "MLOPS_EXT_SAMPLE_STRICT": "Yes",
         "MLOPS_EXT_SAMPLE_ROOT": "/scratch",
         "MLOPS_EXT_SAMPLE_NAMES": "a, b,",
-        "MLOPS_EXT_SAMPLE_LEVEL": "high",
         "MLOPS_EXT_SAMPLE_WORKERS": "",
     }
     loaded = load(Sample, "sample", environ=environ, directory=tmp_path)
-    assert loaded == Sample(
-        grace_s=2.5, strict=True, root=Path("/scratch"), names=("a", "b"), level=Level.HIGH
-    )
+    assert loaded == Sample(grace_s=2.5, strict=True, root=Path("/scratch"), names=("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +211,6 @@ def test_texts_are_read_by_the_field_s_type(tmp_path):
         ("GRACE_S", "soon", "a number"),
         ("STRICT", "perhaps", "true or false"),
         ("MODE", "slow", "fast, safe"),
-        ("LEVEL", "middle", "low, high"),
         ("GRACE_S", "-1", "must not be negative"),
     ],
 )

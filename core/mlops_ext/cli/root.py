@@ -77,7 +77,7 @@ def _extension_commands() -> dict[str, importlib.metadata.EntryPoint]:
     except MlopsExtError:  # told by every command that needs settings
         disabled = ()
     points = find_entry_points("mlops_ext.commands")
-    return {point.name: point for point in points if point.name not in {*_OWN, *disabled}}
+    return {name: points[name] for name in points.keys() - {*_OWN, *disabled}}
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

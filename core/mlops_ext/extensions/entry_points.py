@@ -6,12 +6,9 @@ import importlib.metadata
 from collections.abc import Iterator
 
 
-def find_entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
-    """The entry points of *group*, each name once (the first on ``sys.path`` wins)."""
-    points: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in all_entry_points(group):
-        points.setdefault(point.name, point)
-    return list(points.values())
+def find_entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points of *group* by name; of one name the first on ``sys.path``."""
+    return {point.name: point for point in reversed(all_entry_points(group))}
 
 
 def owner_of(point: importlib.metadata.EntryPoint) -> str | None:

@@ -127,7 +127,7 @@ class PatchSet:
             except BaseException as error:
                 self._undo(mine)
                 if isinstance(error, PatchConflictError):
-                    self._tell([self._report(patch, Outcome.CONFLICT, str(error), error)])
+                    self._tell([self._report(patch, Outcome.CONFLICT, error)])
                 raise
         self._mine.extend(mine)
         self._tell(reports)
@@ -146,7 +146,7 @@ class PatchSet:
                 reports.append(self._report(applied.patch, _release(applied)))
             except PatchConflictError as error:
                 kept.insert(0, applied)
-                reports.append(self._report(applied.patch, Outcome.CONFLICT, str(error), error))
+                reports.append(self._report(applied.patch, Outcome.CONFLICT, error))
         self._mine = kept
         self._tell(reports)
         for report in reports:
@@ -174,7 +174,7 @@ class PatchSet:
         skipped = self._skip(patch)
         conflict = None if skipped or slot is None else check(patch, slot.effective())
         if conflict is not None:
-            return self._report(patch, Outcome.CONFLICT, str(conflict), conflict)
+            return self._report(patch, Outcome.CONFLICT, conflict)
         return skipped or self._report(patch, Outcome.NOT_APPLIED)
 
     def _status_of(self, applied: AppliedPatch) -> PatchReport:
@@ -238,16 +238,13 @@ class PatchSet:
             except PatchConflictError as conflict:  # wrapped meanwhile: the others go on
                 log.warning("patch left in place: %s", conflict)
 
-    def _report(
-        self,
-        patch: Patch,
-        outcome: Outcome,
-        detail: str = "",
-        error: PatchConflictError | None = None,
-    ) -> PatchReport:
-        version = self.versions(patch.distribution)
+    def _report(self, patch: Patch, outcome: Outcome, detail: object = "") -> PatchReport:
         return PatchReport(
-            patch=patch, outcome=outcome, version=version, detail=detail, error=error
+            patch=patch,
+            outcome=outcome,
+            version=self.versions(patch.distribution),
+            detail=str(detail),
+            error=detail if isinstance(detail, PatchConflictError) else None,
         )
 
     def _tell(self, reports: list[PatchReport]) -> None:
