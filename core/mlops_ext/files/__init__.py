@@ -9,7 +9,7 @@ from __future__ import annotations
 from mlops_ext.files.names import TEMP_SUFFIX, liveness_of_maker, temp_name
 from mlops_ext.files.publish import publish, sync_directory, write_new
 from mlops_ext.files.reasons import RemovalError, RemovalReason, classify_removal_error
-from mlops_ext.files.removal import Removal, empty, remove
+from mlops_ext.files.removal import Removal, empty, folder_below, remove
 
 __all__ = [
     "TEMP_SUFFIX",
@@ -18,6 +18,7 @@ __all__ = [
     "RemovalReason",
     "classify_removal_error",
     "empty",
+    "folder_below",
     "liveness_of_maker",
     "publish",
     "remove",

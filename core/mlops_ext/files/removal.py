@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,23 +91,45 @@ def remove(
     return Removal(removed=sweep.removed, left=tuple(sweep.left))
 
 
+@contextmanager
+def folder_below(top: str | Path, folder: str | Path) -> Iterator[int | None]:
+    """A descriptor of *folder*, reached from *top* through no link; None on Windows.
+
+    Another user who may write in there can put links to anywhere in the place of folders between
+    the two. *top* itself may be one: its user chose it.
+
+    Raises:
+        OSError: it is missing, or a link stands in the way.
+        ValueError: *folder* is not below *top*.
+    """
+    names = Path(folder).relative_to(top).parts
+    if not HAS_DESCRIPTORS:
+        yield None
+        return
+    descriptor = os.open(top, DIRECTORY)
+    try:
+        for name in names:
+            below = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def empty(directory: str | Path, *, patience_s: float = 2.0) -> Removal:
     """Remove everything in *directory*, which stays; as `remove` does, entry by entry.
 
     A directory that is missing, or is a link, has nothing to be removed.
     """
-    directory, descriptor = Path(directory), None
+    directory = Path(directory)
     try:
-        if HAS_DESCRIPTORS:
-            descriptor = os.open(directory, DIRECTORY | os.O_NOFOLLOW)
-        elif is_link_like(directory):
-            return Removal(removed=0)
-        names = os.listdir(directory if descriptor is None else descriptor)  # noqa: PTH208
-        done = [remove(directory / n, patience_s=patience_s, parent=descriptor) for n in names]
+        with folder_below(directory.parent, directory) as parent:
+            if parent is None and is_link_like(directory):
+                return Removal(removed=0)
+            names = os.listdir(directory if parent is None else parent)  # noqa: PTH208
+            done = [remove(directory / n, patience_s=patience_s, parent=parent) for n in names]
     except OSError:  # it is missing, no directory, or may not be listed
         return Removal(removed=0)
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
     left = tuple(left for each in done for left in each.left)
     return Removal(removed=sum(each.removed for each in done), left=left)

@@ -108,11 +108,9 @@ class DescriptorSweep(Sweep):
         try:
             top = os.open(path.parent, DIRECTORY | _PATH_ONLY) if parent is None else os.dup(parent)
             self._push(str(path.parent), top, [path.name])
+            self._walk(inode)
         except OSError as error:
             self.record(path, error)
-            return
-        try:
-            self._walk(inode)
         finally:
             self._leave(0)
 

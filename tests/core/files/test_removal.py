@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ext.files import RemovalReason, classify_removal_error, empty, remove
+from mlops_ext.files import RemovalReason, classify_removal_error, empty, folder_below, remove
 from mlops_ext.files import removal as removal_module
 
 
@@ -366,6 +366,30 @@ def test_a_deep_directory_moved_out_of_the_tree_does_not_lead_out_of_it(tmp_path
     assert (outside / "moved").is_dir()
     assert [left.reason for left in removal.left] == [RemovalReason.BUSY]
     assert remove(tree).complete
+
+
+@needs_descriptors
+@pytest.mark.parametrize("link", ["a", "a/b", "a/b/c"])
+def test_a_folder_below_another_is_reached_through_no_link(tmp_path, link):
+    (tmp_path / "top" / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "top")
+    before = len(list(Path("/dev/fd").iterdir()))
+    for top in ("top", "link"):  # the top itself may be one
+        with folder_below(tmp_path / top, str(tmp_path / top / "a" / "b" / "c")) as descriptor:
+            assert os.path.samestat(os.fstat(descriptor), (tmp_path / "top/a/b/c").stat())
+        with folder_below(tmp_path / top, tmp_path / top) as descriptor:
+            assert os.path.samestat(os.fstat(descriptor), (tmp_path / "top").stat())
+    with pytest.raises(ValueError, match="subpath"), folder_below(tmp_path / "top", tmp_path):
+        pytest.fail("it is not below")
+    swapped = tmp_path / "top" / link
+    swapped.rename(tmp_path / "aside")
+    swapped.symlink_to(tmp_path / "aside")
+    with (
+        pytest.raises(NotADirectoryError),
+        folder_below(tmp_path / "top", tmp_path / "top/a/b/c"),
+    ):
+        pytest.fail("a link was followed")
+    assert len(list(Path("/dev/fd").iterdir())) == before
 
 
 @needs_descriptors

@@ -19,6 +19,7 @@ from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.scan import entry_names, rows_in, shards, without_collector
 from joblib_ext.stores.files.trash import empty_later
 from joblib_ext.stores.limits import Limits, Row, choose
+from mlops_ext.files import folder_below
 
 # So many ``stat`` calls take some tens of milliseconds on a local disk.
 EXACT_UP_TO = 20_000
@@ -38,7 +39,7 @@ def enforce(store: EntryFiles, limits: Limits) -> int:
             victims = choose([row for folder in folders for row in rows_in(folder)], limits)
         else:
             victims = _choose_from_sample(folders, count, limits)
-        _remove(victims)
+        _remove(store.layout.location, victims)
     return len(victims)
 
 
@@ -67,16 +68,12 @@ def _choose_from_sample(folders: list[str], count: int, limits: Limits) -> list[
     return choose(rows, Limits(held - surplus_bytes, len(rows) - surplus))
 
 
-def _remove(victims: list[Row]) -> None:
+def _remove(location: str, victims: list[Row]) -> None:
     unlink = os.unlink
     for folder, rows in itertools.groupby(sorted(victims, key=itemgetter(2)), itemgetter(2)):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                for row in rows:
-                    try:
-                        unlink(row[3], dir_fd=descriptor)
-                    except OSError:
-                        continue  # somebody removed it meanwhile
-            finally:
-                os.close(descriptor)
+        with contextlib.suppress(OSError), folder_below(location, folder) as descriptor:
+            for row in rows:
+                try:
+                    unlink(row[3], dir_fd=descriptor)
+                except OSError:
+                    continue  # somebody removed it meanwhile

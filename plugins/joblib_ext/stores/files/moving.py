@@ -17,10 +17,18 @@ from joblib_ext.stores.events import Events
 AMBIGUOUS = frozenset({errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTDIR})
 
 
-def set_aside(path: str, aside: str, is_meant: Callable[[str], bool]) -> OSError | bool:
+def set_aside(
+    path: str, aside: str, is_meant: Callable[[str], bool], parent: int | None = None
+) -> OSError | bool:
     """Move *path* to *aside*; what is not meant is put back.
 
     Leans on: an atomic rename, a link that fails if the name is taken.
+
+    Args:
+        path: what is moved; relative to the open directory *parent* if one is given.
+        aside: the place that it is moved to.
+        is_meant: whether what now stands aside is what was to be moved.
+        parent: a descriptor, or None.
 
     Returns:
         True if it stands aside, False if something else stood there or nothing, and the error if
@@ -28,7 +36,7 @@ def set_aside(path: str, aside: str, is_meant: Callable[[str], bool]) -> OSError
     """
     refused: OSError | None = None
     try:
-        os.rename(path, aside)  # noqa: PTH104  # texts throughout
+        os.rename(path, aside, src_dir_fd=parent)
     except OSError as error:
         if error.errno not in AMBIGUOUS or error.errno == errno.EIO:
             refused = error
@@ -37,7 +45,7 @@ def set_aside(path: str, aside: str, is_meant: Callable[[str], bool]) -> OSError
     if is_meant(aside):
         return True
     with contextlib.suppress(OSError):
-        os.link(aside, path)
+        os.link(aside, path, dst_dir_fd=parent)
     discard(aside)
     return False
 

@@ -23,16 +23,22 @@ def clear(store: EntryFiles, folder: str) -> None:
         OSError: some are still there.
     """
     target = f"{store.layout.trash}/{temp_name('cleared')}"
+    above, _, name = folder.rpartition("/")
     trouble: OSError | bool
     try:
-        make_own_folder(store.layout.trash)
-        trouble = set_aside(folder, target, lambda _: True)
-    except OSError as error:
-        trouble = error
-    if trouble is True:
-        empty_later(store)
-    elif left := remove(folder).left:
-        raise left[0].error from left[0]
+        with files.folder_below(store.layout.location, above) as parent:
+            try:
+                make_own_folder(store.layout.trash)
+                place = folder if parent is None else name
+                trouble = set_aside(place, target, lambda _: True, parent)
+            except OSError as error:
+                trouble = error
+            if trouble is True:
+                empty_later(store)
+            elif left := remove(folder, parent=parent).left:
+                raise left[0].error from left[0]
+    except FileNotFoundError:  # nothing was stored yet
+        return
 
 
 def empty_later(store: EntryFiles) -> None:
