@@ -27,9 +27,9 @@ from mlops_ext.memory.history.allocations import (
     best_ladder,
     outcome_of,
 )
-from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
+from mlops_ext.memory.history.observations import CURVE_POINTS, Observation, compress_curve
 from mlops_ext.memory.history.predictors import Views
-from mlops_ext.memory.history.resize import Choice, Curved, replay
+from mlops_ext.memory.history.resize import Choice, Terms, cost_of
 
 KEY = TaskKey(pipeline="p", step="s")
 bytes_ = st.integers(min_value=0, max_value=2**63 - 1)
@@ -204,11 +204,12 @@ def test_a_curve_keeps_its_peak_and_few_points(curve):
 def test_a_replayed_run_ends_and_is_never_given_less_than_it_used(curve, start, choice, latency_s):
     kept = compress_curve(curve)
     runtime_s = kept[-1][0] + 1.0 if kept else 1.0
-    run = Curved(curve=kept, runtime_s=runtime_s, first=start, peak=0.0)
-    result = replay(run, choice, latency_s)
+    run = Observation(peak=1, curve=kept, runtime_s=runtime_s, first_limit=int(start))
+    allocated = runtime_s * cost_of(run, choice, Terms(latency_s=latency_s))
     used = sum(
         size * (following - when)
         for (when, size), (following, _) in itertools.pairwise([*kept, (runtime_s, 0)])
     )
-    assert result.allocated >= 0.999 * used
-    assert (result.kills == 0) or kept[-1][1] > start
+    assert allocated >= 0.999 * used
+    killed = cost_of(run, choice, Terms(latency_s=latency_s, kill=1e300)) >= 1e300
+    assert not killed or kept[-1][1] > int(start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ def mlops_ext_memory_policies() -> Mapping[str, MemoryPolicy]:
 
     settings = load(MemorySettings, "memory")
     return {
-        "fixed": RequestPolicy(growth=1, settings=settings),
-        "double": RequestPolicy(growth=settings.growth, settings=settings),
+        "fixed": RequestPolicy(settings=replace(settings, growth=1.0)),
+        "double": RequestPolicy(settings=settings),
         "history": HistoryPolicy(records=_records(settings.history), settings=settings),
     }
 

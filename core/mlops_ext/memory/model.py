@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
-from mlops_ext.memory.quantity import Quantity
+from mlops_ext.memory.quantity import Quantity, as_number
 
 _LARGEST_INPUT = 2.0**63
 
@@ -36,17 +36,16 @@ class Features:
     """What is known of a task *before* it starts.
 
     Attributes:
-        input_bytes: size of its input; None where it is not known. A value below one byte or
-            beyond 2**63, or NaN, counts as not known.
+        input_bytes: size of its input; None if it is not known. What is no number from one byte
+            to 2**63 counts as not known.
     """
 
     input_bytes: float | None = None
 
     @property
     def known_input(self) -> float | None:
-        """The input size where it can be used, else None."""
-        size = self.input_bytes
-        return float(size) if size is not None and 1 <= size <= _LARGEST_INPUT else None
+        """The input size if it can be used, else None."""
+        return as_number(self.input_bytes, 1.0, _LARGEST_INPUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +92,8 @@ class Caps:
             (self.quota, "the namespace's ResourceQuota"),
             (self.node, node),
         )
-        caps = [Cap(memory=memory, name=name) for memory, name in named if memory]
+        sized = ((Quantity.of(memory), name) for memory, name in named)
+        caps = [Cap(memory=memory, name=name) for memory, name in sized if memory]
         return min(caps, key=lambda cap: cap.memory, default=None)
 
 
@@ -104,7 +104,7 @@ class InPlace:
     Attributes:
         start: the limit at the start.
         threshold: grow as soon as usage reaches this fraction of the limit.
-        growth: the new limit is the old one times this.
+        growth: the next limit is the last one times this.
         ceiling: never beyond this; None where nothing is known to limit it.
     """
 
@@ -117,7 +117,7 @@ class InPlace:
         """Refuse values that could never grow."""
         if not 0 < self.threshold <= 1:
             raise ValueError(f"InPlace.threshold = {self.threshold!r}: expected 0 < value <= 1")
-        if not self.growth > 1:
+        if not 1 < self.growth < math.inf:
             raise ValueError(f"InPlace.growth = {self.growth!r}: expected more than 1")
 
     def next_limit(self, limit: Quantity, usage: int) -> Quantity | None:
@@ -143,7 +143,8 @@ class MemoryPlan:
         reason: one plain sentence that says why, for logs and dashboards.
         in_place: how to grow without a restart; None where that does not pay.
         cap: no allocation is above it; None where nothing limits.
-        growth: beyond the ladder each retry gets this times as much; 1: no more than the ladder.
+        growth: beyond the ladder the next limit is the last one times this; 1: no more than the
+            ladder.
         request: what the user asked for: the last retry gets no less.
     """
 
@@ -163,6 +164,8 @@ class MemoryPlan:
                 )
         if self.ladder and not self.ladder[0] > 0:
             raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: expected positive allocations")
+        if not 1 <= self.growth < math.inf:
+            raise ValueError(f"MemoryPlan.growth = {self.growth!r}: expected 1 or more")
         if self.cap is not None and self.ladder and self.ladder[-1] > self.cap.memory:
             raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: above the cap {self.cap}")
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from mlops_ext.memory.model import (
     Attempt,
     Caps,
     Cause,
-    Curve,
     Decision,
     Evidence,
     Fail,
@@ -32,37 +30,46 @@ _MIN_MEMORY = Quantity(16 * _MIB)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySettings:
-    """Settings of the memory policies: ``[tool.mlops-ext.memory]``."""
+    """Settings of the memory policies: ``[tool.mlops-ext.memory]``.
+
+    Attributes:
+        prefer: what to spend memory on. Balanced: a kill costs people more than the memory-time it
+            burns; less-waste suits cheap batch work, fewer-kills what somebody waits for.
+        kill_price: the number behind *prefer*, in its place: the price of a kill, in mean peak
+            times mean run time; a kill of a small task counts as one of 1 GB and two minutes more.
+        restart_s: start-up time of an attempt (scheduling, image, imports), during which its
+            memory is held for nothing. It makes kills of short tasks dear; 60 s is usual on
+            Kubernetes.
+        time_to_failure: fraction of the run time after which a task that needs too much is
+            killed. 1, the worst case: memory peaks at the end in about half of the published
+            traces.
+        growth: beyond the ladder the next limit is the last one times this. 2 reaches 16 times in
+            4 retries; with 1 a kill beyond the ladder is final.
+        max_oom_retries: retries for out-of-memory kills, apart from the user's own: after 16 times
+            the memory it is rarely the memory that is wrong.
+        retry_memory_error: count a MemoryError or bad_alloc as out of memory. Off: an allocation
+            that no limit refused fails again with more.
+        near_limit: an unexplained signal 9 counts as out of memory if usage was seen above this
+            fraction of the limit; container runtimes lose the reason now and then.
+        first_limit: memory for a first run that nobody gave a request. None: leave it without a
+            limit.
+        history: file of the history. Empty: ``mlops-ext/history.sqlite`` in the user's data
+            directory.
+        min_memory: no allocation is smaller: container runtimes need some MiB themselves to start
+            a process.
+    """
 
     prefer: Literal["fewer-kills", "balanced", "less-waste"] = "balanced"
-    """What to spend memory on. Balanced: a kill costs people more than the memory-time it burns;
-    less-waste suits cheap batch work, fewer-kills what somebody waits for."""
     kill_price: float | None = None
-    """The number behind *prefer*, in its place: the price of a kill, in mean peak times mean run
-    time; a kill of a small task counts as one of 1 GB and two minutes more."""
     restart_s: float = 60.0
-    """Start-up time of an attempt (scheduling, image, imports), during which its memory is held
-    for nothing. It makes kills of short tasks dear; 60 s is usual on Kubernetes."""
     time_to_failure: float = 1.0
-    """Fraction of the run time after which a task that needs too much is killed. 1, the worst
-    case: memory peaks at the end in about half of the published traces."""
     growth: float = 2.0
-    """Beyond the ladder each retry gets this times as much. 2 reaches 16 times in 4 retries."""
     max_oom_retries: int = 4
-    """Retries for out-of-memory kills, apart from the user's own: after 16 times the memory it
-    is rarely the memory that is wrong."""
     retry_memory_error: bool = False
-    """Count a MemoryError or bad_alloc as out of memory. Off: an allocation that no limit
-    refused fails again with more."""
     near_limit: float = 0.9
-    """An unexplained signal 9 counts as out of memory where usage was seen above this fraction
-    of the limit; container runtimes lose the reason now and then."""
     first_limit: Quantity | None = None
-    """Memory for a first run that nobody gave a request. None: leave it without a limit."""
     history: str = ""
-    """File of the history. Empty: ``mlops-ext/history.sqlite`` in the user's data directory."""
     min_memory: Quantity = _MIN_MEMORY
-    """No allocation is smaller: container runtimes need some MiB themselves to start a process."""
 
     def __post_init__(self) -> None:
         """Refuse values that would loop, or never retry by accident."""
@@ -70,7 +77,7 @@ class MemorySettings:
             ("kill_price", self.price_of_kill, self.price_of_kill >= 0, "0 or more"),
             ("restart_s", self.restart_s, self.restart_s >= 0, "0 or more"),
             ("time_to_failure", self.time_to_failure, 0 < self.time_to_failure <= 1, "0 < … ≤ 1"),
-            ("growth", self.growth, self.growth > 1, "more than 1"),
+            ("growth", self.growth, self.growth >= 1, "1 or more"),
             ("max_oom_retries", self.max_oom_retries, self.max_oom_retries >= 0, "0 or more"),
             ("near_limit", self.near_limit, 0 < self.near_limit <= 1, "0 < … ≤ 1"),
         )
@@ -118,6 +125,8 @@ def escalate(
     plan: MemoryPlan, attempt: Attempt, evidence: Evidence, settings: MemorySettings
 ) -> Decision:
     """What to do after *attempt*: `MemoryPolicy.on_failure` of every policy here. Pure."""
+    attempt = replace(attempt, memory=Quantity.of(attempt.memory))
+    evidence = replace(evidence, peak=Quantity.of(evidence.peak))
     cause = classify(evidence, attempt, settings)
     if cause is Cause.REFUSED:
         return _after_refusal(plan, attempt, evidence)
@@ -219,41 +228,32 @@ def _no_more(plan: MemoryPlan, attempt: Attempt) -> str:
 
 
 def request_plan(
-    request: Quantity | None, caps: Caps, settings: MemorySettings, *, growth: float, why: str
+    request: Quantity | None, caps: Caps, settings: MemorySettings, *, why: str
 ) -> MemoryPlan:
     """The plan that gives the user's *request*, within the cap; *why* opens its reason."""
-    cap = caps.binding
-    wanted = request or settings.first_limit
+    cap = caps.binding if isinstance(caps, Caps) else None
+    asked = Quantity.of(request)
+    wanted = asked or settings.first_limit
     ladder: tuple[Quantity, ...]
     if not wanted:
         ladder, reason = (), "no request is set, so no limit."
     elif cap is not None and wanted > cap.memory:
         ladder, reason = (cap.memory,), f"{wanted.human} was asked for, but the cap is {cap}."
     else:
-        source = "as requested" if request else "the setting memory.first_limit"
+        source = "as requested" if asked else "the setting memory.first_limit"
         ladder, reason = (wanted,), f"{wanted.human}, {source}."
-    return MemoryPlan(ladder=ladder, cap=cap, growth=growth, reason=f"{why}: {reason}")
+    return MemoryPlan(ladder=ladder, cap=cap, growth=settings.growth, reason=f"{why}: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestPolicy:
-    """The user's request first, *growth* times as much after each out-of-memory kill.
+    """The user's request first, ``memory.growth`` times as much after each out-of-memory kill.
 
-    Registered as "double" with ``memory.growth``, and as "fixed" with 1: then a kill is final,
-    and a disruption still moves the task to another node.
-
-    Attributes:
-        growth: factor of each retry, from 1. 2: it reaches 16 times the request in 4 retries.
-        settings: the settings of all policies, but for their growth.
+    Registered as "double", and as "fixed" with a growth of 1: then a kill is final, and a
+    disruption still moves the task to another node.
     """
 
-    growth: float = 2.0
     settings: MemorySettings = field(default_factory=MemorySettings)
-
-    def __post_init__(self) -> None:
-        """Refuse a growth that would give a retry less."""
-        if not 1 <= self.growth < math.inf:
-            raise ValueError(f"RequestPolicy.growth = {self.growth!r}: expected 1 or more")
 
     @property
     def learns(self) -> bool:
@@ -263,7 +263,7 @@ class RequestPolicy:
     def with_budget(self, *, oom_retries: int, retry_memory_error: bool) -> RequestPolicy:
         """The same policy with a step's own number of retries."""
         settings = self.settings.with_budget(oom_retries, retry_memory_error=retry_memory_error)
-        return replace(self, settings=settings)
+        return RequestPolicy(settings=settings)
 
     def decide(
         self,
@@ -273,29 +273,13 @@ class RequestPolicy:
         caps: Caps,
     ) -> MemoryPlan:
         """The request, then growth."""
-        why = f"Request, then {self.growth:g} times as much after each kill"
-        return request_plan(
-            request,
-            caps,
-            self.settings,
-            growth=self.growth,
-            why=why if self.growth > 1 else "Fixed",
-        )
+        growth = self.settings.growth
+        why = f"Request, then {growth:g} times as much after each kill" if growth > 1 else "Fixed"
+        return request_plan(request, caps, self.settings, why=why)
 
     def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
         """What follows from the plan; see `escalate`."""
         return escalate(plan, attempt, evidence, self.settings)
 
-    def observe(  # noqa: PLR0913 - what is known of a run
-        self,
-        key: TaskKey,
-        features: Features,
-        peak: Quantity,
-        runtime_s: float,
-        *,
-        censored: bool = False,
-        curve: Curve = (),
-        plan: MemoryPlan | None = None,
-        resizes_s: Sequence[float] = (),
-    ) -> None:
+    def observe(self, *args: Any, **run: Any) -> None:
         """Nothing: this policy learns nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from mlops_ext.errors import QuantityError
 
@@ -18,6 +18,7 @@ _PATTERN = re.compile(
 _BINARY = {suffix: 1024**power for power, suffix in enumerate(("", "Ki", "Mi", "Gi", "Ti", "Pi"))}
 _DECIMAL = {suffix: 1000**power for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"))}
 _SMALL = {"n": 9, "u": 6, "m": 3}
+_FORM = "it has another form: suffixes are Ki, Mi, Gi and k, M, G, without a space, without the B"
 # The API server keeps quantities in an int64.
 _LARGEST = 2**63 - 1
 # No size within int64 needs more; refused here so that a hostile text costs nothing.
@@ -53,10 +54,10 @@ class Quantity(int):
 
         For sizes that were computed: cgroups without a limit report nearly 2**63 bytes.
         """
-        return cls(min(math.ceil(size), _LARGEST))
+        return cls(math.ceil(min(size, _LARGEST)))
 
     @classmethod
-    def parse(cls, text: str | float) -> Self:
+    def parse(cls, text: Any) -> Self:
         """The size that *text* means; a part of a byte is rounded up, as Kubernetes does.
 
         ``m`` is milli, as Kubernetes has it: ``128974848000m`` is 128974848 bytes. Less than a
@@ -66,24 +67,15 @@ class Quantity(int):
         Raises:
             QuantityError: *text* is no quantity, negative, or too large.
         """
-        if isinstance(text, bool):
-            raise QuantityError(text, "true and false are no sizes")
-        if isinstance(text, int):
-            return cls(text)
-        if isinstance(text, float):
-            if not math.isfinite(text):
-                raise QuantityError(text, "it is not finite")
-            return cls(math.ceil(text))
         if not isinstance(text, str):
-            raise QuantityError(text, f"it is a {type(text).__name__}")
-        return cls._parse_text(text)
-
-    @classmethod
-    def _parse_text(cls, text: str) -> Self:
+            number = as_number(text, -1e300, 1e300)
+            if number is None:
+                raise QuantityError(text, "it is no finite number")
+            return cls(text if isinstance(text, int) else math.ceil(number))
         stripped = text.strip()
         match = _PATTERN.fullmatch(stripped) if len(stripped) <= _DIGITS else None
         if match is None or not (match["whole"] or match["part"]):
-            raise QuantityError(text, _what_is_wrong(stripped))
+            raise QuantityError(text, _FORM)
         part = match["part"] or ""
         digits = int((match["whole"] or "") + part)
         if match["sign"] == "-" and digits:
@@ -101,6 +93,14 @@ class Quantity(int):
             return cls(-(-scaled // divisor))
         except QuantityError as error:
             raise QuantityError(text, "it is more than 2**63-1 bytes") from error
+
+    @classmethod
+    def of(cls, value: Any) -> Self | None:
+        """The size that *value* means, of whatever type it is; None if it means none."""
+        try:
+            return cls.parse(value)
+        except Exception:  # noqa: BLE001 - it may be anything
+            return None
 
     def __str__(self) -> str:
         """The shortest exact spelling; binary suffixes win a tie."""
@@ -128,14 +128,15 @@ class Quantity(int):
         return str(int(size))
 
 
+def as_number(value: Any, least: float, most: float) -> float | None:
+    """*value* as a float if it is a number from *least* to *most*, else None; a text is none."""
+    if isinstance(value, str | bytes | bool):
+        return None
+    try:
+        number = float(value)
+    except Exception:  # noqa: BLE001 - it may be anything
+        return None
+    return number if least <= number <= most else None
+
+
 _MULTIPLES = {**_BINARY, "Ei": 1024**6, **_DECIMAL}
-
-
-def _what_is_wrong(text: str) -> str:
-    if re.fullmatch(r"[0-9.]+\s*[kmgtpe]i?b", text, re.IGNORECASE):
-        return "Kubernetes writes sizes without the B"
-    if re.fullmatch(r"[0-9.]+\s*K", text):
-        return "kilo is a small k, kibi is Ki"
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*[kmgtpe]i?", text, re.IGNORECASE):
-        return "the suffixes are Ki, Mi, Gi, Ti, Pi, Ei and k, M, G, T, P, E, without a space"
-    return "it is empty" if not text else "it has another form"

@@ -28,6 +28,7 @@ from mlops_ext.memory import (
 
 KEY = TaskKey(pipeline="train", step="fit")
 OOM = Evidence(oom_killed=True, exit_code=137)
+FIXED = RequestPolicy(settings=MemorySettings(growth=1.0))
 
 
 def q(text):
@@ -81,7 +82,7 @@ def test_a_node_that_binds_is_named_with_its_size():
 
 
 def test_fixed_never_gives_more():
-    given, last = attempts(RequestPolicy(growth=1), plan_of(RequestPolicy(growth=1)))
+    given, last = attempts(FIXED, plan_of(FIXED))
     assert given == [q("1Gi")]
     assert "never raises" in last.reason
 
@@ -103,9 +104,7 @@ def test_a_kill_without_a_limit_is_answered_with_a_limit():
     huge = policy.on_failure(plan, Attempt(memory=None), Evidence(oom_killed=True, peak=q("9Gi")))
     assert huge.memory == q("6Gi")
     assert isinstance(
-        RequestPolicy(growth=1).on_failure(
-            plan_of(RequestPolicy(growth=1), None), Attempt(memory=None), OOM
-        ),
+        FIXED.on_failure(plan_of(FIXED, None), Attempt(memory=None), OOM),
         Fail,
     )
 
@@ -193,7 +192,7 @@ def test_plans_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="threshold"):
         InPlace(start=q("1Gi"), threshold=0.0, growth=2.0)
     with pytest.raises(ValueError, match="growth"):
-        MemorySettings(growth=1.0)
+        MemorySettings(growth=0.9)
     with pytest.raises(ValueError, match="kill_price"):
         MemorySettings(kill_price=float("nan"))
 
@@ -230,8 +229,10 @@ def test_the_last_retry_gets_the_request_and_never_more_than_the_cap():
 
 @pytest.mark.parametrize("growth", [0.5, 0, float("inf"), float("nan")])
 def test_a_growth_that_would_give_less_is_refused(growth):
-    with pytest.raises(ValueError, match=r"RequestPolicy\.growth"):
-        RequestPolicy(growth=growth)
+    with pytest.raises(ValueError, match=r"memory\.growth"):
+        MemorySettings(growth=growth)
+    with pytest.raises(ValueError, match=r"MemoryPlan\.growth"):
+        MemoryPlan(ladder=(), reason="", growth=growth)
 
 
 def test_a_step_has_its_own_budget_and_the_policy_keeps_its():

@@ -20,13 +20,12 @@ _TAIL_STEPS = ((0.25, 0.35), (0.7, 0.25), (1.3, 0.2), (2.2, 0.13), (4.0, 0.07))
 _UPPER = 0.8
 # Tail spread per mean excess over that quantile. Values from 0.35 to 0.7 do as well.
 _SPREAD = 0.7
+# A task that may not grow beyond its ladder is judged as though it grew by this.
+LEAST_GROWTH = 1.1
 # Enough for any price: 1.5**60 is 4e10 times the first step.
 _PRICE_STEPS = 60
-# Least spread of the tail, relative to the largest peak: some tasks repeat to 0.1 %, and sizes
-# are rounded up to whole MiB anyway.
-_LEAST_SPREAD = 0.0003
-# Least spread after one run; it falls with the square of the number of runs, as equal peaks
-# soon speak for a narrow distribution.
+# Least spread of the tail after one run, relative to the largest peak; it falls with the square
+# of the number of runs, as equal peaks soon speak for a narrow distribution.
 _FIRST_SPREAD = 0.25
 
 
@@ -65,11 +64,11 @@ class Peaks:
         return self.values[bisect.bisect_left(mass, 0.5 * mass[-1])]
 
 
-def add_tail(peaks: Peaks, *, spread: float = 1.0) -> Peaks:
+def add_tail(peaks: Peaks) -> Peaks:
     """*peaks* thinned to a grid, with mass ``1/(count + 1)`` above its largest value.
 
     The chance that the next of n + 1 exchangeable runs is the largest is 1/(n + 1). The tail's
-    spread is that of the upper peaks (mean excess), times *spread*, and wider after few runs.
+    spread is that of the upper peaks (mean excess), and wider after few runs.
     """
     values = peaks.values
     mass = list(itertools.accumulate(peaks.weights))
@@ -78,8 +77,8 @@ def add_tail(peaks: Peaks, *, spread: float = 1.0) -> Peaks:
     first = bisect.bisect_left(values, quantile)
     upper: float = sum(map(operator.mul, values[first:], peaks.weights[first:]))
     excess = upper / sum(peaks.weights[first:]) - quantile
-    min_spread = top * max(_LEAST_SPREAD, _FIRST_SPREAD / max(peaks.count, 1.0) ** 2)
-    spread *= _SPREAD * min(max(excess, min_spread), top)
+    min_spread = top * _FIRST_SPREAD / max(peaks.count, 1.0) ** 2
+    spread = _SPREAD * min(max(excess, min_spread), top)
     beyond = mass[-1] / peaks.count
     kept, kept_weights = _thin(values, mass)
     return Peaks(
@@ -176,7 +175,7 @@ def _solve(
 
 def outcome_of(ladder: Sequence[float], peak: float, growth: float) -> Outcome:
     """What a run with this *peak* meets on *ladder*, which grows by *growth* after its end."""
-    kills, failed, allocation = 0, 0.0, 0.0
+    kills, failed, allocation, growth = 0, 0.0, 0.0, max(growth, LEAST_GROWTH)
     for allocation in ladder:
         if allocation >= peak:
             return Outcome(left=allocation - peak, failed=failed, kills=kills)
@@ -209,9 +208,7 @@ class Outcome(NamedTuple):
 
 
 def mix(views: Sequence[tuple[float, Peaks]]) -> Peaks:
-    """One distribution of several, each with its weight; a single one stays as it is."""
-    if len(views) == 1:
-        return views[0][1]
+    """One distribution of several, each with its weight."""
     points: list[tuple[float, float]] = []
     for weight, peaks in views:
         share = weight / sum(peaks.weights)

@@ -5,33 +5,36 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
+import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mlops_ext.errors import HistoryError
-from mlops_ext.memory.history.allocations import Outcome
-from mlops_ext.memory.history.observations import BEGUN_ANEW, Observation, compress_curve
+from mlops_ext.memory.history.observations import BEGUN_ANEW, Observation
 from mlops_ext.memory.model import TaskKey
-from mlops_ext.memory.policies import KILL_PRICES
 from mlops_ext.settings import environment
 
 log = logging.getLogger(__name__)
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS run (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     pipeline TEXT NOT NULL, step TEXT NOT NULL, version TEXT NOT NULL,
     peak INTEGER NOT NULL, runtime_s REAL NOT NULL, input_bytes REAL,
     censored INTEGER NOT NULL, curve TEXT NOT NULL, costs TEXT NOT NULL,
     first INTEGER, ratio REAL, resizes TEXT NOT NULL DEFAULT '[]'
-);
-CREATE INDEX IF NOT EXISTS run_of_step ON run (pipeline, step, id);
-"""
+)
+""",
+    "CREATE INDEX IF NOT EXISTS run_of_step ON run (pipeline, step, id)",
+)
 _VERSION = 1
+# In the order of Observation's attributes.
+_COLUMNS = "peak, runtime_s, version, input_bytes, censored, curve, costs, first, ratio, resizes"
 # Appends between two prunings: they scan the step's rows.
 _PRUNE_EVERY = 64
 # Rows that one pruning removes: for the 50 ms or so nobody else can write.
@@ -76,29 +79,31 @@ class History:
         Raises:
             HistoryError: it could not be written.
         """
-        row = (
-            *_named(key),
-            _text(observation.version),
-            int(observation.peak),
-            observation.runtime_s,
-            observation.input_bytes,
-            int(observation.censored),
-            json.dumps(compress_curve(observation.curve)),
-            json.dumps(observation.outcomes),
-            observation.first_limit,
-            observation.ratio,
-            json.dumps([each if math.isfinite(each) else None for each in observation.resizes_s]),
-        )
+        row = [*_named(key), *(_kept(getattr(observation, f.name)) for f in fields(Observation))]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._insert(key, row)
-            except _DamagedError as error:
-                aside = self._move_aside()
-                log.warning("memory history was damaged (%s): moved to %s", error, aside)
-                self._insert(key, row)
+            except _DamagedError:
+                with _alone_in(self.path.parent):
+                    self._insert_anew(key, row)
         except OSError as error:
             raise HistoryError(self.path, str(error)) from error
+
+    def _insert_anew(self, key: TaskKey, row: Sequence[Any]) -> None:
+        """Insert *row*, into a new file unless another process has begun one by now.
+
+        The damaged file is renamed, after its journal, which must not be applied to a new one.
+        """
+        try:
+            self._insert(key, row)
+        except _DamagedError as error:
+            aside = self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(8)}")
+            for suffix in ("-journal", ""):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
+            log.warning("memory history was damaged (%s): moved to %s", error, aside)
+            self._insert(key, row)
 
     def _insert(self, key: TaskKey, row: Sequence[Any]) -> None:
         with self._connect(create=True) as database:
@@ -106,8 +111,7 @@ class History:
                 raise HistoryError(self.path, "it could not be laid out")
             database.execute("BEGIN IMMEDIATE")
             cursor = database.execute(
-                "INSERT INTO run (pipeline, step, version, peak, runtime_s, input_bytes, censored,"
-                " curve, costs, first, ratio, resizes)"
+                f"INSERT INTO run (pipeline, step, {_COLUMNS})"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
@@ -119,14 +123,6 @@ class History:
                 # A script, since execute() would stop after the first page.
                 database.executescript(f"PRAGMA incremental_vacuum({_MAX_PRUNED})")
 
-    def _move_aside(self) -> Path:
-        """Rename the damaged file, and its journal, which must not be applied to a new one."""
-        aside = self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(8)}")
-        for suffix in ("-journal", ""):
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
-        return aside
-
     def read(
         self, key: TaskKey, *, after: int = 0, limit: int = 400
     ) -> Sequence[tuple[int, Observation]]:
@@ -135,23 +131,20 @@ class History:
         Raises:
             HistoryError: the file cannot be read.
         """
-        if not self._is_there():
-            return []
         with self._connect(create=False) as database:
             if database is None:
                 return []
             base = BEGUN_ANEW * _number(database, "PRAGMA application_id")
             rows = database.execute(
-                "SELECT id, version, peak, runtime_s, input_bytes, censored, curve, costs,"
-                " first, ratio, resizes FROM run"
+                f"SELECT id, {_COLUMNS} FROM run"
                 " WHERE pipeline = ? AND step = ? AND id > ? ORDER BY id DESC LIMIT ?",
                 (*_named(key), after - base if 0 <= after - base < BEGUN_ANEW else 0, limit),
             ).fetchall()
         found = []
         for row in reversed(rows):
             try:
-                found.append((base + row[0], _observation(row)))
-            except (ValueError, TypeError, AttributeError) as error:
+                found.append((base + row[0], _observation(row[1:])))
+            except (ValueError, TypeError) as error:
                 log.debug("row %s of %s is damaged and left out: %s", row[0], self.path, error)
         return found
 
@@ -161,8 +154,6 @@ class History:
         Raises:
             HistoryError: the file cannot be read.
         """
-        if not self._is_there():
-            return []
         with self._connect(create=False) as database:
             if database is None:
                 return []
@@ -170,12 +161,6 @@ class History:
                 "SELECT pipeline, step, COUNT(*) FROM run GROUP BY pipeline, step"
                 " ORDER BY pipeline, step"
             ).fetchall()
-
-    def _is_there(self) -> bool:
-        try:
-            return self.path.exists()
-        except OSError as error:
-            raise HistoryError(self.path, str(error)) from error
 
     def _prune(self, database: sqlite3.Connection, key: TaskKey) -> None:
         """Remove the oldest rows beyond what is kept; many are removed a part at a time."""
@@ -194,13 +179,16 @@ class History:
 
     @contextlib.contextmanager
     def _connect(self, *, create: bool) -> Iterator[sqlite3.Connection | None]:
-        """A connection in autocommit mode, closed at the end; None: the file is still empty."""
+        """A connection in autocommit mode, closed at the end; None: there is nothing yet."""
         try:
+            if not create and not self.path.exists():
+                yield None
+                return
             with contextlib.closing(
                 sqlite3.connect(self.path, timeout=self.busy_s, isolation_level=None)
             ) as database:
                 yield database if self._is_ready(database, create=create) else None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             text = str(error)
             is_ours = self.path.suffix in _SUFFIXES
             if "malformed" in text or ("not a database" in text and is_ours):
@@ -209,29 +197,24 @@ class History:
 
     def _is_ready(self, database: sqlite3.Connection, *, create: bool) -> bool:
         """Whether the tables are there, after laying them out where *create* asks for that."""
-        found = _number(database, "PRAGMA user_version")
-        if found > _VERSION:
-            raise HistoryError(self.path, f"a newer mlops-ext wrote it (format {found})")
-        if found == _VERSION:
-            return True
-        if create:
+        if create and not _number(database, "PRAGMA user_version"):
             database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
             database.execute("PRAGMA journal_mode = DELETE")
             database.execute("BEGIN IMMEDIATE")
-            # Another process may have been here since the version was read.
-            found = _number(database, "PRAGMA user_version")
+        found = _number(database, "PRAGMA user_version")  # another process may have been here
+        if found > _VERSION:
+            raise HistoryError(self.path, f"a newer mlops-ext wrote it (format {found})")
         if found == 0 and _number(database, "SELECT COUNT(*) FROM sqlite_master"):
             raise HistoryError(self.path, "it is another program's database")
-        if not create:
-            return False
-        if found == 0:
-            for statement in filter(None, map(str.strip, _SCHEMA.split(";"))):
+        if found == 0 and create:
+            for statement in _SCHEMA:
                 database.execute(statement)
             # Tells this file from one that was here before.
             database.execute(f"PRAGMA application_id = {secrets.randbelow(2**31 - 1) + 1}")
             database.execute(f"PRAGMA user_version = {_VERSION}")
-        database.execute("COMMIT")
-        return True
+        if database.in_transaction:
+            database.execute("COMMIT")
+        return create or found > 0
 
 
 class _DamagedError(HistoryError):
@@ -239,6 +222,19 @@ class _DamagedError(HistoryError):
 
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(path, detail, "it is moved aside when the next run is added to it")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process of this host at a time, if *folder* can be locked."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _number(database: sqlite3.Connection, query: str) -> int:
@@ -254,39 +250,24 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _kept(value: Any) -> Any:
+    """*value* as a column keeps it."""
+    if isinstance(value, str):
+        return _text(value)
+    return json.dumps(value) if isinstance(value, tuple | list | dict) else value
+
+
 def _observation(row: Sequence[Any]) -> Observation:
-    """The observation in *row*.
+    """The observation in *row*, without its number.
 
     Raises:
-        ValueError, TypeError, AttributeError: it is damaged.
+        ValueError, TypeError: it is damaged.
     """
-    _, version, peak, runtime_s, input_bytes, censored, curve, costs, first, ratio, resizes = row
-    if not 0 < peak < 2**63:
-        raise ValueError(f"peak = {peak!r}")
-    runtime_s = float(runtime_s)
-    return Observation(
-        peak=int(peak),
-        runtime_s=runtime_s if math.isfinite(runtime_s) and runtime_s > 0 else 0.0,
-        version=str(version),
-        input_bytes=None if input_bytes is None else float(input_bytes),
-        censored=bool(censored),
-        curve=tuple((float(when), int(size)) for when, size in json.loads(curve)),
-        outcomes=_outcomes(json.loads(costs)),
-        first_limit=int(first) if first and first > 0 else None,
-        ratio=float(ratio) if ratio and 0 < ratio < math.inf else None,
-        resizes_s=tuple(math.inf if each is None else float(each) for each in json.loads(resizes)),
-    )
-
-
-def _outcomes(costs: dict[str, Any]) -> dict[str, Sequence[Outcome]]:
-    """The outcomes in *costs*; what is none, or was written for other prices, is left out."""
-    found: dict[str, Sequence[Outcome]] = {}
-    for name, ladders in costs.items():
-        with contextlib.suppress(TypeError, ValueError):
-            outcomes = [Outcome(*map(float, ladder)) for ladder in ladders]
-            if len(outcomes) == len(KILL_PRICES) and all(map(math.isfinite, sum(outcomes, ()))):
-                found[str(name)] = outcomes
-    return found
+    names = [field.name for field in fields(Observation)]
+    found = dict(zip(names, row, strict=True))
+    for name in ("curve", "outcomes", "resizes_s"):
+        found[name] = json.loads(found[name])
+    return Observation(**found)
 
 
 def default_path() -> Path:

@@ -8,15 +8,13 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.history.observations import (
     BEGUN_ANEW,
     Observation,
     Records,
-    compress_curve,
 )
 from mlops_ext.memory.history.series import WINDOW, Series
 from mlops_ext.memory.model import (
@@ -40,8 +38,10 @@ logger = logging.getLogger(__name__)
 _MIB = 1024**2
 # Runs of the very same version from which on the other versions are left out.
 _OWN = 8
-# With fewer runs than this the user's request counts: it is the second allocation.
+# With fewer runs than this the user's request is the second allocation.
 _TRUSTED = 5
+# With fewer than this it follows the first allocation that no run has outgrown.
+_KNOWN = 30
 # The reason names the input where those that look at it have more than this share.
 _MOSTLY = 0.5
 # Seconds until a resize takes effect where none was seen: the kubelet looks at a pod at least
@@ -91,13 +91,13 @@ class HistoryPolicy:
         self, key: TaskKey, features: Features, request: Quantity | None, caps: Caps
     ) -> MemoryPlan:
         """The plan for a task about to start."""
-        key = _shared(key)
         try:
+            key = _shared(key)
             with self._task(key) as task:
-                return self._plan(task, key, features.known_input, request, caps)
+                return self._plan(task, key, features.known_input, Quantity.of(request), caps)
         except Exception as error:  # noqa: BLE001 - a history that fails must never fail a task
             logger.warning("memory history unusable, falling back to the request: %s", error)
-            return self._request_plan(request, caps, "History unusable")
+            return request_plan(request, caps, self.settings, why="History unusable")
 
     def on_failure(self, plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> Decision:
         """The next allocation after an out-of-memory kill; see `escalate`."""
@@ -115,42 +115,40 @@ class HistoryPolicy:
         plan: MemoryPlan | None = None,
         resizes_s: Sequence[float] = (),
     ) -> None:
-        """Add a run to the history; a peak that is not positive is left out.
+        """Add a run to the history; one whose peak was not measured is left out.
 
         The attempts of a run that were killed count as one: the largest limit of theirs, until
         the run gets through.
         """
-        key = _shared(key)
-        if peak <= 0:
-            logger.debug("run of %s left out: no peak was measured", key)
-            return
-        size = features.known_input
-        outcomes: Mapping[str, Sequence[Outcome]] = {}
-        first, ratio = plan.first_limit if plan else None, None
-        if not censored:
-            try:
-                with self._task(key) as task:
-                    if len(task.series):
-                        ratio, outcomes, first_now = task.series.assess(size, peak, self.settings)
-                        first = first or Quantity.saturated(first_now)
-            except Exception as error:  # noqa: BLE001 - a history that fails must never fail a task
-                logger.debug("run of %s is added without a look at earlier ones: %s", key, error)
-        run = Observation(
-            peak=peak,
-            runtime_s=runtime_s if math.isfinite(runtime_s) and runtime_s > 0 else 0.0,
-            version=key.version,
-            input_bytes=size,
-            censored=censored,
-            curve=compress_curve(curve),
-            outcomes=outcomes,
-            first_limit=first,
-            ratio=ratio,
-            resizes_s=tuple(resizes_s),
-        )
         try:
-            self.records.append(key, run)
-        except Exception as error:  # noqa: BLE001 - as above
+            key = _shared(key)
+            run = Observation(
+                peak=peak,
+                runtime_s=runtime_s,
+                version=key.version,
+                input_bytes=getattr(features, "known_input", None),
+                censored=censored,
+                curve=curve,
+                first_limit=getattr(plan, "first_limit", None),
+                resizes_s=resizes_s,
+            )
+            self.records.append(key, run if run.censored else self._assessed(key, run))
+        except Exception as error:  # noqa: BLE001 - a history that fails must never fail a task
             logger.warning("run not added to the memory history: %s", error)
+
+    def _assessed(self, key: TaskKey, run: Observation) -> Observation:
+        """*run* with what was to be expected of it, if the earlier runs can be read."""
+        try:
+            with self._task(key) as task:
+                if not len(task.series):
+                    return run
+                assessed = task.series.assess(run.input_bytes, run.peak, self.settings)
+            ratio, outcomes, first = assessed
+            first_limit = run.first_limit or math.ceil(first)
+            return replace(run, ratio=ratio, outcomes=outcomes, first_limit=first_limit)
+        except Exception as error:  # noqa: BLE001 - as above
+            logger.debug("run of %s is added without a look at earlier ones: %s", key, error)
+            return run
 
     @contextlib.contextmanager
     def _task(self, key: TaskKey) -> Iterator[_Task]:
@@ -181,62 +179,49 @@ class HistoryPolicy:
         request: Quantity | None,
         caps: Caps,
     ) -> MemoryPlan:
-        series, cap = task.series, caps.binding
-        if not len(series):
-            return self._first_plan(series, key, request, caps)
-        forecast = series.forecast(size, self.settings)
-        wanted = _with_request(forecast.ladder, request if len(series) < _TRUSTED else None)
-        ladder = _allocations(wanted, cap, self.settings.min_memory)
-        in_place = self._in_place(series, ladder[0], cap)
+        series, cap, growth = task.series, caps.binding, self.settings.growth
+        in_place = None
+        if len(series):
+            forecast = series.forecast(size, self.settings)
+            ladder = self._allocations(_with_request(forecast.ladder, request, series, size), cap)
+            in_place = self._in_place(series, ladder[0], cap)
+            reason = _reason(series, forecast.by_input, ladder, cap, request, in_place, growth)
+        else:
+            kills = series.kills.values()
+            killed = max((kill.bound for kill in kills), default=0.0)
+            if killed < (request or 1):
+                return request_plan(request, caps, self.settings, why="First run")
+            own = max((k.bound for k in kills if k.version == key.version), default=0.0)
+            # Code that was killed starts with more, other code, perhaps repaired, as requested.
+            more = growth * killed
+            first = growth * own if own >= (request or 1) else request or more
+            ladder = self._allocations(sorted((first, more)), cap)
+            bound = Quantity.saturated(killed).human
+            who = "Killed" if own else "Other code was killed"
+            limit = f"; the cap is {cap}" if cap is not None and cap.memory < more else ""
+            reason = f"{who} at {bound} before, and never got through: {_steps(ladder)}{limit}."
         return MemoryPlan(
             ladder=ladder,
-            reason=_reason(
-                series, forecast.by_input, ladder, cap, request, in_place, self.settings.growth
-            ),
+            reason=reason,
             in_place=in_place,
             cap=cap,
-            growth=self.settings.growth,
+            growth=growth,
             request=request or None,
         )
 
-    def _request_plan(self, request: Quantity | None, caps: Caps, why: str) -> MemoryPlan:
-        return request_plan(request, caps, self.settings, growth=self.settings.growth, why=why)
-
-    def _first_plan(
-        self, series: Series, key: TaskKey, request: Quantity | None, caps: Caps
-    ) -> MemoryPlan:
-        """The request, and more where runs were killed at as much and never got through.
-
-        Code that was killed before starts with more; other code may be a repaired one, and starts
-        with the request.
-        """
-        killed = max((kill.bound for kill in series.kills), default=0.0)
-        own = max((k.bound for k in series.kills if k.version == key.version), default=0.0)
-        if killed < (request or 1):
-            return self._request_plan(request, caps, "First run")
-        more = killed * self.settings.growth
-        first = own * self.settings.growth if own >= (request or 1) else request or more
-        cap = caps.binding
-        wanted = {Quantity.saturated(size) for size in (first, more)}
-        ladder = tuple(sorted({min(size, cap.memory) for size in wanted} if cap else wanted))
-        limit = f"; the cap is {cap}" if cap is not None and cap.memory < more else ""
-        return MemoryPlan(
-            ladder=ladder,
-            reason=f"{'Killed' if own else 'Other code was killed'} at"
-            f" {Quantity.saturated(killed).human} before, and never got through:"
-            f" {_steps(ladder)}{limit}.",
-            cap=cap,
-            growth=self.settings.growth,
-            request=request or None,
-        )
+    def _allocations(self, ladder: Sequence[float], cap: Cap | None) -> tuple[Quantity, ...]:
+        """*ladder* in whole MiB, not below `min_memory`, not above the cap, strictly rising."""
+        wanted = (max(size, self.settings.min_memory) for size in ladder)
+        sizes = (Quantity.saturated(math.ceil(size / _MIB) * _MIB) for size in wanted)
+        return tuple(sorted({min(size, cap.memory) if cap else size for size in sizes}))
 
     def _in_place(self, series: Series, first: Quantity, cap: Cap | None) -> InPlace | None:
         choice = series.choice(self.settings, self._cache.latency_s)
         if choice is None:
             return None
-        start = _round_up(max(choice.start * first, self.settings.min_memory))
+        (start,) = self._allocations([choice.start * first], cap)
         return InPlace(
-            start=start if cap is None else min(start, cap.memory),
+            start=start,
             threshold=choice.threshold,
             growth=choice.growth,
             ceiling=cap.memory if cap else None,
@@ -297,32 +282,28 @@ def _shared(key: TaskKey) -> TaskKey:
     return replace(key, step=step, version=f"{key.version} #{number}")
 
 
-def _round_up(size: float) -> Quantity:
-    return Quantity.saturated(math.ceil(size / _MIB) * _MIB)
+def _with_request(
+    ladder: Sequence[float], request: Quantity | None, series: Series, size: float | None
+) -> Sequence[float]:
+    """*ladder* with the request in it while few runs are known, if that is higher.
 
-
-def _with_request(ladder: Sequence[float], request: Quantity | None) -> Sequence[float]:
-    """*ladder* with the request in second place, where it starts below the request."""
-    if not request or ladder[0] >= request:
+    It comes second while fewer than `_TRUSTED` runs are known at all. It follows the first
+    allocation that no run has outgrown, or the last one, while there are fewer than `_KNOWN`, or
+    while fewer than `_TRUSTED` had an input that compares with this one.
+    """
+    few = len(series) < _TRUSTED
+    if not request or not (few or len(series) < _KNOWN or series.comparable(size) < _TRUSTED):
         return ladder
-    return [ladder[0], request, *(size for size in ladder if size > request)]
+    largest = 0.0 if few else series.span[1]
+    at = next((index for index, each in enumerate(ladder, 1) if each >= largest), len(ladder))
+    later = [each for each in ladder[at:] if each > request]
+    return [*ladder[:at], request, *later] if request > ladder[at - 1] else ladder
 
 
-def _allocations(
-    ladder: Sequence[float], cap: Cap | None, min_memory: Quantity
-) -> tuple[Quantity, ...]:
-    """*ladder* in whole MiB, at least *min_memory*, at most the cap, strictly rising."""
-    allocations: list[Quantity] = []
-    for size in ladder:
-        allocation = _round_up(max(size, min_memory))
-        allocation = allocation if cap is None else min(allocation, cap.memory)
-        if not allocations or allocation > allocations[-1]:
-            allocations.append(allocation)
-    return tuple(allocations)
-
-
-def _steps(ladder: Sequence[Quantity]) -> str:
-    return ", then ".join(allocation.human for allocation in ladder)
+def _steps(ladder: Sequence[Quantity], request: Quantity | None = None) -> str:
+    return ", then ".join(
+        f"{size.human} as you requested" if size == request else size.human for size in ladder
+    )
 
 
 def _reason(
@@ -341,17 +322,15 @@ def _reason(
     if by_input > _MOSTLY:
         text += ", and the size of the input tells which"
     if series.kills:
-        bound = Quantity.saturated(max(kill.bound for kill in series.kills)).human
+        bound = Quantity.saturated(max(kill.bound for kill in series.kills.values())).human
         text += f", another was killed at {bound}"
-    text += f": {_steps(ladder)}"
+    text += f": {_steps(ladder, request)}"
     if cap is None or ladder[-1] < cap.memory:
         text += f", then {growth:g} times as much each time"
     if in_place:
         text += f". It starts with {in_place.start.human} and grows as it needs more"
     if cap is not None and ladder[-1] >= cap.memory:
         text += f"; the cap is {cap}"
-    elif request and ladder[0] < request and len(series) < _TRUSTED:
-        text += f". Your request of {request.human} comes second while few runs are known"
     elif request and request not in ladder:
         text += f". You requested {request.human}"
     return f"{text}."

@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 
 # The predictor that needs nothing: all earlier peaks, whatever the input.
 DEFAULT = "all"
-# The same, for tasks whose largest peak is a bound: little room above it.
-_CLOSE = "all, close"
 # The predictor for changed tasks: the last few peaks.
 _RECENT = "recent"
 # The predictors that do not look at the input.
-WITHOUT_INPUT = (DEFAULT, _CLOSE, _RECENT)
+WITHOUT_INPUT = (DEFAULT, _RECENT)
 # Runs that count as recent.
 _LAST = 4
-# Spread of a close tail, as a part of the usual one.
-_CLOSE_SPREAD = 0.3
 # With fewer runs the input size is not looked at: a line through them proves nothing.
 _FEWEST = 5
 # No prediction below or above these multiples of the smallest and largest peak seen.
@@ -54,29 +50,21 @@ class Views:
     """What each predictor expects; what needs no input size is worked out once."""
 
     def __init__(self, *, inputs: Sequence[float], peaks: Sequence[float]) -> None:
-        """Of runs with these input sizes (bytes, NaN where not known) and peaks, oldest first."""
-        self._peaks = peaks
+        """Of runs with these input sizes (bytes, NaN if not known) and peaks, oldest first."""
         self._by_input = _ByInput.of(inputs, peaks)
+        self._fixed = {DEFAULT: add_tail(equal(peaks))}
+        if len(peaks) > _LAST:
+            self._fixed[_RECENT] = add_tail(equal(peaks[-_LAST:]))
 
     def names(self, size: float | None) -> Sequence[str]:
         """The predictors that have a view for input *size*, the default first."""
-        names = WITHOUT_INPUT if len(self._peaks) > _LAST else (DEFAULT,)
-        return (*names, *_REACH) if size is not None and self._by_input else names
+        return (*self._fixed, *(_REACH if size is not None and self._by_input else ()))
 
     def view(self, name: str, size: float | None) -> Peaks:
         """The peak that predictor *name* expects for input *size*, tail included."""
-        if name in WITHOUT_INPUT or size is None or self._by_input is None:
-            return self._without_input[name]
+        if name in self._fixed or size is None or self._by_input is None:
+            return self._fixed[name]
         return add_tail(self._by_input.view(name, size))
-
-    @functools.cached_property
-    def _without_input(self) -> dict[str, Peaks]:
-        every = equal(self._peaks)
-        return {
-            DEFAULT: add_tail(every),
-            _CLOSE: add_tail(every, spread=_CLOSE_SPREAD),
-            _RECENT: add_tail(equal(self._peaks[-_LAST:])),
-        }
 
 
 def equal(peaks: Sequence[float]) -> Peaks:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlops_ext.memory.model import Curve
+from mlops_ext.memory.history.observations import Observation
 
 _STARTS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _THRESHOLDS = (0.7, 0.8, 0.9)
@@ -33,61 +33,42 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curved:
-    """An earlier run whose memory over time is known.
+class Terms:
+    """What growing in place costs.
 
     Attributes:
-        curve: the running maximum of its memory.
-        runtime_s: how long it ran, in seconds.
-        first: what its static plan gave it at first, in bytes.
-        peak: its peak in bytes.
+        kill: price of a kill in bytes, as for the static ladder, so that both can be compared.
+        resize: price of a resize in bytes.
+        latency_s: seconds until a resize takes effect.
+        growth: beyond the ladder the next limit is the last one times this.
     """
 
-    curve: Curve
-    runtime_s: float
-    first: float
-    peak: float
+    kill: float = 0.0
+    resize: float = 0.0
+    latency_s: float = 0.0
+    growth: float = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """What a replayed run would have cost.
+def cost_of(run: Observation, choice: Choice, terms: Terms) -> float:
+    """What *run* would have cost with *choice*, in bytes over its run time.
 
-    Attributes:
-        allocated: byte-seconds allocated, those of the killed attempts included.
-        kills: how often memory outgrew the limit before it was raised.
-        resizes: how often the limit was raised.
-    """
-
-    allocated: float
-    kills: int
-    resizes: int
-
-    def cost(self, runtime_s: float, kill: float, resize: float) -> float:
-        """Bytes, over the run time, with these prices of a kill and of a resize in bytes."""
-        return self.allocated / runtime_s + kill * self.kills + resize * self.resizes
-
-
-def replay(run: Curved, choice: Choice, latency_s: float) -> Replay:
-    """*run* as it would have gone with *choice*, where a resize takes *latency_s* to take effect.
-
-    Between two points of the curve nothing is known, so nothing can be done: where memory goes
+    Between two points of the curve nothing is known, so nothing can be done: if memory goes
     from below the threshold to beyond the limit in one step, the run is killed. It starts again
-    with the static plan's first allocation, and after that with twice as much each time.
+    with the static plan's first allocation, and after that with *growth* times as much each time.
     """
-    limit, allocated, resizes, kills = choice.start * run.first, 0.0, 0, 0
+    first = float(run.first_limit or 0)
+    limit, cost = choice.start * first, 0.0
     while True:
-        spent, limit, killed, grown = _attempt(run, limit, choice, latency_s)
-        allocated += spent
-        resizes += grown
+        spent, limit, killed, resizes = _attempt(run, limit, choice, terms.latency_s)
+        cost += spent / run.runtime_s + terms.resize * resizes
         if not killed:
-            return Replay(allocated=allocated, kills=kills, resizes=resizes)
-        kills += 1
-        limit = run.first if limit < run.first else 2.0 * limit
+            return cost
+        cost += terms.kill
+        limit = first if limit < first else terms.growth * limit
 
 
 def _attempt(
-    run: Curved, limit: float, choice: Choice, latency_s: float
+    run: Observation, limit: float, choice: Choice, latency_s: float
 ) -> tuple[float, float, bool, int]:
     """Byte-seconds, last limit, whether it was killed, and the number of resizes."""
     spent, before, resizes = 0.0, 0.0, 0
@@ -114,24 +95,15 @@ def _attempt(
     return spent + max(run.runtime_s - before, 0.0) * limit, limit, False, resizes
 
 
-def best_choice(
-    runs: Sequence[Curved], kill: float, resize: float, latency_s: float
-) -> tuple[Choice, float] | None:
-    """The cheapest choice over *runs* and its mean cost in bytes, or None.
-
-    Args:
-        runs: earlier runs, oldest first.
-        kill: price of a kill in bytes, as for the static ladder, so that both can be compared.
-        resize: price of a resize in bytes.
-        latency_s: seconds until a resize takes effect.
-    """
+def best_choice(runs: Sequence[Observation], terms: Terms) -> tuple[Choice, float] | None:
+    """The cheapest choice over *runs*, oldest first, and its mean cost in bytes, or None."""
     best: tuple[Choice, float] | None = None
     for start, threshold, growth in itertools.product(_STARTS, _THRESHOLDS, _GROWTHS):
         choice = Choice(start=start, threshold=threshold, growth=growth)
         bound = best[1] * len(runs) if best else math.inf
         cost = 0.0
         for run in runs:
-            cost += replay(run, choice, latency_s).cost(run.runtime_s, kill, resize)
+            cost += cost_of(run, choice, terms)
             if cost >= bound:
                 break
         else:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mlops_ext.memory.history.allocations import (
+    LEAST_GROWTH,
     Outcome,
     Peaks,
     Prices,
@@ -17,8 +18,7 @@ from mlops_ext.memory.history.allocations import (
 )
 from mlops_ext.memory.history.observations import Observation
 from mlops_ext.memory.history.predictors import DEFAULT, WITHOUT_INPUT, Views
-from mlops_ext.memory.history.resize import MOST_CURVES, Choice, Curved, best_choice, replay
-from mlops_ext.memory.model import Features
+from mlops_ext.memory.history.resize import MOST_CURVES, Choice, Terms, best_choice, cost_of
 from mlops_ext.memory.policies import KILL_PRICES, MemorySettings
 
 # Runs looked at. More would win about 1 % where thousands alike have run.
@@ -30,16 +30,15 @@ _ETA = 30.0
 # A kill costs as much as one of a task of so many byte-seconds more: somebody looks at it,
 # however small the task is.
 _LEAST_KILL = 1e9 * 120
-_NOTHING = Outcome(0.0, 0.0, 0.0)
 # Predictors with a smaller share of the mixture are left out, for speed.
 _LEAST_SHARE = 0.01
-# A task has changed where its last runs all lie above (or below) all the others, and chance
+# A task has changed if its last runs all lie above (or below) all the others, and chance
 # would do that less often than this: two runs after 44, three after 17, four after 10.
 _CHANGED = 0.001
 # They have to lie apart by this factor: a slow drift is no change.
 _APART = 1.05
-# At most that many runs are taken together for this.
-_LONGEST = 6
+# A peak this many times all others is damaged, if it stands alone when the next run ends.
+_IMPLAUSIBLE = 1000.0
 # Killed runs that never got through, of other inputs or versions, that are kept in mind.
 _KILLS = 8
 # Weight of a kill of another version: what leaked may have been repaired.
@@ -48,8 +47,10 @@ _FOREIGN = 0.5
 _DOUBT = 0.5
 # A kill with less weight than this is forgotten: six successes after it.
 _FORGOTTEN = 0.02
-# Curves needed before growing in place is planned.
-_FEWEST_CURVES = 5
+# Runs are comparable whose input was no less than the next one's, divided by this.
+_COMPARABLE = 4.0
+# Runs needed before growing in place is planned, or one of them is called damaged.
+_ENOUGH = 5
 # Growing in place is for tasks longer than this: what it saves of shorter ones is little.
 _LONG_S = 300.0
 # Price of a resize, in mean peak times run time: a few API calls, and a chance to be refused.
@@ -66,19 +67,19 @@ class Kill:
 
     Attributes:
         bound: the largest limit that was too little.
-        size: input size; NaN where not known.
+        size: input size; None if it is not known.
         version: the code that ran.
         weight: how many runs it counts for.
     """
 
     bound: float
-    size: float
+    size: float | None
     version: str
     weight: float
 
-    def weight_at(self, size: float) -> float:
+    def weight_at(self, size: float | None) -> float:
         """Its weight for a run with input *size*: less for one smaller than the killed run's."""
-        return self.weight * (min(1.0, size / self.size) if size < self.size else 1.0)
+        return self.weight * (min(1.0, size / self.size) if size and self.size else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,17 +101,20 @@ class Series:
     """The runs of a task in order, at most `WINDOW` of them. Not thread-safe."""
 
     def __init__(self) -> None:
-        self.kills: list[Kill] = []
+        self.kills: dict[tuple[str, float | None], Kill] = {}
         self._peaks: list[float] = []
         self._inputs: list[float] = []
         self._runtimes: list[float] = []
-        self._outcomes: dict[str, Sequence[Outcome]] = {}
+        self._outcomes: dict[str, Outcome] = {}
         self._made: Views | None = None
-        self._curves: deque[Curved] = deque(maxlen=MOST_CURVES)
+        self._curves: deque[Observation] = deque(maxlen=MOST_CURVES)
         self._choice: Choice | None = None
         self._chosen_for: float | None = None
         self._record = 0.0
-        self._prices = Prices(failed=1.0, kill=0.0)
+        self._prices, self._terms = (
+            Prices(failed=1.0, kill=0.0),
+            Terms(),
+        )
         self._ratios: list[float] = []
 
     def __len__(self) -> int:
@@ -129,54 +133,59 @@ class Series:
 
     def add(self, run: Observation, *, version: str) -> None:
         """Take *run* in, the next one in order; *version* is the task's own."""
-        size = _known(run.input_bytes)
         if run.censored:
-            self._add_kill(float(run.peak), size, run.version, is_own=run.version == version)
+            self._add_kill(run, is_own=run.version == version)
             return
-        self._resolve(size, run.peak)
+        self._resolve(run)
         self._made = None
-        runtime = run.runtime_s if run.runtime_s > 0 else self._mean_runtime()
-        for values, value in (
-            (self._peaks, float(run.peak)),
-            (self._inputs, size),
-            (self._runtimes, runtime),
-            (self._ratios, run.ratio or 1.0),
+        size = math.nan if run.input_bytes is None else run.input_bytes
+        for values, value in zip(
+            self._columns,
+            (float(run.peak), size, run.runtime_s or self._mean_runtime(), run.ratio or 1.0),
+            strict=True,
         ):
             values.append(value)
             del values[:-WINDOW]
+        self._leave_out_damage()
         self._count(run.outcomes)
         self._notice_change()
-        if run.curve and run.runtime_s > 0 and run.first_limit:
-            self._add_curve(
-                Curved(
-                    curve=run.curve,
-                    runtime_s=run.runtime_s,
-                    first=float(run.first_limit),
-                    peak=float(run.peak),
-                )
-            )
+        if run.curve and run.runtime_s and run.first_limit:
+            self._add_curve(run)
 
-    def _add_kill(self, bound: float, size: float, version: str, *, is_own: bool) -> None:
+    @property
+    def _columns(self) -> tuple[list[float], ...]:
+        """What is kept of each run in the window."""
+        return self._peaks, self._inputs, self._runtimes, self._ratios
+
+    def _leave_out_damage(self) -> None:
+        """Forget a peak far above all others if the run after it did not need as much."""
+        top = max(self._peaks[:-1], default=0.0)
+        at = self._peaks.index(top) if len(self) > _ENOUGH else -1
+        if at >= 0 and top > _IMPLAUSIBLE * max(self._peaks[:at] + self._peaks[at + 1 :]):
+            for values in self._columns:
+                del values[at]
+
+    def _add_kill(self, run: Observation, *, is_own: bool) -> None:
         """Count a kill. Attempts of one run are one kill, with the largest limit of theirs."""
-        same = [k for k in self.kills if k.version == version and _are_same(k.size, size)]
-        kill = Kill(
-            bound=max([bound, *(k.bound for k in same)]),
-            size=size,
-            version=version,
+        before = self.kills.pop((run.version, run.input_bytes), None)
+        self.kills[run.version, run.input_bytes] = Kill(
+            bound=max(float(run.peak), before.bound if before else 0.0),
+            size=run.input_bytes,
+            version=run.version,
             weight=1.0 if is_own else _FOREIGN,
         )
-        self.kills = [*(k for k in self.kills if k not in same), kill][-_KILLS:]
+        if len(self.kills) > _KILLS:
+            del self.kills[next(iter(self.kills))]
 
-    def _resolve(self, size: float, peak: int) -> None:
+    def _resolve(self, run: Observation) -> None:
         """Forget the kills that this success explains; doubt those that it contradicts."""
-        left = []
-        for kill in self.kills:
-            comparable = math.isnan(kill.size) or math.isnan(size) or size >= kill.size
-            if not comparable:
-                left.append(kill)
-            elif kill.bound > peak:
-                left.append(replace(kill, weight=kill.weight * _DOUBT))
-        self.kills = [kill for kill in left if kill.weight > _FORGOTTEN]
+        for key, kill in list(self.kills.items()):
+            if kill.size and run.input_bytes and run.input_bytes < kill.size:
+                continue
+            weight = kill.weight * _DOUBT if kill.bound > run.peak else 0.0
+            self.kills[key] = replace(kill, weight=weight)
+            if weight <= _FORGOTTEN:
+                del self.kills[key]
 
     def _mean_runtime(self) -> float:
         """Mean run time of the window in seconds; runs without one count as the mean."""
@@ -187,31 +196,26 @@ class Series:
 
         Of n + r exchangeable runs the last r are the largest with chance 1 / C(n + r, r).
         """
-        ratios = self._ratios
-        certainly_earlier = ratios[:-_LONGEST]
-        if not certainly_earlier:
+        ratios, count = self._ratios, len(self._ratios)
+        enough = (r for r in range(2, count // 2) if math.comb(count, r) * _CHANGED > 1)
+        latest = next(enough, 0)
+        if not latest:
             return
-        if ratios[-1] * _APART < min(certainly_earlier):
-            ratios = [1.0 / value for value in ratios]
-        elif ratios[-1] <= _APART * max(certainly_earlier):
-            return
-        for latest in range(2, _LONGEST + 1):
-            is_apart = min(ratios[-latest:]) > _APART * max(ratios[:-latest])
-            if is_apart and math.comb(len(ratios), latest) * _CHANGED > 1:
-                self._forget_before(latest)
-                return
+        before, since = ratios[:-latest], ratios[-latest:]
+        if min(since) > _APART * max(before) or max(since) * _APART < min(before):
+            self._forget_before(latest)
 
     def _forget_before(self, latest: int) -> None:
         """Keep the *latest* runs only."""
-        for values in (self._peaks, self._inputs, self._runtimes):
+        for values in self._columns:
             del values[:-latest]
         self._ratios = [1.0] * latest  # they were taken against predictions that are gone
         self._outcomes.clear()
         self._curves.clear()
         self._chosen_for, self._record = None, 0.0
 
-    def _count(self, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
-        """Add what each predictor's ladders met, weighted by run time, and let the past fade.
+    def _count(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Add what each predictor's ladder met, weighted by run time, and let the past fade.
 
         A predictor without a view is charged what the default one met.
         """
@@ -219,36 +223,30 @@ class Series:
         if default is None:
             return
         runtime = self._runtimes[-1]
-        before = self._outcomes.get(DEFAULT, [_NOTHING] * len(KILL_PRICES))
+        before = self._outcomes.get(DEFAULT, Outcome(0.0, 0.0, 0.0))
         for name in {*outcomes, *self._outcomes}:
             past, new = self._outcomes.get(name, before), outcomes.get(name, default)
-            self._outcomes[name] = [
-                Outcome(*(_MEMORY * old + runtime * now for old, now in zip(*pair, strict=True)))
-                for pair in zip(past, new, strict=True)
-            ]
+            faded = (_MEMORY * old + runtime * now for old, now in zip(past, new, strict=True))
+            self._outcomes[name] = Outcome(*faded)
 
-    def prices(self, settings: MemorySettings, kill_price: float | None = None) -> Prices:
-        """What failures cost; *kill_price* in place of that in *settings*."""
-        price = settings.price_of_kill if kill_price is None else kill_price
+    def prices(self, settings: MemorySettings, kill_price: float) -> Prices:
+        """What failures cost, at this price of a kill."""
         mean = max(self._mean_runtime(), 1.0)
         return Prices(
             failed=settings.time_to_failure + settings.restart_s / mean,
-            kill=price * (self.mean_peak + _LEAST_KILL / mean),
+            kill=kill_price * (self.mean_peak + _LEAST_KILL / mean),
         )
 
-    def _shares(self, size: float | None, settings: MemorySettings) -> dict[str, float]:
+    def _shares(self, size: float | None, prices: Prices) -> dict[str, float]:
         """How much each predictor counts: ``exp(-_ETA * its cost's relative excess)``."""
         if not self._outcomes:
             return {DEFAULT: 1.0}
-        prices, nearest = self.prices(settings), _nearest(settings.price_of_kill)
-        costs = {name: of[nearest].cost(prices) for name, of in self._outcomes.items()}
+        costs = {name: outcome.cost(prices) for name, outcome in self._outcomes.items()}
         costs = {name: costs.get(name, costs[DEFAULT]) for name in self._views.names(size)}
-        lowest = min(costs.values())
-        if lowest <= 0:
-            return {DEFAULT: 1.0}
+        lowest = max(min(costs.values()), 1.0)
         shares = {name: math.exp(-_ETA * (cost / lowest - 1.0)) for name, cost in costs.items()}
-        total = sum(shares.values())
-        kept = {n: s for n, s in shares.items() if s > _LEAST_SHARE * total}
+        least = _LEAST_SHARE * sum(shares.values())
+        kept = {name: share for name, share in shares.items() if share > least}
         total = sum(kept.values())
         return {name: share / total for name, share in kept.items()}
 
@@ -261,17 +259,22 @@ class Series:
 
     def forecast(self, size: float | None, settings: MemorySettings) -> Forecast:
         """What a run with input *size* needs; there must be a run whose peak is known."""
-        shares = self._shares(size, settings)
+        prices = self.prices(settings, settings.price_of_kill)
+        shares = self._shares(size, prices)
         mixed = mix([(share, self._views.view(name, size)) for name, share in shares.items()])
-        expected = self._with_kills(mixed, _known(size), settings.growth)
+        expected = self._with_kills(mixed, size, settings.growth)
         length = settings.max_oom_retries  # one is left for growing beyond the ladder's end
         return Forecast(
             median=mixed.median,
-            ladder=best_ladder(expected, self.prices(settings), max_length=length),
+            ladder=best_ladder(expected, prices, max_length=length),
             by_input=sum(s for name, s in shares.items() if name not in WITHOUT_INPUT),
         )
 
-    def _with_kills(self, peaks: Peaks, size: float, growth: float) -> Peaks:
+    def comparable(self, size: float | None) -> int:
+        """How many runs had no less than a quarter of input *size*, or an unknown one."""
+        return sum(not each * _COMPARABLE < (size or 0.0) for each in self._inputs)
+
+    def _with_kills(self, peaks: Peaks, size: float | None, growth: float) -> Peaks:
         """*peaks* and the runs that were killed and never got through.
 
         Such a run stands at the mean of the peaks above its limit (Efron's redistribution to the
@@ -281,7 +284,7 @@ class Series:
             return peaks
         share = sum(peaks.weights) / len(self)
         points = list(zip(peaks.values, peaks.weights, strict=True))
-        for kill in self.kills:
+        for kill in self.kills.values():
             above = [peak for peak in self._peaks if peak > kill.bound]
             value = math.fsum(above) / len(above) if above else kill.bound * growth
             points.append((value, share * kill.weight_at(size)))
@@ -290,78 +293,64 @@ class Series:
 
     def assess(
         self, size: float | None, peak: int, settings: MemorySettings
-    ) -> tuple[float, Mapping[str, Sequence[Outcome]], float]:
+    ) -> tuple[float, Mapping[str, Outcome], float]:
         """A run with this *peak*, held against what would have been predicted for it.
 
+        Predictors are judged by the ladders for a balanced price of kills, whatever is preferred
+        here: who reads the outcomes weighs them at a price of their own.
+
         Returns:
-            Its peak as a multiple of the predicted median; what it would have met on the ladders
-            of each predictor, one for each of `KILL_PRICES`; the first allocation it would have
-            got, in bytes.
+            Its peak as a multiple of the predicted median; what it would have met on the ladder
+            of each predictor; the first allocation it would have got, in bytes.
         """
         forecast = self.forecast(size, settings)
-        outcomes: dict[str, Sequence[Outcome]] = {}
+        outcomes: dict[str, Outcome] = {}
         if len(self._peaks) > 1:  # one run says nothing of the spread
-            every = [self.prices(settings, price) for price in KILL_PRICES.values()]
-            length = settings.max_oom_retries
+            prices, length = (
+                self.prices(settings, KILL_PRICES["balanced"]),
+                settings.max_oom_retries,
+            )
             for name in self._views.names(size):
-                view = self._views.view(name, size)
-                ladders = [best_ladder(view, prices, max_length=length) for prices in every]
-                outcomes[name] = [outcome_of(each, peak, settings.growth) for each in ladders]
+                ladder = best_ladder(self._views.view(name, size), prices, max_length=length)
+                outcomes[name] = outcome_of(ladder, peak, settings.growth)
         return peak / forecast.median, outcomes, forecast.ladder[0]
 
-    def _add_curve(self, run: Curved) -> None:
+    def _add_curve(self, run: Observation) -> None:
         """Take a curve in; the choice in force is judged by a run that it was not made from."""
         if self._choice is not None and self._chosen_for is not None:
-            in_place = self._cost_in_place(run, self._choice, self._chosen_for)
+            in_place = cost_of(run, self._choice, self._terms)
             self._record = _RECORD_MEMORY * self._record + in_place - self._cost_static(run)
         self._curves.append(run)
         self._chosen_for = None
 
     def choice(self, settings: MemorySettings, latency_s: float) -> Choice | None:
-        """How to grow in place, or None where the static plan is about as good.
+        """How to grow in place, or None if the static plan is about as good.
 
         Args:
             settings: what failures cost.
             latency_s: seconds until a resize takes effect.
         """
         if self._chosen_for != latency_s:
-            self._prices = self.prices(settings)
-            self._choice = self._best_choice(latency_s)
+            prices = self._prices = self.prices(settings, settings.price_of_kill)
+            # A kill costs the memory, too, that is held while the next attempt starts.
+            held = max(prices.failed - 1.0, 0.0) * self.mean_peak
+            self._terms = Terms(
+                kill=prices.kill + held,
+                resize=_RESIZE_PRICE * self.mean_peak,
+                latency_s=latency_s,
+                growth=max(settings.growth, LEAST_GROWTH),
+            )
+            self._choice = self._best_choice()
             self._chosen_for = latency_s
         return self._choice if self._record <= 0 else None
 
-    def _cost_in_place(self, run: Curved, choice: Choice, latency_s: float) -> float:
-        resize = _RESIZE_PRICE * self.mean_peak
-        return replay(run, choice, latency_s).cost(run.runtime_s, self._kill_price, resize)
+    def _cost_static(self, run: Observation) -> float:
+        outcome = outcome_of([float(run.first_limit or 0)], run.peak, self._terms.growth)
+        return outcome.cost(self._prices) + run.peak
 
-    def _cost_static(self, run: Curved) -> float:
-        return outcome_of([run.first], run.peak, 2.0).cost(self._prices) + run.peak
-
-    @property
-    def _kill_price(self) -> float:
-        """A kill's price, with the memory that is held while the next attempt starts."""
-        return self._prices.kill + max(self._prices.failed - 1.0, 0.0) * self.mean_peak
-
-    def _best_choice(self, latency_s: float) -> Choice | None:
-        if len(self._curves) < _FEWEST_CURVES or self._mean_runtime() < _LONG_S:
+    def _best_choice(self) -> Choice | None:
+        if len(self._curves) < _ENOUGH or self._mean_runtime() < _LONG_S:
             return None
-        curves = list(self._curves)
-        best = best_choice(curves, self._kill_price, _RESIZE_PRICE * self.mean_peak, latency_s)
-        static = sum(map(self._cost_static, curves)) / len(curves)
+        best = best_choice(self._curves, self._terms)
+        static = sum(map(self._cost_static, self._curves)) / len(self._curves)
         return best[0] if best and best[1] < _CLEARLY * static else None
-
-
-def _known(size: float | None) -> float:
-    """An input size as the predictors take it: NaN where it is not known."""
-    known = Features(input_bytes=size).known_input
-    return math.nan if known is None else known
-
-
-def _nearest(price: float) -> int:
-    """The place in `KILL_PRICES` of what is nearest to *price*, as a factor."""
-    known = list(KILL_PRICES.values())
-    return min(range(len(known)), key=lambda at: abs(math.log(known[at] / max(price, 1e-9))))
-
-
-def _are_same(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))

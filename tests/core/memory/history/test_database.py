@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import math
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +25,6 @@ from mlops_ext.memory.history import (
 )
 from mlops_ext.memory.history.allocations import Outcome
 from mlops_ext.memory.history.observations import CURVE_POINTS, compress_curve
-from mlops_ext.memory.policies import KILL_PRICES
 
 KEY = TaskKey(pipeline="train", step="fit", version="sha256:1")
 OTHER = TaskKey(pipeline="train", step="load")
@@ -55,7 +56,7 @@ def test_what_was_appended_is_read_in_order(records):
         input_bytes=1e9,
         censored=True,
         curve=((0.0, 1), (2.5, 2**40)),
-        outcomes={"all": [Outcome(left=1.25, failed=2.0, kills=1.0)] * len(KILL_PRICES)},
+        outcomes={"all": Outcome(left=1.25, failed=2.0, kills=1.0)},
         first_limit=7,
         ratio=0.25,
         resizes_s=(1.5, math.inf),
@@ -199,12 +200,12 @@ def test_a_curve_is_kept_as_its_running_maximum():
     ("column", "value"),
     [
         ("curve", "{"),
-        ("curve", "[[1, 2], [3]]"),
-        ("costs", "[]"),
+        ("costs", b"\xff"),
         ("peak", -5),
         ("peak", "x"),
-        ("input_bytes", "x"),
-        ("resizes", "7"),
+        ("peak", 2**47),
+        ("peak", 1e300),
+        ("peak", math.inf),
     ],
 )
 def test_a_damaged_row_is_left_out_and_the_others_count(tmp_path, column, value):
@@ -218,7 +219,27 @@ def test_a_damaged_row_is_left_out_and_the_others_count(tmp_path, column, value)
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("ratio", 0.0), ("ratio", -1.0), ("runtime_s", -1.0), ("first", -1)]
+    ("column", "value"),
+    [
+        ("ratio", 0.0),
+        ("ratio", -1.0),
+        ("ratio", 1e300),
+        ("runtime_s", -1.0),
+        ("runtime_s", 1e300),
+        ("first", -1),
+        ("first", 1e300),
+        ("input_bytes", "x"),
+        ("input_bytes", 1e300),
+        ("curve", "[[1, 2], [3]]"),
+        ("curve", "[[0, 1], [1, 1e300]]"),
+        ("curve", "[[0, null], [1, 2]]"),
+        ("curve", '{"a": 1}'),
+        ("costs", "[]"),
+        ("costs", '{"all": 1e999}'),
+        ("costs", '{"all": [1e300, 0, 0]}'),
+        ("resizes", "7"),
+        ("resizes", "[-1, null]"),
+    ],
 )
 def test_a_value_that_makes_no_sense_counts_as_not_known(tmp_path, column, value):
     records = History(tmp_path / "history.sqlite")
@@ -256,6 +277,108 @@ def test_a_damaged_file_is_moved_aside_and_begun_anew(tmp_path, kind, caplog):
     assert policy.decide(KEY, Features(), Quantity(2**31), Caps()).reason.startswith(
         "1 earlier run"
     )
+
+
+def killed(action):
+    """Run *action* in a forked child; whether it was killed before its end."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            action()
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0
+    return os.WIFSIGNALED(status)
+
+
+def kill_after(calls, monkeypatch, target, name):
+    """In this process, let the *calls*-th call of ``target.name`` be followed by signal 9."""
+    original, count = getattr(target, name), itertools.count(1)
+
+    def counted(*args):
+        result = original(*args)
+        if next(count) == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    monkeypatch.setattr(target, name, counted)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("earlier", [0, 63])
+def test_signal_9_at_any_step_of_an_append_loses_nothing_that_was_added(
+    tmp_path, monkeypatch, earlier
+):
+    """63 rows are there already: the next one prunes, and the file is made smaller."""
+    path, connect = tmp_path / "h.sqlite", sqlite3.connect
+    for _ in range(earlier):
+        History(path).append(KEY, Observation(peak=1, runtime_s=1.0))
+    whole = path.read_bytes() if earlier else None
+    step, was_killed = 0, True
+    while was_killed:
+        step += 7
+        path.unlink(missing_ok=True)
+        if whole is not None:
+            path.write_bytes(whole)
+
+        def append(steps=step):
+            def counting(*args, **named):
+                database, count = connect(*args, **named), itertools.count(1)
+                database.set_progress_handler(
+                    lambda: next(count) == steps and os.kill(os.getpid(), signal.SIGKILL), 1
+                )
+                return database
+
+            monkeypatch.setattr(sqlite3, "connect", counting)
+            History(path, keep=9, total=9).append(KEY, Observation(peak=2, runtime_s=1.0))
+
+        was_killed = killed(append)
+        peaks = [run.peak for _, run in History(path).read(KEY)]
+        assert peaks.count(1) in ({earlier} if was_killed and 2 not in peaks else {earlier, 8})
+        assert 2 in peaks or was_killed
+        History(path).append(KEY, Observation(peak=3, runtime_s=1.0))
+        assert [run.peak for _, run in History(path).read(KEY)][-1] == 3
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert step > 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_signal_9_while_a_damaged_file_is_moved_aside_loses_nothing(tmp_path, monkeypatch):
+    history = History(tmp_path / "h.sqlite")
+    history.path.write_bytes(b"not a database!!" * 300)
+
+    def append():
+        kill_after(1, monkeypatch, Path, "rename")
+        history.append(KEY, Observation(peak=1, runtime_s=1.0))
+
+    assert killed(append)
+    history.append(KEY, Observation(peak=2, runtime_s=1.0))
+    assert [run.peak for _, run in history.read(KEY)] == [2]
+    (aside,) = tmp_path.glob("*.damaged-*")
+    assert aside.read_bytes() == b"not a database!!" * 300
+
+
+def test_a_file_that_another_process_has_begun_anew_is_not_moved_aside(tmp_path, monkeypatch):
+    history = History(tmp_path / "h.sqlite")
+    history.path.write_bytes(b"not a database!!" * 300)
+    insert, seen = History._insert, []
+
+    def late(self, key, row):
+        """Between the failure and what follows it, somebody else moves the file aside."""
+        try:
+            insert(self, key, row)
+        except HistoryError:
+            if not seen:
+                seen.append(True)
+                History(history.path).append(KEY, Observation(peak=1, runtime_s=1.0))
+            raise
+
+    monkeypatch.setattr(History, "_insert", late)
+    history.append(KEY, Observation(peak=2, runtime_s=1.0))
+    assert [run.peak for _, run in history.read(KEY)] == [1, 2]
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 1
 
 
 def test_a_file_that_may_be_somebody_elses_is_not_moved(tmp_path):
@@ -350,18 +473,19 @@ def test_without_a_home_directory_the_policies_are_there_all_the_same(monkeypatc
     assert "1 earlier run" in policies["history"].decide(key, Features(), None, Caps()).reason
 
 
-def test_an_outcome_that_is_no_number_or_was_meant_for_other_prices_is_left_out(tmp_path):
+def test_an_outcome_that_is_no_number_is_left_out(tmp_path):
     history = History(tmp_path / "h.sqlite")
     good = Outcome(left=1.0, failed=0.0, kills=0.0)
     outcomes = {
-        "all": [good] * len(KILL_PRICES),
-        "line": [*[good] * (len(KILL_PRICES) - 1), good._replace(left=math.nan)],
-        "recent": [*[good] * (len(KILL_PRICES) - 1), good._replace(kills=math.inf)],
-        "neighbours": [good],
+        "all": good,
+        "line": good._replace(left=math.nan),
+        "recent": good._replace(kills=math.inf),
+        "neighbours": good._replace(failed=-1.0),
+        "power law": (1.0,),
     }
     history.append(KEY, Observation(peak=5, runtime_s=1.0, outcomes=outcomes))
     ((_, run),) = history.read(KEY)
-    assert run.outcomes == {"all": [good] * len(KILL_PRICES)}
-    damage(history.path, "costs", '{"all": 7, "line": [1, 2, 3], "recent": null}', number=1)
+    assert run.outcomes == {"all": good}
+    damage(history.path, "costs", '{"all": 7, "line": [1, 2, "x"], "recent": null}', number=1)
     ((_, run),) = history.read(KEY)
     assert run.outcomes == {}

@@ -67,15 +67,6 @@ def test_the_predictor_for_changed_tasks_looks_at_the_last_four_runs():
     assert "recent" not in Views(**few).names(None)
 
 
-def test_a_close_tail_leaves_less_room_above_the_same_peaks():
-    views = Views(inputs=[math.nan] * 20, peaks=[1e9 + 1e7 * at for at in range(20)])
-    wide, close = views.view("all", None), views.view("all, close", None)
-    assert close.values[:-TAIL] == wide.values[:-TAIL]
-    top = wide.values[-TAIL - 1]
-    room = [each - top for each in wide.values[-TAIL:]]
-    assert [each - top for each in close.values[-TAIL:]] == pytest.approx([0.3 * r for r in room])
-
-
 @pytest.mark.parametrize(
     ("peak", "cost"),
     [
