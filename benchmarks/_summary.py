@@ -25,9 +25,10 @@ def _kserve_shutdown(found):
     for (model, workers), ways in cells.items():
         what = f"rolling restart, {model} model, workers {workers}: lost / by a stopped model"
         yield what, _restarts(ways.get("bare", [])), _restarts(ways.get("patch", []))
-    for kind, row in found["throughput"].items():
-        ours = f"{row['patch_per_s']} requests/s (x{row['throughput_ratio']} of its pair)"
-        yield f"no signal, {kind}", f"{row['bare_per_s']} requests/s", ours
+    for kind, row in found["cost"].items():
+        rate, pair = row["per_s"], row["throughput"]
+        ours = f"{rate['patch']} requests/s (x{pair['ratio']} of bare; control x{pair['control']})"
+        yield f"no signal, {kind}", f"{rate['bare']} requests/s", ours
 
 
 def _restarts(runs):

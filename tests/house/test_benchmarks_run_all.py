@@ -24,7 +24,12 @@ FOUND = {
                 "runs": [{"sent": 557, "lost": 0, "stopped": 0}, {"sent": 556, "lost": 1, "stopped": 2}],
             },
         ],
-        "throughput": {"v1": {"bare_per_s": 100, "patch_per_s": 99, "throughput_ratio": 0.99}},
+        "cost": {
+            "v1": {
+                "per_s": {"bare": 100, "patch": 99},
+                "throughput": {"ratio": 0.99, "control": 1.01},
+            }
+        },
     },
     "clearml_check": {
         "workers": 10000,
@@ -71,7 +76,7 @@ def test_every_benchmark_has_its_rows_in_one_table(run_all):
             "it did not start",
             "0 / 0 of 557, 1 / 2 of 556",
         ),
-        ("", "no signal, v1", "100 requests/s", "99 requests/s (x0.99 of its pair)"),
+        ("", "no signal, v1", "100 requests/s", "99 requests/s (x0.99 of bare; control x1.01)"),
         (
             "clearml_check",
             "check, 10,000 workers, 10 queues, 5 steps: live",
