@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from mlops_ext.patching import Patch, PatchSet
 
 ORPHAN_S = 1.2
 """What a worker whose parent was killed gets: requests in flight end within two seconds."""
+POLL_S = 0.25  # how often a worker looks whether its parent is still the same
 
 
 def run_spawned(
@@ -90,18 +92,21 @@ def _serve(server: Any, repository: Any, share: Share, run: Callable[[], None]) 
 
 
 def _listen(pipe: Connection, drain: Drain) -> None:
-    """Act on the parent's words until it is gone."""
-    while True:
-        try:
+    """Act on the parent's words until it is gone.
+
+    The pipe ends with the parent, unless another process that it forked holds a copy of its end.
+    """
+    parent = os.getppid()
+    with contextlib.suppress(EOFError, OSError):
+        while os.getppid() == parent:
+            if not pipe.poll(POLL_S):
+                continue
             kind, *details = pipe.recv()
-        except (EOFError, OSError):
-            if not drain.ending:
-                log.warning("the parent process is gone; ending")
-            drain.signal(signal.SIGTERM, lame_duck=False, limit_s=ORPHAN_S)
-            return
-        if kind == DRAIN:
-            number, lame_duck, limit_s = details
-            if not drain.ending:  # the group's own signal may have been faster
+            if kind != DRAIN:
+                pipe.send((kind,))
+            elif not drain.ending:  # the group's own signal may have been faster
+                number, lame_duck, limit_s = details
                 drain.signal(number, lame_duck=lame_duck, limit_s=limit_s)
-        else:
-            pipe.send((kind,))
+    if not drain.ending:
+        log.warning("the parent process is gone; ending")
+    drain.signal(signal.SIGTERM, lame_duck=False, limit_s=ORPHAN_S)

@@ -5,6 +5,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -102,3 +104,37 @@ def test_a_worker_that_computes_is_left_alone_and_one_that_hangs_is_replaced(mon
         await endpoint.finish()
 
     asyncio.run(scenario())
+
+
+ORPHAN = """
+import os, time
+from multiprocessing import Pipe
+from kserve_ext.endpoints import worker_process
+from kserve_ext.shutdown.drain import Drain
+
+ours, theirs = Pipe()
+if os.fork() == 0:
+    ours.close()
+    drain = Drain(may_kill=False)
+    worker_process._listen(theirs, drain)
+    print("ends", drain.ending, flush=True)
+    os._exit(0)
+helper = os.fork()
+if helper == 0:
+    time.sleep(300)
+    os._exit(0)
+print(helper, flush=True)
+ours.send(("ping",))
+ours.recv()  # the worker listens
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_a_worker_ends_with_its_parent_though_a_user_s_process_holds_the_parent_s_end():
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as one:
+        helper = int(one.stdout.readline())
+        try:
+            assert one.stdout.readline() == "ends True\n"
+        finally:
+            os.kill(helper, signal.SIGKILL)
