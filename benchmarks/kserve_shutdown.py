@@ -1,6 +1,7 @@
 """Rolling restart under load, and the price of it: KServe's own server against the patched one.
 
-    python benchmarks/kserve_shutdown.py [--json] [--quick] [--only restarts|starts|cost]
+    python benchmarks/kserve_shutdown.py [--json] [--quick] [--rounds 3]
+                                         [--only restarts|starts|cost]
 
 The ways are bare KServe, bare KServe behind Kubernetes' hook ``preStop: sleep 5`` (the signal comes
 5 s after the pod is deleted), and the patch. Each restart sends open-loop load (REST v1, v2 and
@@ -172,8 +173,7 @@ async def cost(folder, kind, rounds, seconds):
     return result | {"holds": result["throughput"]["ratio"] >= 1 - MOST_COST}
 
 
-def measure(quick, only):
-    rounds = 1 if quick else 3
+def measure(quick, only, rounds):
     cells = [(w, m, False) for w in (1, 2) for m in ("m", "c") if w == 1 or HAS_WORKERS]
     cells += [(w, "m", True) for w in (1, 2) if w == 1 or HAS_WORKERS]
     if quick:
@@ -233,10 +233,11 @@ def show(result):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="two kinds of restart, once")
+    parser.add_argument("--rounds", type=int, default=3, help="restarts of each kind")
     parser.add_argument("--only", choices=["restarts", "starts", "cost"])
     args = parser.parse_args()
-    result = measure(args.quick, args.only)
+    result = measure(args.quick, args.only, 1 if args.quick else args.rounds)
     if args.json:
         print(json.dumps(result, indent=2))
     else:

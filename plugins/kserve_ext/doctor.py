@@ -20,11 +20,6 @@ def check_settings() -> Iterable[Finding]:
     message = f"a shutdown takes at most {total:.1f} s"
     if total < KUBERNETES_GRACE_S:
         return [Finding(check=name, severity=Severity.OK, message=message)]
-    return [
-        Finding(
-            check=name,
-            severity=Severity.NOTE,
-            message=f"{message}, more than Kubernetes' default of {KUBERNETES_GRACE_S} s",
-            advice="raise terminationGracePeriodSeconds: mlops-ext kserve manifest prints it",
-        )
-    ]
+    message += f", more than Kubernetes' default of {KUBERNETES_GRACE_S} s"
+    advice = "raise terminationGracePeriodSeconds: mlops-ext kserve manifest prints it"
+    return [Finding(check=name, severity=Severity.NOTE, message=message, advice=advice)]

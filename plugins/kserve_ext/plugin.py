@@ -62,13 +62,11 @@ _CLASS = "kserve.model_server:ModelServer"
 PATCHES = (
     _patch(
         f"{_CLASS}.start", "start",
-        "readiness stays true after SIGTERM, and requests are refused, cut off or answered"
-        " by models that have stopped",
+        "after SIGTERM requests are refused, cut off, or answered by models that have stopped",
         "test_server.py::test_nothing_is_lost"),
     _patch(
         f"{_CLASS}.stop", "stop",
-        "stop() unloads the models while requests are in flight, and crashes the"
-        " interpreter while gRPC starts",
+        "stop() stops models under their requests, and crashes Python while gRPC starts",
         "shutdown/test_signals.py::test_bare_server_crashes_on_a_signal_while_it_starts"),
     _patch(
         f"{_CLASS}.shutdown", "shutdown",

@@ -55,6 +55,7 @@ class Run:
         self.thread = threading.get_ident()
         self.stop_called = False
         self._own_stop: asyncio.Future[Any] | None = None
+        self._exit: SystemExit | None = None
         care_for(server.registered_models, drain)
 
     async def serve(self, make: Callable[[Any, Drain], releases.Coroutines]) -> None:
@@ -71,6 +72,8 @@ class Run:
             repository = self.server.registered_models
             servers = make(self.server, self.drain)
             await supervise(servers, self.drain, lambda: close_clients(stop_models(repository)))
+            if self._exit is not None:
+                raise self._exit
         finally:
             if self.handlers is not None:
                 self.handlers.leave_loop()
@@ -83,6 +86,9 @@ class Run:
         self.stop_called = True
         try:
             awaitable = stop(number)
+        except SystemExit as error:  # the status that the user wants, once all is drained
+            self._exit = error
+            return
         except Exception as error:  # noqa: BLE001  # a user's code: the drain goes on
             log.error("%s.stop raised: %s", type(self.server).__name__, describe(error))
             return
@@ -114,27 +120,32 @@ def start(
         intercepted: applies the interceptions of `kserve_ext.patches` while a server runs.
         arguments: settings given in code; None means not given.
     """
-    if not in_range(releases.installed(), SUPPORTED):
-        error = UnsupportedVersionError("kserve", releases.installed(), SUPPORTED)
-        warnings.warn(str(error), RuntimeWarning, stacklevel=3)
-        upstream(server, models)
-        return
     if run_of(server) is not None:
         raise RuntimeError("this server runs already: call its shutdown() before start()")
-    settings = load(arguments).value
+    why_not = None
+    if not in_range(releases.installed(), SUPPORTED):
+        why_not = str(UnsupportedVersionError("kserve", releases.installed(), SUPPORTED))
+    elif _goes_without(type(server)):
+        why_not = f"{type(server).__name__}._serve does not call super()._serve()"
+    in_loop = asyncio._get_running_loop() is not None  # noqa: SLF001  # in asyncio's __all__
+    drain = Drain(settings=load(arguments).value, may_kill=not in_loop and _is_main())
     with contextlib.ExitStack() as hooks:
+        hooks.callback(drain.finished.set)  # the last thing: it may be started again
+        hooks.callback(_runs.pop, server, None)
         try:
-            hooks.enter_context(intercepted())
+            if why_not is None:
+                hooks.enter_context(intercepted())
         except PatchConflictError as error:
-            message = f"{error}; the server starts as KServe's own"
+            why_not = str(error)
+        if why_not is not None:
+            message = f"{why_not}; the server starts as KServe's own"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
             upstream(server, models)
             return
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # in asyncio's __all__
-            drain = Drain(settings=settings, may_kill=False)
+        if in_loop:
             _start_beside(server, models, upstream, drain, hooks.pop_all())
         else:
-            _start_here(server, models, upstream, Drain(settings=settings, may_kill=_is_main()))
+            _start_here(server, models, upstream, drain)
 
 
 def shutdown(server: Any, *, wait: bool = True, timeout_s: float | None = None) -> bool:
@@ -169,6 +180,16 @@ def stop(server: Any, sig: int | None, upstream: Callable[..., Any]) -> Any:
     return asyncio.to_thread(run.drain.drained.wait) if is_async else None
 
 
+def _goes_without(cls: type) -> bool:
+    """Whether a user's class has a ``_serve``, and no method whose code gets to KServe's."""
+    owners = [vars(each) for each in cls.__mro__ if "_serve" in vars(each)]
+    for own in owners[:-1]:  # the last is KServe's
+        codes = [getattr(inspect.unwrap(each), "__code__", None) for each in own.values()]
+        if not any(code and "_serve" in code.co_names for code in codes):
+            return True
+    return False
+
+
 def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -185,8 +206,6 @@ def _start_beside(
                 _start_here(server, models, upstream, drain)
         except BaseException as error:  # noqa: BLE001  # handed to the caller
             failure.append(error)
-        finally:
-            drain.finished.set()
 
     up = threading.Event()
     drain.on_up.append(up.set)
@@ -229,18 +248,17 @@ def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> N
         with contextlib.ExitStack() as stack:
             stack.enter_context(exported(drain))
             stack.enter_context(console_events(drain))
-            if handlers is None:  # KServe asks this thread for a loop before it starts one
-                loop = asyncio.new_event_loop()
-                stack.callback(loop.close)
-                asyncio.set_event_loop(loop)
-                stack.callback(asyncio.set_event_loop, None)
+            # KServe asks this thread for a loop before it starts one. There is none off the main
+            # thread, nor after an earlier start, whose loop was closed.
+            loop = asyncio.new_event_loop()
+            stack.callback(loop.close)
+            asyncio.set_event_loop(loop)
+            stack.callback(asyncio.set_event_loop, None)
             upstream(server, models)
     finally:
         starting.set(None)
         drain.released = True
         drain.drained.set()
-        _runs.pop(server, None)
         getattr(server, "servers", []).clear()  # awaited coroutines: start() may be called again
         if handlers is not None:
             handlers.release()
-        drain.finished.set()

@@ -105,8 +105,8 @@ def load(
     for variable in environment():
         name = variable.upper().removeprefix(prefix).lower()
         if variable.upper().startswith(prefix) and name not in NAMES:
-            error_text = str(UnknownSettingError(variable, name, list(NAMES)))
-            warnings.warn(error_text, RuntimeWarning, stacklevel=2)
+            unknown = UnknownSettingError(variable, name, list(NAMES))
+            warnings.warn(str(unknown), RuntimeWarning, stacklevel=2)
     resolved = resolve(KServeSettings, SECTION, arguments=arguments, flags=flags)
     if "K_REVISION" in environment() and resolved.sources["quiet_s"] == "default":  # Knative's pod
         sources = {**resolved.sources, "quiet_s": "K_REVISION"}
@@ -129,10 +129,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             continue
         text = f"{helps.get(name, name)} (mlops-ext; default {getattr(defaults, name)})."
         names = (flag, f"--{flag[2:].replace('_', '-')}")
-        if name in _TIMES:
-            parser.add_argument(*names, dest=flag[2:], type=float, help=text)
-        else:
-            parser.add_argument(*names, dest=flag[2:], choices=get_args(SecondSignal), help=text)
+        kind = {"type": float} if name in _TIMES else {"choices": get_args(SecondSignal)}
+        parser.add_argument(*names, dest=flag[2:], help=text, **kind)
 
 
 def flag_of(name: str) -> str:

@@ -32,24 +32,24 @@ def demo() -> Iterator[Event]:
     """Restart a server under load, without and with the patch, and compare."""
     yield Progress(text="two model servers start: bare, and under mlops-ext run --patch kserve")
     (before, said), (after, fixed) = asyncio.run(_both())
-    yield Claim(
-        what="requests lost in a rolling restart (new and kept connections)",
-        before=f"{before['lost']} of {before.total()}",
-        after=f"{after['lost']} of {after.total()}",
-        holds=before["lost"] > 0 and after["lost"] == 0,
-    )
-    yield Claim(
-        what="requests answered by a model that had been stopped",
-        before=str(before["stopped"]),
-        after=str(after["stopped"]),
-        holds=after["stopped"] == 0,
-    )
-    yield Claim(
-        what="readiness after SIGTERM",
-        before=", ".join(sorted(said)),
-        after=", ".join(sorted(fixed)),
-        holds="HTTP 503" not in said and fixed == {"HTTP 503"},
-    )
+    for what, of_bare, of_fixed, holds in (
+        (
+            "requests lost in a rolling restart (new and kept connections)",
+            f"{before['lost']} of {before.total()}",
+            f"{after['lost']} of {after.total()}",
+            before["lost"] > 0 and after["lost"] == 0,
+        ),
+        (
+            "requests answered by a model that had been stopped",
+            str(before["stopped"]), str(after["stopped"]), after["stopped"] == 0,
+        ),
+        (
+            "readiness after SIGTERM",
+            ", ".join(sorted(said)), ", ".join(sorted(fixed)),
+            "HTTP 503" not in said and fixed == {"HTTP 503"},
+        ),
+    ):  # fmt: skip
+        yield Claim(what=what, before=of_bare, after=of_fixed, holds=holds)
 
 
 def _start(http_port: int, *, patched: bool) -> subprocess.Popen[bytes]:

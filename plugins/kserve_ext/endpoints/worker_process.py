@@ -15,6 +15,7 @@ from typing import Any
 from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.endpoints.workers import DRAIN, FAILED, READY, Share
 from kserve_ext.shutdown import signals
+from kserve_ext.shutdown.console import SIGBREAK
 from kserve_ext.shutdown.drain import Drain, describe, log
 from kserve_ext.shutdown.driver import supervise
 from kserve_ext.shutdown.metrics import exported, forget
@@ -68,9 +69,7 @@ def _serve(server: Any, repository: Any, share: Share, run: Callable[[], None]) 
     handlers.open()
     handlers.interrupting = False  # the parent decides, and it knows of us
     # A Ctrl-C reaches the whole group: the parent says what it means.
-    handlers.ignored = frozenset(
-        int(signal.Signals[name]) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)
-    )
+    handlers.ignored = frozenset({int(signal.SIGINT), SIGBREAK})
     threading.Thread(target=_listen, args=(pipe, drain), daemon=True).start()
     drain.on_up.append(lambda: pipe.send((READY,)))
 

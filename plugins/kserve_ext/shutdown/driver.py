@@ -84,7 +84,12 @@ async def _announce(drain: Drain) -> None:
 async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
     async for step in drain.steps():
         if step is Step.NOT_READY:
-            _log_not_ready(drain)
+            due = drain.state.due
+            log.info(
+                "shutdown: signal %d, not ready; accepting for %.1f s more, %d requests in flight",
+                drain.state.signal, max(0.0, min(due.close_at, due.kill_at) - drain.clock()),
+                drain.in_flight(),
+            )  # fmt: skip
         elif step is Step.CLOSE:
             await _close(drain)
         elif step is Step.REFUSE:
@@ -99,16 +104,6 @@ async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
                 "shutdown: done after %.2f s; %d requests drained, %d refused, %d lost",
                 drain.seconds(), drained, refused, lost,
             )  # fmt: skip
-
-
-def _log_not_ready(drain: Drain) -> None:
-    state = drain.state
-    log.info(
-        "shutdown: signal %d, not ready; accepting for %.1f s more, %d requests in flight",
-        state.signal,
-        max(0.0, min(state.due.close_at, state.due.kill_at) - drain.clock()),
-        drain.in_flight(),
-    )
 
 
 async def _close(drain: Drain) -> None:

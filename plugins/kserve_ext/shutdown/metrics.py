@@ -23,23 +23,17 @@ class _Collector:
         """Prometheus' families."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
         drain, total = self.drain, self.drain.counts.total
-        for name, text, value in (
-            ("draining", "1 from the first signal on, else 0", float(drain.ending)),
-            (
-                "in_flight",
-                "Requests accepted and not yet answered, in all processes",
-                total(IN_FLIGHT),
-            ),
-            ("drain_seconds", "Seconds since the first signal", drain.seconds()),
+        for kind, name, text, value in (
+            (gauge, "draining", "1 from the first signal on, else 0", float(drain.ending)),
+            (gauge, "in_flight", "Requests in flight, in all processes", total(IN_FLIGHT)),
+            (gauge, "drain_seconds", "Seconds since the first signal", drain.seconds()),
+            (counter, "drained", "Requests answered after the first signal", total(DRAINED)),
+            (counter, "refused", "Requests refused at the deadline", total(REFUSED)),
+            (counter, "lost", "Requests cut off without an answer", total(LOST)),
         ):
-            yield GaugeMetricFamily(f"kserve_ext_{name}", text, value=value)
-        for name, text, column in (
-            ("drained", "Requests answered after the first signal", DRAINED),
-            ("refused", "Requests answered with an error at the deadline", REFUSED),
-            ("lost", "Requests cut off without an answer", LOST),
-        ):
-            yield CounterMetricFamily(f"kserve_ext_{name}", text, value=total(column))
+            yield kind(f"kserve_ext_{name}", text, value=value)
 
 
 @contextlib.contextmanager

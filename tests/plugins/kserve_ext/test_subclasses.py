@@ -6,9 +6,13 @@ import sys
 import textwrap
 
 import pytest
-from tests.support.servers.harness import OLD, Server, free_ports, get
+from tests.support.servers.harness import KSERVE, OLD, SCRIPT, Server, Version, free_ports, get
+
+from kserve_ext import run
 
 pytestmark = pytest.mark.timeout(300)
+
+HAS_SERVE = Version("0.15") <= KSERVE
 
 SUBCLASS = """
 import os, signal, sys
@@ -39,8 +43,6 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("way", ["subclass", pytest.param("run", marks=pytest.mark.slow)])
 def test_what_a_subclass_overrides_is_called(tmp_path, way):
-    from tests.support.servers.harness import SCRIPT
-
     script = tmp_path / "own_server.py"
     script.write_text(SUBCLASS.format(folder=str(SCRIPT.parent)))
 
@@ -106,6 +108,111 @@ def test_one_server_starts_again_after_its_end_and_never_while_it_runs(tmp_path)
     )
     said = [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
     assert said == ["200", "True"] * 3, done.stderr[-2000:]
+
+
+def test_a_server_starts_again_on_the_main_thread(tmp_path):
+    """Where KServe asks for an event loop, and the first start has closed it."""
+    http_port, grpc_port = free_ports()
+    done = run_script(
+        tmp_path,
+        f"""
+        import os, signal, threading, time
+        from urllib.request import urlopen
+        from kserve import Model
+        from kserve_ext import GracefulModelServer
+
+        def end():
+            url = "http://127.0.0.1:{http_port}/v2/health/ready"
+            while True:
+                try:
+                    print(">", urlopen(url).status)
+                    break
+                except OSError:
+                    time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        server = GracefulModelServer(http_port={http_port}, grpc_port={grpc_port}, lame_duck_s=0)
+        for _ in range(2):
+            model = Model("m")
+            model.load()
+            thread = threading.Thread(target=end)
+            thread.start()
+            server.start([model])
+            thread.join()
+            print(">", "returned")
+        """,
+    )
+    said = [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
+    assert said == ["200", "returned"] * 2, done.stderr[-2000:]
+
+
+EXITS = """
+import sys
+sys.path.insert(0, {folder!r})
+sys.argv[0] = "server.py"
+import model_server as script
+
+class Own(script.Told):
+    {body}
+
+script.Told = Own
+script.main()
+"""
+
+
+async def ended(folder, way, body):
+    """What a request in flight got, and how the server of such a class ended."""
+    script = folder / "own_server.py"
+    script.write_text(EXITS.format(folder=str(SCRIPT.parent), body=body))
+    with Server(folder, way=way, script=script, lame_duck_s=0.2) as server:
+        await server.up()
+        call = asyncio.create_task(server.client(instance=2.0).ask("v1-new"))
+        await asyncio.sleep(0.5)
+        server.signal()
+        answer, status = await call, await server.ended()
+        return answer, status, server.events("model stopped"), server.log
+
+
+def test_a_stop_that_exits_gives_the_status_and_loses_nothing(tmp_path):
+    """As on bare KServe, where it is called when uvicorn has drained."""
+    body = "def stop(self, sig=None): sys.exit(7)"
+    answer, status, stopped, _ = asyncio.run(ended(tmp_path, "subclass", body))
+    assert (answer, status, [event["in_flight"] for event in stopped]) == (1, 7, [0, 0])
+
+
+@pytest.mark.skipif(not HAS_SERVE, reason="KServe before 0.15 has no _serve")
+@pytest.mark.parametrize("way", ["subclass", "run"])
+def test_a_serve_that_goes_without_kserve_s_is_left_to_kserve_and_told(tmp_path, way):
+    body = "async def _serve(self): await script.asyncio.gather(*self.servers)"
+    answer, status, stopped, log = asyncio.run(ended(tmp_path, way, body))
+    assert (answer, status, len(stopped)) == (1, 0, 2), log[-2000:]
+    assert "_serve does not call super()._serve(); the server starts as KServe's own" in log
+
+
+def test_which_classes_go_without():
+    class Base:
+        async def _serve(self): ...
+
+    class Calls(Base):
+        async def _serve(self):
+            await super()._serve()
+
+    class CallsElsewhere(Base):
+        async def _serve(self):
+            await self.around()
+
+        async def around(self):
+            await Base._serve(self)
+
+    class Without(Base):
+        async def _serve(self): ...
+
+    class Below(Without):
+        async def _serve(self):
+            await super()._serve()
+
+    classes = (Base, Calls, CallsElsewhere, Without, Below)
+    assert [run._goes_without(each) for each in classes] == [False, False, False, True, True]
 
 
 def test_a_program_that_forgets_its_server_ends_and_drains_it(tmp_path):
