@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from mlops_ext.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from zenml_ext.kubernetes.flavor import KubernetesOomFlavor
-    from zenml_ext.kubernetes.settings import KubernetesOomSettings
+    from zenml_ext.kubernetes.flavor import KubernetesOomFlavor, KubernetesOomStepOperatorFlavor
+    from zenml_ext.kubernetes.settings import (
+        KubernetesOomSettings,
+        KubernetesOomStepOperatorSettings,
+    )
     from zenml_ext.local.flavor import LocalOomFlavor
     from zenml_ext.local.settings import LocalOomSettings
     from zenml_ext.settings import TempDir
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "KubernetesOomFlavor",
     "KubernetesOomSettings",
+    "KubernetesOomStepOperatorFlavor",
+    "KubernetesOomStepOperatorSettings",
     "LocalOomFlavor",
     "LocalOomSettings",
     "TempDir",
@@ -28,6 +33,8 @@ __getattr__ = lazy_exports(
     {
         "KubernetesOomFlavor": "zenml_ext.kubernetes.flavor",
         "KubernetesOomSettings": "zenml_ext.kubernetes.settings",
+        "KubernetesOomStepOperatorFlavor": "zenml_ext.kubernetes.flavor",
+        "KubernetesOomStepOperatorSettings": "zenml_ext.kubernetes.settings",
         "LocalOomFlavor": "zenml_ext.local.flavor",
         "LocalOomSettings": "zenml_ext.local.settings",
         "TempDir": "zenml_ext.settings",

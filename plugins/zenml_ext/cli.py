@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 3.0
 """For a server that is there to say so."""
+_BAR = 20
+"""Columns of the bar that shows an attempt's peak beside the largest."""
 _RUNS = 20
 """Runs of a pipeline that are shown: enough to see a trend, few enough to read."""
 
@@ -45,10 +50,11 @@ def register() -> None:
     tried = list(flavors.register(client))
     for found in tried:
         detail = f" ({found.detail})" if found.detail else ""
-        click.echo(f"{found.name}: {found.outcome.value}{detail}")
+        name = found.name if found.kind == "orchestrator" else f"{found.name} (step operator)"
+        click.echo(f"{name}: {found.outcome.value}{detail}")
         if found.outcome in good:
-            usable.append(found.name)
-    for name in usable:
+            usable.append(found)
+    for name in [one.name for one in usable if one.kind == "orchestrator"]:
         steps = flavors.next_steps(client, name)
         if steps:
             click.echo(f"\nTo run pipelines with {name}, type:")
@@ -64,7 +70,7 @@ def register() -> None:
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write a picture of memory over attempts to this file (png, svg, pdf).",
+    help="Also write the table with its bars of memory to this file, as svg.",
 )
 @click.option("--suggest", is_flag=True, help="Print settings to paste into a run configuration.")
 def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest: bool) -> None:
@@ -77,22 +83,39 @@ def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest:
     client = _client()
     runs = _runs(client, run, pipeline)
     steps = list(itertools.chain.from_iterable(_steps(client, r) for r in runs))
-    if plot is not None:
-        from zenml_ext.memory.plot import plot as draw
-
-        try:
-            draw(steps, plot)
-        except (OSError, ValueError) as error:
-            raise MlopsExtError(f"{plot} cannot be written: {error}") from error
-        click.echo(f"wrote {plot}", err=True)
     if suggest:
         from zenml_ext.memory.report import settings_to_paste
 
         click.echo(settings_to_paste(steps))
     else:
-        _show(steps)
+        _show(steps, plot)
         for line in _orchestrators(runs):
             click.echo(line)
+
+
+@zenml.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def check(*, as_json: bool) -> None:
+    """Say whether the active stack is ready for kubernetes_oom; nothing is changed.
+
+    Asks the cluster for rights, quotas, LimitRanges and its version, and whether registry and
+    package are there. The exit status is 1 if something is wrong.
+    """
+    stack = _client().active_stack_model
+    from zenml.stack import Stack
+
+    from mlops_ext.hookspecs import Severity
+    from zenml_ext.check import check as ask
+
+    findings = list(ask(Stack.from_model(stack)))
+    if as_json:
+        rows = [{**asdict(one), "severity": one.severity.value} for one in findings]
+        click.echo(json.dumps(rows, indent=2))
+    for one in () if as_json else findings:
+        needs = one.severity is not Severity.OK and one.advice
+        advice = f" → {one.advice}" if needs else ""
+        click.echo(f"{one.severity.value:8}{one.check}: {one.message}{advice}")
+    sys.exit(any(one.severity is Severity.PROBLEM for one in findings))
 
 
 def _client() -> Any:
@@ -160,7 +183,10 @@ def _steps(client: Any, run: PipelineRunResponse) -> Iterator[StepMemory]:
     rows = client.list_run_steps(pipeline_run_id=run.id, sort_by="created", size=1000, hydrate=True)
     for name, attempts in read(rows).items():
         yield StepMemory(
-            run=run.name, step=name, attempts=attempts, following=_next_plan(run, name)
+            run=run.name,
+            step=name,
+            attempts=attempts,
+            following=_next_plan(run, name, attempts[-1].node),
         )
 
 
@@ -172,9 +198,15 @@ def _orchestrators(runs: list[PipelineRunResponse]) -> list[str]:
     return [str(one["advice"]) for one in found if isinstance(one, dict) and "advice" in one]
 
 
-def _next_plan(run: PipelineRunResponse, name: str) -> Any:
-    """What the policy would give the step next time; None where it cannot be asked."""
+def _next_plan(run: PipelineRunResponse, name: str, node: str) -> Any:
+    """What the policy would give the step next time; None where it cannot be asked.
+
+    Runs of local_oom on this machine are in its history, which that flavor plans from; all others
+    are planned from what ZenML's server knows.
+    """
+    from mlops_ext.memory import Caps
     from zenml_ext.memory import policy
+    from zenml_ext.memory.history import plan_from_server
     from zenml_ext.settings import OomSettings
 
     try:
@@ -182,32 +214,48 @@ def _next_plan(run: PipelineRunResponse, name: str) -> Any:
         if snapshot is None:
             return None
         step = snapshot.step_configurations[name]
-        raw = _orchestrator_settings(run, step)
+        flavors, raw = _settings_of(run, step)
         known = {field: raw[field] for field in OomSettings.model_fields if field in raw}
-        return policy.next_plan(OomSettings.model_validate(known), run, step)
+        facts = policy.StepFacts(
+            name=name,
+            pipeline=run.pipeline.name if run.pipeline else "",
+            step=step,
+            settings=OomSettings.model_validate(known),
+        )
+        features = policy.features_of(run.id, step)
+        if flavors == {"local_oom"} and node == socket.gethostname():
+            return facts.plan(facts.policy, features, Caps(max_memory=facts.max_memory))
+        return plan_from_server(facts, features)
     except Exception:  # an old run may lack any of this; the table goes on without the line
         logging.getLogger(__name__).debug("no plan for step %s", name, exc_info=True)
         return None
 
 
-def _orchestrator_settings(run: PipelineRunResponse, step: Any) -> dict[str, Any]:
-    """The settings of the run's orchestrator as the step has them: registered ones, then its own.
+def _settings_of(run: PipelineRunResponse, step: Any) -> tuple[set[str], dict[str, Any]]:
+    """Flavors of what runs the step in its stack, and its settings: registered ones, then its own.
 
     Their key is ``orchestrator:NAME``, in older versions ``orchestrator.FLAVOR``.
     """
-    from zenml.enums import StackComponentType
-
+    operator = step.config.step_operator
+    kind = "step_operator" if operator else "orchestrator"
+    known = {} if run.stack is None else run.stack.components
+    components = [
+        one
+        for found in known.values()
+        for one in found
+        if one.type.value == kind and operator in {None, False, True, one.name}
+    ]
     raw: dict[str, Any] = {}
-    if run.stack is not None:
-        for component in run.stack.components.get(StackComponentType.ORCHESTRATOR, ()):
-            raw |= component.configuration
+    for component in components:
+        raw |= component.configuration
     for key, values in step.config.settings.items():
-        if key.replace(".", ":").partition(":")[0] == "orchestrator":
+        if key.replace(".", ":").partition(":")[0] == kind:
             raw |= dict(values)
-    return raw
+    return {str(one.flavor_name) for one in components}, raw
 
 
-def _show(steps: list[StepMemory]) -> None:
+def _show(steps: list[StepMemory], picture: Path | None) -> None:
+    from rich.bar import Bar
     from rich.console import Console
     from rich.table import Table
 
@@ -220,27 +268,40 @@ def _show(steps: list[StepMemory]) -> None:
     runs = {step.run for step in steps}
     title = f"Memory by attempt, run {runs.pop()}" if len(runs) == 1 else "Memory by attempt"
     table = Table(title=title, title_justify="left")
-    columns = ("step", "#", "limit", "peak", "outcome", "seconds", "lost", "node")
-    for column in (*(("run",) if runs else ()), *columns):
+    columns = ("run",) * bool(runs) + (
+        "step",
+        "#",
+        "limit",
+        "peak",
+        "",
+        "outcome",
+        "seconds",
+        "lost",
+    )
+    for column in (*columns, "node"):
         right = column in {"#", "limit", "peak", "seconds", "lost"}
         table.add_column(column, justify="right" if right else "left")
+    attempts = [attempt for step in steps for attempt in step.attempts]
+    most = max(max(one.memory or 0, one.peak or 0) for one in attempts)
     total, lost = 0.0, 0.0
     for step in steps:
         total += waste(step.attempts)
         for attempt in step.attempts:
             lost += attempt.lost_s
+            color = "green" if attempt.completed else "red"
             table.add_row(
                 *((step.run,) if runs else ()),
                 step.step,
                 str(attempt.number),
                 attempt.memory.human if attempt.memory else "none",
                 attempt.peak.human if attempt.peak else "-",
-                f"[{'green' if attempt.completed else 'red'}]{attempt.outcome}[/]",
+                Bar(most, 0, attempt.peak or 0, width=_BAR, color=color),
+                f"[{color}]{attempt.outcome}[/]",
                 f"{attempt.runtime_s:.1f}",
                 f"{attempt.lost_s:.1f}",
                 attempt.node,
             )
-    console = Console()
+    console = Console(record=picture is not None)
     console.print(table)
     console.print(f"Given and not needed: {total:.4g} GB-hours. Work lost: {lost:.1f} s.")
     for step in {s.step: s for s in steps}.values():
@@ -251,3 +312,8 @@ def _show(steps: list[StepMemory]) -> None:
                 f" {first.human if first else 'no limit'}. {step.following.reason}",
                 highlight=False,
             )
+    if picture is not None:
+        try:
+            console.save_svg(str(picture), title="mlops-ext zenml memory")
+        except OSError as error:
+            raise MlopsExtError(f"{picture} cannot be written: {error}") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from zenml.client import Client
+from zenml.constants import ENV_ZENML_STEP_OPERATOR
 from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfiguration
 from zenml.enums import ExecutionStatus
 from zenml.exceptions import RunStoppedException
@@ -22,6 +23,8 @@ from zenml.step_operators.step_operator_entrypoint_configuration import (
     STEP_RUN_ID_OPTION,
     StepOperatorEntrypointConfiguration,
 )
+
+from mlops_ext.settings import environment
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
@@ -92,7 +95,10 @@ class ResumingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
         )
         handler.register()
         try:
-            super()._run_step(step=step, snapshot=snapshot)
+            if step.config.step_operator and ENV_ZENML_STEP_OPERATOR not in environment():
+                _wait_for_operator(found, step)
+            else:
+                super()._run_step(step=step, snapshot=snapshot)
         except RunStoppedException:
             raise
         except BaseException:
@@ -106,3 +112,15 @@ class ResumingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
     def _previous(self) -> StepRunResponse | None:
         identifier = self.entrypoint_args.get(STEP_RUN_ID_OPTION)
         return Client().get_run_step(UUID(identifier)) if identifier else None
+
+
+def _wait_for_operator(found: StepRunResponse, step: Step) -> None:
+    """Wait for the step operator's pod, which outlives the process that waited for it before."""
+    stack, name = Client().active_stack, step.config.step_operator
+    operators = getattr(stack, "step_operators", {})  # a stack has one in older versions
+    operator: Any = operators.get(name, stack.step_operator)
+    status = operator.wait(found)
+    if not status.is_successful:
+        raise RuntimeError(f"Step {found.name} ended with status {status.value}.")
+    if getattr(step.config, "command", None) is not None:  # nobody else publishes a command's end
+        publish_utils.publish_successful_step_run(step_run_id=found.id, output_artifact_ids={})

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zenml.client import Client
 
-FLAVORS = {
-    "local_oom": "zenml_ext.local.flavor.LocalOomFlavor",
-    "kubernetes_oom": "zenml_ext.kubernetes.flavor.KubernetesOomFlavor",
-}
+FLAVORS = (
+    ("orchestrator", "local_oom", "zenml_ext.local.flavor.LocalOomFlavor"),
+    ("orchestrator", "kubernetes_oom", "zenml_ext.kubernetes.flavor.KubernetesOomFlavor"),
+    (
+        "step_operator",
+        "kubernetes_oom",
+        "zenml_ext.kubernetes.flavor.KubernetesOomStepOperatorFlavor",
+    ),
+)
 
 
 _REMOTE = (
@@ -38,8 +43,9 @@ class Known(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """A flavor, and what registering it came to."""
+    """A flavor, and what registering it came to; *kind* as in ``step_operator``."""
 
+    kind: str
     name: str
     outcome: Known
     detail: str = ""
@@ -49,29 +55,24 @@ def register(client: Client) -> Iterator[Registered]:
     """Register each flavor that can be used here; doing so again changes nothing."""
     from zenml.enums import StackComponentType
 
-    kind = StackComponentType.ORCHESTRATOR
-    for name, source in FLAVORS.items():
-        if importlib.util.find_spec(source.rpartition(".")[0]) is None:
-            continue
-        if name == "kubernetes_oom" and importlib.util.find_spec("kubernetes") is None:
-            yield Registered(name=name, outcome=Known.MISSING)
-            continue
-        page = client.list_flavors(name=name, type=kind, hydrate=True)
-        if not page.total:
-            client.create_flavor(source=source, component_type=kind)
-            yield Registered(name=name, outcome=Known.NEW)
-            continue
-        found = page[0]
+    for kind, name, source in FLAVORS:
+        what, detail = StackComponentType(kind), ""
         module, _, attribute = source.rpartition(".")
-        ours = getattr(importlib.import_module(module), attribute)()
-        if found.source != source:
-            yield Registered(name=name, outcome=Known.FOREIGN, detail=found.source)
-        elif found.config_schema == ours.config_schema:
-            yield Registered(name=name, outcome=Known.SAME)
-        else:
-            client.delete_flavor(str(found.id))
-            client.create_flavor(source=source, component_type=kind)
-            yield Registered(name=name, outcome=Known.UPDATED)
+        if name == "kubernetes_oom" and importlib.util.find_spec("kubernetes") is None:
+            yield Registered(kind=kind, name=name, outcome=Known.MISSING)
+            continue
+        page = client.list_flavors(name=name, type=what, hydrate=True)
+        outcome = Known.NEW
+        if page.total:
+            found, ours = page[0], getattr(importlib.import_module(module), attribute)()
+            outcome = Known.SAME if found.config_schema == ours.config_schema else Known.UPDATED
+            if found.source != source:
+                outcome, detail = Known.FOREIGN, found.source
+            elif outcome is Known.UPDATED:
+                client.delete_flavor(str(found.id))
+        if outcome in {Known.NEW, Known.UPDATED}:
+            client.create_flavor(source=source, component_type=what)
+        yield Registered(kind=kind, name=name, outcome=outcome, detail=detail)
 
 
 def next_steps(client: Client, flavor: str) -> list[str]:

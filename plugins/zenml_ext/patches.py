@@ -10,6 +10,8 @@ and in no other, the functions that would declare it so are replaced (`zenml_ext
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
 import sys
 import tempfile
@@ -69,49 +71,43 @@ def make_register_directory(_: Callable[..., Any]) -> Callable[..., Any]:
     return register
 
 
-def make_create_job(_: Callable[..., Any]) -> Callable[..., Any]:
-    """The replacement of ``kube_utils.create_job`` in an orchestrator's pod."""
-    from zenml_ext.kubernetes.supervisor.entrypoint import active_run
+def _of_the_run(name: str) -> Callable[..., Any]:
+    """What replaces a function of ``kube_utils`` in an orchestrator's pod: the run's *name*."""
 
-    def create_job(*args: Any, **kwargs: Any) -> Any:
-        """Upstream's; a step's Job gets a plan for its memory, and errors are waited out."""
-        return active_run().create_job(*args, **kwargs)
+    def make(upstream: Callable[..., Any]) -> Callable[..., Any]:
+        from zenml_ext.kubernetes.supervisor.entrypoint import active_run
 
-    return create_job
+        @functools.wraps(upstream)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return getattr(active_run(), name)(upstream, *args, **kwargs)
 
+        return replacement
 
-def make_list_jobs(upstream: Callable[..., Any]) -> Callable[..., Any]:
-    """The replacement of ``kube_utils.list_jobs`` in an orchestrator's pod."""
-    from zenml_ext.kubernetes.supervisor.entrypoint import active_run
-
-    def list_jobs(*args: Any, **kwargs: Any) -> Any:
-        """Upstream's; superseded Jobs are left out, and failed ones are still to be decided."""
-        return active_run().list_jobs(upstream, *args, **kwargs)
-
-    return list_jobs
+    return make
 
 
-def make_check_job_status(_: Callable[..., Any]) -> Callable[..., Any]:
-    """The replacement of ``kube_utils.check_job_status`` in an orchestrator's pod."""
-    from zenml_ext.kubernetes.supervisor.entrypoint import active_run
-
-    def check_job_status(*args: Any, **kwargs: Any) -> Any:
-        """Upstream's, of a step's Job and of those that superseded it."""
-        return active_run().supervisor.check(*args, **kwargs)
-
-    return check_job_status
+make_create_job = _of_the_run("create_job")
+make_list_jobs = _of_the_run("list_jobs")
+make_check_job_status = _of_the_run("check_job_status")
 
 
-def make_publish_failed_step_run(upstream: Callable[..., Any]) -> Callable[..., Any]:
-    """The replacement of ``step_runner.publish_failed_step_run`` in a step's pod."""
-    from zenml_ext.kubernetes.step.entrypoint import leave_if_memory_is_the_cause
+def _unless_memory(module: str) -> Callable[..., Any]:
+    """What replaces ``publish_failed_step_run``: it ends a process that memory brought down."""
 
-    def publish_failed_step_run(*args: Any, **kwargs: Any) -> Any:
-        """Upstream's, unless memory is the cause: then the process ends unpublished."""
-        leave_if_memory_is_the_cause(sys.exc_info()[1])
-        return upstream(*args, **kwargs)
+    def make(upstream: Callable[..., Any]) -> Callable[..., Any]:
+        leave_if_memory_is_the_cause = importlib.import_module(module).leave_if_memory_is_the_cause
 
-    return publish_failed_step_run
+        def publish_failed_step_run(*args: Any, **kwargs: Any) -> Any:
+            leave_if_memory_is_the_cause(sys.exc_info()[1])
+            return upstream(*args, **kwargs)
+
+        return publish_failed_step_run
+
+    return make
+
+
+make_publish_failed_step_run = _unless_memory("zenml_ext.kubernetes.step.entrypoint")
+make_publish_failed_step_run_of_a_local_step = _unless_memory("zenml_ext.local.entrypoint")
 
 
 def make_rest_request(upstream: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,21 +119,6 @@ def make_rest_request(upstream: Callable[..., Any]) -> Callable[..., Any]:
         return when_there(lambda: upstream(self, method, *args, **kwargs), method)
 
     return _request
-
-
-def make_call_entrypoint(upstream: Callable[..., Any]) -> Callable[..., Any]:
-    """The replacement of ``BaseStep.call_entrypoint`` in a step's process under local_oom."""
-    from zenml_ext.local.entrypoint import leave_if_memory_is_the_cause
-
-    def call_entrypoint(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's; an error that memory caused ends the process unpublished."""
-        try:
-            return upstream(self, *args, **kwargs)
-        except Exception as error:
-            leave_if_memory_is_the_cause(error)
-            raise
-
-    return call_entrypoint
 
 
 def _step_context() -> Any:

@@ -18,6 +18,11 @@ _LIST_TEST = (
     "kubernetes/supervisor/test_supervisor.py"
     "::test_zenml_takes_a_kill_between_two_orchestrators_for_a_failure_and_we_do_not"
 )
+_POD_TEST = "kubernetes/step/test_entrypoint.py::test_a_failure_that_a_kill_caused_is_not_published"
+_LOCAL_TEST = (
+    "local/test_orchestrator.py"
+    "::test_a_step_that_fails_because_its_child_was_killed_runs_again_with_more"
+)
 _KILLED_STEP = "a step killed for memory counts as failed for good"
 _ISSUES = "https://github.com/zenml-io/zenml/issues"
 
@@ -75,6 +80,7 @@ def mlops_ext_patches() -> Iterable[Patch]:
         (ORCHESTRATOR_POD, ""),
         (DYNAMIC_POD, "-of-a-dynamic-pipeline"),
         (STEP_POD, "-of-a-step"),
+        (LOCAL_STEP, "-of-a-local-step"),
     ):
         yield _patch(
             f"server-away{suffix}",
@@ -93,21 +99,17 @@ def mlops_ext_patches() -> Iterable[Patch]:
             _LIST_TEST if name == "list_jobs" else _PIPELINE_TEST,
             process=ORCHESTRATOR_POD,
         )
-    yield _patch(
-        "publish-failed-step-run",
-        "zenml.orchestrators.step_runner:publish_failed_step_run",
-        _KILLED_STEP,
-        "kubernetes/step/test_entrypoint.py::test_a_failure_that_a_kill_caused_is_not_published",
-        process=STEP_POD,
-    )
-    yield _patch(
-        "call-entrypoint",
-        "zenml.steps.base_step:BaseStep.call_entrypoint",
-        _KILLED_STEP,
-        "local/test_orchestrator.py"
-        "::test_a_step_that_fails_because_its_child_was_killed_runs_again_with_more",
-        process=LOCAL_STEP,
-    )
+    for suffix, process, verified_by in (
+        ("", STEP_POD, _POD_TEST),
+        ("-of-a-local-step", LOCAL_STEP, _LOCAL_TEST),
+    ):
+        yield _patch(
+            f"publish-failed-step-run{suffix}",
+            "zenml.orchestrators.step_runner:publish_failed_step_run",
+            _KILLED_STEP,
+            verified_by,
+            process=process,
+        )
 
 
 @hookimpl

@@ -2,7 +2,8 @@
 
 `OomSettings` is a mix-in for a flavor's settings class and its config class, so that every value
 can be given at registration (``zenml orchestrator register … --max_memory=8Gi``) and per pipeline
-or step (``settings={"orchestrator": {"oom_retries": 2}}``). Descriptions appear in the dashboard.
+or step (``settings={"orchestrator": {"oom_retries": 2}}``). The fields' docstrings appear in the
+dashboard.
 """
 
 from __future__ import annotations
@@ -30,38 +31,26 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 class TempDir(BaseModel):
     """Where a step keeps its temporary files; a plain path is enough on one machine."""
 
-    path: str = Field(
-        description="Absolute path of the directory. TMPDIR is set to it, and it is made and"
-        " written to before the step starts."
-    )
-    volume: VolumeKind | None = Field(
-        default=None,
-        description="Kubernetes only: the volume to mount at the path. emptyDir: the node's disk"
-        " or memory; ephemeral: a claim that lives as long as the pod; claim: an existing"
-        " claim, named in claim_name; hostPath: a directory of the node, named in host_path."
-        " Unset: the path is the image's own.",
-    )
-    size_limit: str | None = Field(
-        default=None,
-        description="Size of the volume, as a Kubernetes quantity such as 20Gi: the limit of an"
-        " emptyDir, the request of an ephemeral claim (required there).",
-    )
-    medium: Literal["", "Memory"] = Field(
-        default="",
-        description="Medium of an emptyDir. Memory: a tmpfs, which counts against the step's"
-        " memory limit.",
-    )
-    storage_class: str | None = Field(
-        default=None, description="Storage class of an ephemeral claim; unset: the default one."
-    )
-    claim_name: str | None = Field(
-        default=None, description="Name of the existing claim, for volume=claim."
-    )
-    host_path: str | None = Field(
-        default=None, description="Absolute path on the node, for volume=hostPath."
-    )
+    path: str
+    """Absolute path of the directory. TMPDIR is set to it, and it is made and written to before the
+    step starts."""
+    volume: VolumeKind | None = None
+    """Kubernetes only: the volume to mount at the path. emptyDir: the node's disk or memory;
+    ephemeral: a claim that lives as long as the pod; claim: an existing claim, named in claim_name;
+    hostPath: a directory of the node, named in host_path. Unset: the path is the image's own."""
+    size_limit: str | None = None
+    """Size of the volume, as a Kubernetes quantity such as 20Gi: the limit of an emptyDir, the
+    request of an ephemeral claim (required there)."""
+    medium: Literal["", "Memory"] = ""
+    """Medium of an emptyDir. Memory: a tmpfs, which counts against the step's memory limit."""
+    storage_class: str | None = None
+    """Storage class of an ephemeral claim; unset: the default one."""
+    claim_name: str | None = None
+    """Name of the existing claim, for volume=claim."""
+    host_path: str | None = None
+    """Absolute path on the node, for volume=hostPath."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -122,51 +111,34 @@ class TempDir(BaseModel):
 class OomSettings(BaseModel):
     """Out-of-memory retries and the temporary directory, for a config or settings class."""
 
-    memory: str | None = Field(
-        default=None,
-        description="Memory limit of a step's first attempt, as a Kubernetes quantity such as"
-        " 600Mi or 2G. Unset: from ResourceSettings(memory=…). With the policy history, what the"
-        " step's earlier runs needed comes before both.",
-    )
-    max_memory: str | None = Field(
-        default=None,
-        description="No attempt gets more than this (a Kubernetes quantity). Unset: as much as"
-        " the largest node has.",
-    )
-    oom_retries: int = Field(
-        default=4,
-        ge=0,
-        le=_MAX_RETRIES,
-        description="How often a step killed for memory is run again with more. Counted apart"
-        " from the step's own retry configuration. 0 switches it off. With the default, a step"
-        " can reach 16 times its first memory.",
-    )
-    memory_policy: str | None = Field(
-        default=None,
-        description="Who decides how much memory an attempt gets: history (learns from earlier"
-        " runs), double, fixed, or one that a plugin registers. Unset: history where NumPy is"
-        " installed, else double.",
-    )
-    when_no_memory: Literal["policy", "leave"] = Field(
-        default="policy",
-        description="A step for which nobody asked for memory: policy lets the memory policy"
-        " give it a limit where it can, leave runs it without one.",
-    )
-    retry_memory_error: bool = Field(
-        default=False,
-        description="Also retry a step that fails with a MemoryError of its own. Off, because"
-        " an allocation that no limit refused fails again.",
-    )
-    in_place: bool = Field(
-        default=True,
-        description="Kubernetes only: resize the running pod before it is killed, where the"
-        " cluster can (1.33 and later). Where it cannot, the step is run again.",
-    )
-    temp_dir: TempDir | None = Field(
-        default=None,
-        description="Temporary directory of the steps: a path, or a path with a volume to mount"
-        " there. Unset: MLOPS_EXT_TEMP_DIR, else the system's.",
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    memory: str | None = None
+    """Memory limit of a step's first attempt, as a Kubernetes quantity such as 600Mi or 2G. Unset:
+    from ResourceSettings(memory=…). With the policy history, what the step's earlier runs needed
+    comes before both."""
+    max_memory: str | None = None
+    """No attempt gets more than this (a Kubernetes quantity). Unset: as much as the largest node
+    has."""
+    oom_retries: int = Field(default=4, ge=0, le=_MAX_RETRIES)
+    """How often a step killed for memory is run again with more. Counted apart from the step's own
+    retry configuration. 0 switches it off. With the default, a step can reach 16 times its first
+    memory."""
+    memory_policy: str | None = None
+    """Who decides how much memory an attempt gets: history (learns from earlier runs), double,
+    fixed, or one that a plugin registers. Unset: history where NumPy is installed, else double."""
+    when_no_memory: Literal["policy", "leave"] = "policy"
+    """A step for which nobody asked for memory: policy lets the memory policy give it a limit where
+    it can, leave runs it without one."""
+    retry_memory_error: bool = False
+    """Also retry a step that fails with a MemoryError of its own. Off, because an allocation that
+    no limit refused fails again."""
+    in_place: bool = True
+    """Kubernetes only: resize the running pod before it is killed, where the cluster can (1.33 and
+    later). Where it cannot, the step is run again."""
+    temp_dir: TempDir | None = None
+    """Temporary directory of the steps: a path, or a path with a volume to mount there. Unset:
+    MLOPS_EXT_TEMP_DIR, else the system's."""
 
     @model_validator(mode="before")
     @classmethod

@@ -29,7 +29,6 @@ ALLOWED = {
     "plugins/kserve_ext/releases.py": DATA,
     "plugins/kserve_ext/shutdown/console.py": "a value of each thread of ours",
     "plugins/zenml_ext/kubernetes/client.py: call.__name__": OWN,
-    "plugins/zenml_ext/kubernetes/orchestrator.py": "a value of each thread of ours",
     "plugins/zenml_ext/kubernetes/step/entrypoint.py: tempfile.tempdir": "the standard library's own"
     " setting of a process for its temporary directory",
     "plugins/zenml_ext/local/warm.py": "a step's own, in the process that becomes it",

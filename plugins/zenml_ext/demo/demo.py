@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,32 +20,13 @@ from mlops_ext.errors import MlopsExtError
 _LIMIT = 500 * 1024**2
 _TIMEOUT_S = 240.0
 """A step's process takes about 5 s on a free machine; beyond this something hangs."""
-_STOP_S = 8.0
-"""Time for an interrupted pipeline to end its step and remove its cgroup: it takes about 3 s."""
-
-_LEAVE = """
-import sys
-from zenml.enums import ArtifactType
-from zenml.materializers.base_materializer import BaseMaterializer
-class Scratch(BaseMaterializer):
-    ASSOCIATED_TYPES = (bytes,)
-    ASSOCIATED_ARTIFACT_TYPE = ArtifactType.DATA
-class Store:
-    pass
-with Scratch(uri="/nowhere", artifact_store=Store()).get_temporary_directory(
-    delete_at_exit=True
-) as directory:
-    open(directory + "/part", "w").close()
-    if "wait" in sys.argv:
-        print("READY", flush=True)
-        sys.stdin.read()
-"""
 
 
 def demo() -> Iterator[Event]:
-    """A step that needs more than its limit, and what a kill leaves."""
+    """A step that needs more than its limit."""
     with tempfile.TemporaryDirectory(prefix="zenml-demo-") as folder:
         shop = _Workshop(folder=Path(folder))
+        shutil.copyfile(Path(__file__).with_name("pipeline.py"), shop.folder / "pipeline.py")
         yield Progress(text="bare ZenML: a step that needs 550 MiB and more, limited to 500Mi")
         bare_code = shop.run_limited("set_up", "default")
         yield Progress(text="local_oom: the same pipeline, the same limit")
@@ -57,8 +35,6 @@ def demo() -> Iterator[Event]:
         yield Progress(text="the same pipeline once more: the history knows the step now")
         (second,) = shop.run("oom", "report")
         yield _second_run(second, first)
-        yield Progress(text="killing a process that has a temporary directory, twice")
-        yield _left_overs(shop)
 
 
 def _memory_claims(
@@ -96,33 +72,6 @@ def _second_run(second: Mapping[str, Any], first: Mapping[str, Any]) -> Claim:
     )
 
 
-def _left_overs(shop: _Workshop) -> Claim:
-    left = {}
-    for kind in ("bare", "ours"):
-        place = shop.folder / f"left-{kind}"
-        place.mkdir()
-        variables = {"TMPDIR": str(place)}
-        if kind == "ours":
-            variables["MLOPS_EXT_TEMP_DIR"] = str(place)
-        shop.kill_one_and_start_another(variables)
-        left[kind] = len(list(place.iterdir()))
-    return Claim(
-        what="directories left after kill -9 and another start",
-        before=str(left["bare"]),
-        after=str(left["ours"]),
-        holds=left["bare"] == 1 and left["ours"] == 0,
-    )
-
-
-def _interrupt(process: subprocess.Popen[str]) -> None:
-    """End a pipeline as its user's Ctrl-C would: its step and the step's cgroup go too."""
-    if os.name == "posix":
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=_STOP_S)
-    process.kill()
-
-
 def _attempts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     from zenml_ext.memory.records import ATTEMPTS
 
@@ -156,23 +105,19 @@ class _Workshop:
         Raises:
             MlopsExtError: it failed.
         """
-        self._script()
-        with subprocess.Popen(
+        done = subprocess.run(
             [sys.executable, "pipeline.py", *actions],
             cwd=self.folder,
             env=self.environment(),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
-        ) as process:
-            try:
-                output, errors = process.communicate(timeout=_TIMEOUT_S)
-            except BaseException:
-                _interrupt(process)
-                raise
-        if process.returncode:
-            tail = (output + errors).strip()[-2000:]
+            check=False,
+            timeout=_TIMEOUT_S,
+        )
+        output = done.stdout
+        if done.returncode:
+            tail = (output + done.stderr).strip()[-2000:]
             raise MlopsExtError(f"the demo's pipeline failed ({' '.join(actions)}):\n{tail}")
         lines = output.splitlines()
         return [json.loads(line[7:]) for line in lines if line.startswith("REPORT ")]
@@ -181,7 +126,6 @@ class _Workshop:
         """Run the script under the step's own limit; its exit code."""
         from zenml_ext.local import process as _limited
 
-        self._script()
         with (self.folder / "bare.log").open("wb") as log:
             ending = _limited.run(
                 [sys.executable, str(self.folder / "pipeline.py"), *actions],
@@ -192,27 +136,3 @@ class _Workshop:
                 output=log,
             )
         return ending.exit_code
-
-    def kill_one_and_start_another(self, variables: Mapping[str, str]) -> None:
-        """Kill a process inside its temporary directory, then run one to its end."""
-        command = [sys.executable, "-c", _LEAVE]
-        environment = self.environment(**variables)
-        with subprocess.Popen(
-            [*command, "wait"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.strip() == "READY":
-                    break
-            process.kill()
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-
-    def _script(self) -> None:
-        script = self.folder / "pipeline.py"
-        if not script.exists():
-            shutil.copyfile(Path(__file__).with_name("pipeline.py"), script)

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Manifest = dict[str, Any]
 
+UNANSWERED = (ApiException, HTTPError, OSError)
+"""What the client raises if the API server refuses, is busy, or cannot be reached."""
 _NOT_FOUND, _CONFLICT, _UNAUTHORIZED, _FORBIDDEN = 404, 409, 401, 403
 _TRANSIENT = frozenset({401, 408, 409, 425, 429})
 _SERVER_ERROR = 500
@@ -33,19 +35,18 @@ _RETRY_S = 300.0
 def is_transient(error: BaseException) -> bool:
     """Whether *error* may pass: the API server or the network is busy or away."""
     if isinstance(error, ApiException):
-        return (
-            error.status in _TRANSIENT or (error.status or 0) >= _SERVER_ERROR or not error.status
-        )
-    return isinstance(error, (HTTPError, OSError))
+        status = error.status or _SERVER_ERROR
+        return status in _TRANSIENT or status >= _SERVER_ERROR
+    return isinstance(error, UNANSWERED)
 
 
 def describe_api_error(error: BaseException) -> str:
     """An API error in one line, without what is secret."""
     if isinstance(error, ApiException):
-        body = error.body if isinstance(error.body, str) else ""
+        words = error.body.decode() if isinstance(error.body, bytes) else error.body or ""
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            body = str(json.loads(body)["message"])
-        return redact(f"{error.status} {error.reason}: {body}".rstrip(": "))
+            words = str(json.loads(words)["message"])
+        return redact(f"{error.status} {error.reason}: {words}".rstrip(": "))
     return redacted(error)
 
 
@@ -108,11 +109,15 @@ class Recorder:
 
 
 class KubeApi:
-    """The calls we make, on the API objects ZenML made, in one namespace."""
+    """The calls we make, JSON in and out, in one namespace, on the API objects ZenML made.
+
+    The client's own classes drop the fields that are newer than it, such as the restart policy of
+    an init container, so what they would make of an answer is not used.
+    """
 
     def __init__(self, batch: Any, core: Any, namespace: str, timeout_s: int | None = None) -> None:
         self.batch, self.core, self.namespace = batch, core, namespace
-        self._options: dict[str, Any] = {"_request_timeout": timeout_s} if timeout_s else {}
+        self._timeout_s = timeout_s
 
     def plain(self, answer: Any) -> Any:
         """An API object as JSON data."""
@@ -125,37 +130,48 @@ class KubeApi:
         with contextlib.suppress(config.ConfigException, OSError):
             config.load_incluster_config(client_configuration=self.batch.api_client.configuration)
 
-    def job(self, name: str) -> Manifest:
-        """A Job as the API server has it.
-
-        The client's own objects lack the fields that are newer than it, such as the restart
-        policy of an init container.
-        """
-        answer = self.batch.read_namespaced_job(
-            name=name, namespace=self.namespace, _preload_content=False, **self._options
+    def call(
+        self, method: str, path: str, body: Any = None, *, as_user: str = "", **query: str
+    ) -> Any:
+        """The JSON that the API server answers; *as_user*: asked on behalf of that user."""
+        patch = "application/strategic-merge-patch+json"
+        kind = {"Content-Type": patch if method == "PATCH" else "application/json"}
+        answer = self.batch.api_client.call_api(
+            path,
+            method,
+            {},
+            list(query.items()),
+            {**kind, **({"Impersonate-User": as_user} if as_user else {})},
+            body=body,
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _preload_content=False,
+            _request_timeout=self._timeout_s,
         )
-        found: Manifest = json.loads(answer.data)
+        return json.loads(answer.data)
+
+    def job(self, name: str) -> Manifest:
+        """A Job as the API server has it."""
+        found: Manifest = self.call("GET", self._path("jobs", name))
         return found
 
     def jobs(self, selector: str) -> list[Manifest]:
         """The Jobs that a label selector picks."""
-        return self._items(self.batch.list_namespaced_job, label_selector=selector)
+        return self._items("jobs", labelSelector=selector)
 
     def pod(self, name: str) -> Manifest:
         """A pod."""
-        found: Manifest = self.plain(
-            self.core.read_namespaced_pod(name=name, namespace=self.namespace, **self._options)
-        )
+        found: Manifest = self.call("GET", self._path("pods", name))
         return found
 
     def pods_of(self, job: str) -> list[Manifest]:
         """The pods of a Job."""
-        return self._items(self.core.list_namespaced_pod, label_selector=f"job-name={job}")
+        return self._items("pods", labelSelector=f"job-name={job}")
 
     def pods_of_step(self, run_id: str, step: str) -> list[Manifest]:
         """Every pod of a step; none where they may not be read."""
         labels = f"run_id={run_id},step_name={kube_utils.sanitize_label_value(step)}"
-        return self._readable(self.core.list_namespaced_pod, label_selector=labels)
+        return self.readable("pods", labelSelector=labels)
 
     def create_job(self, manifest: Mapping[str, Any]) -> Manifest:
         """Create a Job; one of the same name that is there already is as good.
@@ -164,61 +180,41 @@ class KubeApi:
         the Job, and so may have an orchestrator pod that died before it could say so.
         """
         try:
-            created = self.batch.create_namespaced_job(
-                namespace=self.namespace, body=dict(manifest), **self._options
-            )
+            found: Manifest = self.call("POST", self._path("jobs"), dict(manifest))
         except ApiException as error:
             if error.status != _CONFLICT:
                 raise
-            with _unless(_NOT_FOUND):
+            with _unless_gone():
                 return self.job(manifest["metadata"]["name"])
             raise  # a conflict of another kind
-        found: Manifest = self.plain(created)
         return found
 
     def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
         """Patch a Job; one that is gone needs none."""
-        with _unless(_NOT_FOUND):
-            self.batch.patch_namespaced_job(
-                name=name, namespace=self.namespace, body=dict(patch), **self._options
-            )
+        with _unless_gone():
+            self.call("PATCH", self._path("jobs", name), dict(patch))
 
     def delete_job(self, name: str) -> None:
         """Delete a Job and its pods."""
-        with _unless(_NOT_FOUND):
-            self.batch.delete_namespaced_job(
-                name=name,
-                namespace=self.namespace,
-                propagation_policy="Foreground",
-                **self._options,
-            )
+        with _unless_gone():
+            self.call("DELETE", self._path("jobs", name), propagationPolicy="Foreground")
 
     def events_of(self, name: str) -> list[Manifest]:
         """The events about an object; none where they may not be read."""
-        return self._readable(
-            self.core.list_namespaced_event, field_selector=f"involvedObject.name={name}"
-        )
+        return self.readable("events", fieldSelector=f"involvedObject.name={name}")
 
     def node_oom_events(self, node: str) -> list[Manifest]:
         """A node's events of out-of-memory kills; none where they may not be read."""
-        return self._readable(
-            self.core.list_namespaced_event,
-            namespace="default",
-            field_selector=f"involvedObject.kind=Node,involvedObject.name={node},reason=SystemOOM",
-        )
+        what = f"involvedObject.kind=Node,involvedObject.name={node},reason=SystemOOM"
+        return self.readable("events", namespace="default", fieldSelector=what)
 
     def create_event(self, job: Mapping[str, Any], reason: str, message: str) -> None:
         """An event about a Job; where that is not allowed, none."""
         meta, stamp = job["metadata"], datetime.now(timezone.utc).isoformat()
+        involved = {key: meta[key] for key in ("name", "namespace", "uid") if key in meta}
         body = {
             "metadata": {"generateName": f"{meta['name'][:50]}."},
-            "involvedObject": {
-                "apiVersion": "batch/v1",
-                "kind": "Job",
-                "name": meta["name"],
-                "namespace": self.namespace,
-                "uid": meta.get("uid"),
-            },
+            "involvedObject": {"apiVersion": "batch/v1", "kind": "Job", **involved},
             "reason": reason,
             "message": message[:1000],
             "type": "Warning",
@@ -229,31 +225,30 @@ class KubeApi:
             "source": {"component": "mlops-ext"},
         }
         try:
-            self.core.create_namespaced_event(namespace=self.namespace, body=body, **self._options)
-        except (ApiException, HTTPError, OSError) as error:
+            self.call("POST", self._path("events"), body)
+        except UNANSWERED as error:
             log.debug("no event: %s", describe_api_error(error))
 
     def fetch(self, kind: str) -> list[Manifest]:
         """The objects of a kind, for `capacity.CapsReader`; none where they may not be read."""
-        core = self.core
-        if kind == "nodes":
-            return self._readable(core.list_node, namespace=None)
         if kind == "pods":
-            everywhere = self._readable(core.list_pod_for_all_namespaces, namespace=None)
-            return everywhere or self._readable(core.list_namespaced_pod)
-        name = {"limitranges": "limit_range", "resourcequotas": "resource_quota"}[kind]
-        return self._readable(getattr(core, f"list_namespaced_{name}"))
+            return self.readable(kind, namespace="") or self.readable(kind)
+        return self.readable(kind, namespace="" if kind == "nodes" else None)
 
-    def _items(self, call: Callable[..., Any], **query: str | None) -> list[Manifest]:
-        place = {"namespace": self.namespace, **query, **self._options}
-        found: list[Manifest] = self.plain(
-            call(**{name: value for name, value in place.items() if value is not None})
-        )["items"]
+    def _path(self, kind: str, name: str = "", namespace: str | None = None) -> str:
+        """Where objects of a *kind* are; *namespace* may be "" for all."""
+        place = self.namespace if namespace is None else namespace
+        parts = ("/apis/batch/v1" if kind == "jobs" else "/api/v1", place and f"namespaces/{place}")
+        return "/".join(part for part in (*parts, kind, name) if part)
+
+    def _items(self, kind: str, namespace: str | None = None, **query: str) -> list[Manifest]:
+        found: list[Manifest] = self.call("GET", self._path(kind, "", namespace), **query)["items"]
         return found
 
-    def _readable(self, call: Callable[..., Any], **query: str | None) -> list[Manifest]:
+    def readable(self, kind: str, namespace: str | None = None, **query: str) -> list[Manifest]:
+        """The objects of a *kind*; none where they may not be read."""
         try:
-            return self._items(call, **query)
+            return self._items(kind, namespace, **query)
         except ApiException as error:
             if error.status not in {_FORBIDDEN, _NOT_FOUND}:
                 raise
@@ -261,9 +256,9 @@ class KubeApi:
 
 
 @contextlib.contextmanager
-def _unless(status: int) -> Iterator[None]:
+def _unless_gone() -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        if error.status != status:
+        if error.status != _NOT_FOUND:
             raise

@@ -25,7 +25,6 @@ _TIMEOUT_S = 5.0
 """A request that takes longer than the step takes to use up the rest helps nobody."""
 _FORBIDDEN, _BUSY, _SERVER = 403, (401, 409, 429), 500
 """401: the token has expired; the kubelet renews it, and each request reads it again."""
-_NO_WAY = (400, 404, 405, 415, 422)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +105,9 @@ def _refused(code: int, body: str) -> ResizeAnswer:
         message = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
         message = body[:200]
-    words = f"{code}: {message}"
-    if code in _NO_WAY:
-        return ResizeAnswer(refusal=Refusal.FOR_GOOD, message=words)
-    if code == _FORBIDDEN:
-        # RBAC says "cannot patch resource"; admission names what there is too little of.
-        is_rbac = "cannot patch" in message
-        return ResizeAnswer(
-            refusal=Refusal.FOR_GOOD if is_rbac else Refusal.TOO_MUCH, message=words
-        )
     if code in _BUSY or code >= _SERVER:
-        return ResizeAnswer(refusal=Refusal.FOR_NOW, message=words)
-    return ResizeAnswer(refusal=Refusal.FOR_GOOD, message=words)
+        refusal = Refusal.FOR_NOW
+    else:  # RBAC says "cannot patch resource"; admission names what there is too little of.
+        is_room = code == _FORBIDDEN and "cannot patch" not in message
+        refusal = Refusal.TOO_MUCH if is_room else Refusal.FOR_GOOD
+    return ResizeAnswer(refusal=refusal, message=f"{code}: {message}")

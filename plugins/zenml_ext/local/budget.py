@@ -17,24 +17,20 @@ class MemoryBudget:
     """
 
     total: int
-    _held: dict[int, int] = field(default_factory=dict)
+    _held: list[int] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
     def share(self, wanted: int | None, stopping: threading.Event) -> Iterator[None]:
         """Hold *wanted* bytes inside the block; waits for them, but not beyond *stopping*."""
-        token, size = id(object()), wanted or 0
+        size = wanted or 0
         with self._changed:
-            while self._held and sum(self._held.values()) + size > self.total:
-                if stopping.is_set():
-                    break
+            while self._held and sum(self._held) + size > self.total and not stopping.is_set():
                 self._changed.wait(0.5)
-            while token in self._held:
-                token += 1
-            self._held[token] = size
+            self._held.append(size)
         try:
             yield
         finally:
             with self._changed:
-                del self._held[token]
+                self._held.remove(size)
                 self._changed.notify_all()

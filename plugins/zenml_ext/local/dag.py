@@ -18,6 +18,9 @@ class State(enum.Enum):
     SKIPPED = "skipped"
 
 
+_LOST = frozenset({State.FAILED, State.STOPPED, State.SKIPPED})
+
+
 class Mode(enum.Enum):
     """What a failed step means for the others; the values are ZenML's."""
 
@@ -47,13 +50,8 @@ class Dag:
         """Steps that may start now."""
         return [
             name
-            for name, state in self.states.items()
-            if state is State.WAITING
-            and all(
-                self.states[needed] is State.COMPLETED
-                for needed in self.upstream[name]
-                if needed in self.states
-            )
+            for name in self.named(State.WAITING)
+            if all(self._state(needed) is State.COMPLETED for needed in self.upstream[name])
         ]
 
     def start(self, name: str) -> None:
@@ -67,22 +65,17 @@ class Dag:
             self.mode is not Mode.CONTINUE_ON_FAILURE or state is State.STOPPED
         ):
             self.skip_waiting()
-        self._skip_below()
+        for waiting in self.named(State.WAITING):  # each stands below all that it needs
+            if {self._state(needed) for needed in self.upstream[waiting]} & _LOST:
+                self.states[waiting] = State.SKIPPED
 
     def skip_waiting(self) -> None:
         """Start nothing any more."""
         for name in self.named(State.WAITING):
             self.states[name] = State.SKIPPED
 
-    def _skip_below(self) -> None:
-        lost = {State.FAILED, State.STOPPED, State.SKIPPED}
-        changed = True
-        while changed:
-            changed = False
-            for name in self.named(State.WAITING):
-                if any(self.states.get(needed) in lost for needed in self.upstream[name]):
-                    self.states[name] = State.SKIPPED
-                    changed = True
+    def _state(self, needed: str) -> State:
+        return self.states.get(needed, State.COMPLETED)
 
     def named(self, state: State) -> list[str]:
         """The steps in *state*, in the order of the pipeline."""

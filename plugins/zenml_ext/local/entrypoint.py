@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING
 from mlops_ext import settings
 from zenml_ext.entrypoint import ResumingEntrypointConfiguration
 from zenml_ext.local.process import GROUP, PARENT_PIPE
+from zenml_ext.memory import exits
 from zenml_ext.memory.cgroup import MemoryCgroup
-from zenml_ext.memory.exits import (
-    MEMORY_ERROR,
-    RETRY_MEMORY_ERROR,
-    SIGKILLED,
-    leave,
-    may_follow_a_kill,
-)
 from zenml_ext.processes import LOCAL_STEP, patch_own_process
 
 if TYPE_CHECKING:
@@ -66,18 +60,9 @@ def _end_with_the_orchestrator() -> None:
     threading.Thread(target=wait, name="mlops-ext-parent-pipe", daemon=True).start()
 
 
-def leave_if_memory_is_the_cause(error: Exception) -> None:
-    """End this process, before ZenML publishes a failure, if memory is what caused *error*.
-
-    That concerns a step that fails because one of its children was killed (a worker of a data
-    loader), and, if the user wants it, a MemoryError.
-    """
-    if _children_killed() and may_follow_a_kill(error):
-        log.error("The step failed after a process of it was killed for memory.", exc_info=error)
-        leave(SIGKILLED)
-    if isinstance(error, MemoryError) and settings.environment().get(RETRY_MEMORY_ERROR):
-        log.error("The step ran out of memory by itself.", exc_info=error)
-        leave(MEMORY_ERROR)
+def leave_if_memory_is_the_cause(error: BaseException | None) -> None:
+    """End unpublished if memory caused *error*, as when a worker of a data loader was killed."""
+    exits.leave_if_memory_is_the_cause(error, _children_killed(), exits.leave)
 
 
 def _children_killed() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from uuid import UUID, uuid4
@@ -19,7 +19,7 @@ from zenml.utils.env_utils import temporary_environment
 
 from mlops_ext import settings as core_settings
 from mlops_ext import tempdirs
-from mlops_ext.memory import Caps, Quantity
+from mlops_ext.memory import Caps
 from zenml_ext.local.budget import MemoryBudget
 from zenml_ext.local.dag import Mode, State
 from zenml_ext.local.entrypoint import RUN_ID, SOURCE_ROOT
@@ -27,8 +27,8 @@ from zenml_ext.local.process import total_memory
 from zenml_ext.local.run import LocalRun
 from zenml_ext.local.settings import LocalOomConfig, LocalOomSettings
 from zenml_ext.local.step import StepJob
-from zenml_ext.memory import policy
 from zenml_ext.memory.exits import RETRY_MEMORY_ERROR
+from zenml_ext.memory.policy import StepFacts, features_of
 
 if TYPE_CHECKING:
     from zenml.config.base_settings import BaseSettings
@@ -88,6 +88,7 @@ class LocalOomOrchestrator(BaseOrchestrator):
 
         def job(name: str, budget: MemoryBudget, stopping: threading.Event) -> StepJob:
             return self._job(
+                name=name,
                 step=snapshot.step_configurations[name],
                 snapshot=snapshot,
                 run_id=run_id,
@@ -138,6 +139,7 @@ class LocalOomOrchestrator(BaseOrchestrator):
         from zenml.config.step_configurations import Step
 
         job = self._job(
+            name=step_run_info.pipeline_step_name,
             step=Step(
                 spec=step_run_info.spec,
                 config=step_run_info.config,
@@ -147,9 +149,8 @@ class LocalOomOrchestrator(BaseOrchestrator):
             run_id=step_run_info.run_id,
             environment=environment,
             stopping=threading.Event(),
+            step_run_id=step_run_info.step_run_id,
         )
-        job.step_run_id = step_run_info.step_run_id
-        job.name = step_run_info.pipeline_step_name
         future: Future[State] = Future()
 
         def work() -> None:
@@ -174,12 +175,6 @@ class LocalOomOrchestrator(BaseOrchestrator):
             State.STOPPED: ExecutionStatus.STOPPED,
         }.get(future.result(), ExecutionStatus.FAILED)
 
-    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
-        """The final status of an isolated step, without polling."""
-        if step_run.id in _isolated:
-            wait([_isolated[step_run.id][1]])
-        return self.get_isolated_step_status(step_run)
-
     def stop_isolated_step(self, step_run: StepRunResponse) -> None:
         """End an isolated step: SIGTERM, then SIGKILL."""
         if step_run.id in _isolated:
@@ -195,41 +190,41 @@ class LocalOomOrchestrator(BaseOrchestrator):
     def _stop_run_forcefully(self, pipeline_run: PipelineRunResponse) -> None:
         """As gracefully: what does not end by itself is killed after ``stop_grace_s``."""
 
-    def _job(
+    def _job(  # noqa: PLR0913 - all that a step is started with
         self,
         *,
+        name: str,
         step: Step,
         snapshot: PipelineSnapshotResponse,
         run_id: UUID,
         environment: Mapping[str, str],
         stopping: threading.Event,
         budget: MemoryBudget | None = None,
+        step_run_id: UUID | None = None,
     ) -> StepJob:
         """All that it takes to run *step*. Asks for the sizes of its inputs, so they must exist."""
-        settings = cast("LocalOomSettings", self.get_settings(step))
-        total = total_memory()
-        chosen = policy.policy_for(settings)
-        key = policy.task_key(snapshot.pipeline_configuration.name, step)
-        features = policy.features_of(run_id, step)
-        request = policy.request_of(settings, step)
-        max_memory = Quantity.parse(settings.max_memory) if settings.max_memory else None
-        caps = Caps(node=total, node_name="this machine", max_memory=max_memory)
-        plan = policy.without_limit(settings, request) or chosen.decide(
-            key, features, request, caps
+        settings, total = cast("LocalOomSettings", self.get_settings(step)), total_memory()
+        facts = StepFacts(
+            name=name,
+            pipeline=snapshot.pipeline_configuration.name,
+            step=step,
+            settings=settings,
+            is_elsewhere=bool(step.config.step_operator),
         )
+        features, policy = features_of(run_id, step), facts.policy
+        caps = Caps(node=total, node_name="this machine", max_memory=facts.max_memory)
         return StepJob(
-            name=step.spec.invocation_id,
+            name=name,
+            facts=facts,
             snapshot_id=snapshot.id,
             run_id=run_id,
-            settings=settings,
             environment=self._environment(settings, environment),
-            policy=chosen,
-            plan=plan,
-            key=key,
+            policy=policy,
+            plan=facts.plan(policy, features, caps),
             features=features,
-            retry=step.config.retry,
             budget=budget or MemoryBudget(total),
             stopping=stopping,
+            step_run_id=step_run_id,
         )
 
     def _environment(

@@ -6,9 +6,9 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import cast
 from uuid import UUID
 
 from zenml.client import Client
@@ -26,10 +26,7 @@ from mlops_ext.memory import (
     MemoryPolicy,
     Quantity,
     Retry,
-    TaskKey,
 )
-from mlops_ext.redaction import redacted
-from mlops_ext.retry import retry
 from zenml_ext.entrypoint import STARTED
 from zenml_ext.local import process
 from zenml_ext.local.budget import MemoryBudget
@@ -40,14 +37,12 @@ from zenml_ext.local.settings import LocalOomSettings
 from zenml_ext.local.warm import WarmServer
 from zenml_ext.memory.attempts import KILLED, AttemptRecord, in_our_words
 from zenml_ext.memory.exits import MEMORY_ERROR
+from zenml_ext.memory.policy import StepFacts
 from zenml_ext.memory.records import record, record_on_run
+from zenml_ext.server import when_there
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-"""SQLite itself waits for 5 s; a restart of a small server takes about as long as these."""
 _ENTRYPOINT = f"{LocalEntrypoint.__module__}.{LocalEntrypoint.__qualname__}"
 
 
@@ -57,36 +52,36 @@ class StepJob:
 
     Attributes:
         name: its name in the pipeline.
+        facts: what is configured for it.
         snapshot_id: the snapshot that holds its configuration.
         run_id: the pipeline run.
-        settings: the step's settings.
         environment: the whole environment of its processes.
         policy: decides about memory.
         plan: the policy's plan.
-        key: what the policy's history knows the step by.
         features: what was known before the start.
-        retry: the user's own retries: ``max_retries``, ``delay``, ``backoff``, or None.
         budget: memory shared with the steps that run beside it.
         stopping: set when the run is to end.
         step_run_id: the step run to use, where one exists before the start.
     """
 
     name: str
+    facts: StepFacts
     snapshot_id: UUID
     run_id: UUID
-    settings: LocalOomSettings
     environment: Mapping[str, str]
     policy: MemoryPolicy
     plan: MemoryPlan
-    key: TaskKey
     features: Features
-    retry: Any
     budget: MemoryBudget
     stopping: threading.Event
     step_run_id: UUID | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
     oom_retries: int = 0
     failures: int = 0
+
+    @property
+    def _settings(self) -> LocalOomSettings:
+        return cast("LocalOomSettings", self.facts.settings)
 
     def run(self) -> State:
         """Run the step to its end; afterwards no step run of it is left RUNNING."""
@@ -138,8 +133,8 @@ class StepJob:
             environment=self.environment,
             limit=memory,
             stopping=self.stopping,
-            grace_s=self.settings.stop_grace_s,
-            kernel=self.settings.kernel_limit,
+            grace_s=self._settings.stop_grace_s,
+            kernel=self._settings.kernel_limit,
             warm=WarmServer.get(self.environment),
         )
 
@@ -154,13 +149,14 @@ class StepJob:
 
     def _may_fail_again(self, decision: Fail, step_run: StepRunResponse | None) -> bool:
         """Whether the user's own retries allow another attempt; waits for their delay."""
-        allowed = self.retry.max_retries if self.retry else 0
+        wanted = self.facts.step.config.retry
+        allowed = wanted.max_retries if wanted else 0
         if step_run is not None and step_run.status in STARTED:
-            _retried(lambda: publish_utils.publish_failed_step_run(step_run.id))
+            when_there(lambda: publish_utils.publish_failed_step_run(step_run.id), "PUT")
         log.warning("Step %s: %s", self.name, decision.reason)
-        if self.failures >= allowed or self.step_run_id is not None:
+        if wanted is None or self.failures >= allowed or self.step_run_id is not None:
             return False
-        delay = self.retry.delay * self.retry.backoff**self.failures
+        delay = wanted.delay * wanted.backoff**self.failures
         self.failures += 1
         log.info(
             "Step %s is retried in %d s, as its retry configuration says (%d of %d).",
@@ -178,7 +174,7 @@ class StepJob:
         curve = () if censored else termination.curve
         try:
             self.policy.observe(
-                self.key,
+                self.facts.key,
                 self.features,
                 peak,
                 termination.runtime_s,
@@ -208,10 +204,11 @@ class StepJob:
             node=socket.gethostname(),
             runtime_s=termination.runtime_s,
             lost_s=0.0 if done else termination.runtime_s,
-            input_bytes=self.features.known_input if self.features else None,
-            version=self.key.version if self.key else "",
+            input_bytes=self.features.known_input,
+            version=self.facts.key.version,
         )
         self.attempts.append(attempt)
+        is_elsewhere = self.facts.is_elsewhere  # the work, and its record, are the operator's
         log.log(
             logging.INFO if done else logging.WARNING,
             "Step %s, attempt %d with %s: %s after %.1f s, peak %s.%s",
@@ -223,7 +220,7 @@ class StepJob:
             termination.peak.human if termination.peak else "not known",
             "" if done else f" {reason}",
         )
-        if step_run is not None and step_run.status != ExecutionStatus.CACHED:
+        if step_run and step_run.status != ExecutionStatus.CACHED and not is_elsewhere:
             record(step_run.id, self.attempts)
         if len(self.attempts) > 1 or not done:
             record_on_run(self.run_id, self.name, self.attempts)
@@ -232,11 +229,12 @@ class StepJob:
         """The latest step run of this step."""
         known = self.step_run_id
         if known is not None:
-            return _retried(lambda: Client().get_run_step(known, hydrate=False))
-        page = _retried(
+            return when_there(lambda: Client().get_run_step(known, hydrate=False), "GET")
+        page = when_there(
             lambda: Client().list_run_steps(
                 name=self.name, pipeline_run_id=self.run_id, sort_by="desc:created", size=1
-            )
+            ),
+            "GET",
         )
         return page[0] if page.total else None
 
@@ -245,9 +243,9 @@ class StepJob:
         step_run = self._latest_step_run()
         if step_run is not None and not step_run.status.is_finished:
             if state is State.STOPPED:
-                _retried(lambda: publish_utils.publish_stopped_step_run(step_run.id))
+                when_there(lambda: publish_utils.publish_stopped_step_run(step_run.id), "PUT")
             elif step_run.status in STARTED:
-                _retried(lambda: publish_utils.publish_failed_step_run(step_run.id))
+                when_there(lambda: publish_utils.publish_failed_step_run(step_run.id), "PUT")
         return state
 
 
@@ -261,15 +259,3 @@ def _is_done(step_run: StepRunResponse | None, termination: Termination) -> bool
 
 
 _OUTCOMES = {Cause.OUT_OF_MEMORY: KILLED, Cause.MEMORY_ERROR: "memory error"}
-
-
-def _retried(ask: Callable[[], T]) -> T:
-    """What *ask* returns; a server that is busy or away for a moment is asked again."""
-    return retry(
-        ask,
-        pauses=_PAUSES_S,
-        is_transient=lambda _error: True,  # of a database or a network: any may pass
-        on_retry=lambda error, pause_s: log.debug(
-            "asking the server again in %s s: %s", pause_s, redacted(error)
-        ),
-    )

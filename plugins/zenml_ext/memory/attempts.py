@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from mlops_ext.codec import decode, encode
 from mlops_ext.memory import Cause, Decision, Quantity
 
 CurvePoints = tuple[tuple[float, int], ...]
@@ -14,6 +15,7 @@ _CURVE_POINTS = 32
 _RISE = 1.03
 """A point is kept where memory has risen by so much."""
 
+_SIZES = frozenset({"memory", "peak"})
 COMPLETED = "completed"
 _SETTINGS = {
     "memory.max_oom_retries": "oom_retries",
@@ -65,22 +67,14 @@ class AttemptRecord:
 
     def dump(self) -> dict[str, Any]:
         """The attempt as ZenML metadata; sizes are bytes, with a readable text beside them."""
-        sizes = {"memory": self.memory, "peak": self.peak}
-        texts = {key: size.human if size is not None else "none" for key, size in sizes.items()}
-        return {
-            "number": self.number,
-            "outcome": self.outcome,
-            **texts,
-            "reason": self.reason,
-            "node": self.node,
-            "runtime_s": round(self.runtime_s, 3),
-            "lost_s": round(self.lost_s, 3),
-            **{f"{key}_bytes": int(size) for key, size in sizes.items() if size is not None},
-            **({"input_bytes": self.input_bytes} if self.input_bytes is not None else {}),
-            **({"version": self.version} if self.version else {}),
-            **({"curve": [list(point) for point in self.curve]} if self.curve else {}),
-            **({"resizes_s": list(self.resizes_s)} if self.resizes_s else {}),
+        values = {
+            name: value for name, value in encode(self).items() if value not in ("", None, ())
         }
+        for name in _SIZES:
+            size = getattr(self, name)
+            values[name] = size.human if size is not None else "none"
+            values |= {f"{name}_bytes": int(size)} if size is not None else {}
+        return values
 
     @classmethod
     def load(cls, found: Mapping[str, Any]) -> AttemptRecord:
@@ -90,20 +84,10 @@ class AttemptRecord:
             ValueError: it is something else.
         """
         try:
-            return cls(
-                number=int(found["number"]),
-                memory=_size(found.get("memory_bytes")),
-                peak=_size(found.get("peak_bytes")),
-                outcome=str(found["outcome"]),
-                reason=str(found.get("reason", "")),
-                node=str(found.get("node", "")),
-                runtime_s=float(found.get("runtime_s", 0)),
-                lost_s=float(found.get("lost_s", 0)),
-                input_bytes=float(found["input_bytes"]) if "input_bytes" in found else None,
-                version=str(found.get("version", "")),
-                curve=tuple((float(s), int(size)) for s, size in found.get("curve", ())),
-                resizes_s=tuple(map(float, found.get("resizes_s", ()))),
-            )
+            known = {one.name for one in fields(cls)} - _SIZES
+            values = {name: value for name, value in found.items() if name in known}
+            sizes = {name: found.get(f"{name}_bytes") for name in _SIZES}
+            return decode(cls, {**values, **sizes})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{found!r} is no recorded attempt") from error
 
@@ -113,10 +97,6 @@ def with_point(curve: CurvePoints, seconds: float, used: int) -> CurvePoints:
     if curve and used <= _RISE * curve[-1][1]:
         return curve
     return (*curve[:: 2 if len(curve) >= _CURVE_POINTS else 1], (round(seconds, 1), used))
-
-
-def _size(number: object) -> Quantity | None:
-    return Quantity(int(str(number))) if number is not None else None
 
 
 def in_our_words(decision: Decision) -> Decision:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import NoReturn
 
 from mlops_ext.processes.exits import exit_now
+from mlops_ext.settings import environment
+
+log = logging.getLogger(__name__)
 
 SIGKILLED = 137
 """As a shell reports signal 9, and what a killed container ends with."""
@@ -37,6 +41,27 @@ def may_follow_a_kill(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def leave_if_memory_is_the_cause(
+    error: BaseException | None, kills: int, leave_for: Callable[[int], NoReturn]
+) -> None:
+    """End this process, before ZenML publishes a failure, if memory is what caused *error*.
+
+    On cgroup v1 the kernel kills one process: a step whose worker was killed sees an ordinary
+    exception, and ZenML would declare the step failed, for good.
+
+    Args:
+        error: what the step failed with.
+        kills: how many of its processes the kernel has killed.
+        leave_for: ends the process: `SIGKILLED` or `MEMORY_ERROR`.
+    """
+    if kills and may_follow_a_kill(error):
+        log.error("The step ends because one of its processes was killed for memory: %r", error)
+        leave_for(SIGKILLED)
+    if isinstance(error, MemoryError) and environment().get(RETRY_MEMORY_ERROR):
+        log.error("The step ends with a MemoryError, which is retried: %r", error)
+        leave_for(MEMORY_ERROR)
 
 
 def leave(code: int) -> NoReturn:

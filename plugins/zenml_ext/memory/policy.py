@@ -1,9 +1,10 @@
-"""From a ZenML step to core's memory policy: its key, its features, its request."""
+"""From a ZenML step to core's memory policy: its key, its features, its request, its plan."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,7 +14,6 @@ from mlops_ext.redaction import redacted
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
-    from zenml.models import PipelineRunResponse
 
     from zenml_ext.settings import OomSettings
 
@@ -23,6 +23,54 @@ _CODE_HASH = "code_hash"
 """Caching parameter in which ZenML keeps the hash of a step's source."""
 _STORAGE_SIZE = "storage_size"
 """Metadata in which ZenML keeps an artifact's size in bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """What is configured for a step.
+
+    Attributes:
+        name: its name in the pipeline.
+        pipeline: name of the pipeline.
+        step: ZenML's configuration of it.
+        settings: its settings, as its orchestrator or step operator has them.
+        is_elsewhere: it only waits here for a step operator, which runs it.
+    """
+
+    name: str
+    pipeline: str
+    step: Step
+    settings: OomSettings
+    is_elsewhere: bool = False
+
+    @property
+    def key(self) -> TaskKey:
+        """What counts as the same step: pipeline, function, and its source code.
+
+        Invocations of one function (``train``, ``train_2``, ``map:train:0``) share one history.
+        """
+        version = str(self.step.config.caching_parameters.get(_CODE_HASH, ""))
+        return TaskKey(pipeline=self.pipeline, step=function_of(self.step), version=version)
+
+    @property
+    def policy(self) -> MemoryPolicy:
+        """The memory policy that its settings name."""
+        return policy_for(self.settings)
+
+    @property
+    def max_memory(self) -> Quantity | None:
+        """The user's cap."""
+        text = self.settings.max_memory
+        return Quantity.parse(text) if text else None
+
+    def plan(self, policy: MemoryPolicy, features: Features, caps: Caps) -> MemoryPlan:
+        """What *policy* gives it; no limit if the user wants it left alone."""
+        if self.is_elsewhere:
+            return MemoryPlan(ladder=(), reason="It waits for its step operator, which has a plan.")
+        request = request_of(self.settings, self.step)
+        if self.settings.when_no_memory == "leave" and request is None:
+            return MemoryPlan(ladder=(), reason="No memory is set, and when_no_memory is leave.")
+        return policy.decide(self.key, features, request, caps)
 
 
 def policy_for(settings: OomSettings) -> MemoryPolicy:
@@ -41,15 +89,6 @@ def policy_for(settings: OomSettings) -> MemoryPolicy:
     )
 
 
-def task_key(pipeline: str, step: Step) -> TaskKey:
-    """What counts as the same step: pipeline, function, and its source code.
-
-    Invocations of one function (``train``, ``train_2``, ``map:train:0``) share one history.
-    """
-    version = step.config.caching_parameters.get(_CODE_HASH, "")
-    return TaskKey(pipeline=pipeline, step=function_of(step), version=str(version))
-
-
 def function_of(step: Any, default: str = "") -> str:
     """Name of the function behind a step or a step run; its invocation's if it has none."""
     name = getattr(step.config, "name", "") if getattr(step, "config", None) else ""
@@ -57,32 +96,17 @@ def function_of(step: Any, default: str = "") -> str:
 
 
 def request_of(settings: OomSettings, step: Step) -> Quantity | None:
-    """What the user asked for: the setting, else ``ResourceSettings(memory=…)``, else None."""
-    if settings.memory:
-        return Quantity.parse(settings.memory)
+    """What the user asked for: the setting, ``ResourceSettings(memory=…)``, the pod's; or None."""
+    pod = getattr(settings, "pod_settings", None)
+    resources = (pod.resources if pod else None) or {}
+    sizes = ((resources.get(section) or {}).get("memory") for section in ("limits", "requests"))
     text = step.config.resource_settings.memory
-    if not text:
-        return None
+    if settings.memory or not text:
+        given = settings.memory or next(filter(None, sizes), None)
+        return Quantity.parse(given) if given else None
     # ZenML writes 500MB, 1GiB; Kubernetes the same without the B, and a small k for kilo.
     text = text.removesuffix("B")
     return Quantity.parse(text[:-1] + "k" if text.endswith("K") else text)
-
-
-def without_limit(settings: OomSettings, request: Quantity | None) -> MemoryPlan | None:
-    """The plan of a step that the user wants left alone, or None where the policy decides."""
-    if settings.when_no_memory == "leave" and request is None:
-        return MemoryPlan(ladder=(), reason="No memory is set, and when_no_memory is leave.")
-    return None
-
-
-def next_plan(settings: OomSettings, run: PipelineRunResponse, step: Step) -> MemoryPlan:
-    """What a step of an earlier *run* would be given now, on as large a node as it asks for."""
-    max_memory = Quantity.parse(settings.max_memory) if settings.max_memory else None
-    request = request_of(settings, step)
-    name = run.pipeline.name if run.pipeline else ""
-    return without_limit(settings, request) or policy_for(settings).decide(
-        task_key(name, step), features_of(run.id, step), request, Caps(max_memory=max_memory)
-    )
 
 
 def features_of(run_id: UUID | None, step: Step) -> Features:

@@ -15,7 +15,14 @@ from zenml.enums import ExecutionStatus
 from zenml.integrations.kubernetes import kube_utils
 
 from kubernetes import client
-from mlops_ext.memory import Features, MemoryPlan, MemorySettings, Quantity, RequestPolicy
+from mlops_ext.memory import (
+    Features,
+    MemoryPlan,
+    MemorySettings,
+    Quantity,
+    RequestPolicy,
+    TaskKey,
+)
 from zenml_ext.kubernetes.client import KubeApi
 from zenml_ext.kubernetes.supervisor.step_runs import StepRun
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
@@ -68,7 +75,13 @@ def facts(name: str) -> SimpleNamespace:
         in_place=True, max_memory=None, pending_timeout_min=PENDING["minutes"]
     )
     policy = RequestPolicy(settings=MemorySettings())
-    return SimpleNamespace(name=name, version="", policy=policy, max_memory=None, settings=settings)
+    return SimpleNamespace(
+        name=name,
+        key=TaskKey(pipeline="p", step=name),
+        policy=policy,
+        max_memory=None,
+        settings=settings,
+    )
 
 
 def step_job(

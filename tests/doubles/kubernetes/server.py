@@ -91,6 +91,12 @@ class ApiServer:
     ) -> tuple[int, Object | str] | None:
         if path == "/version":
             return 200, {"major": "1", "minor": "36", "gitVersion": "v1.36.2"}
+        if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            asked = (body or {})["spec"]["resourceAttributes"]
+            resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            who = request.headers.get("Impersonate-User", "admin").rpartition(":")[2]
+            allowed = not self.denied(who, asked["verb"], resource)
+            return 201, {**(body or {}), "status": {"allowed": allowed}}
         parsed = PATH.fullmatch(path)
         if not parsed:
             raise ApiError(404, "NotFound", f"no such path: {path}")

@@ -15,12 +15,19 @@ from zenml.enums import ExecutionStatus
 from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext import redaction
-from mlops_ext.memory import Features, MemoryPlan, MemorySettings, Quantity, RequestPolicy
+from mlops_ext.memory import (
+    Features,
+    MemoryPlan,
+    MemorySettings,
+    Quantity,
+    RequestPolicy,
+    TaskKey,
+)
 from zenml_ext.kubernetes.client import KubeApi, describe_api_error
-from zenml_ext.kubernetes.supervisor import step_runs
-from zenml_ext.kubernetes.supervisor.step_runs import StepRun
+from zenml_ext.kubernetes.supervisor.step_runs import StepRun, asking
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
 from zenml_ext.memory import records as metadata
+from zenml_ext.memory.history import past_attempts
 
 SECRET = "s3cr3t-8f1e7a"
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ6ZW5tbCJ9.c2lnbmF0dXJl"
@@ -92,10 +99,12 @@ class Leaking:
         self._fail()
         return MemoryPlan(ladder=(Quantity.parse("200Mi"),), reason="test")
 
+    @asking()
     def newest(self, *_):
         self._fail()
         return StepRun(identifier=uuid4(), status=ExecutionStatus.RUNNING)
 
+    @asking()
     def is_stopping(self, *_):
         self._fail()
         return False
@@ -110,7 +119,16 @@ class Leaking:
 def facts(name):
     settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
     policy = RequestPolicy(settings=MemorySettings())
-    return SimpleNamespace(name=name, version="", policy=policy, max_memory=None, settings=settings)
+    resources = SimpleNamespace(resource_settings=SimpleNamespace(memory="200MiB"))
+    settings.memory = None
+    return SimpleNamespace(
+        name=name,
+        key=TaskKey(pipeline="p", step=name),
+        policy=policy,
+        max_memory=None,
+        settings=settings,
+        step=SimpleNamespace(config=resources),
+    )
 
 
 def job():
@@ -181,7 +199,7 @@ def test_a_retry_through_errors_shows_no_secret_anywhere_but_where_zenml_put_it(
         ]
     # ZenML's own line about an API error quotes the answer; ours must not.
     logged = [one.getMessage() for one in caplog.records if one.name.startswith("zenml_ext")]
-    assert "ZenML does not answer now" in " ".join(logged)
+    assert "ZenML's server does not answer now" in " ".join(logged)
     assert "Kubernetes does not answer now" in " ".join(messages)
     assert step_runs.records
     for text in (*messages, *elsewhere, *step_runs.records, *logged):
@@ -197,13 +215,13 @@ def test_a_record_that_the_server_refuses_is_told_without_its_secret(monkeypatch
             raise RuntimeError(" ".join(TEXTS))
 
     monkeypatch.setattr("zenml.client.Client", Client)
-    monkeypatch.setattr(step_runs, "Client", Client)
     caplog.set_level(logging.DEBUG, logger="zenml_ext")
     attempt = metadata.AttemptRecord(number=1, memory=None, peak=None, outcome="failed")
     metadata.record(UUID(RUN), [attempt])
     metadata.record_orchestrator(UUID(RUN), {"advice": "none"})
-    found = step_runs.StepRuns().history(
-        SimpleNamespace(name="s", pipeline="p", policy=SimpleNamespace(learns=True))
+    config = SimpleNamespace(name="s")
+    found = past_attempts(
+        SimpleNamespace(name="s", pipeline="p", step=SimpleNamespace(config=config))
     )
     assert list(found) == []
     assert caplog.text.count("could not be recorded") == 2

@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from mlops_ext.errors import QuantityError
 from mlops_ext.memory import Evidence, Quantity
 from zenml_ext.kubernetes.objects.job import MAIN, main_container, memory_of
-from zenml_ext.kubernetes.objects.nodes import pod_memory
 from zenml_ext.memory.exits import FULL_SHM, SIGBUS, SIGKILLED
 
 Manifest = Mapping[str, Any]
@@ -317,38 +315,11 @@ def with_node_events(
     return termination
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unschedulable:
-    """A pod that no node takes.
-
-    Attributes:
-        message: the scheduler's words.
-        lacks_memory: memory is among its reasons.
-        request: the memory it asks for.
-    """
-
-    message: str
-    lacks_memory: bool
-    request: Quantity | None
-
-    @property
-    def asks(self) -> str:
-        """What it asks for, in words."""
-        return (
-            f"it asks for {self.request.human} of memory" if self.request else "it asks for memory"
-        )
-
-
-def unschedulable(pod: Manifest) -> Unschedulable | None:
-    """Why the scheduler has found no node for *pod*, or None where it has, or not yet tried."""
-    for condition in pod["status"].get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            message = condition.get("message") or ""
-            try:
-                request = pod_memory(pod["spec"]) or None
-            except QuantityError:
-                request = None
-            return Unschedulable(
-                message=message, lacks_memory="Insufficient memory" in message, request=request
-            )
-    return None
+def lacks_memory(pod: Manifest) -> str:
+    """The scheduler's words about *pod* if it finds no node with the memory, or ""."""
+    words = (
+        str(one.get("message"))
+        for one in pod["status"].get("conditions") or ()
+        if one["type"] == "PodScheduled" and one["status"] == "False"
+    )
+    return next((one for one in words if "Insufficient memory" in one), "")

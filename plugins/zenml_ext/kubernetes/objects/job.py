@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any
 
 from mlops_ext.codec import encode
@@ -23,7 +22,6 @@ from zenml_ext.memory.exits import SIGKILLED
 
 Manifest = dict[str, Any]
 
-SUCCESSOR_ANNOTATION = f"{PREFIX}/superseded-by"
 ATTEMPT_LABEL = f"{PREFIX}/attempt"
 SUPERSEDED_LABELS = {"run_id": f"{PREFIX}/superseded-run-id", "step_run_id": f"{PREFIX}/superseded"}
 ATTEMPTS_VARIABLE = "MLOPS_EXT_MEMORY_ATTEMPTS"
@@ -217,43 +215,28 @@ def next_job(job: Mapping[str, Any], change: JobChange) -> Manifest:
     return new
 
 
-def superseding_patch(job: Mapping[str, Any], successor: str) -> Manifest:
+def superseding_patch(job: Mapping[str, Any]) -> Manifest:
     """The merge patch that takes *job* out of ZenML's look-ups by label."""
-    labels = job["metadata"].get("labels") or {}
-    changed: dict[str, str | None] = {}
+    labels, changed = job["metadata"].get("labels") or {}, dict[str, str | None]()
     for old, new in SUPERSEDED_LABELS.items():
         if old in labels:
             changed |= {old: None, new: labels[old]}
-    return {"metadata": {"labels": changed, "annotations": {SUCCESSOR_ANNOTATION: successor}}}
+    return {"metadata": {"labels": changed}}
 
 
-def successor_of(job: Mapping[str, Any]) -> str | None:
-    """Name of the Job that has superseded *job*, as `superseding_patch` wrote it."""
-    found = (job["metadata"].get("annotations") or {}).get(SUCCESSOR_ANNOTATION)
-    return str(found) if found else None
-
-
-def latest_jobs(jobs: Iterable[Manifest]) -> tuple[list[Manifest], list[tuple[Manifest, str]]]:
-    """The Jobs that count, and those that are superseded, each with its successor's name.
+def latest_jobs(jobs: Iterable[Manifest]) -> tuple[list[Manifest], list[Manifest]]:
+    """The Jobs that count, and those that are superseded.
 
     Between the creation of a successor and the relabelling of what it supersedes both carry the
     run's label; so does everything after an orchestrator pod that died there.
     """
-    current: list[Manifest] = []
-    chains: dict[str, list[tuple[int, Manifest]]] = {}
-    for job in jobs:
-        state = state_of(job)
-        if state is None:
-            current.append(job)
-        else:
-            chains.setdefault(state.base, []).append((state.number, job))
-    superseded: list[tuple[Manifest, str]] = []
-    for chain in chains.values():
-        _, newest = max(chain, key=itemgetter(0))
-        current.append(newest)
-        name = str(newest["metadata"]["name"])
-        superseded += [(job, name) for _, job in chain if job is not newest]
-    return current, superseded
+    states = [(job, state_of(job)) for job in jobs]
+    newest: dict[str, int] = {}
+    for _, state in states:
+        if state:
+            newest[state.base] = max(state.number, newest.get(state.base, 0))
+    current = [job for job, state in states if not state or state.number == newest[state.base]]
+    return current, [job for job, _ in states if job not in current]
 
 
 def _label(job: Manifest, labels: Mapping[str, str]) -> None:

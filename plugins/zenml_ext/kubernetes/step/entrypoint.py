@@ -11,12 +11,11 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 from uuid import UUID
 
+from mlops_ext import tempdirs
 from mlops_ext.codec import decode
-from mlops_ext.errors import MlopsExtError
 from mlops_ext.memory import InPlace, Quantity
 from mlops_ext.settings import environment
 from zenml_ext.entrypoint import ResumingEntrypointConfiguration
@@ -30,9 +29,10 @@ from zenml_ext.kubernetes.objects.job import (
     TASK_VARIABLE,
 )
 from zenml_ext.kubernetes.watcher import Watch
+from zenml_ext.memory import exits
 from zenml_ext.memory.attempts import AttemptRecord
 from zenml_ext.memory.cgroup import MemoryCgroup
-from zenml_ext.memory.exits import RETRY_MEMORY_ERROR, SIGKILLED, leave, may_follow_a_kill
+from zenml_ext.memory.exits import MEMORY_ERROR, SIGKILLED, leave
 from zenml_ext.memory.records import metadata_of, record
 from zenml_ext.processes import STEP_POD, patch_own_process
 
@@ -62,21 +62,11 @@ def check_temp_dir() -> None:
     """Make TMPDIR usable, before ZenML would fall back to another place without a word.
 
     Raises:
-        MlopsExtError: TMPDIR is set, and cannot be written to.
+        TempDirError: TMPDIR is set, and cannot be written to.
     """
-    wanted = environment().get("TMPDIR")
-    if not wanted:
-        return
-    try:
-        Path(wanted).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=wanted):
-            pass
-    except OSError as error:
-        raise MlopsExtError(
-            f"the temporary directory {wanted} cannot be written to ({error}); give the volume"
-            " an fsGroup, or the directory the rights of the pod's user"
-        ) from error
-    tempfile.tempdir = None  # what was found before TMPDIR became usable is forgotten
+    if wanted := environment().get("TMPDIR"):
+        tempdirs.check_root(wanted)
+        tempfile.tempdir = None  # what was found before TMPDIR became usable is forgotten
 
 
 @contextlib.contextmanager
@@ -101,31 +91,18 @@ def watching() -> Iterator[None]:
 
 
 def leave_if_memory_is_the_cause(error: BaseException | None) -> None:
-    """End as if killed, before ZenML publishes a failure, if a kill is what caused *error*.
-
-    On cgroup v1 the kernel kills one process: a step whose worker was killed sees an ordinary
-    exception, and ZenML would declare the step failed, for good. So it does when the pod is
-    taken from its node. The step run must stay RUNNING for the next attempt to resume.
-    """
+    """End unpublished if memory caused *error*, or the pod is being taken from its node."""
     if type(error).__name__ == _INTERRUPTED:
         log.warning("The pod is being taken away: the step run is left for the next attempt.")
-        _leave()
-    if _watch is None:
-        return
-    kills = _watch.look().oom_kills
-    retries_errors = environment().get(RETRY_MEMORY_ERROR) == "1"
-    if isinstance(error, MemoryError) and retries_errors:
-        log.error("The step ends with a MemoryError, which is retried: %r", error)
-        _leave(memory_error=not kills)
-    if kills and may_follow_a_kill(error):
-        log.error("The step ends because one of its processes was killed for memory: %r", error)
-        _leave()
-
-
-def _leave(**report: bool) -> NoReturn:
+        _leave(SIGKILLED)
     if _watch is not None:
-        _watch.close(**report)
-    leave(SIGKILLED)
+        exits.leave_if_memory_is_the_cause(error, _watch.look().oom_kills, _leave)
+
+
+def _leave(cause: int) -> NoReturn:
+    if _watch is not None:
+        _watch.close(**({"memory_error": True} if cause == MEMORY_ERROR else {}))
+    leave(SIGKILLED)  # what ends its Job at once
 
 
 @contextlib.contextmanager

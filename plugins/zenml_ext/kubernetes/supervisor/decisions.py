@@ -49,15 +49,12 @@ class FailedJob:
         state: its state.
         termination: what ended it.
         caps: what the cluster can give; read only where memory is the cause.
-        beside_unlimited: steps without a limit ran in the same run, so that a node may run out
-            before this step reaches its own limit.
     """
 
     job: Mapping[str, Any]
     state: AttemptState
     termination: Termination
     caps: Caps = _NO_CAPS
-    beside_unlimited: bool = False
 
     @property
     def step_name(self) -> str:
@@ -123,7 +120,7 @@ def is_node_exhaustion(failed: FailedJob) -> bool:
         return True
     earlier = failed.state.attempts[-1:]
     is_again = any(one.get("memory_bytes") == limit and one["outcome"] == KILLED for one in earlier)
-    return failed.termination.node_ran_out and failed.beside_unlimited and not is_again
+    return failed.termination.node_ran_out and not is_again
 
 
 def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) -> Relaunch | GiveUp:

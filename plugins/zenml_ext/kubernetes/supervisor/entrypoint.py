@@ -17,11 +17,14 @@ from zenml.integrations.kubernetes.orchestrators import kubernetes_orchestrator_
 
 from zenml_ext.kubernetes.client import KubeApi
 from zenml_ext.kubernetes.objects.job import STEP_NAME_ANNOTATION
+from zenml_ext.kubernetes.objects.state import STATE_ANNOTATION
 from zenml_ext.kubernetes.settings import KubernetesOomSettings
 from zenml_ext.kubernetes.supervisor.own_memory import OrchestratorMemory
-from zenml_ext.kubernetes.supervisor.step_runs import StepFacts
 from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
+from zenml_ext.memory.policy import StepFacts
 from zenml_ext.processes import ORCHESTRATOR_POD, patch_own_process
+
+_FAILURES = frozenset({"Failed", "FailureTarget"})
 
 _active: SupervisedRun | None = None
 
@@ -61,7 +64,18 @@ class SupervisedRun:
         self._known: dict[str, StepFacts] = {}
         self.supervisor = Supervisor(self._facts)
 
-    def create_job(self, batch_api: Any, namespace: str, job_manifest: Any, **options: Any) -> Any:
+    def check_job_status(self, _: Callable[..., Any], **options: Any) -> Any:
+        """ZenML's ``kube_utils.check_job_status``, of a step's Job and what superseded it."""
+        return self.supervisor.check(**options)
+
+    def create_job(
+        self,
+        _: Callable[..., Any],
+        batch_api: Any,
+        namespace: str,
+        job_manifest: Any,
+        **options: Any,
+    ) -> Any:
         """ZenML's ``kube_utils.create_job``; a step's Job gets a plan for its memory."""
         api = KubeApi(batch_api, None, namespace, options.get("api_request_timeout"))
         manifest = api.plain(job_manifest)
@@ -89,16 +103,14 @@ class SupervisedRun:
             self._own.report_earlier_kills(
                 KubeApi(batch_api, core, namespace), run_id.partition(",")[0]
             )
-        counted = self.supervisor.take_over(api, api.plain(found)["items"])
-        shown = {
-            job["metadata"]["name"]: {one["type"] for one in job["status"].get("conditions") or ()}
-            for job in counted
-        }
-        found.items = [job for job in found.items if job.metadata.name in shown]
+        current = self.supervisor.take_over(api, api.plain(found)["items"])
+        names = {job["metadata"]["name"] for job in current}
+        found.items = [job for job in found.items if job.metadata.name in names]
         for job in found.items:
-            types = shown[job.metadata.name]
-            kept = [one for one in job.status.conditions or () if one.type in types]
-            job.status.conditions = kept or None
+            if STATE_ANNOTATION in (job.metadata.annotations or {}):
+                # Whether it has failed for good is decided by `check`, asked about what runs.
+                kept = [one for one in job.status.conditions or () if one.type not in _FAILURES]
+                job.status.conditions = kept or None
         return found
 
     def _facts(self, step_name: str) -> StepFacts:
@@ -111,6 +123,7 @@ class SupervisedRun:
                 pipeline=snapshot.pipeline_configuration.name,
                 step=step,
                 settings=cast("KubernetesOomSettings", orchestrator.get_settings(step)),
+                is_elsewhere=bool(step.config.step_operator),
             )
         return self._known[step_name]
 

@@ -11,13 +11,11 @@ import socket
 from typing import Any
 from uuid import UUID
 
-from kubernetes.client.rest import ApiException
 from typing_extensions import Self
-from urllib3.exceptions import HTTPError
 
 from mlops_ext.memory import InPlace, Quantity
 from mlops_ext.settings import environment
-from zenml_ext.kubernetes.client import KubeApi, describe_api_error
+from zenml_ext.kubernetes.client import UNANSWERED, KubeApi, describe_api_error
 from zenml_ext.kubernetes.objects.diagnosis import Termination, diagnose
 from zenml_ext.kubernetes.objects.job import MAIN, POD_VARIABLE
 from zenml_ext.kubernetes.watcher import Watch
@@ -78,7 +76,7 @@ class OrchestratorMemory:
             own = socket.gethostname()
             name = (api.pod(own)["metadata"].get("labels") or {}).get("job-name")
             found = earlier_kills(api.pods_of(name), own) if name else []
-        except (ApiException, HTTPError, OSError) as error:
+        except UNANSWERED as error:
             log.debug(
                 "the orchestrator's earlier pods cannot be read: %s", describe_api_error(error)
             )
@@ -86,29 +84,27 @@ class OrchestratorMemory:
         if found:
             self._kills = len(found)
             self._notify(
-                max((end.memory for end in found if end.memory), default=None),
-                max((end.evidence.peak for end in found if end.evidence.peak), default=None),
+                max((end.memory for end in found if end.memory), default=Quantity(0)),
+                max((end.evidence.peak for end in found if end.evidence.peak), default=Quantity(0)),
             )
 
-    def _notify(self, limit: Quantity | None, peak: Quantity | None) -> None:
+    def _notify(self, limit: Quantity, peak: Quantity) -> None:
+        """Log and record what the pod lacked; sizes are 0 if they are not known."""
         words = advice(limit, peak, self._kills)
         log.warning("%s", words)
         if self.run_id is not None:
-            sizes = {"limit": limit, "peak": peak}
-            known = {f"{key}_bytes": int(size) for key, size in sizes.items() if size}
-            values = {"kills": self._kills, "advice": words, **known}
+            sizes = {"limit_bytes": int(limit), "peak_bytes": int(peak)}
+            values = {"kills": self._kills, "advice": words, **sizes}
             records.record_orchestrator(UUID(self.run_id), values)
 
 
-def advice(limit: Quantity | None, peak: Quantity | None, kills: int) -> str:
+def advice(limit: Quantity, peak: Quantity, kills: int) -> str:
     """What to tell the user, in two sentences."""
-    has = f"its limit of {limit.human}" if limit else "its node's memory"
-    seen = max(peak or 0, (limit or 0) if kills else 0)
-    enough = Quantity(-(-int(seen * _ROOM) // _ROUND) * _ROUND)
-    what = f"used {peak.human if peak else 'nearly all'} of {has}"
+    enough = Quantity(-(-int(max(peak, limit if kills else 0) * _ROOM) // _ROUND) * _ROUND)
+    what = f"used {peak.human} of its limit of {limit.human}"
     if kills:
         times = "1 time" if kills == 1 else f"{kills} times"
-        what = f"was killed for memory {times} at {has}, and goes on where it was"
+        what = f"was killed for memory {times} at its limit of {limit.human}, and goes on"
     return (
         f"The orchestrator's pod {what}. Set orchestrator_memory (or the memory in"
         f" orchestrator_pod_settings) to {enough.human} or more."

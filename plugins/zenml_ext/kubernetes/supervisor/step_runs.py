@@ -5,76 +5,29 @@ Nothing here may fail a step: what ZenML's server cannot answer now is asked aga
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.orchestrators import publish_utils
 
-from mlops_ext.memory import Caps, Features, MemoryPlan, MemoryPolicy, Quantity
+from mlops_ext.errors import MlopsExtError
+from mlops_ext.memory import Features, MemoryPlan
 from mlops_ext.redaction import redacted
 from zenml_ext.entrypoint import STARTED, is_stopping
 from zenml_ext.kubernetes.objects.job import run_id_of, step_name_of
 from zenml_ext.memory import records
-from zenml_ext.memory.attempts import KILLED, AttemptRecord
-from zenml_ext.memory.policy import (
-    features_of,
-    function_of,
-    policy_for,
-    request_of,
-    task_key,
-    without_limit,
-)
-
-if TYPE_CHECKING:
-    from zenml.config.step_configurations import Step
-
-    from zenml_ext.kubernetes.settings import KubernetesOomSettings
+from zenml_ext.memory.attempts import AttemptRecord
+from zenml_ext.memory.history import plan_from_server
+from zenml_ext.memory.policy import StepFacts, features_of
 
 log = logging.getLogger(__name__)
-
-_ENDED = 'oneof:["completed","failed"]'
-_HISTORY = 30
-"""Earlier runs of a step that a plan looks at: one page of the server's answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepFacts:
-    """What is configured for a step.
-
-    Attributes:
-        name: its name in the pipeline.
-        pipeline: name of the pipeline.
-        step: ZenML's configuration of it.
-        settings: its orchestrator settings.
-    """
-
-    name: str
-    pipeline: str
-    step: Step
-    settings: KubernetesOomSettings
-
-    @property
-    def version(self) -> str:
-        """The step's code, as its history tells versions apart."""
-        return task_key(self.pipeline, self.step).version
-
-    @property
-    def policy(self) -> MemoryPolicy:
-        """The memory policy that its settings name."""
-        return policy_for(self.settings)
-
-    @property
-    def max_memory(self) -> Quantity | None:
-        """The user's cap."""
-        text = self.settings.max_memory
-        return Quantity.parse(text) if text else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +54,19 @@ class StepRun:
         return self.status.is_finished and self.status not in retried
 
 
+class ServerAwayError(MlopsExtError):
+    """ZenML's server does not answer now; whoever asked does so again at the next poll."""
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """Inside, whatever a store raises is a `ServerAwayError`, without what is secret."""
+    try:
+        yield
+    except Exception as error:
+        raise ServerAwayError(f"ZenML's server does not answer now ({redacted(error)})") from error
+
+
 class StepRuns:
     """Reads and writes ZenML's records for the supervisor."""
 
@@ -108,72 +74,11 @@ class StepRuns:
         """What is known of a step about to start."""
         return features_of(run_id, facts.step)
 
-    def plan(self, facts: StepFacts, features: Features) -> MemoryPlan | None:
-        """The memory plan of a step about to start; None if it is left as it is.
+    def plan(self, facts: StepFacts, features: Features) -> MemoryPlan:
+        """The memory plan of a step about to start."""
+        return plan_from_server(facts, features)
 
-        ZenML's server keeps what earlier runs needed, so the history of the policy that learns is
-        made from it each time: a file in a pod is lost, and one on a shared volume would be told
-        the same runs again by every orchestrator.
-        """
-        request = request_of(facts.settings, facts.step) or _limit_in(facts.settings)
-        left_alone = without_limit(facts.settings, request)
-        if left_alone is not None:
-            return left_alone
-        policy, grows = _with_records_of_its_own(facts.policy), False
-        key = task_key(facts.pipeline, facts.step)
-        for attempt in self.history(facts):
-            size = attempt.peak if attempt.completed else attempt.memory or attempt.peak
-            if size is not None:
-                policy.observe(
-                    replace(key, version=attempt.version),
-                    Features(input_bytes=attempt.input_bytes),
-                    size,
-                    attempt.runtime_s,
-                    censored=not attempt.completed,
-                    curve=attempt.curve,
-                    resizes_s=[s if s >= 0 else math.inf for s in attempt.resizes_s],
-                )
-                grows = grows or any(s >= 0 for s in attempt.resizes_s)
-        plan = policy.decide(key, features, request, Caps(max_memory=facts.max_memory))
-        if plan.in_place and plan.first_limit and not grows:
-            # Nothing shows that pods can grow here, and a low start would be a sure kill.
-            plan = replace(plan, in_place=replace(plan.in_place, start=plan.first_limit))
-        log.info("Step %s: %s", facts.name, plan.reason)
-        return plan
-
-    def history(self, facts: StepFacts) -> Sequence[AttemptRecord]:
-        """Attempts of earlier runs of the step that tell its need, oldest first; none if unknown.
-
-        Those that completed tell a peak; those that were killed for memory, also of a step that
-        never got through, tell that it needs more than they had.
-        """
-        if not facts.policy.learns:
-            return ()
-        try:
-            page = Client().list_run_steps(
-                name=f"contains:{function_of(facts.step)}",
-                sort_by="desc:created",
-                size=_HISTORY,
-                hydrate=True,
-                status=_ENDED,
-            )
-            rows = [
-                step_run
-                for step_run in page.items
-                if _pipeline_of(step_run) in {None, facts.pipeline}
-                and function_of(step_run, step_run.name) == function_of(facts.step)
-            ]
-        except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
-            log.debug("no history of %s: %s", facts.name, redacted(error))
-            return ()
-        return [
-            attempt
-            for step_run in reversed(rows)
-            for attempts in records.read([step_run]).values()
-            for attempt in attempts
-            if attempt.completed or attempt.outcome == KILLED
-        ]
-
+    @asking()
     def newest(self, run_id: str, step_name: str) -> StepRun | None:
         """The step's newest step run in a pipeline run, or None where it has none."""
         page = Client().list_run_steps(
@@ -181,16 +86,19 @@ class StepRuns:
         )
         return StepRun(identifier=page[0].id, status=page[0].status) if page.total else None
 
+    @asking()
     def by_id(self, step_run_id: str) -> StepRun:
         """A step run by its id."""
         found = Client().get_run_step(UUID(step_run_id), hydrate=False)
         return StepRun(identifier=found.id, status=found.status)
 
+    @asking()
     def is_stopping(self, run_id: str) -> bool:
         """Whether the run is being stopped, or has been."""
         run = Client().get_pipeline_run(UUID(run_id), hydrate=False)
         return is_stopping(run.status)
 
+    @asking()
     def publish_stopped(self, step_run: StepRun) -> None:
         """Mark a step run as stopped: the pod that would have done so never started."""
         publish_utils.publish_stopped_step_run(step_run.identifier)
@@ -227,28 +135,3 @@ def step_run_of(step_runs: StepRuns, job: Mapping[str, Any]) -> StepRun | None:
     if step_run_id:
         return step_runs.by_id(step_run_id)
     return step_runs.newest(run_id_of(job), step_name_of(job))
-
-
-def _with_records_of_its_own(policy: MemoryPolicy) -> MemoryPolicy:
-    """*policy*; the one that learns with an empty history, to be filled from ZenML's server."""
-    if not policy.learns:
-        return policy
-    try:
-        from mlops_ext.memory.history import HistoryPolicy, InMemoryHistory
-    except ImportError:  # without NumPy
-        return policy
-    if not isinstance(policy, HistoryPolicy):
-        return policy
-    return HistoryPolicy(records=InMemoryHistory(), settings=policy.settings)
-
-
-def _limit_in(settings: KubernetesOomSettings) -> Quantity | None:
-    """A memory limit that the user wrote into the pod settings."""
-    resources = settings.pod_settings.resources if settings.pod_settings else {}
-    text = (resources.get("limits") or {}).get("memory")
-    return Quantity.parse(text) if text else None
-
-
-def _pipeline_of(step_run: Any) -> str | None:
-    pipeline = getattr(step_run, "pipeline", None) or getattr(step_run.resources, "pipeline", None)
-    return cast("str | None", getattr(pipeline, "name", None))

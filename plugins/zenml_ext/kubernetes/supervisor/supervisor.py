@@ -15,12 +15,12 @@ from typing import Any
 from uuid import UUID
 
 from kubernetes.client.rest import ApiException
-from urllib3.exceptions import HTTPError
 from zenml.integrations.kubernetes import kube_utils
 
-from mlops_ext.memory import Caps, Cause, Features
+from mlops_ext.memory import Cause, Features, MemoryPlan
 from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import (
+    UNANSWERED,
     KubeApi,
     Recorder,
     describe_api_error,
@@ -42,14 +42,19 @@ from zenml_ext.kubernetes.objects.job import (
     prepare_step_job,
     run_id_of,
     step_name_of,
-    successor_of,
     superseding_patch,
 )
 from zenml_ext.kubernetes.objects.state import AttemptState, state_of
 from zenml_ext.kubernetes.supervisor.decisions import FailedJob, GiveUp, Relaunch, after_failure
 from zenml_ext.kubernetes.supervisor.scheduling import PendingPods, StepState
-from zenml_ext.kubernetes.supervisor.step_runs import StepFacts, StepRun, StepRuns, step_run_of
+from zenml_ext.kubernetes.supervisor.step_runs import (
+    ServerAwayError,
+    StepRun,
+    StepRuns,
+    step_run_of,
+)
 from zenml_ext.memory.attempts import KILLED
+from zenml_ext.memory.policy import StepFacts, request_of
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +62,9 @@ JobStatus = kube_utils.JobStatus
 Answer = tuple[JobStatus, str | None]
 Manifest = Mapping[str, Any]
 
-_FAILURES = frozenset({"Failed", "FailureTarget"})
 _GONE = 404
+_STOP_PERIOD_S = 10.0
+"""While no pod of a step runs, ZenML is asked this often whether the run is stopped."""
 _STOPPING = (JobStatus.FAILED, "the run is being stopped")
 
 
@@ -85,7 +91,6 @@ class Supervisor:
         self._check: Callable[..., Answer] = check or kube_utils.check_job_status
         self._steps: dict[str, StepState] = {}
         self._caps: CapsReader | None = None
-        self._any_unlimited = False
         self._lock = threading.RLock()
 
     # -- a step starts ----------------------------------------------------------------------
@@ -96,44 +101,31 @@ class Supervisor:
         try:
             features = self._step_runs.features(facts, UUID(run_id) if run_id else None)
             plan = self._step_runs.plan(facts, features)
-        except Exception as error:  # noqa: BLE001 - without a plan it runs as ZenML would run it
+        except Exception as error:  # noqa: BLE001 - without a plan it gets what the user asked for
             log.warning("no memory plan for step %s: %s", facts.name, redacted(error))
+            if asked := request_of(facts.settings, facts.step):
+                plan = MemoryPlan(ladder=(asked,), reason="As asked for.")
         return prepare_step_job(
             manifest,
             plan=plan,
             in_place=facts.settings.in_place,
             features=features,
-            version=facts.version,
+            version=facts.key.version,
         )
 
     def create(self, api: KubeApi, manifest: Manifest) -> Manifest:
         """Create a step's first Job; transient errors of the API are waited out."""
-        limit, _ = memory_of(main_container(manifest))
-        self._any_unlimited = self._any_unlimited or limit is None
         return retry_call(lambda: api.create_job(manifest), refresh=api.refresh)
 
     # -- an orchestrator pod goes on where another died ---------------------------------------
 
     def take_over(self, api: KubeApi, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Of a run's Jobs those that count; superseded ones are relabelled.
-
-        Failed step Jobs are given back as if they still ran: whether they have failed for good
-        is decided by `check`, which ZenML asks about what runs.
-        """
+        """Of a run's Jobs those that count; superseded ones are relabelled."""
         current, superseded = latest_jobs(jobs)
-        for job, successor in superseded:
+        for job in superseded:
             name = job["metadata"]["name"]
-            log.info(
-                "Job %s was superseded by %s before the last orchestrator ended.", name, successor
-            )
-            api.patch_job(name, superseding_patch(job, successor))
-        for job in current:
-            state = state_of(job)
-            if state is None:
-                continue
-            self._any_unlimited |= memory_of(main_container(job))[0] is None
-            conditions = job["status"].get("conditions") or []
-            job["status"]["conditions"] = [c for c in conditions if c["type"] not in _FAILURES]
+            log.info("Job %s was superseded before the last orchestrator ended.", name)
+            api.patch_job(name, superseding_patch(job))
         return current
 
     # -- a step runs --------------------------------------------------------------------------
@@ -147,16 +139,18 @@ class Supervisor:
         api = KubeApi(batch_api, core_api, namespace, options.get("api_request_timeout"))
         try:
             return self._poll(api, step, options)
-        except (ApiException, HTTPError, OSError) as error:
+        except ServerAwayError as error:
+            step.say(job_name, str(error))
+            return JobStatus.RUNNING, str(error)
+        except UNANSWERED as error:
             if isinstance(error, ApiException) and error.status == _GONE:
                 return self._gone(step)
-            if not is_transient(error):
-                return JobStatus.RUNNING, f"Kubernetes refuses: {describe_api_error(error)}"
-            if isinstance(error, ApiException):
+            words = "does not answer now" if is_transient(error) else "refuses"
+            if isinstance(error, ApiException) and is_transient(error):
                 api.refresh()
-            return JobStatus.RUNNING, f"Kubernetes does not answer now: {describe_api_error(error)}"
+            return JobStatus.RUNNING, f"Kubernetes {words}: {describe_api_error(error)}"
 
-    def _poll(self, api: KubeApi, step: StepState, options: dict[str, Any]) -> Answer:  # noqa: PLR0911
+    def _poll(self, api: KubeApi, step: StepState, options: dict[str, Any]) -> Answer:
         self._relabel(api, step)
         batch = Recorder(api.batch, "read_namespaced_job")
         core = Recorder(api.core, "list_namespaced_pod")
@@ -172,48 +166,38 @@ class Supervisor:
         if state is None:
             return status, message
         step.last_job = job
-        if successor := successor_of(job):
-            step.job_name = successor
-            return JobStatus.RUNNING, None
         listed = core.seen.get("list_namespaced_pod")
         pods: list[dict[str, Any]] | None = None if listed is None else api.plain(listed)["items"]
-        if status is JobStatus.SUCCEEDED:
-            self._relabel(api, step)
-            return (JobStatus.RUNNING, None) if step.to_relabel else (status, message)
-        if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
-            termination = self._diagnose(
-                api, job, api.pods_of(step.job_name) if pods is None else pods
-            )
-            return self._after(api, step, FailedJob(job=job, state=state, termination=termination))
         if status is JobStatus.RUNNING:
-            if state.number > 1 and not (job.get("status") or {}).get("ready"):
-                stopped = self._stopped_meanwhile(api, step, job)
-                if stopped is not None:
-                    return stopped
-            refused = self._refused(api, step, job, state, pods or [])
-            return (JobStatus.RUNNING, message) if refused is None else refused
+            stopped = self._stopped_meanwhile(api, step, job, state)
+            return stopped or self._pending_answer(api, step, job, state, pods or [], message)
+        if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
+            pods = api.pods_of(step.job_name) if pods is None else pods
+            termination = self._diagnose(api, job, pods)
+            return self._after(api, step, FailedJob(job=job, state=state, termination=termination))
         return status, message
 
-    def _refused(
+    def _pending_answer(
         self,
         api: KubeApi,
         step: StepState,
         job: Manifest,
         state: AttemptState,
         pods: list[dict[str, Any]],
-    ) -> Answer | None:
-        """What to answer about a Job that waits; None if it runs."""
-        minutes = self._facts(step_name_of(job)).settings.pending_timeout_min if pods else None
+        message: str | None,
+    ) -> Answer:
+        """What to answer about a Job that is not finished; *message* if it runs."""
+        settings: Any = self._facts(step_name_of(job)).settings if pods else None
+        minutes = settings.pending_timeout_min if settings else None
         patience_s = None if minutes is None else 60 * minutes
         refused = self._pending.poll(
             api, step, job, state, pods, caps=self._caps_reader(api), patience_s=patience_s
         )
         if refused is None:
-            return None
+            return JobStatus.RUNNING, message
         if refused.for_good:
             api.delete_job(step.job_name)
-            return JobStatus.FAILED, refused.message
-        return JobStatus.RUNNING, refused.message
+        return JobStatus.FAILED if refused.for_good else JobStatus.RUNNING, refused.message
 
     @staticmethod
     def _diagnose(api: KubeApi, job: Manifest, pods: list[dict[str, Any]]) -> Termination:
@@ -233,40 +217,26 @@ class Supervisor:
             caps = self._caps_reader(api).caps(
                 template, facts.max_memory, failed.run_id, request or limit
             )
-        else:
-            caps = Caps()
-        failed = replace(
-            failed,
-            caps=caps,
-            beside_unlimited=self._any_unlimited,
-        )
+            failed = replace(failed, caps=caps)
         decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
-        if isinstance(decision, GiveUp):
-            if decision.cause is Cause.NONE:  # the step ended well, whatever became of its pod
-                log.warning("Step %s completed: %s", failed.step_name, decision.reason)
-                return JobStatus.SUCCEEDED, None
-            self._give_up(failed, decision)
-            beside = "" if failed.is_memory else self._killed_beside(api, failed)
-            return JobStatus.FAILED, f"{decision.reason}{beside}"
-        return self._relaunch(api, step, failed, decision)
+        if isinstance(decision, Relaunch):
+            return self._relaunch(api, step, failed, decision)
+        if decision.cause is Cause.NONE:  # the step ended well, whatever became of its pod
+            log.warning("Step %s completed: %s", failed.step_name, decision.reason)
+            return JobStatus.SUCCEEDED, None
+        self._give_up(failed, decision)
+        beside = "" if failed.is_memory else self._killed_beside(api, failed)
+        return JobStatus.FAILED, f"{decision.reason}{beside}"
 
     def _relaunch(
         self, api: KubeApi, step: StepState, failed: FailedJob, decision: Relaunch
     ) -> Answer:
-        try:
-            step_run = step_run_of(self._step_runs, failed.job)
-            if self._step_runs.is_stopping(failed.run_id):
-                return self._stopped(failed.job)
-        except Exception as error:  # noqa: BLE001 - any store may raise anything; asked at the next poll
-            log.warning(
-                "ZenML does not answer now (%s); step %s waits.", redacted(error), failed.step_name
-            )
-            return JobStatus.RUNNING, f"waits for ZenML's server: {redacted(error)}"
+        step_run = step_run_of(self._step_runs, failed.job)
+        if self._step_runs.is_stopping(failed.run_id):
+            return self._stopped(failed.job)
         if decision.resume and step_run is not None and step_run.is_over:
-            return (
-                JobStatus.FAILED,
-                f"{decision.reason} But ZenML has it as {step_run.status.value}.",
-            )
+            over = f"{decision.reason} But ZenML has it as {step_run.status.value}."
+            return JobStatus.FAILED, over
         can_resume = decision.resume and step_run is not None and step_run.can_be_resumed
         resumed = step_run if can_resume else None
         step_run_id = str(resumed.identifier) if resumed else None
@@ -281,37 +251,43 @@ class Supervisor:
             return JobStatus.FAILED, f"Job {name}: {describe_api_error(error)}"
         step.job_name = name
         step.step_run = resumed
-        step.to_relabel.append((failed.job, name))
-        self._relabel(api, step)
+        step.to_relabel.append(failed.job)
         self._announce(api, step, failed, decision, resumed)
-        if self._is_stopping(failed.run_id):  # a stop that listed the Jobs before has missed it
-            api.delete_job(name)
-            return self._stopped(failed.job)
-        return JobStatus.RUNNING, None
+        self._relabel(api, step)
+        stopped = self._stopped_meanwhile(api, step, job, decision.change.state)
+        return stopped or (JobStatus.RUNNING, None)
 
-    def _stopped_meanwhile(self, api: KubeApi, step: StepState, job: Manifest) -> Answer | None:
-        """End a step whose next pod does not run yet, if the run is being stopped."""
-        if not step.stop_timer.due(self._clock()) or not self._is_stopping(run_id_of(job)):
+    def _stopped_meanwhile(
+        self, api: KubeApi, step: StepState, job: Manifest, state: AttemptState
+    ) -> Answer | None:
+        """End a step whose next pod does not run yet, if the run is being stopped.
+
+        A stop deletes the Jobs that it finds: one that is made just then is found here.
+        """
+        waits = state.number > 1 and not (job.get("status") or {}).get("ready")
+        if not waits or not step.due("stop", _STOP_PERIOD_S, self._clock()):
+            return None
+        if not self._step_runs.is_stopping(run_id_of(job)):
             return None
         api.delete_job(step.job_name)
         return self._stopped(job)
 
     def _stopped(self, job: Manifest) -> Answer:
         """Say on ZenML's server that a step is stopped of which no process is left to say so."""
-        try:
-            step_run = step_run_of(self._step_runs, job)
-            if step_run is not None and step_run.can_be_resumed:
-                self._step_runs.publish_stopped(step_run)
-        except Exception as error:  # noqa: BLE001 - any store may raise anything; asked at the next poll
-            return JobStatus.RUNNING, f"waits for ZenML's server: {redacted(error)}"
+        step_run = step_run_of(self._step_runs, job)
+        if step_run is not None and step_run.can_be_resumed:
+            self._step_runs.publish_stopped(step_run)
         return _STOPPING
 
     def _gone(self, step: StepState) -> Answer:
         """What to answer about a Job that somebody deleted; a stop of the run deletes Jobs."""
         job = step.last_job
-        if job is None or not self._is_stopping(run_id_of(job)):
-            return JobStatus.FAILED, f"Job {step.job_name} is gone: somebody deleted it"
-        return self._stopped(job)
+        try:
+            if job is not None and self._step_runs.is_stopping(run_id_of(job)):
+                return self._stopped(job)
+        except ServerAwayError as error:
+            return JobStatus.RUNNING, str(error)
+        return JobStatus.FAILED, f"Job {step.job_name} is gone: somebody deleted it"
 
     def _announce(
         self,
@@ -329,28 +305,12 @@ class Supervisor:
         event = "MemoryRetry" if decision.attempt.outcome == KILLED else "StepRetry"
         api.create_event(failed.job, event, f"{reason} Superseded by Job {step.job_name}.")
 
-    def _is_stopping(self, run_id: str) -> bool:
-        """Whether the run is being stopped; False if ZenML cannot say."""
-        try:
-            return self._step_runs.is_stopping(run_id)
-        except Exception as error:  # noqa: BLE001 - asked again at the next poll
-            log.debug("is run %s stopping? %s", run_id, redacted(error))
-            return False
-
     def _give_up(self, failed: FailedJob, decision: GiveUp) -> None:
         """Record the attempts of a step that failed for memory, or was run again before."""
-        attempts = failed.state.attempts
-        if not failed.is_memory and not attempts:
-            return
-        try:
+        attempts = [*failed.state.attempts, decision.attempt.dump()]
+        if failed.is_memory or len(attempts) > 1:
             step_run = step_run_of(self._step_runs, failed.job)
-            self._step_runs.record(
-                failed.run_id, failed.step_name, step_run, [*attempts, decision.attempt.dump()]
-            )
-        except Exception as error:  # noqa: BLE001 - a record that is lost fails no step
-            log.warning(
-                "the attempts of %s could not be recorded: %s", failed.step_name, redacted(error)
-            )
+            self._step_runs.record(failed.run_id, failed.step_name, step_run, attempts)
 
     def _killed_beside(self, api: KubeApi, failed: FailedJob) -> str:
         """Words about a pod that a step operator had run for the step, if memory ended it."""
@@ -364,16 +324,17 @@ class Supervisor:
                 )
         return ""
 
-    def _relabel(self, api: KubeApi, step: StepState) -> None:
-        """Take superseded Jobs out of ZenML's look-ups; tried again until it has worked."""
+    @staticmethod
+    def _relabel(api: KubeApi, step: StepState) -> None:
+        """Take superseded Jobs out of ZenML's look-ups; while that may yet work the step waits."""
         while step.to_relabel:
-            job, successor = step.to_relabel[0]
-            name = job["metadata"]["name"]
+            name = step.to_relabel[0]["metadata"]["name"]
             try:
-                api.patch_job(name, superseding_patch(job, successor))
-            except (ApiException, HTTPError, OSError) as error:
-                log.warning("Job %s keeps its label for now: %s", name, describe_api_error(error))
-                return
+                api.patch_job(name, superseding_patch(step.to_relabel[0]))
+            except ApiException as error:
+                if is_transient(error):
+                    raise
+                log.warning("Job %s keeps its labels: %s", name, describe_api_error(error))
             step.to_relabel.pop(0)
 
     def _caps_reader(self, api: KubeApi) -> CapsReader:

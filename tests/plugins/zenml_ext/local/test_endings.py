@@ -120,13 +120,12 @@ def test_a_memory_error_is_retried_where_the_user_wants_it(failures):
 HISTORY = """
     from types import SimpleNamespace
     from zenml.client import Client
-    from zenml_ext.kubernetes.supervisor.step_runs import StepRuns
+    from zenml_ext.memory.history import past_attempts
 
     for name in ("never_fits", "raises_memory_error"):
-        learns = SimpleNamespace(learns=True)
         step = Client().list_run_steps(name=name, hydrate=True)[0]
-        facts = SimpleNamespace(name=name, pipeline="failures", policy=learns, step=step)
-        found = [(a.memory.human, a.outcome) for a in StepRuns().history(facts)]
+        facts = SimpleNamespace(name=name, pipeline="failures", step=step)
+        found = [(a.memory.human, a.outcome) for a in past_attempts(facts)]
         print("HISTORY", name, found)
 """
 
@@ -241,7 +240,7 @@ def test_a_step_that_has_published_its_result_is_done_whatever_was_killed(
     local_step = pytest.importorskip("zenml_ext.local.step")
     from zenml.enums import ExecutionStatus
 
-    from mlops_ext.memory import MemoryPlan, Quantity
+    from mlops_ext.memory import Features, MemoryPlan, Quantity, TaskKey
     from zenml_ext.local.budget import MemoryBudget
     from zenml_ext.local.dag import State
     from zenml_ext.local.settings import LocalOomSettings
@@ -260,17 +259,18 @@ def test_a_step_that_has_published_its_result_is_done_whatever_was_killed(
     monkeypatch.setattr("zenml.utils.source_utils._CUSTOM_SOURCE_ROOT", str(tmp_path))
     step_run = SimpleNamespace(id="row", status=ExecutionStatus.COMPLETED)
     monkeypatch.setattr(local_step.StepJob, "_latest_step_run", lambda _: step_run)
+    facts = SimpleNamespace(
+        settings=LocalOomSettings(), key=TaskKey(pipeline="p", step="careless"), is_elsewhere=False
+    )
     job = local_step.StepJob(
         name="careless",
+        facts=facts,
         snapshot_id=uuid4(),
         run_id="run",
-        settings=LocalOomSettings(),
         environment={},
         policy=SimpleNamespace(observe=lambda *_, **__: None),
         plan=MemoryPlan(ladder=(Quantity(9),), reason="as asked"),
-        key=None,
-        features=None,
-        retry=None,
+        features=Features(),
         budget=MemoryBudget(100),
         stopping=threading.Event(),
     )

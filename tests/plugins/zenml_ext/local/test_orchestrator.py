@@ -172,15 +172,15 @@ def test_metadata_of_step_and_run_tell_every_attempt(survivors):
 
 
 def test_memory_shows_attempts_waste_and_the_next_limit(survivors, zenml_home, tmp_path):
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "memory.png"
+    picture = tmp_path / "memory.svg"
     shown = zenml_home.command(
         "mlops-ext", "zenml", "memory", survivors["id"], "--plot", picture, COLUMNS="200"
     )
     assert "killed for memory" in shown
     assert "GB-hours" in shown
     assert "Next time hungry starts with" in shown
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "killed" in picture.read_text()
+    assert "<svg" in picture.read_text()
 
 
 def test_suggested_settings_are_yaml_that_zenml_reads(survivors, zenml_home):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ext.memory import Features, MemoryPlan, Quantity
-from zenml_ext.memory import policy
+from mlops_ext.memory import Caps, Features, MemoryPlan, Quantity
+from zenml_ext.memory import history, policy
 from zenml_ext.memory.attempts import AttemptRecord
 from zenml_ext.memory.report import StepMemory, settings_to_paste, waste
 from zenml_ext.settings import OomSettings
@@ -83,10 +83,26 @@ def test_the_request_is_the_setting_else_zenmls_own_resources():
     assert policy.request_of(OomSettings(), step_with(None)) is None
 
 
+def facts_of(settings, memory=None, **more):
+    config = SimpleNamespace(
+        name="train",
+        caching_parameters={"code_hash": "v1"},
+        resource_settings=SimpleNamespace(memory=memory),
+    )
+    step = SimpleNamespace(spec=SimpleNamespace(invocation_id="train_2", inputs={}), config=config)
+    return policy.StepFacts(name="train_2", pipeline="p", step=step, settings=settings, **more)
+
+
 def test_a_step_without_a_request_can_be_left_alone():
-    assert policy.without_limit(OomSettings(), None) is None
-    assert policy.without_limit(OomSettings(when_no_memory="leave"), GB) is None
-    assert policy.without_limit(OomSettings(when_no_memory="leave"), None).ladder == ()
+    def ladder(memory=None, **more):
+        facts = facts_of(
+            OomSettings(when_no_memory="leave", memory_policy="double"), memory, **more
+        )
+        return facts.plan(facts.policy, Features(), Caps()).ladder
+
+    assert ladder() == ()
+    assert ladder("1GB") == (GB,)
+    assert ladder("1GB", is_elsewhere=True) == ()  # it waits for its step operator
 
 
 @pytest.mark.parametrize("name", ["fixed", "double", "history"])
@@ -108,29 +124,21 @@ def test_on_kubernetes_a_step_that_was_killed_before_starts_above_its_last_limit
     tmp_path, monkeypatch
 ):
     pytest.importorskip("numpy")
-    step_runs_module = pytest.importorskip("zenml_ext.kubernetes.supervisor.step_runs")
     monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(tmp_path / "h.sqlite"))
-    settings = OomSettings(memory_policy="history")
-    config = SimpleNamespace(
-        caching_parameters={}, resource_settings=SimpleNamespace(memory="500MiB")
-    )
-    step = SimpleNamespace(spec=SimpleNamespace(invocation_id="big", inputs={}), config=config)
-    facts = SimpleNamespace(
-        name="big",
-        pipeline="p",
-        step=step,
-        settings=SimpleNamespace(**settings.model_dump(), pod_settings=None),
-        policy=policy.policy_for(settings),
-        max_memory=None,
-    )
+    facts = facts_of(OomSettings(memory_policy="history"), "500MiB")
     killed = AttemptRecord(
-        number=1, memory=GB, peak=GB, outcome="killed for memory", runtime_s=9, lost_s=9
+        number=1,
+        memory=GB,
+        peak=GB,
+        outcome="killed for memory",
+        runtime_s=9,
+        lost_s=9,
+        version="v1",
     )
-    step_runs = step_runs_module.StepRuns()
-    monkeypatch.setattr(type(step_runs), "history", lambda self, facts: [])
-    assert step_runs.plan(facts, Features()).first_limit == Quantity.parse("500Mi")
-    monkeypatch.setattr(type(step_runs), "history", lambda self, facts: [killed])
-    plan = step_runs.plan(facts, Features())
+    monkeypatch.setattr(history, "past_attempts", lambda facts: [])
+    assert history.plan_from_server(facts, Features()).first_limit == Quantity.parse("500Mi")
+    monkeypatch.setattr(history, "past_attempts", lambda facts: [killed])
+    plan = history.plan_from_server(facts, Features())
     assert plan.first_limit == 2 * GB
     assert "Killed at" in plan.reason
 
@@ -139,22 +147,9 @@ def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_versio
     tmp_path, monkeypatch
 ):
     pytest.importorskip("numpy")
-    module = pytest.importorskip("zenml_ext.kubernetes.supervisor.step_runs")
     shared = tmp_path / "h.sqlite"
     monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(shared))
-    settings = OomSettings(memory="2Gi", memory_policy="history")
-    config = SimpleNamespace(
-        name="train",
-        caching_parameters={"code_hash": "v1"},
-        resource_settings=SimpleNamespace(memory=None),
-    )
-    step = SimpleNamespace(spec=SimpleNamespace(invocation_id="train_2", inputs={}), config=config)
-    facts = module.StepFacts(
-        name="train_2",
-        pipeline="p",
-        step=step,
-        settings=SimpleNamespace(**settings.model_dump(), pod_settings=None),
-    )
+    facts = facts_of(OomSettings(memory="2Gi", memory_policy="history"))
 
     def row(number):
         """A run whose peak is half its input, and a third of a GB."""
@@ -171,7 +166,7 @@ def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_versio
         )
         return SimpleNamespace(
             name="train",
-            config=config,
+            config=facts.step.config,
             pipeline=SimpleNamespace(name="p"),
             run_metadata={"memory_attempts": [attempt.dump()]},
         )
@@ -183,12 +178,11 @@ def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_versio
             asked.append(filters["name"])
             return SimpleNamespace(items=[row(number) for number in range(30)])
 
-    monkeypatch.setattr(module, "Client", Client)
-    step_runs = module.StepRuns()
-    small, large = (
-        step_runs.plan(facts, Features(input_bytes=size * GB)).first_limit for size in (1, 8)
+    monkeypatch.setattr("zenml.client.Client", Client)
+    small, large, again = (
+        history.plan_from_server(facts, Features(input_bytes=size * GB)).first_limit
+        for size in (1, 8, 1)
     )
-    again = step_runs.plan(facts, Features(input_bytes=1 * GB)).first_limit
     assert small == again  # nothing was told twice
     assert 0.8 * GB < small < 1.3 * GB
     assert 4.3 * GB < large < 6 * GB

@@ -152,7 +152,7 @@ def spike():
 
 
 def test_a_step_killed_at_its_own_limit_gets_more_whoever_else_is_in_the_run():
-    next_ = after(spike(), beside_unlimited=True)
+    next_ = after(spike())
     assert next_.change.limit == Quantity.parse("8Gi")
     assert next_.attempt.peak == Quantity.parse("4Gi")  # at least, whatever was sampled
 
@@ -162,9 +162,9 @@ def test_only_the_nodes_own_event_makes_a_kill_the_nodes_and_only_once():
     assert may_be_the_nodes(found)
     events = [{"lastTimestamp": END, "message": "System OOM encountered"}]
     nodes = with_node_events(found, events, now=1767225660.0)
-    first = after(nodes, beside_unlimited=True)
+    first = after(nodes)
     assert first.change.limit == Quantity.parse("4Gi")
-    second = after(nodes, beside_unlimited=True, state={"attempts": first.change.state.attempts})
+    second = after(nodes, state={"attempts": first.change.state.attempts})
     assert second.change.limit == Quantity.parse("8Gi")
 
 

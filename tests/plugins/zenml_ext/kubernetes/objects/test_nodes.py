@@ -6,7 +6,7 @@ pytest.importorskip("zenml")
 
 from mlops_ext.memory import Quantity
 from zenml_ext.kubernetes.objects.capacity import CapsReader, read_refusal
-from zenml_ext.kubernetes.objects.diagnosis import unschedulable
+from zenml_ext.kubernetes.objects.diagnosis import lacks_memory
 from zenml_ext.kubernetes.objects.nodes import may_run_on, pod_memory
 
 GI = 1 << 30
@@ -46,12 +46,10 @@ def test_a_pod_asks_for_what_kubernetes_says_it_does(spec, expected):
 def test_a_pod_that_waits_asks_for_all_its_containers():
     message = "0/1 nodes are available: 1 Insufficient memory."
     waits = {"type": "PodScheduled", "status": "False", "message": message}
-    pod = {
-        "metadata": {"name": "p"},
-        "spec": {"containers": [container("128Mi"), container("9Gi")]},
-        "status": {"conditions": [waits]},
-    }
-    assert unschedulable(pod).request == Quantity.parse("9344Mi")
+    spec = {"containers": [container("128Mi"), container("9Gi")]}
+    pod = {"metadata": {"name": "p"}, "spec": spec, "status": {"conditions": [waits]}}
+    assert lacks_memory(pod) == message
+    assert pod_memory(spec) == Quantity.parse("9344Mi")
 
 
 @pytest.mark.parametrize(

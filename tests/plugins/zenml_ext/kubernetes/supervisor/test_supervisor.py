@@ -123,7 +123,6 @@ def test_an_orchestrator_that_dies_at_any_call_leaves_no_step_lost_or_doubled(cl
         pass
     last = Orchestrator(cluster, step_runs)
     job = last.take_over()["step"]
-    assert not [c for c in job["status"].get("conditions", []) if c["type"] == "Failed"]
     assert last.until_over(job["metadata"]["name"])[0] is JobStatus.SUCCEEDED
     assert names(cluster) == ["a-step-m2"]
     pods = cluster.list("pods", "step_name=step")
