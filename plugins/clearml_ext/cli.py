@@ -221,7 +221,7 @@ def _keep(result: Result, plot: Path | None, save: Path | None) -> None:
     from clearml_ext.topology.file import write_topology
     from clearml_ext.topology.svg import draw
 
-    if result.topology is None:
+    if result.topology is None or result.verdict is None:
         return
     if save is not None:
         write_topology(result.topology, save)

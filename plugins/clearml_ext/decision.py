@@ -8,12 +8,12 @@ from clearml_ext.check.fixes import Fix, FixKind
 from clearml_ext.check.results import Answer, Result
 from clearml_ext.settings import ClearmlSettings
 
+# Fixes that can be applied before anything is enqueued, the gentlest first.
 AT_LAUNCH = (FixKind.CONTROLLER_QUEUE, FixKind.STEP_QUEUE, FixKind.LOCAL_CONTROLLER)
-"""Fixes that can be applied before anything is enqueued, the gentlest first."""
+# Fixes for a controller's task that is made already, and with it its steps.
 AT_ENQUEUE = (FixKind.CONTROLLER_QUEUE,)
-"""Fixes for a controller's task that is made already, and with it its steps."""
+# Fixes for a controller that runs.
 AT_FIRST_STEP = (FixKind.STEP_QUEUE,)
-"""Fixes for a controller that runs."""
 
 
 @dataclass(frozen=True, slots=True)

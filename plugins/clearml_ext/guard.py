@@ -18,24 +18,17 @@ from typing import Any, NoReturn
 from clearml_ext import sdk
 from clearml_ext.admission import Admission
 from clearml_ext.check.fixes import Fix, FixKind
-from clearml_ext.check.plans import (
-    Node,
-    Plan,
-    plan_of_controller,
-    plan_of_task,
-    plan_of_waiting_task,
-)
-from clearml_ext.check.preflight import check_live, check_plan, look
+from clearml_ext.check.plans import Node, Plan, plan_of_controller
+from clearml_ext.check.preflight import check_enqueue, check_enqueued, check_live, check_plan
 from clearml_ext.check.results import Answer, Result, UnsafePipelineError, dump_result
 from clearml_ext.decision import AT_ENQUEUE, AT_FIRST_STEP, AT_LAUNCH, Refuse, Reroute, decide
 from clearml_ext.errors import UndeclaredError
 from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
-from clearml_ext.server.snapshot import Snapshot
+from clearml_ext.server.snapshot import Snapshot, take_snapshot
 from clearml_ext.server.tasks import (
     WAITING_TYPES,
     fail_task,
-    is_pipeline,
     may_wait,
     reason_to_keep,
 )
@@ -144,10 +137,12 @@ def discard_task(pipeline: Any, settings: ClearmlSettings) -> None:
         log.warning("task %s is left over, it could not be deleted: %s", number, error)
 
 
-def _is_decorated(task_id: str) -> bool:
-    """Whether *task_id* is the task of this process's decorated pipeline."""
-    task = sdk.task_of(sdk.current_pipeline())
-    return task is not None and str(task.id) == task_id
+def _decorated(task_id: str) -> tuple[Any, Plan | None]:
+    """This process's decorated pipeline and its plan, if *task_id* is its task."""
+    pipeline = sdk.current_pipeline()
+    task = sdk.task_of(pipeline)
+    mine = task is not None and str(task.id) == task_id
+    return (pipeline, plan_of_controller(pipeline)) if mine else (None, None)
 
 
 def check_launch(
@@ -224,13 +219,14 @@ def before_enqueue(
     """
     if current_settings() or not queue or not _concerns_us(task):
         return None
-    own, here = own_task_id(), sdk.current_pipeline() if _is_decorated(task_id) else None
+    own, here = own_task_id(), None
     try:
+        here, plan = _decorated(task_id)
         client = Client.from_configuration(settings.timeout_s)
-        snapshot = look(client, settings, [task_id, *filter(None, [own])])
+        snapshot = take_snapshot(client, settings, [task_id, *filter(None, [own])])
         document = snapshot.tasks.get(task_id)
         if own is None or document is None or document.get("parent") != own:
-            result = _check_enqueued(task_id, queue, client, snapshot, settings)
+            result = check_enqueued(task_id, queue, snapshot, settings, client=client, plan=plan)
             if result is not None:
                 fix = judge(result, settings, AT_ENQUEUE, here)
                 return fix.controller_queue if fix is not None else None
@@ -256,41 +252,12 @@ def _concerns_us(task: Any) -> bool:
     return own_task_id() is not None or kind in WAITING_TYPES or sdk.is_built_in(task)
 
 
-def check_enqueue(task_id: str, queue: str, settings: ClearmlSettings) -> None:
+def report_enqueue(task_id: str, queue: str, settings: ClearmlSettings) -> None:
     """In a check, report what enqueueing a task would come to; it is not enqueued."""
-    try:
-        client = Client.from_configuration(settings.timeout_s)
-        snapshot = look(client, settings, [task_id])
-        document = snapshot.tasks.get(task_id) or {}
-        found = _check_enqueued(task_id, queue, client, snapshot, settings)
-        name = str(document.get("name") or task_id)
-        result = found or Result(target=name, answer=Answer.SAFE)
-    except MlopsExtError as caught:
-        result = Result(target=task_id, answer=Answer.UNKNOWN, reasons=(str(caught),))
+    result = check_enqueue(task_id, queue, settings, plan=_decorated(task_id)[1])
     if threading.current_thread() is not threading.main_thread():
         exit_after_check(result, settings)  # a loop that would wait for the task
     _report(result, settings)
-
-
-def _check_enqueued(
-    task_id: str, queue: str, client: Client, snapshot: Snapshot, settings: ClearmlSettings
-) -> Result | None:
-    """What enqueueing a task comes to; None if it waits for nobody.
-
-    Raises:
-        PlanError: it waits for others, and which ones cannot be told.
-    """
-    document = snapshot.tasks.get(task_id)
-    if document is None or not may_wait(document):
-        return None
-    if _is_decorated(task_id):
-        plan: Plan | None = plan_of_controller(sdk.current_pipeline())
-    else:
-        plan = plan_of_task(document) if is_pipeline(document) else None
-        plan = plan or plan_of_waiting_task(document)
-    if plan is None:
-        raise UndeclaredError(str(document.get("name") or task_id))
-    return check_plan(plan, queue, snapshot, settings, client=client)
 
 
 def _check_what_a_step_enqueues(  # what before_enqueue knows by then

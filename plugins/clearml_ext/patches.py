@@ -12,17 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from clearml_ext import sdk
-from clearml_ext.check.dry_run import pretended
 from clearml_ext.check.results import Answer, Result
 from clearml_ext.guard import (
     already_checked,
     before_enqueue,
     before_first_step,
-    check_enqueue,
     check_launch,
     current_settings,
     exit_after_check,
+    report_enqueue,
 )
 from clearml_ext.settings import load_settings
 from clearml_ext.watchdog.reaper import Reaper
@@ -50,34 +48,13 @@ def enqueue_guard(original: Any) -> Any:
         given = None if isinstance(task, str) else task
         settings = load_settings()
         if settings.check_only:
-            return check_enqueue(number, str(queue_name or queue_id), settings)
+            return report_enqueue(number, str(queue_name or queue_id), settings)
         other = before_enqueue(number, queue_name or queue_id, settings, task=given)
         if other is not None:
             queue_name, queue_id = other, None
         return plain(cls, task, queue_name, queue_id, *args, **kwargs)
 
     return classmethod(enqueue)
-
-
-def session_guard(original: Any) -> Any:
-    """``Session._send_request`` that lets a script which is only checked write nothing."""
-    if not load_settings().check_only:
-        return original
-
-    @functools.wraps(original)
-    def send(
-        self: Any, service: str, action: str, *args: Any, data: Any = None, json: Any = None,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        request = json if isinstance(json, dict) else {}
-        if (service, action) == ("tasks", "enqueue"):
-            check_enqueue(str(request.get("task")), str(request.get("queue")), load_settings())
-        answer = pretended.answer(service, action, request)
-        if answer is not None:
-            return sdk.response(f"{service}.{action}", answer)
-        return original(self, service, action, *args, data=data, json=json, **kwargs)
-
-    return send
 
 
 def local_job_guard(original: Any) -> Any:

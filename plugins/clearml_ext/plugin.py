@@ -8,8 +8,8 @@ from clearml_ext.doctor import check_settings
 from mlops_ext.hookspecs import DoctorCheck, Framework, hookimpl
 from mlops_ext.patching import Patch
 
+# The versions of ClearML that the tests run with, and those between them.
 SUPPORTED = ">=1.14,<3"
-"""The versions of ClearML that the tests run with, and those between them."""
 
 _TESTS = "tests/plugins/clearml_ext"
 
@@ -30,8 +30,6 @@ _ROWS = (  # name, target, reason, test, upstream's report
     ("controller-guard", "clearml.automation.controller:PipelineController._prepare_pipeline",
      ("clones and reruns are not checked, time limits of queued steps crash the controller, and"
      " steps of an aborted controller still run"), _CLONES, 1640),
-    ("session-guard", "clearml.backend_api.session.session:Session._send_request",
-     "a script that is only checked still creates tasks and enqueues them", _SCRIPTS, None),
     ("local-job-guard", "clearml.automation.job:LocalClearmlJob.launch",
      "a script that is only checked runs its steps as sub-processes", _SCRIPTS, None),
     ("debug-guard", "clearml.automation.controller:PipelineDecorator.debug_pipeline",

@@ -47,9 +47,7 @@ def own_task_id() -> str | None:
     """Id of the task that this process runs for an agent, or None."""
     from clearml.config import get_remote_task_id, running_remotely
 
-    if not running_remotely():
-        return None
-    found = get_remote_task_id()
+    found = get_remote_task_id() if running_remotely() else None
     return str(found) if found else None
 
 
@@ -85,20 +83,6 @@ def was_accepted(task: Any) -> bool:
         return bool(task._get_runtime_properties().get(_ACCEPTED_KEY) == str(task.id))
     except AttributeError:
         return False
-
-
-def response(endpoint: str, data: Mapping[str, Any]) -> Any:
-    """The answer of a server that did what *endpoint* asks for, as the SDK's session has it."""
-    import requests
-
-    version = "2.0"
-    named = {"name": endpoint, "requested_version": version, "actual_version": version}
-    meta = {"id": "0", "trx": "0", "endpoint": named, "result_code": 200, "result_subcode": 0,
-            "result_msg": "OK", "error_stack": ""}  # fmt: skip
-    found = requests.Response()
-    found.status_code = 200
-    found._content = json.dumps({"meta": meta, "data": dict(data)}, default=str).encode()
-    return found
 
 
 def process_age_s() -> float:

@@ -12,40 +12,49 @@ SECTION = "clearml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClearmlSettings:
-    """How pipelines are checked and watched."""
+    """How pipelines are checked and watched.
+
+    Attributes:
+        services_queue: where controllers go: the name that ClearML itself uses.
+        fix: whether a refused pipeline is rerouted. No: where tasks run is the user's decision.
+        fresh_s: age of a worker's last report above which it counts as dead. Agents report
+            every 30 s; two reports may get lost. The server itself lists a killed agent for 600
+            s.
+        timeout_s: for each request to the server. A healthy one answers within a second.
+        pending_s: how long a step may wait in a queue before it is explained. An agent asks for
+            work every few seconds, so two minutes mean that none is free.
+        interval_s: between two polls of the watchdog. Shorter than the 5 s in which an agent
+            notices an abort, so that children of an aborted controller are stopped before its
+            agent is free again.
+        move: whether a step that waits too long is moved to a queue with a free agent. No: it
+            could land on a machine without what it needs.
+        wait_s: how long a launch that others' runs make unsafe waits for its turn, first come
+            first served. Not at all: a script that waits looks like one that hangs.
+        capacity: a topology file whose ``workers`` say how many slots the live ones of the same
+            name have.
+        agents: a topology file to check against, instead of the server's queues and workers.
+        check_timeout_s: how long ``check SCRIPT`` lets the script run before it reaches its
+            pipelines. Scripts import frameworks and read their data first, which takes minutes
+            where both are on a share.
+        check_only: whether a pipeline is only checked, and its process ended: how ``check
+            script.py`` works.
+        report: file to add results of checks and refusals to, for the command line that waits
+            for them.
+    """
 
     services_queue: str = "services"
-    """Where controllers go: the name that ClearML itself uses."""
     fix: bool = False
-    """Whether a refused pipeline is rerouted. No: where tasks run is the user's decision."""
     fresh_s: float = 75.0
-    """Age of a worker's last report above which it counts as dead. Agents report every 30 s; two
-    reports may get lost. The server itself lists a killed agent for 600 s."""
     timeout_s: float = 10.0
-    """For each request to the server. A healthy one answers within a second."""
     pending_s: float = 120.0
-    """How long a step may wait in a queue before it is explained. An agent asks for work every
-    few seconds, so two minutes mean that none is free."""
     interval_s: float = 2.0
-    """Between two polls of the watchdog. Shorter than the 5 s in which an agent notices an abort,
-    so that children of an aborted controller are stopped before its agent is free again."""
     move: bool = False
-    """Whether a step that waits too long is moved to a queue with a free agent. No: it could
-    land on a machine without what it needs."""
     wait_s: float = 0.0
-    """How long a launch that others' runs make unsafe waits for its turn, first come first served.
-    Not at all: a script that waits looks like one that hangs."""
     capacity: Path | None = None
-    """A topology file whose ``workers`` say how many slots the live ones of the same name have."""
     agents: Path | None = None
-    """A topology file to check against, instead of the server's queues and workers."""
     check_timeout_s: float = 300.0
-    """How long ``check SCRIPT`` lets the script run before it reaches its pipelines. Scripts import
-    frameworks and read their data first, which takes minutes where both are on a share."""
     check_only: bool = False
-    """Whether a pipeline is only checked, and its process ended: how ``check script.py`` works."""
     report: Path | None = None
-    """File to add results of checks and refusals to, for the command line that waits for them."""
 
     def __post_init__(self) -> None:
         """Refuse durations that are not positive."""
@@ -54,17 +63,6 @@ class ClearmlSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected more than 0")
 
 
-_forced: dict[str, object] = {}
-
-
-def force(**values: object) -> None:
-    """Let *values* win over every argument, variable and file, for the rest of this process.
-
-    A process that ``check SCRIPT`` started must launch nothing, whatever its script asks for.
-    """
-    _forced.update(values)
-
-
 def load_settings(**arguments: object) -> ClearmlSettings:
     """The settings; *arguments* that are not None win over file and environment."""
-    return settings.load(ClearmlSettings, SECTION, arguments={**arguments, **_forced})
+    return settings.load(ClearmlSettings, SECTION, arguments=arguments)

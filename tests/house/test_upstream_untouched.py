@@ -18,8 +18,6 @@ ALLOWED = {
     "core/mlops_ext/processes/identity.py": "the types of a C function, as ctypes has them set",
     "plugins/joblib_ext/stores/files/statx.py": "the types of a C function, as ctypes has them set",
     "plugins/clearml_ext/guard.py": "the interpreter's hook for a script's last error, and that error",
-    "plugins/clearml_ext/check/script_process.py": "the arguments of the script that this process runs",
-    "plugins/clearml_ext/sdk.py": "an answer that is given in the server's place: " + OWN,
     "plugins/clearml_ext/watchdog/watchdog.py: node.timeout": DATA,
     "plugins/joblib_ext/arguments.py: pickler.fast": OWN,
     "plugins/joblib_ext/cli.py": OWN,

@@ -102,12 +102,8 @@ def _offer(model: Model, stuck: Iterable[int]) -> Offer:
         node = model.nodes[index]
         found = [frozenset((node.queue,))]
         for chain in _chains(model, [each for each in node.children if each in sources]):
-            if len(chain) == 1:
-                found += sources[chain[0]]
-                continue
-            levels = itertools.zip_longest(
-                *(sources[each] for each in chain), fillvalue=frozenset[int]()
-            )
+            parts = (sources[each] for each in chain)
+            levels = itertools.zip_longest(*parts, fillvalue=frozenset[int]())
             found += [frozenset[int]().union(*level) for level in levels]
         sources[index] = found
         if node.parent is None:
@@ -181,9 +177,8 @@ def _place(
 
     Changes *left* and *fill*; returns how many were put there, 0 if none can be.
     """
-    leaves: dict[int, tuple[Source, int] | None] = {
-        at: None
-    }  # class → who would leave it, for which
+    # Class → who would leave it, and for which class.
+    leaves: dict[int, tuple[Source, int] | None] = {at: None}
     seen: set[Source] = set()
     for current in (reached := [at]):  # grows below
         for source in offer.sources(current):

@@ -45,9 +45,9 @@ __all__ = [
     "check",
 ]
 
+# Moves after which a search is given up: about two seconds, and far more than the few thousand
+# that 12 tasks on 12 slots need.
 MOVES = 120_000
-"""Moves after which a search is given up: about two seconds, and far more than the few thousand
-that 12 tasks on 12 slots need."""
 
 
 def check(topology: Topology, *, moves: int = MOVES) -> Verdict:

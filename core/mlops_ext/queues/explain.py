@@ -10,8 +10,7 @@ from mlops_ext.errors import nearest
 from mlops_ext.queues.model import Model, Node, Placement
 from mlops_ext.queues.topology import Chain, ChainKind, Hold
 
-MAX_CHAINS = 8
-"""Reasons of one kind that are told: more than that nobody reads."""
+MAX_CHAINS = 8  # reasons of one kind that are told: more than that nobody reads
 
 # Names that are listed before "and n others".
 _NAMED = 4
@@ -43,9 +42,9 @@ def _deadlock_chain(
     there = set(listeners)
     blockers = tuple(hold for hold in everyone if hold.worker in there)
     others = sorted({"/".join(hold.task) for hold in blockers if hold not in ancestors})
-    last = f"only {_listing(listeners)} {'listens' if len(listeners) == 1 else 'listen'}"
+    last = f"only {listing(listeners)} {'listens' if len(listeners) == 1 else 'listen'}"
     if others:
-        last += f", also held by {_listing(others)}"
+        last += f", also held by {listing(others)}"
     queue = model.queues[node.queue]
     return Chain(
         kind=ChainKind.DEADLOCK,
@@ -72,10 +71,8 @@ def explain_unserved(model: Model) -> tuple[Chain, ...]:
     chains = []
     for node in unserved.values():
         name = model.queues[node.queue]
-        if name in existing or not model.topology.queues:
-            last = "no worker listens"
-        else:
-            last = "there is no such queue"
+        known = name in existing or not model.topology.queues
+        last = "no worker listens" if known else "there is no such queue"
         near = nearest(name, existing - {name}) if name not in existing else None
         hint = f" (did you mean {near}?)" if near else ""
         text = f"{node.path[0]}: {_wait_text(node, name)} → {last}{hint}"
@@ -163,9 +160,8 @@ def _wait_text(node: Node, queue: str) -> str:
     return f'{kind} "{node.path[-1]}" waits in {queue}'
 
 
-def _listing(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return names[0]
+def listing(names: Sequence[str]) -> str:
+    """*names* in a sentence: a, b and c; of many the first, and how many others."""
     if len(names) > _NAMED + 1:
-        return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} others"
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} others"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

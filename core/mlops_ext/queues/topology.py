@@ -29,10 +29,8 @@ class Worker:
         _require_name("a worker", self.name)
         for queue in self.queues:
             _require_name(f"a queue of worker {self.name!r}", queue)
-        if self.slots is not None and (isinstance(self.slots, bool) or self.slots < 0):
-            raise TopologyError(
-                f"worker {self.name!r}: slots", self.slots, "a whole number or unbounded"
-            )
+        if self.slots is not None:
+            _require_count(f"worker {self.name!r}: slots", self.slots, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +84,7 @@ class Pipeline:
         _require_name("a pipeline", self.name)
         if self.queue is not None:
             _require_name(f"the queue of pipeline {self.name!r}", self.queue)
-        if isinstance(self.instances, bool) or self.instances < 1:
-            raise TopologyError(
-                f"pipeline {self.name!r}: instances", self.instances, "a whole number from 1"
-            )
+        _require_count(f"pipeline {self.name!r}: instances", self.instances, 1)
         _check_siblings(f"pipeline {self.name!r}", self.steps)
 
 
@@ -207,6 +202,11 @@ class Verdict:
 def _require_name(what: str, name: object) -> None:
     if not isinstance(name, str) or not name.strip():
         raise TopologyError(what, name, "a name")
+
+
+def _require_count(what: str, count: int, least: int) -> None:
+    if isinstance(count, bool) or count < least:
+        raise TopologyError(what, count, f"a whole number from {least}")
 
 
 def _require_unique(what: str, names: Iterable[Hashable]) -> None:

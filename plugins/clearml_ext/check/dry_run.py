@@ -1,8 +1,9 @@
-"""A server that is only pretended: what a checked script writes stays in its own process.
+"""The server that a checked script talks to: what the script writes never reaches the real one.
 
-Requests that read go to the real server. Requests that write are answered here, as far as the SDK
-needs it to go on: a task that the script creates exists for this process, and for nobody else.
-What is not known to read counts as writing.
+Requests that read go on to the real server. Requests that write are answered here, as far as the
+SDK needs it to go on: a task that the script creates exists for its processes, and for nobody else.
+What is not known to read counts as writing. The script is given this server's address, and so are
+the processes that it starts, whatever they are: the guard inside the script is not the only net.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import base64
 import copy
 import datetime as dt
 import json
+import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
-Fetch = Callable[[str], "Mapping[str, Any] | None"]
-"""Gives the document of a task that the real server has, by id."""
+from clearml_ext.errors import ServerError
+from clearml_ext.server.client import Client
 
 _READS = ("get", "list", "login", "ping", "validate", "supported", "scalar", "multi", "vector",
           "plots", "debug_images", "download", "search", "top")  # fmt: skip
@@ -37,23 +42,27 @@ class PretendedServer:
     """Answers what a script writes, and reads of what it wrote.
 
     Attributes:
+        client: asks the real server; None if there is none.
+        queues: names of the queues there are, where there is none.
         tasks: documents of the tasks that exist only here, by id.
-        fetch: gives a real task, to copy it.
-        queues: names of the queues there are, if there is no real server; else None.
+        enqueued: (task, queue) of each request to enqueue a task.
     """
 
-    def __init__(self, fetch: Fetch = lambda _: None) -> None:
+    def __init__(self, client: Client | None = None, queues: Sequence[str] = ()) -> None:
+        self.client, self.queues = client, queues
         self.tasks: dict[str, dict[str, Any]] = {}
-        self.fetch = fetch
-        self.queues: list[str] | None = None
+        self.enqueued: list[tuple[str, str]] = []
         self._projects: dict[str, dict[str, Any]] = {}
 
-    def answer(
-        self, service: str, action: str, request: Mapping[str, Any]
-    ) -> dict[str, Any] | None:
-        """The data for a request, or None if it has to go to the real server."""
-        if is_read(service, action):
-            return self._read(service, action, request)
+    def answer(self, path: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The data for a request; *path* may name a version before the endpoint.
+
+        Raises:
+            ServerError: the real server was asked, and gave none.
+        """
+        service, _, action = path.rpartition("/")[2].partition(".")
+        if is_read(f"{service}.{action}"):
+            return self._read(path, service, action, request)
         if service == "tasks":
             return self._write_task(action, request)
         number = uuid.uuid4().hex
@@ -62,25 +71,32 @@ class PretendedServer:
         return {"id": number, "updated": 1, "fields": {}, "added": 1, "errors": 0,
                 "errors_info": {}}  # fmt: skip
 
-    def _read(self, service: str, action: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _read(
+        self, path: str, service: str, action: str, request: Mapping[str, Any]
+    ) -> dict[str, Any]:
         known = {**self.tasks, **self._projects}
+        if action == "login" and self.client is not None:
+            return {"token": self.client.token()}
         if not any(number in str(request) for number in known):
-            return None if self.queues is None else self._nothing(service, action, self.queues)
+            if self.client is not None:
+                return self.client.call(path, request)
+            return self._nothing(service, action, self.queues)
         if service == "projects":
             found = self._projects.get(str(request.get("project")))
             return {"project": found, "projects": [found] if found else []}
-        return self._read_tasks(action, request) if service == "tasks" else {}
+        if service != "tasks":
+            return {}
+        rows = self._read_tasks(action, request)
+        others = [each for each in request.get("id") or () if each not in self.tasks]
+        if action.startswith("get_all") and others and self.client is not None:
+            rows["tasks"] += self.client.call(path, {**request, "id": others}).get("tasks") or []
+        return rows
 
     @staticmethod
-    def _nothing(service: str, action: str, queues: list[str]) -> dict[str, Any]:
+    def _nothing(service: str, action: str, queues: Sequence[str]) -> dict[str, Any]:
         """What an empty server with *queues* would answer."""
         if action == "login":
-            claims = {
-                "exp": 2**33,
-                "api_version": "2.34",
-                "server_version": "2.3.0",
-                "identity": {},
-            }
+            claims = {"exp": 2**33, "api_version": "2.34", "server_version": "2.3", "identity": {}}
             parts = (base64.urlsafe_b64encode(json.dumps(e).encode()) for e in ({}, claims, ""))
             return {"token": b".".join(parts).decode().replace("=", "")}
         if service == "queues":
@@ -101,6 +117,10 @@ class PretendedServer:
     def _write_task(self, action: str, request: Mapping[str, Any]) -> dict[str, Any]:
         if action in {"create", "clone"}:
             return {"id": self._create(action, request), "updated": 1}
+        if action.startswith("enqueue"):
+            queue = str(request.get("queue") or request.get("queue_name"))
+            ids = request.get("ids") or [request.get("task")]
+            self.enqueued += [(str(each), queue) for each in ids]
         task = self.tasks.get(str(request.get("task")), _document({}))
         fields = {key: value for key, value in request.items() if key != "task"}
         if action in _STATUS:
@@ -121,8 +141,10 @@ class PretendedServer:
     def _create(self, action: str, request: Mapping[str, Any]) -> str:
         source: Mapping[str, Any] = {}
         if action == "clone":
-            number = str(request.get("task"))
-            source = self.tasks.get(number) or self.fetch(number) or {}
+            source = self.tasks.get(str(request.get("task"))) or {}
+            if not source and self.client is not None:
+                asked = {"task": request.get("task")}
+                source = self.client.call("tasks.get_by_id", asked).get("task") or {}
             changes = {key.removeprefix("new_task_"): each for key, each in request.items()}
             request = {key: each for key, each in changes.items() if key not in {"task", "id"}}
         task = _document({**copy.deepcopy(dict(source)), **request})
@@ -130,9 +152,9 @@ class PretendedServer:
         return str(task["id"])
 
 
-def is_read(service: str, action: str) -> bool:
+def is_read(endpoint: str) -> bool:
     """Whether a request changes nothing on the server."""
-    return action.startswith(_READS) and f"{service}.{action}" not in _WRITES
+    return endpoint.partition(".")[2].startswith(_READS) and endpoint not in _WRITES
 
 
 def _document(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,5 +179,39 @@ def _entries(tree: Mapping[str, Any], depth: int) -> list[Any]:
     return [entry for each in tree.values() for entry in _entries(each, depth - 1)]
 
 
-pretended = PretendedServer()
-"""What the script of this process, if it is only checked, has written so far."""
+@contextmanager
+def serve(pretended: PretendedServer) -> Iterator[str]:
+    """Within it, *pretended* answers at the address that this gives."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            request: dict[str, Any] = {}
+            with suppress(ValueError):  # several, one a line
+                request = json.loads(body or "{}")
+            path, status, text = urlsplit(self.path).path.lstrip("/"), 200, "OK"
+            data: dict[str, Any] = {}
+            try:
+                data = pretended.answer(path, request)
+            except ServerError as error:
+                status, text = error.status or 502, error.problem
+            version = "2.0"
+            named = {"name": path.rpartition("/")[2], "requested_version": version,
+                     "actual_version": version}  # fmt: skip
+            meta = {"id": "0", "trx": "0", "endpoint": named, "result_code": status,
+                    "result_subcode": 0, "result_msg": text, "error_stack": ""}  # fmt: skip
+            content = json.dumps({"meta": meta, "data": data}, default=str).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST  # noqa: N815  # the SDK sends bodies with both
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing: the output is the script's."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from clearml_ext.topology.labels import all_steps, fits, is_for_controllers, pipeline_of
 from mlops_ext.queues.check import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
+from mlops_ext.queues.explain import listing
 
 # Changed topologies that are checked at most; each takes milliseconds where it is small.
 _CHECKS = 60
@@ -89,7 +90,7 @@ def _candidates(topology: Topology, verdict: Verdict, services: str) -> Iterator
         topology,
         involved,
         FixKind.LOCAL_CONTROLLER,
-        f"run the controller of {_listing(involved)} outside of the agents: start_locally()",
+        f"run the controller of {listing(involved)} outside of the agents: start_locally()",
         "there it holds none of them",
     )
     yield from _new_agents(topology, waiting)
@@ -135,7 +136,7 @@ def _move_controllers(topology: Topology, involved: list[str], services: str) ->
                 topology,
                 involved,
                 FixKind.CONTROLLER_QUEUE,
-                f"put the controller of {_listing(involved)} in queue {queue}",
+                f"put the controller of {listing(involved)} in queue {queue}",
                 "it is for controllers, and no step goes there",
                 controller=queue,
             )
@@ -184,7 +185,7 @@ def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
             words = "another agent" if count == 1 else f"{count} more agents"
             yield Fix(
                 kind=FixKind.NEW_AGENT,
-                text=f"start {words} for {_listing(queues)}: {commands}",
+                text=f"start {words} for {listing(queues)}: {commands}",
                 why="no change of queues would do, or none is wanted",
                 topology=dataclasses.replace(topology, workers=(*topology.workers, *workers)),
             )
@@ -196,7 +197,7 @@ def _services_agent(topology: Topology, involved: list[str], services: str) -> I
     names = (services, "controllers", *(f"controllers-{at}" for at in range(2, len(taken) + 3)))
     queue = next(name for name in names if name not in taken)
     agent = Worker(name="new services agent", queues=(queue,), slots=None)
-    text = f"put the controller of {_listing(involved)} in queue {queue}"
+    text = f"put the controller of {listing(involved)} in queue {queue}"
     yield _replace(
         dataclasses.replace(topology, workers=(*topology.workers, agent)),
         involved,
@@ -251,7 +252,3 @@ def _replace(  # what a fix changes
         queues=(moved,) if moved else (),
         controller_queue=controller,
     )
-
-
-def _listing(names: list[str]) -> str:
-    return " and ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")  # noqa: PLR2004  # a line's length

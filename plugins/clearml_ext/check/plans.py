@@ -22,7 +22,8 @@ from clearml_ext.server.tasks import (
     queues_of_automation,
     steps_on_task,
 )
-from mlops_ext.queues.check import Pipeline, Step
+from clearml_ext.topology.labels import take_slots
+from mlops_ext.queues.check import Pipeline, Step, Worker
 
 _MAX_DEPTH = 20
 _REFERENCE = re.compile(r"\$\{pipeline\.([^}]+)\}")
@@ -49,21 +50,6 @@ class Node:
     base_task: str | None = None
     job: str | None = None
     ended: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Others:
-    """What others run, beside a pipeline that is checked.
-
-    Attributes:
-        pipelines: their pipelines, schedulers and the like, which run or wait.
-        notes: what could not be read.
-        taken: the worker of each task that keeps its slot without an end, such as a service.
-    """
-
-    pipelines: tuple[Pipeline, ...] = ()
-    notes: tuple[str, ...] = ()
-    taken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,10 +244,11 @@ def from_the_start(plan: Plan) -> Plan:
 
 def running_pipelines(
     snapshot: Snapshot, client: Client | None, without: Plan | None = None
-) -> Others:
-    """The pipelines, schedulers and the like that run or wait now, and notes on what is not known.
+) -> tuple[tuple[Worker, ...], tuple[Pipeline, ...], tuple[str, ...]]:
+    """What others run: the workers' slots that are left, their pipelines, notes on what is unknown.
 
-    A sub-pipeline is part of the pipeline that launched it. That of *without* is left out.
+    A sub-pipeline is part of the pipeline that launched it. That of *without* is left out. A task
+    that keeps its slot without an end, such as a service, takes it away.
     """
     usable = {each.name for each in snapshot.usable_workers()}
     children = _waiting_children(snapshot)
@@ -307,7 +294,7 @@ def running_pipelines(
                 steps=steps,
             )
         )
-    return Others(pipelines=tuple(pipelines), notes=tuple(notes), taken=tuple(taken))
+    return take_slots(snapshot.usable_workers(), taken), tuple(pipelines), tuple(notes)
 
 
 def _waiting_children(snapshot: Snapshot) -> dict[str, list[Mapping[str, Any]]]:

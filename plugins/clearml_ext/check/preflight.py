@@ -6,13 +6,20 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from clearml_ext.check.dry_run import pretended
 from clearml_ext.check.fixes import Fix, FixKind, separate, services_command
-from clearml_ext.check.plans import Others, Plan, resolve, running_pipelines
-from clearml_ext.check.results import Answer, Result, examine, take_slots
+from clearml_ext.check.plans import (
+    Plan,
+    plan_of_task,
+    plan_of_waiting_task,
+    resolve,
+    running_pipelines,
+)
+from clearml_ext.check.results import Answer, Result, examine
+from clearml_ext.errors import UndeclaredError
 from clearml_ext.sdk import own_task_id
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
+from clearml_ext.server.tasks import is_pipeline, may_wait
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.topology.labels import all_steps
 from mlops_ext.errors import MlopsExtError, UnknownNameError
@@ -37,20 +44,54 @@ def check_live(
     try:
         client = client or Client.from_configuration(settings.timeout_s)
         wanted = [*plan.base_tasks, *filter(None, [own_task])]
-        snapshot = look(client, settings, wanted)
+        snapshot = take_snapshot(client, settings, wanted)
         return check_plan(plan, queue, snapshot, settings, client=client, own_task=own_task, **more)
     except MlopsExtError as error:
         return Result(target=plan.name, answer=Answer.UNKNOWN, reasons=(str(error),))
 
 
-def look(client: Client, settings: ClearmlSettings, task_ids: Iterable[str]) -> Snapshot:
-    """What the server knows now, and what a script that is only checked has pretended to write.
+def check_enqueue(
+    task: str,
+    queue: str,
+    settings: ClearmlSettings,
+    *,
+    client: Client | None = None,
+    plan: Plan | None = None,
+) -> Result:
+    """What enqueueing *task* would come to, whose pipeline may be known as *plan*."""
+    try:
+        client = client or Client.from_configuration(settings.timeout_s)
+        snapshot = take_snapshot(client, settings, [task])
+        name = str((snapshot.tasks.get(task) or {}).get("name") or task)
+        found = check_enqueued(task, queue, snapshot, settings, client=client, plan=plan)
+        return found or Result(target=name, answer=Answer.SAFE)
+    except MlopsExtError as error:
+        return Result(target=task, answer=Answer.UNKNOWN, reasons=(str(error),))
+
+
+def check_enqueued(
+    task: str,
+    queue: str,
+    snapshot: Snapshot,
+    settings: ClearmlSettings,
+    *,
+    client: Client,
+    plan: Plan | None = None,
+) -> Result | None:
+    """What enqueueing *task* comes to; None if it waits for nobody.
 
     Raises:
-        ServerError: the server does not answer, or not as a ClearML server does.
+        PlanError: it waits for others, and which ones cannot be told.
     """
-    found = take_snapshot(client, settings, task_ids)
-    return dataclasses.replace(found, tasks={**found.tasks, **pretended.tasks})
+    document = snapshot.tasks.get(task)
+    if document is None or not may_wait(document):
+        return None
+    if plan is None and is_pipeline(document):
+        plan = plan_of_task(document)
+    plan = plan or plan_of_waiting_task(document)
+    if plan is None:
+        raise UndeclaredError(str(document.get("name") or task))
+    return check_plan(plan, queue, snapshot, settings, client=client)
 
 
 def check_plan(  # noqa: PLR0913  # all that a launch consists of
@@ -79,7 +120,6 @@ def check_plan(  # noqa: PLR0913  # all that a launch consists of
     Returns:
         SAFE, UNSAFE with the reasons, or UNKNOWN if the plan cannot be read.
     """
-    workers = snapshot.usable_workers()
     holder, own_queue = _own_place(snapshot, own_task)
     try:
         steps = resolve(plan, snapshot, client)
@@ -94,15 +134,16 @@ def check_plan(  # noqa: PLR0913  # all that a launch consists of
             reasons=(f"{plan.name}: {error}",),
             advice=(f"start {services_command(queue)}",) if missing and queue else (),
         )
-    others = Others() if alone else running_pipelines(snapshot, client, without=plan)
+    beside = (snapshot.usable_workers(), (), ())
+    workers, others, unread = beside if alone else running_pipelines(snapshot, client, without=plan)
     mine = Pipeline(name=plan.name, queue=name, steps=steps, instances=instances, worker=holder)
     topology = Topology(
-        workers=take_slots(workers, others.taken),
-        pipelines=(mine, *others.pipelines),
+        workers=workers,
+        pipelines=(mine, *others),
         queues=tuple(snapshot.names),
         labels=snapshot.labels,
     )
-    notes = [*snapshot.notes, *others.notes, *_dead(snapshot, topology)]
+    notes = [*snapshot.notes, *unread, *_dead(snapshot, topology)]
     result = examine(plan.name, topology, notes, settings.services_queue, mine=plan.name)
     fixes = tuple(fix for fix in result.fixes if _concerns_only(fix, topology, plan.name))
     if (

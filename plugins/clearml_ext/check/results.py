@@ -11,9 +11,9 @@ from typing import Any
 
 from clearml_ext.check.fixes import Fix, propose
 from clearml_ext.topology.file import parse_topology, topology_document
-from clearml_ext.topology.labels import pipeline_of
+from clearml_ext.topology.labels import pipeline_of, take_slots
 from mlops_ext.errors import MlopsExtError
-from mlops_ext.queues.check import Chain, Topology, Verdict, Worker, check
+from mlops_ext.queues.check import Chain, Topology, Verdict, check
 
 
 class Answer(enum.Enum):
@@ -145,16 +145,6 @@ def without_stuck(topology: Topology, stuck: Collection[str]) -> Topology:
     workers = take_slots(topology.workers, taken)
     pipelines = tuple(each for each in topology.pipelines if each.name not in stuck)
     return dataclasses.replace(topology, workers=workers, pipelines=pipelines)
-
-
-def take_slots(workers: Sequence[Worker], taken: Sequence[str]) -> tuple[Worker, ...]:
-    """*workers* with a slot less for each time that a worker is named in *taken*."""
-    return tuple(
-        each
-        if each.slots is None or each.name not in taken
-        else dataclasses.replace(each, slots=max(0, each.slots - taken.count(each.name)))
-        for each in workers
-    )
 
 
 def merge(target: str, results: Sequence[Result]) -> Result:

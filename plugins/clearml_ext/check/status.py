@@ -12,7 +12,7 @@ from typing import Any
 
 from clearml_ext.check.plans import Node, Plan, running_pipelines
 from clearml_ext.check.preflight import check_plan
-from clearml_ext.check.results import looks_at, take_slots
+from clearml_ext.check.results import looks_at
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
 from clearml_ext.server.tasks import may_wait
@@ -98,14 +98,13 @@ def workspace_status(client: Client, settings: ClearmlSettings) -> WorkspaceStat
         ServerError: the server cannot be asked.
     """
     snapshot = take_snapshot(client, settings)
-    others = running_pipelines(snapshot, client)
-    workers = take_slots(snapshot.usable_workers(), others.taken)
-    topology = Topology(workers=workers, pipelines=others.pipelines, queues=tuple(snapshot.names))
+    workers, pipelines, notes = running_pipelines(snapshot, client)
+    topology = Topology(workers=workers, pipelines=pipelines, queues=tuple(snapshot.names))
     return WorkspaceStatus(
         queues=tuple(_queues(snapshot, settings, client)),
         held=tuple(_held(snapshot)),
         stuck=tuple(text for _, verdict in looks_at(topology) for text in verdict.reasons),
-        notes=(*snapshot.notes, *others.notes),
+        notes=(*snapshot.notes, *notes),
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clearml_ext.check.results import Answer, Result, examine, exit_code, load_result, merge
 from clearml_ext.server.statuses import Status
@@ -15,16 +16,11 @@ from clearml_ext.settings import ClearmlSettings, load_settings
 from clearml_ext.topology.file import read_topology
 from mlops_ext.errors import MlopsExtError
 
+if TYPE_CHECKING:
+    from clearml_ext.server.client import Client
+
 _TASK = re.compile(r"[0-9a-f]{32}")
 _TAIL = 400
-# Where nobody is asked: an address that nobody has, in case anybody asks all the same.
-_NO_SERVER = {
-    "CLEARML_API_HOST": "http://127.0.0.1:9",
-    "CLEARML_WEB_HOST": "http://127.0.0.1:9",
-    "CLEARML_API_ACCESS_KEY": "none",
-    "CLEARML_API_SECRET_KEY": "none",
-}
-_PROCESS = "clearml_ext.check.script_process"
 
 
 def check_target(target: str, settings: ClearmlSettings, queue: str | None = None) -> Result:
@@ -80,19 +76,32 @@ def check_script(
 
     Nothing that the script writes reaches the server, and no step is run.
     """
+    from clearml_ext.check.dry_run import PretendedServer, serve
+    from clearml_ext.check.preflight import check_enqueue
+    from clearml_ext.server.client import Client
+    from clearml_ext.server.snapshot import written_down
+
     settings = settings or load_settings()
     if not Path(script).is_file():
         return _unknown(script, f"there is no script {script}")
-    _require_server(settings)
-    with tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder:
+    client = _require_server(settings)
+    agents = settings.agents and settings.agents.resolve()
+    pretended = PretendedServer(client, written_down(agents).names if agents else ())
+    with (
+        tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder,
+        serve(pretended) as address,
+    ):
         report = Path(folder) / "results.jsonl"
-        environment = guarded_environment(report=report, check_only=True, fix=False)
-        environment["CLEARML_FILES_HOST"] = f"file://{folder}"
-        if settings.agents is not None:
-            environment |= _NO_SERVER | {"MLOPS_EXT_CLEARML_AGENTS": str(settings.agents.resolve())}
+        environment = guarded_environment(report=report, check_only=True, fix=False, agents=agents)
+        # The script gets no credentials: all that it can ask is the pretended server.
+        none = {"CLEARML_API_ACCESS_KEY": "none", "CLEARML_API_SECRET_KEY": "none"}
+        hosts = {"CLEARML_FILES_HOST": f"file://{folder}", "CLEARML_API_HOST": address}
+        environment |= none | hosts
+        for name in ("no_proxy", "NO_PROXY"):
+            environment[name] = f"{environment.get(name, '')},127.0.0.1".lstrip(",")
         try:
             done = subprocess.run(
-                [sys.executable, "-m", _PROCESS, str(report), script, *arguments],
+                [sys.executable, script, *arguments],
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -104,6 +113,9 @@ def check_script(
         except subprocess.TimeoutExpired:
             ended, lines = f"within {settings.check_timeout_s:g} s", ["it was ended"]
         results = _reported(report)
+        client = Client(address, token=lambda: "none", timeout_s=settings.timeout_s)
+        for task, queue in pretended.enqueued:  # by processes or requests beside the guard
+            results.append(check_enqueue(task, queue, settings, client=client))
     if results:
         return merge(script, results)
     return _unknown(script, f"{script} enqueued no pipeline {ended}: {lines[-1]}"[:_TAIL])
@@ -143,8 +155,11 @@ def _unknown(target: str, reason: str) -> Result:
     return Result(target=target, answer=Answer.UNKNOWN, reasons=(reason,))
 
 
-def _require_server(settings: ClearmlSettings) -> None:
+def _require_server(settings: ClearmlSettings) -> Client | None:
     """Fail with nothing created, where the SDK would retry for hours or stop half way.
+
+    Returns:
+        A client of the server, or None if the settings name a file with agents instead.
 
     Raises:
         ServerError: the server does not answer, or not as a ClearML server does.
@@ -155,8 +170,9 @@ def _require_server(settings: ClearmlSettings) -> None:
 
     if settings.agents is not None:
         written_down(settings.agents)
-        return
+        return None
     client = Client.from_configuration(settings.timeout_s)
     take_snapshot(client, settings)
     running = {"type": ["controller"], "status": [Status.IN_PROGRESS], "only_fields": ["id"]}
     client.rows("tasks.get_all", running, "tasks")
+    return client

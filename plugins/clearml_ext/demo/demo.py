@@ -20,16 +20,16 @@ from clearml_ext.topology.file import parse_topology
 from mlops_ext.demo import Claim, Event, Progress
 from mlops_ext.queues.check import check
 
+# The root of a clone, if this is one.
 ROOT = Path(__file__).resolve().parents[3]
-"""The root of a clone, if this is one."""
 _folder = functools.partial(tempfile.TemporaryDirectory, prefix="clearml-demo-")
+# A plan that deadlocks: one agent listens to the controller's queue and to its step's.
 PLAN = {
     "workers": [{"name": "agent-1", "queues": ["services", "default"]}],
     "pipelines": [
         {"name": "train", "queue": "services", "steps": [{"name": "fit", "queue": "default"}]}
     ],
 }
-"""A plan that deadlocks: one agent listens to the controller's queue and to its step's."""
 
 
 def demo() -> Iterator[Event]:

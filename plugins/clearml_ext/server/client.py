@@ -40,7 +40,6 @@ class Client:
     Attributes:
         host: its address.
         shown: the same, fit for messages.
-        calls: the endpoints asked so far.
         server_time: the server's clock when it last answered.
     """
 
@@ -56,7 +55,6 @@ class Client:
     ) -> None:
         self.host = host.rstrip("/")
         self.shown = _without_credentials(self.host)
-        self.calls: list[str] = []
         self.server_time: dt.datetime | None = None
         self._key, self._secret, self._token = key, secret, token
         self._own_token = ""
@@ -85,8 +83,7 @@ class Client:
         Raises:
             ServerError: no answer, or not one that can be used.
         """
-        self.calls.append(endpoint)
-        headers = {"Authorization": f"Bearer {self._bearer()}"}
+        headers = {"Authorization": f"Bearer {self.token()}"}
         return self._data(endpoint, self._send(endpoint, dict(request or {}), headers))
 
     def rows(self, endpoint: str, request: Mapping[str, object], key: str) -> list[dict[str, Any]]:
@@ -120,12 +117,17 @@ class Client:
         """
         return {
             "host": self.host,
-            "token": self._bearer(),
+            "token": self.token(),
             "verify": self._verify,
             "controller": controller,
         }
 
-    def _bearer(self) -> str:
+    def token(self) -> str:
+        """A token for the server: the SDK's own, or that of a login.
+
+        Raises:
+            ServerError: no answer, or not one that can be used.
+        """
         if self._token is not None:
             return self._token()
         if not self._own_token:

@@ -102,7 +102,9 @@ def take_snapshot(
         TopologyError: the file with declared capacities cannot be read.
     """
     if settings.agents is not None:
-        return written_down(settings.agents)
+        known = list(task_ids)
+        tasks = fetch_tasks(client, known) if known else {}
+        return replace(written_down(settings.agents), tasks=tasks)
     notes: list[str] = []
     queue_rows = client.rows("queues.get_all_ex", {"search_hidden": True}, "queues")
     worker_rows = client.call("workers.get_all", {}).get("workers") or ()

@@ -13,10 +13,9 @@ class Status(str, enum.Enum):
     IN_PROGRESS = "in_progress"
     STOPPED = "stopped"
     COMPLETED = "completed"
-    CLOSED = "closed"
     FAILED = "failed"
     PUBLISHED = "published"
 
 
+# Those of a task that has not ended.
 LIVE = frozenset({Status.CREATED, Status.QUEUED, Status.IN_PROGRESS})
-"""Those of a task that has not ended."""

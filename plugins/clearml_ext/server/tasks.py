@@ -31,12 +31,12 @@ _CONTENT = ["id", "type", "system_tags", "created", "parent", "last_worker_repor
 _CLOCK_S = 2.0
 _PLAN_FIELDS = ["configuration.Pipeline", "runtime"]
 
+# Types of tasks that start others, and hold their agent meanwhile.
 WAITING_TYPES = frozenset({"controller", "service", "monitor", "optimizer", "application"})
-"""Types of tasks that start others, and hold their agent meanwhile."""
+# Tag of a task that waits for tasks in a queue, where nothing else tells.
 WAITS_FOR = "waits-for:"
-"""Tag of a task that waits for tasks in a queue, where nothing else tells."""
+# Configuration in which schedulers and triggers of the SDK keep their jobs.
 AUTOMATION_SECTIONS = ("schedule", "datasets", "models", "tasks")
-"""Configuration in which schedulers and triggers of the SDK keep their jobs."""
 # Reasons that an agent, and the SDK, give for a task that somebody aborted.
 _ABORTS = frozenset({"task was stopped by tasks.stop", "user abort", "USER ABORTED"})
 # Runtime property by which the SDK knows that a controller has run before, and takes it up.
@@ -45,22 +45,16 @@ _RUN_MARK = "_pipeline_hash"
 
 def is_pipeline(document: Mapping[str, Any] | None) -> bool:
     """Whether a task is a pipeline's controller, or has a pipeline in it, whatever its type."""
-    if document is None:
-        return False
-    if "pipeline" in (document.get("system_tags") or []) and document.get("type") == "controller":
-        return True
-    return bool(_configuration(document, "Pipeline"))
+    known = document or {}
+    marked = "pipeline" in (known.get("system_tags") or []) and known.get("type") == "controller"
+    return marked or bool(_configuration(known, "Pipeline"))
 
 
 def may_wait(document: Mapping[str, Any] | None) -> bool:
     """Whether a task holds its agent while other tasks run, as far as its type and tags tell."""
-    if document is None:
-        return False
-    return (
-        is_pipeline(document)
-        or document.get("type") in WAITING_TYPES
-        or bool(declared_queues(document))
-    )
+    known = document or {}
+    declared = bool(declared_queues(known))
+    return declared or is_pipeline(known) or known.get("type") in WAITING_TYPES
 
 
 def declared_queues(document: Mapping[str, Any]) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from clearml_ext.topology.file import UNBOUNDED, autoscaler
 from mlops_ext.errors import TopologyError
 from mlops_ext.queues.check import Worker
 
+# Where the Kubernetes glue keeps tasks whose pods are pending.
 HIDDEN_QUEUE = "k8s_scheduler"
-"""Where the Kubernetes glue keeps tasks whose pods are pending."""
 
 # Workers that run one task for another worker: in services mode, and under the Kubernetes glue.
 _CHILD = re.compile(r"^(.+?):(?:service:)?[0-9a-f]{32}$")

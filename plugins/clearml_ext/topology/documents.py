@@ -14,11 +14,11 @@ from typing import Any
 
 from mlops_ext.errors import MissingExtraError, TopologyError
 
+# About 12,000 workers, and four seconds to read.
 MAX_YAML_BYTES = 2**20
-"""About 12,000 workers, and four seconds to read."""
 
+# 10,000 workers that listen to 1,000 queues each still fit.
 MAX_JSON_BYTES = 64 * 2**20
-"""10,000 workers that listen to 1,000 queues each still fit."""
 
 # Values, aliases followed: twice those of 10,000 workers that share an alias of 1,000 queues.
 _MAX_VALUES = 20_000_000
@@ -51,15 +51,14 @@ def read_document(path: Path) -> object:
 def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
-            if len(raw) > MAX_JSON_BYTES:
-                raise _too_large(path, path.stat().st_size, MAX_JSON_BYTES)
-        return raw.decode("utf-8-sig")
+            raw, size = file.read(MAX_JSON_BYTES + 1), path.stat().st_size
+        text = raw[:MAX_JSON_BYTES].decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        if isinstance(error, TopologyError):
-            raise
         found = error if isinstance(error, OSError) else str(error)
         raise TopologyError(str(path), found, "a YAML or JSON file") from error
+    if len(raw) > MAX_JSON_BYTES:
+        raise _too_large(path, size, MAX_JSON_BYTES)
+    return text
 
 
 def _too_large(path: Path, size: int, most: int, other: str = "") -> TopologyError:

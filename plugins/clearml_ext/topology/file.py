@@ -17,8 +17,8 @@ from mlops_ext.errors import MissingExtraError, MlopsExtError, TopologyError, ne
 from mlops_ext.files import publish
 from mlops_ext.queues.check import Pipeline, Step, Topology, Worker
 
+# The word for any number of slots.
 UNBOUNDED = "unbounded"
-"""The word for any number of slots."""
 
 # Sub-pipelines within each other; nobody nests a tenth of that.
 _MAX_DEPTH = 100

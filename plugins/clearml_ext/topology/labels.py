@@ -6,16 +6,17 @@ a GPU that they need, and no controller waits on a machine that is needed for wo
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from mlops_ext.queues.check import Step
+from mlops_ext.queues.check import Step, Worker
 
+# Label of a queue that is made for controllers.
 CONTROLLERS = "services"
-"""Label of a queue that is made for controllers."""
 
+# Label that a queue has by its name, where nothing is said of it.
 ACCELERATOR = "accelerator"
-"""Label that a queue has by its name, where nothing is said of it."""
 
 _FOR_CONTROLLERS = frozenset({"services", "controllers", "own-services"})
 # Names of queues whose machines have accelerators: gpu, a100-box, h100.
@@ -54,3 +55,13 @@ def fits(step: Step, queue: str, declared: Mapping[str, frozenset[str]]) -> bool
     """
     offered = labels_of(queue, declared)
     return offered >= set(step.needs) if step.needs else offered == labels_of(step.queue, declared)
+
+
+def take_slots(workers: Sequence[Worker], taken: Sequence[str]) -> tuple[Worker, ...]:
+    """*workers* with a slot less for each time that a worker is named in *taken*."""
+    return tuple(
+        each
+        if each.slots is None or each.name not in taken
+        else dataclasses.replace(each, slots=max(0, each.slots - taken.count(each.name)))
+        for each in workers
+    )

@@ -106,9 +106,9 @@ class Drawing:
         return shown
 
 
-def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
+def lay_out(topology: Topology, verdict: Verdict) -> Drawing:
     """The picture of *topology*; what the chains of *verdict* name is drawn first, as stuck."""
-    chains = verdict.chains if verdict is not None else ()
+    chains = verdict.chains
     holds = list(dict.fromkeys(hold for each in chains for hold in (*each.holds, *each.blockers)))
     waiting = {chain.waiting for chain in chains}
     named = {path[0] for path in (*waiting, *map(_plain, holds))}
@@ -145,9 +145,7 @@ def lay_out(topology: Topology, verdict: Verdict | None) -> Drawing:
     return drawing
 
 
-def _title(verdict: Verdict | None) -> str:
-    if verdict is None:
-        return "Topology"
+def _title(verdict: Verdict) -> str:
     if verdict.safe:
         return "Safe: no order of events ends in a deadlock"
     if not verdict.exact:

@@ -19,7 +19,7 @@ RED, PALE_RED, GREY, INK = "#c62828", "#fdecea", "#9aa0a6", "#202124"
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
 
 
-def draw(topology: Topology, verdict: Verdict | None, path: Path) -> None:
+def draw(topology: Topology, verdict: Verdict, path: Path) -> None:
     """Draw *topology* into *path*; its ending says the format.
 
     Raises:

@@ -13,6 +13,7 @@ from clearml_ext.server.workers import HIDDEN_QUEUE, LiveWorker
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.topology.labels import fits, is_for_controllers
 from mlops_ext.queues.check import Step
+from mlops_ext.queues.explain import listing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ def _explain_queue(
     command = f"clearml-agent daemon --queue {queue} --detached"
     listed = [worker for worker in snapshot.workers if queue in worker.queues]
     alive = [worker for worker in listed if worker.fresh]
+    names = listing([worker.name for worker in alive])
     if not listed:
         text = f"{waits}: no agent listens to it; start one: {command}"
         return Explanation(text=text, stuck=True)
@@ -70,9 +72,9 @@ def _explain_queue(
         return Explanation(text=f"{waits}, with {ahead} before it: {ready.name} is free")
     held = [_holder(worker, snapshot, ancestors) for worker in alive]
     if all(held):
-        text = f"{waits}: only {_names(alive)} listen, and {', '.join(held)}; start another: "
+        text = f"{waits}: only {names} listen, and {', '.join(held)}; start another: "
         return Explanation(text=f"{text}{command}", stuck=True)
-    return Explanation(text=f"{waits}, with {ahead} before it: {_names(alive)} run other tasks")
+    return Explanation(text=f"{waits}, with {ahead} before it: {names} run other tasks")
 
 
 def _holder(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> str:
@@ -86,11 +88,6 @@ def _holder(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> str:
     return f'{worker.name} is held by controller "{names[0]}"' + (
         f" and {len(names) - 1} others" if len(names) > 1 else ""
     )
-
-
-def _names(workers: list[LiveWorker]) -> str:
-    shown = ", ".join(worker.name for worker in workers[:4])
-    return shown + (f" and {len(workers) - 4} others" if len(workers) > 4 else "")  # noqa: PLR2004  # a line's length
 
 
 def free_queue(snapshot: Snapshot, settings: ClearmlSettings, without: str) -> str | None:

@@ -46,7 +46,8 @@ def test_three_requests_are_enough_however_many_workers_there_are(double):
     client = client_of(double)
     result = check_live(plan("default"), "services", SETTINGS, client=client)
     assert result.answer is Answer.SAFE
-    assert client.calls == ["queues.get_all_ex", "workers.get_all", "tasks.get_all"]
+    asked = [endpoint for endpoint, _ in double.calls if endpoint != "auth.login"]
+    assert asked == ["queues.get_all_ex", "workers.get_all", "tasks.get_all"]
     assert running in double.calls[-1][1]["id"]
 
 

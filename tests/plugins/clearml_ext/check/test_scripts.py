@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests.doubles.clearml.arrange import add_controller
 from tests.doubles.clearml.lab import Lab
 
 from clearml_ext.check.dry_run import PretendedServer, is_read
@@ -89,8 +90,31 @@ WAYS = {
         "client = APIClient()\n"
         "queue = next(each.id for each in client.queues.get_all() if each.name == 'default')\n"
         "client.tasks.enqueue(task=sys.argv[1], queue=queue)"), "safe"),
+    "many_in_one_request": (
+        ("from clearml.backend_api.session.client import APIClient\n"
+        "APIClient().tasks.enqueue_many(ids=[sys.argv[1]])"), "safe"),
     "clone": (
         "copied = Task.clone(sys.argv[1])\nTask.enqueue(copied, queue_name='default')", "safe"),
+    "clone_of_a_pipeline": (
+        "copied = Task.clone(sys.argv[2])\nTask.enqueue(copied, queue_name='services')", "unsafe"),
+    "a_process_without_the_guard": (
+        ("import subprocess\nwords = 'from clearml import Task; '\n"
+        "words += f'Task.enqueue(Task.clone({sys.argv[2]!r}), queue_name=\"services\")'\n"
+        "subprocess.run([sys.executable, '-I', '-c', words], check=True)"), "unsafe"),
+    "a_request_of_ones_own": (
+        ("import requests\nsession = Task._get_default_session()\n"
+        "requests.post(session.host + '/tasks.enqueue', json={'task': sys.argv[1]},\n"
+        "              headers={'Authorization': 'Bearer ' + session.token}).raise_for_status()"),
+        "safe"),
+    "forked": (
+        ("import os\nchild = os.fork()\nif child == 0:\n"
+        "    Task.enqueue(Task.clone(sys.argv[1]), queue_name='default')\n    os._exit(0)\n"
+        "os.waitpid(child, 0)"), "safe"),
+    "at_its_end": (
+        ("import atexit, threading\n"
+        "work = lambda: Task.enqueue(Task.clone(sys.argv[1]), queue_name='default')\n"
+        "atexit.register(work)\nthread = threading.Thread(target=work)\n"
+        "thread.start()\nthread.join()"), "safe"),
 }  # fmt: skip
 
 
@@ -116,10 +140,13 @@ def base_task(lab):
 def test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does(lab, way):
     text, verdict = WAYS[way]
     base = base_task(lab)
+    pipeline = add_controller(lab.double, "inner", {"trial": "default"})
     kept = json.dumps(lab.store.tasks, default=str, sort_keys=True)
     projects, queues = dict(lab.store.projects), json.dumps(lab.store.queues, default=str)
     script = lab.folder / "script.py"
-    script.write_text(HEAD + text.replace("sys.argv[1]", repr(base)) + "\n")
+    script.write_text(
+        HEAD + text.replace("sys.argv[1]", repr(base)).replace("sys.argv[2]", repr(pipeline)) + "\n"
+    )
     result = lab.cli("check", "--json", script, MLOPS_EXT_CLEARML_CHECK_TIMEOUT_S="200")
     found = json.loads(result.stdout)
     assert found["verdict"] == verdict, (found, result.stderr)
@@ -188,23 +215,23 @@ def test_a_refusal_leaves_a_draft_that_the_script_made_before(lab):
 
 
 def test_what_is_not_known_to_read_counts_as_writing():
-    assert is_read("tasks", "get_all_ex")
-    assert not is_read("queues", "get_next_task")
-    assert not is_read("tasks", "brand_new_action")
+    assert is_read("tasks.get_all_ex")
+    assert not is_read("queues.get_next_task")
+    assert not is_read("tasks.brand_new_action")
 
 
 def test_the_pretended_server_remembers_what_it_was_told():
     server = PretendedServer()
-    number = server.answer("tasks", "create", {"name": "nightly", "type": "controller"})["id"]
-    server.answer("tasks", "edit", {"task": number, "runtime": {"a": "1"}})
+    number = server.answer("tasks.create", {"name": "nightly", "type": "controller"})["id"]
+    server.answer("tasks.edit", {"task": number, "runtime": {"a": "1"}})
     entry = {"name": "Pipeline", "value": "{}"}
-    server.answer("tasks", "edit_configuration", {"task": number, "configuration": [entry]})
-    server.answer("tasks", "started", {"task": number})
-    task = server.answer("tasks", "get_by_id", {"task": number})["task"]
+    server.answer("tasks.edit_configuration", {"task": number, "configuration": [entry]})
+    server.answer("tasks.started", {"task": number})
+    task = server.answer("tasks.get_by_id", {"task": number})["task"]
     assert (task["name"], task["status"], task["runtime"]) == ("nightly", "in_progress", {"a": "1"})
     assert task["configuration"]["Pipeline"] == entry
-    assert server.answer("tasks", "get_by_id", {"task": "0" * 32}) is None
-    clone = server.answer("tasks", "clone", {"task": number, "new_task_name": "copy"})["id"]
+    assert server.answer("tasks.get_by_id", {"task": "0" * 32})["tasks"] == []
+    clone = server.answer("tasks.clone", {"task": number, "new_task_name": "copy"})["id"]
     assert server.tasks[clone]["name"] == "copy"
     assert server.tasks[clone]["type"] == "controller"
 
