@@ -28,7 +28,7 @@ __getattr__ = lazy_exports(
 
 
 def install() -> PatchSet:
-    """Guard every pipeline of this process; use the result to revert that.
+    """Guard every pipeline of this process; the result reverts it.
 
     Raises:
         UnsupportedVersionError: the installed ClearML is not one this extension knows.

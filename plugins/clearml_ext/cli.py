@@ -70,7 +70,7 @@ def check(
 
 
 @clearml.command(context_settings={"ignore_unknown_options": True})
-@click.option("--fix", is_flag=True, help="Reroute what is refused, where that helps.")
+@click.option("--fix", is_flag=True, help="Reroute what is refused, if that helps.")
 @click.option("--dry-run", is_flag=True, help="Only show what would happen.")
 @click.option(
     "--wait",
@@ -209,7 +209,7 @@ def manifest(target: str, *, kind: str, output: Path | None, anew: bool) -> None
 
 @contextmanager
 def _told(status: int = 2) -> Iterator[None]:
-    """Within it, an error is one line, and ends the process with *status*."""
+    """Turn an error within the block into one line and the exit status *status*."""
     try:
         yield
     except MlopsExtError as error:

@@ -13,7 +13,7 @@ class ServerError(MlopsExtError):
     Attributes:
         host: its address, without credentials.
         problem: what happened, in a few words.
-        status: the HTTP status it answered with, or None where it did not answer.
+        status: the HTTP status it answered with, or None if it did not answer.
     """
 
     def __init__(self, host: str, problem: str, advice: str, *, status: int | None = None) -> None:
@@ -40,7 +40,7 @@ class PlanError(MlopsExtError):
 
 
 class UndeclaredError(PlanError):
-    """A task starts other tasks and holds its agent meanwhile; which ones it does not say."""
+    """A task starts other tasks, holds its agent meanwhile, and does not say which tasks."""
 
     def __init__(self, pipeline: str) -> None:
         super().__init__(

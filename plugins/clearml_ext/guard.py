@@ -44,7 +44,7 @@ _checked: set[str] = set()
 
 @contextmanager
 def already_checked(settings: ClearmlSettings) -> Iterator[None]:
-    """Within it, this thread enqueues what was checked already, with *settings*."""
+    """Let this thread enqueue what was checked already with *settings*, within the block."""
     before = current_settings()
     _launch.settings = settings
     try:
@@ -61,7 +61,7 @@ def current_settings() -> ClearmlSettings | None:
 def judge(
     result: Result, settings: ClearmlSettings, applicable: tuple[FixKind, ...], pipeline: Any = None
 ) -> Fix | None:
-    """The fix to apply to a checked pipeline, or None if it is safe as it is.
+    """Decide about a checked pipeline: return the fix to apply, or None if it is safe as it is.
 
     Args:
         result: what the check found out.
@@ -93,14 +93,14 @@ def exit_after_check(result: Result, settings: ClearmlSettings) -> NoReturn:
 
 
 def _report(result: Result, settings: ClearmlSettings) -> None:
-    """Tell the command line, if it started this process, what came out."""
+    """Write *result* for the command line, if it started this process."""
     if settings.report is not None:
         with settings.report.open("a", encoding="utf-8") as file:
             file.write(f"{dump_result(result)}\n")
 
 
 def _show_refusals_without_traceback() -> None:
-    """Let a refusal that ends the script be its message: it says where, why and what to do."""
+    """Show a refusal that ends the script without a traceback: its message says what to do."""
     before = sys.excepthook
 
     def show(kind: Any, error: Any, traceback: Any) -> None:
@@ -271,7 +271,7 @@ def _check_what_a_step_enqueues(  # what before_enqueue knows by then
     """Refuse *task_id* if this step, *own*, waits for it on the only agent that could run it.
 
     A step that calls a component waits for it, and so does a task of a type that starts others.
-    What any other task enqueues, it does not wait for, as far as is known.
+    Any other task does not wait for what it enqueues, as far as is known.
 
     Raises:
         UnsafePipelineError: it would; the task is failed.

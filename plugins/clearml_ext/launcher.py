@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class PipelineLauncher:
-    """Launches a ``PipelineController`` that cannot deadlock on its own queues.
+    """Launch a ``PipelineController`` only if it cannot deadlock on its own queues.
 
     The same script runs twice: where it is started, and on the agent that takes the controller.
     Here it checks before anything is enqueued; there, before the first step, which covers clones
@@ -41,7 +41,7 @@ class PipelineLauncher:
         self.settings: ClearmlSettings = load_settings(**settings)
 
     def preflight(self, queue: str | None = None) -> Result:
-        """What a launch with the controller in *queue* would come to; changes nothing."""
+        """Check a launch with the controller in *queue*; changes nothing."""
         plan = plan_of_controller(self.pipeline)
         return check_live(
             plan, queue or self.settings.services_queue, self.settings, instances=self.instances
@@ -110,7 +110,7 @@ def _checked(
     settings: ClearmlSettings,
     instances: int,
 ) -> dict[str, Any]:
-    """The arguments *pipeline*, rerouted where the settings ask for it and it helps."""
+    """Return the arguments *pipeline*, rerouted if the settings ask for that and it helps."""
     components = sdk.components()
     default = pipeline.get("default_queue") or sdk.components_queue()
     name = str(pipeline.get("name") or function.__name__)

@@ -116,9 +116,9 @@ def controller_guard(original: Any) -> Any:
 
 @contextmanager
 def guarded(owner: Any) -> Iterator[None]:
-    """Within it *owner*, a pipeline or ``PipelineDecorator``, has `controller_guard` in force.
+    """Guard *owner*, a pipeline or ``PipelineDecorator``, with `controller_guard` within the block.
 
-    It stands on this one object, over its class's method, and is gone afterwards.
+    The guard stands on this one object, over its class's method, and is removed afterwards.
     """
     current = getattr(owner, _HOOK)
     if getattr(current, _IN_FORCE, False):

@@ -19,7 +19,7 @@ _ACCEPTED_KEY = "mlops_ext_accepted"
 
 
 def connection() -> dict[str, Any]:
-    """The server and the credentials of this process, as `Client` takes them; asks nobody."""
+    """Read the server and the credentials of this process, as arguments of `Client`."""
     from clearml.backend_api.session.defs import ENV_ACCESS_KEY, ENV_AUTH_TOKEN, ENV_SECRET_KEY
     from clearml.backend_api.session.session import Session
     from clearml.backend_interface.base import InterfaceBase
@@ -72,13 +72,13 @@ def is_built_in(task: Any) -> bool:
 
 
 def mark_accepted(task: Any) -> None:
-    """Note on *task* that its pipeline was checked with what others ran at that moment."""
+    """Note on *task* that its pipeline was checked together with what others ran then."""
     if task is not None:
         task._set_runtime_properties({_ACCEPTED_KEY: str(task.id)})
 
 
 def was_accepted(task: Any) -> bool:
-    """Whether `mark_accepted` noted it on this very task; a clone was not accepted."""
+    """Whether `mark_accepted` marked this very task; a clone of it was not accepted."""
     try:
         return bool(task._get_runtime_properties().get(_ACCEPTED_KEY) == str(task.id))
     except AttributeError:
@@ -100,7 +100,7 @@ def nodes_of(pipeline: Any) -> list[Any]:
 
 
 def steps_of(pipeline: Any) -> dict[str, dict[str, Any]]:
-    """The steps of *pipeline* by name, with the fields that its task carries for the server."""
+    """The steps of *pipeline* by name, with the fields that its task carries on the server."""
     return {
         str(node.name): {
             "queue": node.queue or getattr(pipeline, "_default_execution_queue", None),
@@ -120,9 +120,9 @@ def job_id_of(node: Any) -> str | None:
 
 
 def start_of_job(node: Any) -> Any | None:
-    """When the step *node* began to run, as the server has it now, or None.
+    """Ask the server when the step *node* began to run; None if it has not.
 
-    The SDK does not ask again what it read when it made the task: then there was no start.
+    The SDK keeps what it read when it made the task, and at that time there was no start.
     """
     task = getattr(node.job, "task", None)
     if task is None:

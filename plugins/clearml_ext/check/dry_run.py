@@ -39,11 +39,11 @@ _STATUS = {
 
 
 class PretendedServer:
-    """Answers what a script writes, and reads of what it wrote.
+    """A server that keeps what a script writes, and answers reads of it.
 
     Attributes:
         client: asks the real server; None if there is none.
-        queues: names of the queues there are, where there is none.
+        queues: names of the queues that exist if there is no real server.
         tasks: documents of the tasks that exist only here, by id.
         enqueued: (task, queue) of each request to enqueue a task.
     """
@@ -55,7 +55,7 @@ class PretendedServer:
         self._projects: dict[str, dict[str, Any]] = {}
 
     def answer(self, path: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The data for a request; *path* may name a version before the endpoint.
+        """Answer a request with its data; *path* may name a version before the endpoint.
 
         Raises:
             ServerError: the real server was asked, and gave none.
@@ -94,7 +94,7 @@ class PretendedServer:
 
     @staticmethod
     def _nothing(service: str, action: str, queues: Sequence[str]) -> dict[str, Any]:
-        """What an empty server with *queues* would answer."""
+        """Answer as an empty server that has *queues*."""
         if action == "login":
             claims = {"exp": 2**33, "api_version": "2.34", "server_version": "2.3", "identity": {}}
             parts = (base64.urlsafe_b64encode(json.dumps(e).encode()) for e in ({}, claims, ""))
@@ -181,7 +181,7 @@ def _entries(tree: Mapping[str, Any], depth: int) -> list[Any]:
 
 @contextmanager
 def serve(pretended: PretendedServer) -> Iterator[str]:
-    """Within it, *pretended* answers at the address that this gives."""
+    """Serve *pretended* on loopback within the block; gives the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

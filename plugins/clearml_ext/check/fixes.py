@@ -41,7 +41,7 @@ class Fix:
 
     Attributes:
         kind: what it changes.
-        text: what to do, in words, with the command where there is one.
+        text: what to do, in words, with the command if there is one.
         why: why this one was chosen of those of its kind.
         topology: the topology after it.
         queues: old queue → new queue, of the steps that it moves.
@@ -57,7 +57,7 @@ class Fix:
 
 
 def propose(topology: Topology, verdict: Verdict, services: str = "services") -> Iterator[Fix]:
-    """Fixes for *topology*, refused with *verdict*: the gentlest first, each proven to help.
+    """Propose fixes for *topology*, refused with *verdict*: gentlest first, each proven to help.
 
     Controllers are sent to the queue *services* or to one made for them, never to any other: what
     is free may be a machine that others need. Steps stay on machines of their kind.
@@ -118,7 +118,7 @@ def _known_queues(topology: Topology) -> list[str]:
 
 
 def separate(topology: Topology, name: str, services: str = "services") -> Iterator[Fix]:
-    """Fixes that put the controller of pipeline *name* in a queue that none of its steps uses."""
+    """Propose a queue for the controller of pipeline *name* that none of its steps uses."""
     for fix in (
         *_move_controllers(topology, [name], services),
         *_services_agent(topology, [name], services),
@@ -192,7 +192,7 @@ def _new_agents(topology: Topology, waiting: list[str]) -> Iterator[Fix]:
 
 
 def _services_agent(topology: Topology, involved: list[str], services: str) -> Iterator[Fix]:
-    """A services-mode agent of the controllers' own: on the open-source server it has no bound."""
+    """Propose a services-mode agent for controllers: on the open-source server it has no bound."""
     taken = {step.queue for each in topology.pipelines for step in all_steps(each.steps)}
     names = (services, "controllers", *(f"controllers-{at}" for at in range(2, len(taken) + 3)))
     queue = next(name for name in names if name not in taken)

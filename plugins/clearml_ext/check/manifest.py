@@ -111,7 +111,7 @@ class Manifest:
 
 
 def manifest(topology: Topology, services: str = "services", *, anew: bool = False) -> Manifest:
-    """The agents that *topology* lacks to be safe, as few as will do.
+    """Find the agents that *topology* lacks to be safe, as few as will do.
 
     Args:
         topology: what runs, and the agents that there are.
@@ -153,7 +153,7 @@ def _with(topology: Topology, agents: list[Worker]) -> Topology:
 
 
 def _agents(topology: Topology, working: Collection[str]) -> Iterator[Worker]:
-    """Agents enough for each queue: for controllers any number of slots, for steps one.
+    """Name enough agents for each queue: for controllers any number of slots, for steps one.
 
     Where sub-pipelines share a queue with steps (*working*), one more for each that may wait there.
     """

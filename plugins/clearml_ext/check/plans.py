@@ -37,7 +37,7 @@ class Node:
 
     Attributes:
         name: its name.
-        queue: name or id of its queue, references filled in; "" where there is none.
+        queue: name or id of its queue, references filled in; "" if it has none.
         parents: names of the steps before it.
         base_task: id of the task it is cloned from, or None.
         job: id of its own task where it was launched already, or None.
@@ -54,7 +54,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A pipeline, as far as queues go.
+    """A pipeline: its steps and their queues.
 
     Attributes:
         name: its name.
@@ -87,7 +87,7 @@ class Plan:
 
 
 def plan_of_controller(pipeline: Any) -> Plan:
-    """The plan of a ``PipelineController`` in this process."""
+    """Read the plan of a ``PipelineController`` in this process."""
     values = {str(name): value for name, value in dict(pipeline.get_parameters()).items()}
     task = sdk.task_of(pipeline)
     name, number = ("pipeline", None) if task is None else (str(task.name), str(task.id))
@@ -97,7 +97,7 @@ def plan_of_controller(pipeline: Any) -> Plan:
 def plan_of_components(
     name: str, components: Iterable[Mapping[str, Any]], default: str | None
 ) -> Plan:
-    """The plan of a decorated pipeline: its order is not known, so all at once."""
+    """Plan a decorated pipeline: its order is unknown, so all components run at once."""
     steps = {
         str(each["name"]): {"queue": each.get("execution_queue"), "draft": each.get("draft")}
         for each in components
@@ -106,7 +106,7 @@ def plan_of_components(
 
 
 def plan_of_task(document: Mapping[str, Any]) -> Plan:
-    """The plan that a controller's task carries.
+    """Read the plan that a controller's task carries.
 
     Raises:
         PlanError: it cannot be read.
@@ -131,7 +131,7 @@ def plan_of_task(document: Mapping[str, Any]) -> Plan:
 def plan_of_waiting_task(
     document: Mapping[str, Any], children: Iterable[Mapping[str, Any]] = ()
 ) -> Plan | None:
-    """What a task that is no pipeline waits for; None if nobody, or nobody knows.
+    """Plan what a task that is no pipeline waits for; None if for nothing, or if that is unknown.
 
     Its tags say so, or the SDK's schedulers, triggers and optimizers are recognised by what they
     keep on their task; *children* are tasks of its own that wait now.
@@ -194,7 +194,7 @@ def _node(
 
 
 def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step, ...]:
-    """The steps of *plan* that are still to end, with sub-pipelines' steps below them.
+    """Resolve *plan* to the steps that have not ended, with sub-pipelines' steps below them.
 
     Raises:
         PlanError: a step has no queue, or a sub-pipeline cannot be read.
@@ -238,14 +238,14 @@ def resolve(plan: Plan, snapshot: Snapshot, client: Client | None) -> tuple[Step
 
 
 def from_the_start(plan: Plan) -> Plan:
-    """*plan* as a new run of it would have it: nothing launched yet."""
+    """Return *plan* with nothing launched yet, as a new run has it."""
     return replace(plan, nodes=tuple(replace(each, ended=False, job=None) for each in plan.nodes))
 
 
 def running_pipelines(
     snapshot: Snapshot, client: Client | None, without: Plan | None = None
 ) -> tuple[tuple[Worker, ...], tuple[Pipeline, ...], tuple[str, ...]]:
-    """What others run: the workers' slots that are left, their pipelines, notes on what is unknown.
+    """Find what others run: the slots they leave, their pipelines, and notes on what is unknown.
 
     A sub-pipeline is part of the pipeline that launched it. That of *without* is left out. A task
     that keeps its slot without an end, such as a service, takes it away.

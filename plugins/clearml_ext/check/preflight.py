@@ -36,7 +36,7 @@ def check_live(
     own_task: str | None = None,
     **more: Any,
 ) -> Result:
-    """What a launch of *plan* with its controller in *queue* would come to, by a new snapshot.
+    """Check a launch of *plan* with its controller in *queue* against a new snapshot.
 
     The arguments are those of `check_plan`; the client is by default the one that ClearML is
     configured for.
@@ -58,7 +58,7 @@ def check_enqueue(
     client: Client | None = None,
     plan: Plan | None = None,
 ) -> Result:
-    """What enqueueing *task* would come to, whose pipeline may be known as *plan*."""
+    """Check what enqueueing *task* leads to; *plan* is its pipeline, if this process knows it."""
     try:
         client = client or Client.from_configuration(settings.timeout_s)
         snapshot = take_snapshot(client, settings, [task])
@@ -78,7 +78,7 @@ def check_enqueued(
     client: Client,
     plan: Plan | None = None,
 ) -> Result | None:
-    """What enqueueing *task* comes to; None if it waits for nobody.
+    """Check what enqueueing *task* leads to; None if the task waits for no other task.
 
     Raises:
         PlanError: it waits for others, and which ones cannot be told.
@@ -105,7 +105,7 @@ def check_plan(  # noqa: PLR0913  # all that a launch consists of
     own_task: str | None = None,
     alone: bool = False,
 ) -> Result:
-    """What a launch of *plan* with its controller in *queue* would come to.
+    """Check a launch of *plan* with its controller in *queue*.
 
     Args:
         plan: what the pipeline enqueues.
@@ -157,7 +157,7 @@ def check_plan(  # noqa: PLR0913  # all that a launch consists of
 
 
 def _own_place(snapshot: Snapshot, own_task: str | None) -> tuple[str | None, str | None]:
-    """The worker that runs *own_task*; where that is not reported yet, the queue it came from."""
+    """The worker that runs *own_task*, or, before the server reports it, the queue it came from."""
     if own_task is None:
         return None, None
     document = snapshot.tasks.get(own_task) or {}
@@ -173,7 +173,7 @@ def _own_place(snapshot: Snapshot, own_task: str | None) -> tuple[str | None, st
 def _separate(
     result: Result, plan: Plan, queue: str, topology: Topology, settings: ClearmlSettings
 ) -> Result:
-    """A refusal: the controller shares a queue with its own steps.
+    """Refuse: the controller shares a queue with its own steps.
 
     The capacity of this moment would do, but one agent less and it would not.
     """

@@ -101,7 +101,7 @@ def examine(
         topology: what runs, and where.
         notes: told beside the reasons of a refusal.
         services: the queue that controllers may be sent to.
-        mine: name of the pipeline whose launch this is about: what others come to is a note.
+        mine: name of the pipeline to launch; a deadlock of other pipelines alone is a note.
     """
     looks = [(topology, check(topology))] if mine is None else list(looks_at(topology, mine))
     *before, (topology, verdict) = looks
@@ -118,9 +118,9 @@ def examine(
 
 
 def looks_at(topology: Topology, mine: str = "") -> Iterator[tuple[Topology, Verdict]]:
-    """Check *topology*, each time without the runs that were stuck before, up to the one *mine*.
+    """Check *topology* again and again without the runs found stuck, until *mine* is stuck or none.
 
-    While a run is stuck that has started, it keeps its slot; one that has not is left out.
+    A stuck run that has started keeps its slot; one that has not started is left out.
     """
     while True:
         verdict = check(topology)
@@ -148,7 +148,7 @@ def without_stuck(topology: Topology, stuck: Collection[str]) -> Topology:
 
 
 def merge(target: str, results: Sequence[Result]) -> Result:
-    """What several pipelines of one script come to: the worst of the answers, and all reasons."""
+    """Merge the results of one script's pipelines: the worst answer, and all reasons."""
     if len(results) == 1:
         return dataclasses.replace(results[0], target=target)
     order = (Answer.UNSAFE, Answer.UNKNOWN, Answer.SAFE)
@@ -192,7 +192,7 @@ def load_result(line: str) -> Result:
 
 
 def exit_code(results: Iterable[Result]) -> int:
-    """0 where all are safe, 1 where one is unsafe, else 2."""
+    """Exit status: 0 if all are safe, 1 if one is unsafe, else 2."""
     answers = {result.answer for result in results}
     if Answer.UNSAFE in answers:
         return 1

@@ -44,7 +44,7 @@ class QueueStatus:
 
     @property
     def unserved(self) -> bool:
-        """Whether tasks wait there for an agent that does not exist."""
+        """Whether tasks wait in this queue and no live agent listens."""
         return self.waiting > 0 and not self.agents
 
 
@@ -83,7 +83,7 @@ class WorkspaceStatus:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is stuck, and no task waits where nobody listens."""
+        """Whether no run is stuck, and no task waits in a queue without an agent."""
         return not self.stuck and not any(queue.unserved for queue in self.queues)
 
     def document(self) -> dict[str, Any]:

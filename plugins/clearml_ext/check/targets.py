@@ -24,7 +24,7 @@ _TAIL = 400
 
 
 def check_target(target: str, settings: ClearmlSettings, queue: str | None = None) -> Result:
-    """What is known of *target*; a failure to find out is an UNKNOWN result."""
+    """Check *target*; a failure to find out is an UNKNOWN result."""
     try:
         if _TASK.fullmatch(target):
             return check_task(target, settings, queue)
@@ -156,7 +156,7 @@ def _unknown(target: str, reason: str) -> Result:
 
 
 def _require_server(settings: ClearmlSettings) -> Client | None:
-    """Fail with nothing created, where the SDK would retry for hours or stop half way.
+    """Ask the server first: the SDK would retry for hours, or stop half way.
 
     Returns:
         A client of the server, or None if the settings name a file with agents instead.

@@ -33,7 +33,7 @@ PLAN = {
 
 
 def demo() -> Iterator[Event]:
-    """One agent for a controller and its step; simulated where there is no double of a server."""
+    """One agent for a controller and its step; simulated if there is no double of a server."""
     if (ROOT / "tests/doubles/clearml/lab.py").is_file() and importlib.util.find_spec(
         "clearml_agent"
     ):

@@ -1,7 +1,7 @@
 """Requests to the ClearML API server: one try, a timeout, one clear line on failure.
 
-The SDK's own session retries for hours where the server is away, and creates what it needs on
-the way. A check must do neither.
+The SDK's own session retries for hours if the server is away, and creates what it needs on the way.
+A check must do neither.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _HOSTILE = re.compile(
     "|[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]",
     re.IGNORECASE,
 )
-# Rows that the server gives at most where nothing more is asked for, however many there are.
+# Rows that the server gives at most unless a request asks for more.
 _PAGE = 500
-# Rows to ask for where the server lets one scroll, ten times the largest number known.
+# Rows to ask for from a server that scrolls: ten times the largest number known.
 _ALL = 100_000
 
 
@@ -63,10 +63,10 @@ class Client:
 
     @classmethod
     def from_configuration(cls, timeout_s: float) -> Client:
-        """A client for the server that ClearML is configured for.
+        """Make a client for the server that ClearML is configured for.
 
         Raises:
-            ServerError: there are no credentials; nothing is asked of anybody then.
+            ServerError: there are no credentials; no request was sent.
         """
         found = connection()
         if not (found["token"] or (found["key"] and found["secret"])):
@@ -78,7 +78,7 @@ class Client:
         return cls(**found, timeout_s=timeout_s)
 
     def call(self, endpoint: str, request: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """The data that *endpoint* answers.
+        """Send *request* to *endpoint* and return the data of the answer.
 
         Raises:
             ServerError: no answer, or not one that can be used.
@@ -87,9 +87,9 @@ class Client:
         return self._data(endpoint, self._send(endpoint, dict(request or {}), headers))
 
     def rows(self, endpoint: str, request: Mapping[str, object], key: str) -> list[dict[str, Any]]:
-        """All rows that *endpoint* has under *key*: one request, or one a page on an old server.
+        """Fetch all rows of *endpoint* under *key*: one request, or one a page on old servers.
 
-        Each has an ``id``, which has to be asked for where fields are.
+        Each row has an ``id``; a request that lists fields has to list it.
 
         Raises:
             ServerError: no answer, or not one that can be used.
@@ -111,9 +111,9 @@ class Client:
         raise self._error("answered in a form that is not known", "is it a ClearML server?")
 
     def hand_over(self, controller: str) -> dict[str, object]:
-        """What another process of this machine needs to ask the same server about *controller*.
+        """Return what another process of this machine needs to ask the same server.
 
-        It holds a token: write it to a pipe, to nothing else.
+        The result holds a token: write it to a pipe, and nowhere else.
         """
         return {
             "host": self.host,
@@ -123,7 +123,7 @@ class Client:
         }
 
     def token(self) -> str:
-        """A token for the server: the SDK's own, or that of a login.
+        """Get a token: that of the SDK's session, or of a login.
 
         Raises:
             ServerError: no answer, or not one that can be used.
@@ -215,7 +215,7 @@ class Client:
 
 
 def _spelt(found: re.Match[str]) -> str:
-    """Such a character as the text that names it; a backslash that stands for one stays."""
+    """Replace a hostile character by its escape as text; keep an escaped backslash."""
     text = found[0]
     if text == r"\\":
         return text

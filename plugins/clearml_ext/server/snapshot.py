@@ -44,7 +44,7 @@ class Snapshot:
         workers: all that are listed, dead ones too.
         tasks: id → document of the tasks that were asked for, run or wait.
         running: id of each task that runs → the worker that runs it.
-        labels: queue name → what it is made for, where that is said.
+        labels: queue name → what the queue is made for, if declared.
         others: pipelines that run too, beyond the tasks.
         notes: what could not be read, and what was assumed instead.
     """
@@ -95,7 +95,7 @@ class Snapshot:
 def take_snapshot(
     client: Client, settings: ClearmlSettings, task_ids: Iterable[str] = ()
 ) -> Snapshot:
-    """What the server knows now, with the documents of *task_ids*.
+    """Ask the server what it knows now, with the documents of *task_ids*.
 
     Raises:
         ServerError: the server does not answer, or not as a ClearML server does.
@@ -147,7 +147,7 @@ def _slots_of(path: Path) -> dict[str, int | None]:
 
 
 def written_down(path: Path) -> Snapshot:
-    """What the topology file *path* says of agents and queues, instead of a server."""
+    """Read agents and queues from the topology file *path* instead of a server."""
     found = read_topology(path, whole=False)
     workers = [LiveWorker(name=e.name, queues=e.queues, slots=e.slots) for e in found.workers]
     names = dict.fromkeys([*found.queues, *(queue for each in workers for queue in each.queues)])
@@ -163,7 +163,7 @@ def written_down(path: Path) -> Snapshot:
 
 
 def fetch_tasks(client: Client, task_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The documents of *task_ids*, as far as they concern what waits for what, by id."""
+    """Fetch the documents of *task_ids* by id, with the fields that checks need."""
     wanted = {"id": list(task_ids), "only_fields": _FIELDS, "search_hidden": True}
     rows = client.rows("tasks.get_all", wanted, "tasks")
     return {str(row["id"]): row for row in rows}

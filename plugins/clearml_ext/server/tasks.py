@@ -33,7 +33,7 @@ _PLAN_FIELDS = ["configuration.Pipeline", "runtime"]
 
 # Types of tasks that start others, and hold their agent meanwhile.
 WAITING_TYPES = frozenset({"controller", "service", "monitor", "optimizer", "application"})
-# Tag of a task that waits for tasks in a queue, where nothing else tells.
+# Tag of a task that waits for tasks in a queue, if nothing else tells.
 WAITS_FOR = "waits-for:"
 # Configuration in which schedulers and triggers of the SDK keep their jobs.
 AUTOMATION_SECTIONS = ("schedule", "datasets", "models", "tasks")
@@ -142,7 +142,7 @@ def steps_on_task(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def launched_by_task(document: Mapping[str, Any]) -> Launched:
-    """What the task *document*, as the server has it, launched."""
+    """Find what the task *document* launched, from its state on the server."""
     if document and not is_pipeline(document):
         return Launched(everything=True)  # a step that calls components: it lists them nowhere
     try:
@@ -152,7 +152,7 @@ def launched_by_task(document: Mapping[str, Any]) -> Launched:
 
 
 def launched_by_controller(pipeline: Any) -> Launched:
-    """What the ``PipelineController`` of this process launched."""
+    """Find what the ``PipelineController`` of this process launched."""
     return _launched(steps_of(pipeline))
 
 
@@ -187,7 +187,7 @@ def is_aborted(document: Mapping[str, Any]) -> bool:
 def pipeline_tasks(
     client: Client, controller: str, launched: Launched | None = None
 ) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
-    """The controller's document and those of the tasks that it launched.
+    """Fetch the controller's document and those of the tasks that it launched.
 
     Args:
         client: asks the server.
@@ -210,7 +210,7 @@ def pipeline_tasks(
 
 
 def move_task(client: Client, snapshot: Snapshot, task: str, here: str, queue: str) -> bool:
-    """Take *task* out of queue *here* and put it in *queue*; False where an agent was faster.
+    """Move *task* from queue *here* to *queue*; False if an agent took it first.
 
     ``tasks.dequeue`` would not do: the server throws a task back that an agent has just started.
 
@@ -229,7 +229,7 @@ def move_task(client: Client, snapshot: Snapshot, task: str, here: str, queue: s
 
 
 def stop_children(client: Client, controller: str, launched: Launched | None = None) -> list[str]:
-    """Stop what *controller* launched and what these launched; returns names of those stopped.
+    """Stop what *controller* launched, and what these tasks launched; returns the names.
 
     Waiting tasks leave their queue first, so that no agent that becomes free takes them. One that
     the server refuses to stop does not keep the others. Clones are left alone.
@@ -255,7 +255,7 @@ def stop_children(client: Client, controller: str, launched: Launched | None = N
 
 
 def _stop(client: Client, task: Mapping[str, Any]) -> bool:
-    """Stop one task that is waiting, running or not enqueued yet; whether the server did."""
+    """Stop one task that waits, runs or is not enqueued yet; returns whether the server did."""
     number, status = str(task["id"]), task.get("status")
     queue = (task.get("execution") or {}).get("queue")
     place = {"queue": queue, "task": number}
@@ -269,7 +269,7 @@ def _stop(client: Client, task: Mapping[str, Any]) -> bool:
 
 
 def _accepted(client: Client, endpoint: str, request: Mapping[str, object]) -> bool:
-    """Whether the server did it; False where it answered that the task's state forbids it."""
+    """Send a request; False if the server answers that the task's state forbids it."""
     try:
         client.call(endpoint, request)
     except ServerError as error:
@@ -316,7 +316,7 @@ def fail_task(client: Client, task: str, text: str) -> None:
     """Mark *task* as failed because of *text*, whatever its status.
 
     Raises:
-        ServerError: the server does not answer, or does not do it.
+        ServerError: the server does not answer, or refuses.
     """
     told = {"status_reason": "mlops-ext", "status_message": text[:500]}
     client.call("tasks.failed", {"task": task, "force": True, **told})

@@ -49,7 +49,7 @@ class LiveWorker:
 
     @property
     def usable(self) -> bool:
-        """Whether it takes tasks, as far as one can know."""
+        """Whether this worker takes tasks, as far as the server tells."""
         return self.fresh and bool(self.queues)
 
     @property
@@ -159,7 +159,7 @@ def _declared(row: Mapping[str, Any], key: str, notes: list[str]) -> list[int | 
 def _capacity(
     text: str, where: str, notes: list[str], otherwise: Sequence[int] = ()
 ) -> Sequence[int | None]:
-    """The number in *text*, None if it is "unbounded"; if it is neither, a note and *otherwise*."""
+    """Read slots in *text*: a number, None if unbounded; else add a note, return *otherwise*."""
     if text.casefold() == UNBOUNDED:
         return [None]
     found = _NUMBER.fullmatch(text)
@@ -173,7 +173,7 @@ def _capacity(
 def _glue_workers(
     rows: Iterable[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]]
 ) -> set[str]:
-    """The workers that are the Kubernetes glue: it notes its queue on each task that it takes."""
+    """Find the workers of the Kubernetes glue, which notes its queue on each task it takes."""
     noted = set()
     for document in tasks.values():
         entry = ((document.get("hyperparams") or {}).get("properties") or {}).get("k8s-queue")
@@ -186,7 +186,7 @@ def _glue_workers(
 
 
 def _autoscaled(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int | None]]:
-    """How many machines autoscalers start at most, by queue: the SDK's keeps it on its task.
+    """Find how many machines autoscalers start at most, by queue, on the SDK autoscaler's task.
 
     As JSON with ``resource_configurations``, and ``queues: {queue: [[resource, most], …]}``.
     """

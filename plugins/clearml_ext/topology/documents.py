@@ -28,7 +28,7 @@ _WRITABLE = "a document that can be written out"
 
 
 def read_document(path: Path) -> object:
-    """What the file *path* says, as mappings, lists, texts and numbers.
+    """Read the file *path* as mappings, lists, texts and numbers.
 
     Raises:
         TopologyError: it cannot be read, is too large, or is not valid YAML or JSON.

@@ -37,7 +37,7 @@ _MAX_STEPS = 100_000
 
 
 def read_topology(path: Path, *, whole: bool = True) -> Topology:
-    """The topology in the file *path*; if it need not be *whole*, pipelines may be missing.
+    """Read the topology file *path*; if it need not be *whole*, pipelines may be missing.
 
     Raises:
         TopologyError: it cannot be read, is not YAML or JSON, or does not keep to the schema.
@@ -52,7 +52,7 @@ def read_topology(path: Path, *, whole: bool = True) -> Topology:
 
 
 def parse_topology(document: object) -> Topology:
-    """The topology in *document*, made of mappings, lists, texts and numbers.
+    """Parse *document*, made of mappings, lists, texts and numbers.
 
     Raises:
         TopologyError: it does not keep to the schema; the message names the place.
@@ -251,7 +251,7 @@ def _step_document(step: Step) -> dict[str, Any]:
 
 
 def write_topology(topology: Topology, path: Path) -> None:
-    """Write *topology* to *path*, as JSON where the name says so, else as YAML."""
+    """Write *topology* to *path*, as JSON if the name ends in .json, else as YAML."""
     document, as_json = topology_document(topology), path.suffix == ".json"
     write(path, json.dumps(document, indent=2) + "\n" if as_json else dump_yaml(document))
 

@@ -15,7 +15,7 @@ from mlops_ext.queues.check import Step, Worker
 # Label of a queue that is made for controllers.
 CONTROLLERS = "services"
 
-# Label that a queue has by its name, where nothing is said of it.
+# Label that a queue has by its name, unless its labels are declared.
 ACCELERATOR = "accelerator"
 
 _FOR_CONTROLLERS = frozenset({"services", "controllers", "own-services"})

@@ -47,14 +47,14 @@ class Reaper:
         os.close(reader)
 
     def notify(self, task: str) -> None:
-        """Say that the controller launched *task*; nothing before `start`."""
+        """Tell the process that the controller launched *task*; does nothing before `start`."""
         if self._pipe >= 0:
             # As little as this is written whole, whatever thread comes in between.
             with contextlib.suppress(OSError):
                 os.write(self._pipe, f"{task}\n".encode())
 
     def reporting(self, given: Callable[..., Any] | None) -> Callable[..., Any]:
-        """The callback *given* for a step that was created, which notifies this one first."""
+        """Wrap the callback *given* for a created step: this process is notified first."""
 
         def created(pipeline: Any, node: Any, parameters: Any) -> Any:
             self.notify(str(job_id_of(node)))

@@ -74,11 +74,11 @@ class PipelineMonitor:
         controller: id of the controller's task.
         settings: how long is too long, and what to do then.
         acts: whether anything may be changed.
-        launched: says what the controller launched, where this is its process; by default its
-            task on the server does.
+        launched: says what the controller launched, if this is its process; by default its task
+            on the server says it.
         notify: gets each explanation, once.
         clock: seconds, monotonic.
-        own: the controller's document at the last poll, empty where there is none.
+        own: the controller's document at the last poll, empty if the server has none.
         children: the documents of its steps at the last poll.
     """
 

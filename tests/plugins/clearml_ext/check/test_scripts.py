@@ -98,8 +98,8 @@ WAYS = {
     "clone_of_a_pipeline": (
         "copied = Task.clone(sys.argv[2])\nTask.enqueue(copied, queue_name='services')", "unsafe"),
     "a_process_without_the_guard": (
-        ("import subprocess\nwords = 'from clearml import Task; '\n"
-        "words += f'Task.enqueue(Task.clone({sys.argv[2]!r}), queue_name=\"services\")'\n"
+        ("import subprocess\nbase = sys.argv[2]\nwords = 'from clearml import Task; '\n"
+        "words += 'Task.enqueue(Task.clone(%r), queue_name=%r)' % (base, 'services')\n"
         "subprocess.run([sys.executable, '-I', '-c', words], check=True)"), "unsafe"),
     "a_request_of_ones_own": (
         ("import requests\nsession = Task._get_default_session()\n"
@@ -256,6 +256,7 @@ def test_a_script_is_checked_against_written_agents_without_a_server(lab, way):
     result = lab.cli(
         "check", "--json", "script.py", "--agents", "agents.yaml",
         MLOPS_EXT_CLEARML_CHECK_TIMEOUT_S="200", CLEARML_API_HOST="http://127.0.0.1:9",
+        MLOPS_EXT_CLEARML_AGENTS="none.yaml",  # the command line wins
     )  # fmt: skip
     found = json.loads(result.stdout)
     assert found["verdict"] == WITHOUT[way], (found, result.stderr)
@@ -271,3 +272,32 @@ def test_what_a_checked_script_comes_to_is_drawn_and_saved(lab):
     assert "nightly" in (lab.folder / "plan.svg").read_text()
     again = lab.cli("check", "--json", "plan.yaml")
     assert json.loads(again.stdout)["reasons"][0].startswith("nightly: controller holds a1")
+
+
+ORDER = """
+import os
+from clearml_ext import PipelineLauncher
+for name, queues in (("one", "services, default"), ("two", "services")):
+    others = "" if name == "one" else ", {name: d, queues: [default]}"
+    pathlib.Path(f"{name}.yaml").write_text(f"workers: [{{name: s, queues: [{queues}]}}{others}]")
+made = make("nightly", "default")
+def verdict(**more):
+    return PipelineLauncher(made, **more).preflight("services").answer.value
+said = [verdict()]
+pathlib.Path("pyproject.toml").write_text('[tool.mlops-ext.clearml]\\nagents = "two.yaml"\\n')
+said.append(verdict())
+os.environ["MLOPS_EXT_CLEARML_AGENTS"] = "one.yaml"
+said.append(verdict())
+said.append(verdict(agents="two.yaml"))
+print("SAID", *said)
+sys.stdout.flush()
+PipelineLauncher(made, agents="two.yaml").launch("services")
+"""
+
+
+@pytest.mark.slow
+def test_agents_of_a_file_stand_for_the_server_s_in_a_launch_argument_first(lab):
+    result = lab.run(HEAD + ORDER)
+    assert "SAID unsafe safe unsafe safe" in result.stdout, result.stderr
+    assert result.returncode == 0, result.stderr
+    assert [task["status"] for task in lab.tasks(type="controller")] == ["queued"]
