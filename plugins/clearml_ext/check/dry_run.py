@@ -29,6 +29,9 @@ _PARTS = {
     "get_hyper_params": ("params", "hyperparams", 2),
     "get_configurations": ("configurations", "configuration", 1),
 }
+# What the server copies to a clone: nothing that the run left behind.
+_CLONED = ("name", "type", "script", "hyperparams", "configuration", "container", "execution",
+           "tags", "system_tags", "project", "comment")  # fmt: skip
 # Requests that read by their names only.
 _WRITES = frozenset({"queues.get_next_task", "auth.get_credentials_for_user"})
 _STATUS = {
@@ -145,6 +148,7 @@ class PretendedServer:
             if not source and self.client is not None:
                 asked = {"task": request.get("task")}
                 source = self.client.call("tasks.get_by_id", asked).get("task") or {}
+            source = {key: source[key] for key in _CLONED if key in source}
             changes = {key.removeprefix("new_task_"): each for key, each in request.items()}
             request = {key: each for key, each in changes.items() if key not in {"task", "id"}}
         task = _document({**copy.deepcopy(dict(source)), **request})

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from tests.doubles.clearml.arrange import add_controller
+from tests.doubles.clearml.arrange import add_controller, client_of, put_step
 from tests.doubles.clearml.lab import Lab
 
 from clearml_ext.check.dry_run import PretendedServer, is_read
+from clearml_ext.check.plans import plan_of_task
 
 pytest.importorskip("clearml")
 
@@ -234,6 +235,24 @@ def test_the_pretended_server_remembers_what_it_was_told():
     clone = server.answer("tasks.clone", {"task": number, "new_task_name": "copy"})["id"]
     assert server.tasks[clone]["name"] == "copy"
     assert server.tasks[clone]["type"] == "controller"
+
+
+def test_a_pretended_clone_of_a_run_that_ended_begins_anew_as_the_server_s_does(double):
+    own = add_controller(double, "nightly", {}, queue="services", worker="a1")
+    put_step(double, own, None)
+    state = double.store.tasks[own]["configuration"]["Pipeline"]
+    state["value"] = state["value"].replace('"job_id"', '"queue": "default", "executed"')
+    server = PretendedServer(client_of(double))
+    number = server.answer("v2.23/tasks.clone", {"task": own})["id"]
+    server.answer("tasks.enqueue", {"task": number, "queue": "default"})
+    (step,) = plan_of_task(server.tasks[number]).nodes
+    assert not step.ended
+    real = double.store.tasks[double.store.tasks_clone({"task": own})["id"]]
+    (step,) = plan_of_task(real).nodes
+    assert not step.ended
+    assert server.enqueued == [(number, "default")]
+    both = server.answer("tasks.get_all", {"id": [own, number]})["tasks"]
+    assert {row["id"] for row in both} == {own, number}
 
 
 AGENTS = """
