@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def encode(value: Any) -> Any:
-    """A dataclass as what `json.dumps` takes; `decode` makes the same value of it again.
+    """Turn a dataclass into what `json.dumps` takes; `decode` turns it back.
 
     Fields may be dataclasses, tuples, mappings, enums with a ``str`` base, and subclasses of
     ``int``, ``float`` and ``str``.
@@ -21,7 +21,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(cls: type[T], data: Any) -> T:
-    """The value of type *cls* that `encode` and JSON made *data* of.
+    """Rebuild a value of type *cls* from *data*, which `encode` and JSON made of it.
 
     Fields that *data* lacks take their defaults: text of an older release stays readable.
 

@@ -144,7 +144,7 @@ def _requirement(support: Support, fixes: tuple[Fix, ...]) -> Finding:
 
 
 def _extension_findings(extensions: Extensions) -> Iterator[Finding]:
-    """Extensions that are broken, switched off, or hidden by another."""
+    """Find extensions that are broken, switched off, or hidden by another."""
     extensions.memory_policies()  # a hook that fails becomes one of the problems
     for name, problem in sorted(extensions.problems.items()):
         yield _problem(f"extension.{name}", str(problem))
@@ -158,7 +158,7 @@ def _extension_findings(extensions: Extensions) -> Iterator[Finding]:
 
 
 def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> Iterator[Finding]:
-    """Names in the settings that nothing has: what they were to do does not happen."""
+    """Find names in the settings that no extension, fix or framework has: they do nothing."""
     known = {support.framework.name for support in frameworks}
     core = settings.load(settings.CoreSettings)
     names = {found.name for found in extensions.found}
@@ -181,7 +181,7 @@ def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> I
 
 
 def _settings_findings() -> Iterator[Finding]:
-    """Files that are not read, and variables and tables that nothing reads."""
+    """Find files that are not read, and variables and tables that have no effect."""
     for path in settings.untrusted_files():
         message = f"{path} is not read: another user could have written it"
         advice = "make yourself the owner of the file and its folder, and let only you write there"

@@ -240,7 +240,7 @@ class TempDirError(MlopsExtError, OSError):
 
 
 def _portable(value: Any) -> Any:
-    """*value* if it can be pickled and read again, else an error or a text that says as much."""
+    """*value* if it survives pickling, else its text; for an exception an error with its text."""
     import pickle
 
     try:

@@ -1,4 +1,4 @@
-"""Somebody else's error in our logs, records and events: one line, without what is secret."""
+"""Redact secrets from foreign errors before they reach logs, records and events."""
 
 from __future__ import annotations
 

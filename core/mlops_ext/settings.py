@@ -232,7 +232,7 @@ def _trusted_status(path: Path) -> os.stat_result | None:
 
 
 def _read_trusted(path: Path) -> bytes:
-    """What is in *path*; empty if another user could have written it, or swaps it meanwhile."""
+    """Read *path*; empty if another user could have written it, or swaps it meanwhile."""
     looked_at = _trusted_status(path)
     if looked_at is None:
         return b""

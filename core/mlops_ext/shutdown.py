@@ -97,14 +97,14 @@ class Deadlines:
 
     @classmethod
     def after(cls, close_at: float, limits: Limits) -> Deadlines:
-        """Those that follow from the end of accepting."""
+        """The deadlines that follow from *close_at*, when the server stops accepting."""
         refuse_at = close_at + limits.drain_s
         stop_at = refuse_at + limits.refuse_s
         kill_at = stop_at + limits.stop_s
         return cls(close_at=close_at, refuse_at=refuse_at, stop_at=stop_at, kill_at=kill_at)
 
     def within(self, limit_s: float, now: float, limits: Limits) -> Deadlines:
-        """The same, each within *limit_s* from *now*."""
+        """These deadlines, each at most *limit_s* from *now*."""
         last = now + max(0.0, limit_s)
         # A quarter at most is for the stop: the rest is for the requests in flight.
         stop_at = max(now, last - min(limits.stop_s, max(0.0, limit_s) / 4))

@@ -77,7 +77,7 @@ def root(path: str | Path | None = None) -> Path:
 
 
 def _warned_of(chosen: Path) -> Path:
-    """*chosen*, after a warning if every user may rename and remove what is in there."""
+    """Return *chosen*; warn if every user may rename and remove what is in there."""
     with suppress(OSError):
         mode = chosen.stat().st_mode
         if os.name == "posix" and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -285,7 +285,7 @@ def reap(root: Path, *, budget_s: float | None = None) -> Reaped:
 
 @contextmanager
 def _named(path: Path, only: Container[int | None] | None = None) -> Iterator[None]:
-    """Name *path* in an OSError of the block, or in *only* those with one of these numbers."""
+    """Raise an OSError of the block (with *only*: of these numbers) as one that names *path*."""
     try:
         yield
     except OSError as error:
@@ -320,7 +320,7 @@ def _remove_empty(path: Path) -> bool:
 
 
 def remove(path: Path, *, inode: int | None = None) -> bool:
-    """Remove *path*: at once, else again after a collection of garbage that may hold it open.
+    """Remove *path*; if that fails, again after a garbage collection that may close its files.
 
     With *inode* only the directory that has it is removed. Never raises. Below a `RunDirectory`
     what is still in use goes when that is closed, or by a later `reap`.

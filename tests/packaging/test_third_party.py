@@ -124,7 +124,7 @@ def test_an_unsupported_version_changes_nothing_and_says_so(make_environment, tm
     assert "UnsupportedVersionError: acme-ext 2.0.0 is not supported" in done.stderr
     done = environment.run("mlops-ext", "run", "--patch", "acme", "python", "-c", PRINT_ANSWER)
     assert done.stdout == "wrong\n"
-    assert "goes on without its patches" in done.stderr
+    assert "is used without its patches" in done.stderr
     status, document = environment.doctor()
     assert status == 1
     assert any(f["check"] == "acme.version" for f in document["findings"])

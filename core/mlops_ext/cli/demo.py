@@ -42,7 +42,7 @@ LOG_LINES = 25
 
 @dataclass(slots=True)
 class Result:
-    """What one demo came to."""
+    """The outcome of one demo."""
 
     name: str
     claims: list[Claim] = field(default_factory=list)
@@ -92,7 +92,7 @@ def demo(*, only: tuple[str, ...], as_json: bool) -> None:
 
 
 def _absent() -> dict[str, str]:
-    """What to install, by the name of a framework (and so of its demo) that cannot be shown."""
+    """What to install, by the name of each framework whose demo cannot be shown."""
     extras = importlib.metadata.metadata(PROJECT).get_all("Provides-Extra", ())
     absent = {}
     for support in extensions().frameworks():
@@ -157,7 +157,7 @@ def _run(name: str, tell: Callable[[str], None]) -> Result:
 
 @contextlib.contextmanager
 def _started(name: str, home: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
-    """The demo's process; whatever happens, its whole session is gone afterwards."""
+    """Start the demo called *name*; kill its whole session at the end of the block."""
     scratch = home / "tmp"
     scratch.mkdir()
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
@@ -178,7 +178,7 @@ def _started(name: str, home: Path, log: IO[bytes]) -> Iterator[subprocess.Popen
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End *process* and all that it started: asked first, then made to; a second Ctrl-C is now."""
+    """Terminate *process*, then kill its process group; a second Ctrl-C kills at once."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -191,7 +191,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def draw(result: Result, console: Console) -> None:
-    """Show what a demo came to."""
+    """Show the outcome of a demo."""
     title = f"{escape(result.name)}  ({result.seconds:.0f} s)"
     table = Table(title=title, title_justify="left")
     for column in ("shown", "before", "with mlops-ext", "holds"):

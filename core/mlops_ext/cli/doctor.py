@@ -81,7 +81,7 @@ def _draw(diagnosis: Diagnosis, console: Console) -> None:
 
 
 def _draw_fixes(fixes: list[Fix], console: Console) -> None:
-    """The fixes for what is installed."""
+    """Print the fixes of installed frameworks."""
     if not fixes:
         return
     table = Table(title="Fixes that patch a framework", title_justify="left")

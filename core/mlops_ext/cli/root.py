@@ -27,7 +27,7 @@ _OWN = {
 
 
 class _Lazy(click.Group):
-    """A group that knows its commands by name and imports one when it is called."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands, our own first."""
@@ -71,7 +71,7 @@ def _as_command(loaded: Any) -> click.Command:
 
 
 def _extension_commands() -> dict[str, importlib.metadata.EntryPoint]:
-    """The entry points of extensions' command groups, by name; not those that are disabled."""
+    """The entry points of the enabled extensions' command groups, by name."""
     try:
         disabled = settings.load(settings.CoreSettings).disable
     except MlopsExtError:  # told by every command that needs settings
@@ -92,7 +92,7 @@ def root(*, verbose: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an error of ours, or a full disk, is one line and an exit status."""
+    """Run the command line; print an error of ours, or of a full disk, as one line, and exit."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # An arrow that the terminal's or file's encoding lacks must not end a command.

@@ -102,7 +102,7 @@ def _isolating_option(path: str, command: tuple[str, ...]) -> str | None:
 
 
 def _become(path: str, command: list[str], child: dict[str, str]) -> None:
-    """Let our process become the command; a script without ``#!`` is the shell's, as in a shell."""
+    """Replace this process by the command; a script without ``#!`` is run by ``/bin/sh``."""
     try:
         os.execve(path, command, child)  # noqa: S606  # the command's own words, no shell
     except OSError as error:
@@ -125,14 +125,14 @@ def child_environment(triggers: list[str]) -> dict[str, str]:
 
 
 def _find(program: str, path: str | None) -> str | None:
-    """Where *program* is, or None; one that was named with a folder is left to the system."""
+    """Find *program* on *path*; a name with a folder is returned as it is, if it exists."""
     if Path(program).name != program and os.path.lexists(program):
         return program
     return shutil.which(program, path=path)
 
 
 def _restore_signals() -> None:
-    """Give the signals that Python ignores their default back, as `subprocess` does.
+    """Restore the default action of signals that Python ignores, as `subprocess` does.
 
     Whether the caller had them ignored too cannot be told: Python has overwritten that.
     """

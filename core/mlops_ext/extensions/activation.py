@@ -121,18 +121,18 @@ def prepare_for_import(framework: str) -> None:
 
 
 def apply_guarded(framework: str) -> None:
-    """As `apply`, for the inside of a foreign import statement: a failure is logged."""
+    """Apply the patches inside a foreign import statement: log a failure, never raise it."""
     try:
         apply(framework)
     except MlopsExtError as error:
-        log.warning("%s goes on without its patches: %s", framework, error)
+        log.warning("%s is used without its patches: %s", framework, error)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # as the docstring says
         if type(error).__name__ == "_DeadlockError":
             _apply_later(framework)
         else:
-            log.exception("%s goes on without its patches", framework)
+            log.exception("%s is used without its patches", framework)
 
 
 def _apply_later(framework: str) -> None:

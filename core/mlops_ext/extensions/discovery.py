@@ -136,7 +136,7 @@ class Extensions:
             pass
 
     def _unique(self, hook: str, kind: type[T], key: str) -> dict[str, T]:
-        """The answers by their field *key*; a second one is a problem of the extension it is of."""
+        """Index the answers by their field *key*: the first one counts, a second is a problem."""
         items: dict[str, tuple[str, T]] = {}
         for plugin, item in self._collect(hook, kind):
             name = getattr(item, key)
@@ -163,7 +163,7 @@ class Extensions:
                 yield from ((plugin, item) for item in items)
 
     def _answers(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Each extension's answer to *hook*, with its name; what raises is recorded."""
+        """Call *hook* of each extension; yield its name and answer, record what it raises."""
         caller = getattr(self.manager.hook, hook)
         for implementation in caller.get_hookimpls():
             wanted = {name: arguments[name] for name in implementation.argnames}

@@ -58,7 +58,7 @@ def arm(
 
 
 class _Finder:
-    """Gives the spec that the other finders have, with a `_Loader` around its loader."""
+    """Finds modules that are waited for, and wraps their loaders in a `_Loader`."""
 
     def find_spec(
         self,
@@ -94,7 +94,7 @@ _finder = _Finder()
 
 
 class _Loader:
-    """A loader that reports that its module runs; in all else it is the one that it wraps."""
+    """Reports when its module runs; otherwise behaves as the loader that it wraps."""
 
     def __init__(self, loader: "Any", name: str) -> None:
         self._loader, self._name = loader, name
@@ -107,7 +107,7 @@ class _Loader:
         return getattr(self._loader, name)
 
     def exec_module(self, module: "ModuleType") -> None:
-        """Run *module*, whose loader is then the one it would have without us."""
+        """Run *module*, after giving it back the loader that it would have without us."""
         spec: Any = module.__spec__
         if spec is not None and spec.loader is self:
             spec.loader = self._loader
@@ -119,7 +119,7 @@ class _Loader:
 
 
 def _call(functions: "Sequence[Callable[[], object]]") -> None:
-    """Call each; it runs inside a foreign import statement, so nothing is raised."""
+    """Call each function; print what it raises, since a foreign import statement is running."""
     for function in list(functions):
         try:
             function()

@@ -24,7 +24,7 @@ _LOOKED_AT = 16
 
 
 def stay_first(bootstrap: str) -> None:
-    """Put *bootstrap* first again now, and when a launcher that this is starts a program.
+    """Put *bootstrap* first on PYTHONPATH now, and whenever this process launches a program.
 
     An audit hook cannot be removed and costs a call for each event. So there is one only in a
     process that was given the name of another program to run.

@@ -1,4 +1,4 @@
-"""A file beside a directory that says which process owns which directory, locked while it lives.
+"""Owner markers: beside each run directory a file that names its process, locked while it lives.
 
 In a folder where other users may rename entries, a marker says nothing about the directory that
 happens to have its name. So it holds the directory's name and inode, and both have to fit before
@@ -27,7 +27,7 @@ _LONGEST = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:
-    """What a marker says.
+    """The content of a marker.
 
     Attributes:
         owner: the process that owns the directory.
@@ -72,7 +72,7 @@ def create(path: Path) -> int | None:
 
 
 def write(path: Path, descriptor: int, inode: int) -> None:
-    """Say in the open marker *path* that this process owns the directory with *inode*."""
+    """Write into the open marker *path* that this process owns the directory with *inode*."""
     marker = Marker(
         owner=identity.own_identity(), directory=path.name.removesuffix(SUFFIX), inode=inode
     )
@@ -115,7 +115,7 @@ def opened(path: Path) -> Iterator[int | None]:
 def judge(
     path: Path, descriptor: int, here: ProcessIdentity, *, local: bool, booted: float | None
 ) -> tuple[Liveness, int]:
-    """Whether the owner that the open marker *path* names lives, and its directory's inode.
+    """Judge whether the owner of the open marker *path* lives; return its directory's inode too.
 
     If it is DEAD, the marker is locked by us. A marker that is of another directory than the one
     beside it proves nothing.

@@ -1,4 +1,4 @@
-"""Writing a file so that readers, on any host, see all of it or nothing."""
+"""Write files so that readers on any host see the whole content or none of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why an entry could not be removed, told alike by POSIX and by Windows."""
+"""Why an entry could not be removed: one set of reasons for the errors of POSIX and Windows."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5  # a reader about to close; two loo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """What a removal came to.
+    """The outcome of a removal.
 
     Attributes:
         removed: number of entries that this call removed.

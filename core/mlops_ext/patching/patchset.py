@@ -55,7 +55,7 @@ def _after_fork() -> None:
 
 @contextmanager
 def _claimed(slot: Slot) -> Iterator[None]:
-    """The right to change *slot*, for one thread at a time; no lock is held in the block."""
+    """Claim *slot* for one change by this thread; no lock is held in the block."""
     mine = threading.Event()
     while True:
         with _lock:

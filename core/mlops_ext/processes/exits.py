@@ -1,4 +1,4 @@
-"""Ending a process at once, for the few places in which raising is not enough."""
+"""End the process at once, for the few places in which raising an exception is not enough."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What a forked child must make anew: it has one thread, but all the locks of its parent.
+"""Renew locks and other state of one process in its forked children.
 
-A lock that another thread held at the fork stays locked in the child forever.
+A child has one thread, but a copy of every lock: a lock that another thread held at the fork stays
+locked in the child forever.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ _Renew = TypeVar("_Renew", bound=Callable[[], object])
 
 
 class Forked(Protocol):
-    """An object that has something to make anew."""
+    """An object with state that a forked child has to renew."""
 
     def after_fork(self) -> None:
-        """Called in a forked child: drop what belongs to the parent."""
+        """Drop what belongs to the parent; called in each forked child."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Which process is it, and is it still alive: for run directories, temporary files and leases.
+"""Process identity and liveness, for run directories, temporary files and leases.
 
 A process id alone says little: ids are used again, containers count their own, and a directory
 may be shared with other machines. So an identity is a boot, the namespaces that give ids and start
@@ -35,7 +35,7 @@ _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpf
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessIdentity:
-    """A process that no other process, host or boot can be taken for.
+    """What tells one process from every other process of any host and boot.
 
     Attributes:
         host: name of the machine or container.
@@ -88,7 +88,7 @@ class Evidence:
 
 
 def verdict(owner: ProcessIdentity | None, here: ProcessIdentity, evidence: Evidence) -> Liveness:
-    """Whether *owner* is alive, as seen by the process *here*.
+    """Decide whether *owner* is alive, as seen by the process *here*.
 
     DEAD is a proof, never a guess. What is left open: a marker on a shared root whose owner runs
     on another machine or in another pid namespace stays UNKNOWN.
@@ -157,7 +157,7 @@ def own_boot() -> str:
 
 
 def boot_id() -> str:
-    """What tells this boot of this machine from any other; "" if the system has no such thing.
+    """An identifier of this boot of this machine; "" if the system has none.
 
     Windows tells machines, not boots, apart; there start times tell an id that is used again.
     """

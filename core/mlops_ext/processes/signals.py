@@ -1,4 +1,4 @@
-"""SIGTERM for PID 1 while nothing handles it yet, as before a framework is imported.
+"""Handle SIGTERM and SIGQUIT in PID 1 until a framework installs handlers of its own.
 
 The kernel drops a signal that PID 1 has no handler for, so that a container which is stopped early
 is killed half a minute later. Any other process is ended by it, and is left alone: so are the
@@ -18,7 +18,7 @@ _LOST = ("SIGTERM", "SIGQUIT")
 
 
 def hear_as_pid_1() -> None:
-    """Let the signals that ask for an end end PID 1 as they end any other process.
+    """Make SIGTERM and SIGQUIT end PID 1, as they end any other process.
 
     A handler that is set already stays; one that is set later replaces ours. A forked child, which
     is not PID 1, has the default again.

@@ -1,9 +1,12 @@
 """Who a process is, and what can be said of its life."""
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +56,13 @@ def test_the_own_identity_is_of_this_process():
     own = identity.own_identity()
     assert own == identity.own_identity()
     assert own.pid == os.getpid()
+    assert own.host
+    if sys.platform == "linux":
+        assert own.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        assert own.started == Path("/proc/self/stat").read_text().split()[21]
+        assert re.fullmatch(r"pid:\[\d+\]( time:\[\d+\])?", own.namespaces)
+    code = "from mlops_ext.processes.identity import own_identity as own; print(own())"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        theirs = child.communicate()[0].strip()
+    mine = dataclasses.replace(own, pid=child.pid, started="")
+    assert re.sub(r"started='[^']*'", "started=''", theirs) == repr(mine)

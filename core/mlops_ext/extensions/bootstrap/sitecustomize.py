@@ -36,7 +36,7 @@ def _run_the_users_own() -> None:
 
 
 def _arm(entry: str) -> None:
-    """Arm a framework: its name, perhaps with ``=`` and the module that triggers its patches."""
+    """Arm the framework of *entry*: ``name``, or ``name=module`` if another module triggers it."""
     from mlops_ext.extensions.finder import arm
 
     framework, _, module = entry.strip().partition("=")
@@ -57,7 +57,7 @@ def _arm(entry: str) -> None:
 
 
 def _start() -> "Callable[[str], None]":
-    """Arm everything; returns what is to be called once the user's own has run."""
+    """Arm everything; return the function to call after the user's own ``sitecustomize``."""
     if sys.version_info < (3, 10):
         raise RuntimeError("mlops-ext needs Python 3.10 or later")
     from mlops_ext.processes.signals import hear_as_pid_1
