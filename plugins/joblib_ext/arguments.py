@@ -111,17 +111,14 @@ def _signed(func: Any) -> FunctionType:
 
 def digest(arguments: dict[str, Any]) -> str | None:
     """What ``joblib.hash`` gives for *arguments*, or None where only joblib can tell."""
-    if not _PLAIN.issuperset(map(type, arguments.values())) or len(arguments) > _MOST:
-        try:
-            return _Hasher().digest(arguments)
-        except Exception:  # noqa: BLE001  # not plain, or too deep; joblib's own error is the right one
-            return None
     stream = BytesIO()
-    pickler = pickle.Pickler(stream, _PROTOCOL)
-    pickler.fast = True
     try:
+        if not _PLAIN.issuperset(map(type, arguments.values())) or len(arguments) > _MOST:
+            return _Hasher().digest(arguments)
+        pickler = pickle.Pickler(stream, _PROTOCOL)
+        pickler.fast = True
         pickler.dump(dict(sorted(arguments.items())) if len(arguments) > 1 else arguments)
-    except OverflowError:  # a text of 4 GiB
+    except Exception:  # noqa: BLE001  # not plain, too deep or too long; joblib's own error is right
         return None
     whole = md5(_BEGIN_REMEMBERED, usedforsecurity=False)
     whole.update(stream.getbuffer()[len(_BEGIN) :])

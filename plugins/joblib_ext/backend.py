@@ -154,10 +154,8 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
         if found is not None:
             try:
                 return self.value_of(found)
-            except CorruptEntryError:
-                self._runtime.discard(found)
-            except OSError:
-                pass
+            except (CorruptEntryError, OSError) as error:
+                self._runtime.discard(found, error)
         raise KeyError(f"Non-existing item (may have been cleared): {call_id[0]}, {call_id[1]}")
 
     def value_of(self, entry: Entry | LargeEntry) -> Any:

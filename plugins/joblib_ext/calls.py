@@ -14,7 +14,7 @@ from typing import Any
 
 from joblib._store_backends import CacheWarning
 
-from joblib_ext.entries.entry import Entry, parse_header
+from joblib_ext.entries.entry import Entry, build, parse_header
 from joblib_ext.entries.payload import dump_body, total
 from joblib_ext.stores.events import tell
 from joblib_ext.stores.kinds import Store
@@ -98,8 +98,9 @@ class Writer:
             return False
         notes = {"duration": 0.0, "input_args": {}, "time": time.time(), **metadata}
         try:
-            pieces, token = self.store.build(*body, notes, slot.binding)
-            if len(pieces) == 1 and total(pieces) < _REMEMBERED_BYTES:
+            pieces, token = build(*body, notes, slot.binding, **self.store.options.building)
+            if total(pieces) < _REMEMBERED_BYTES:
+                pieces = [b"".join(pieces)]
                 self.recent.append((slot.path, bytes(pieces[0])))
             self.store.publish(slot, pieces, token)
             self._tell()

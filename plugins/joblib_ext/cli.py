@@ -66,9 +66,7 @@ def verify(location: str, *, no_repair: bool, sign_key: str | None) -> None:
 
 @joblib.command()
 @_LOCATION
-@click.option(
-    "--min-age", default=60.0, show_default=True, help="Leave what changed in the last SECONDS."
-)
+@click.option("--min-age", default=60.0, show_default=True, help="Leave what is younger, in s.")
 def gc(location: str, min_age: float) -> None:
     """Remove what killed processes left, leases of dead owners, and what was moved aside."""
     from joblib_ext.maintenance.find import find_store

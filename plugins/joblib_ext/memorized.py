@@ -98,13 +98,15 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         version = runtime.version(self.func_id, "\0".join(whole).rstrip("\0"))
         if is_settled(func):
             if runtime.is_namesake(version):
-                tell(
-                    f"Possible name collisions: {self.func_id!r} stands for several functions."
-                    " Each has a namespace of its own in the cache. Cannot detect which one was"
-                    " meant where a result is looked up by name alone",
-                    JobLibCollisionWarning,
-                    stacklevel=6,
+                what = f"Cannot detect name collisions: {self.func_id!r} is several functions"
+                tell(what, JobLibCollisionWarning, stacklevel=6)
+            if not (self.code_depends or self.code_version) and runtime.is_revived(version):
+                what = (
+                    f"{self.func_id}: results of an earlier version of its code are used again. If"
                 )
+                what += " a function that it calls has changed since, they are stale: clear them,"
+                what += " and name what it depends on with joblib_ext.cache(memory, depends=[...])"
+                runtime.store.events.warn_once(f"revived {self.func_id}", what)
             self._known = code, runtime, version
         return version
 
@@ -177,7 +179,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
                             self._complain(args, kwargs)
                             if not isinstance(error, (CorruptEntryError, OSError)):
                                 break  # a good entry that cannot be used here
-                            runtime.discard(view)
+                            runtime.discard(view, error)
                     view = None
                 found = self._lease(runtime, slot, view)
                 if _is_entry(found):
@@ -208,8 +210,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         try:
             notes = entry.metadata()
         except (CorruptEntryError, OSError) as error:
-            if isinstance(error, CorruptEntryError):
-                runtime.discard(entry)
+            runtime.discard(entry, error)
             return None
         if self.cache_validation_callback is None or self.cache_validation_callback(notes):
             return notes
@@ -275,13 +276,9 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
             bound = bind(self.func, args, kwargs, self.ignore)
             bound = bound or filter_args(self.func, self.ignore, args, kwargs)
             noted = {name: repr(value) for name, value in bound.items()}
-        if time.time() - start > _SLOW_REPR_S:
-            tell(
-                f"Persisting input arguments took {time.time() - start:.2f}s to run. The reason for"
-                " this is probably some large input arguments for a wrapped function.",
-                UserWarning,
-                stacklevel=6,
-            )
+        if (lasted := time.time() - start) > _SLOW_REPR_S:
+            what = f"Persisting input arguments took {lasted:.2f}s to run: some are large."
+            tell(what, UserWarning, stacklevel=6)
         return noted
 
     def _reference(self, call: CallId, metadata: Mapping[str, Any]) -> MemorizedResult:

@@ -37,24 +37,21 @@ BACKEND = (
         "cached-functions",
         target="joblib.memory:MemorizedFunc.__init__",
         replacement="joblib_ext.patches:adopting_init",
-        reason="a store is not told which code runs, nor when a call ends: both decide what it may"
-        " give and for how long others wait",
+        reason="a store is not told which code runs, nor when a call ends and others may go on",
         verified_by="versions::test_two_versions_of_a_function_share_a_cache",
     ),
     _patch(
         "no-secrets-in-pickles",
         target="joblib.memory:Memory.__getstate__",
         replacement="joblib_ext.patches:secretless_getstate",
-        reason="the options of a Memory hold keys, and a Memory is pickled into workers, models and"
-        " cached results",
+        reason="the options of a Memory hold keys, and it is pickled into workers and models",
         verified_by="secrets::test_no_pickle_holds_a_secret",
     ),
     _patch(
         "default-backend",
         target="joblib.memory:_store_backend_factory",
         replacement="joblib_ext.patches:default_backend",
-        reason="libraries make a Memory from a path, and nobody can tell them which backend to use;"
-        " does nothing unless the setting joblib.backend says shared",
+        reason="libraries make a Memory from a path; does nothing unless joblib.backend is shared",
         verified_by="default_backend"
         "::test_a_pipeline_of_scikit_learn_gets_the_backend_of_the_settings",
     ),

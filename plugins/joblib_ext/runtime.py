@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from pathlib import Path
+
 from joblib_ext.calls import Writer
 from joblib_ext.entries.entry import Entry
-from joblib_ext.entries.large_entry import LargeEntry
+from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.maintenance.keeping import Keeper
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.files.folders import warn_of_writers
 from joblib_ext.stores.files.store import FileStore
 from joblib_ext.stores.kinds import Store, open_store
-from joblib_ext.stores.layout import namespace_of
+from joblib_ext.stores.layout import CODE_FILE, namespace_of
 from joblib_ext.stores.local_cache import LocalCache
 from joblib_ext.stores.store import UNUSABLE, CodeVersion, Slot, View
 
@@ -43,9 +47,21 @@ class Runtime:
         other, self._names[name] = self._names.get(name), version.namespace
         return other not in (None, version.namespace)
 
-    def discard(self, entry: Entry | LargeEntry) -> None:
-        """Move an entry aside that did not verify."""
-        if isinstance(entry, LargeEntry):
+    def is_revived(self, version: CodeVersion) -> bool:
+        """Whether a folder knows this code, and newer code of the function, by their notes' times.
+
+        An object store is not asked: it would cost requests.
+        """
+        written = {}
+        if isinstance(self.store, FileStore):
+            for known in self.store.versions(version.func_id):
+                with contextlib.suppress(OSError):
+                    written[known.namespace] = Path(known.folder, CODE_FILE).stat().st_mtime
+        return written.get(version.namespace, math.inf) < max(written.values(), default=0.0)
+
+    def discard(self, entry: Entry | LargeEntry, error: Exception) -> None:
+        """Move an entry aside if it did not verify."""
+        if isinstance(entry, LargeEntry) and isinstance(error, CorruptEntryError):
             self.store.quarantine(entry)
 
 

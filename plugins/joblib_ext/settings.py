@@ -46,14 +46,14 @@ class Compression:
         """Joblib's ``compress``: bool, level, name, or (name, level)."""
         if value in (None, False, 0, ""):
             return cls()
-        name: object = "zlib"
-        level: object = _DEFAULT_LEVEL if value is True else value
+        given: tuple[Any, ...] = ("zlib", _DEFAULT_LEVEL if value is True else value)
         if isinstance(value, str):
-            name, level = value, _DEFAULT_LEVEL
+            given = value, _DEFAULT_LEVEL
         elif isinstance(value, (tuple, list)):
-            if len(value) != 2:  # noqa: PLR2004  # a pair
-                raise ValueError(f"{value!r} is not a pair of name and level")
-            name, level = value
+            given = tuple(value)
+        if len(given) != 2:  # noqa: PLR2004  # a pair
+            raise ValueError(f"{value!r} is not a pair of name and level")
+        name, level = given
         if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= _MAX_LEVEL:
             raise ValueError(f"{value!r} has no level from 0 to {_MAX_LEVEL}")
         if not isinstance(name, str) or name not in CODECS[1:]:
@@ -132,8 +132,8 @@ class SharedOptions:
             default.
         lease_s: A lease without a heartbeat for so long is dead. Long enough for a starved
             heartbeat thread on a loaded machine, short enough to wait for after a crash.
-        wait_s: Longest wait for a living owner; then this process computes too. None: as long as it
-            lives, or the work that takes longest would be done by everybody at once.
+        wait_s: Longest wait for a living owner; then one of those who wait computes too. 0: nobody
+            waits. None: as long as it lives, or the longest work would be done more than once.
         sign_key: Secret shared by all who use the cache. None: everybody who can write the store is
             trusted with running code in those who read it, as with joblib's own backend. It is in
             no pickle: give it by the environment or `sign_key_file` where worker processes need it.
@@ -200,8 +200,8 @@ class SharedOptions:
     @property
     def building(self) -> dict[str, Any]:
         """What `entries.entry.build` takes from here."""
-        compress = self.compress
-        return {"codec": compress.codec, "level": compress.level, "key": self.sign_key}
+        codec, level = self.compress.codec, self.compress.level
+        return {"codec": codec, "level": level, "key": self.sign_key}
 
     @property
     def sync(self) -> bool:

@@ -73,8 +73,9 @@ def acquire_or_wait(
 ) -> Entry | LargeEntry | Lease | None:
     """The entry another process computed, a lease to compute under, or None: compute without.
 
-    A living owner is waited for as long as it lives, or for the option ``wait_s``. When it fails,
-    all who waited for it compute at once: the next would most likely fail too.
+    A living owner is waited for as long as it lives, or for the option ``wait_s``: then one of
+    those who wait computes too, and the others wait for both. When an owner fails, all who waited
+    for it compute at once: the next would most likely fail too.
 
     Args:
         store: the store.
@@ -84,19 +85,26 @@ def acquire_or_wait(
         sleep: waits.
     """
     watch = _Watch(clock=clock)
-    wait_s = store.options.wait_s
-    begun = clock()
-    deadline = begun + (math.inf if wait_s is None else wait_s)
+    begun, wait_s = clock(), store.options.wait_s
+    wait_s = math.inf if wait_s is None else wait_s
+    deadline = begun + wait_s
     tell_at = begun + _TELL_AFTER_S
     pause = _FIRST_PAUSE_S
     try:
         while True:
+            owner = watch.last
             outcome = _step(store, slot, view, watch)
             if outcome is not Refusal.BY_OTHERS:
                 return None if outcome is Refusal.NOT_POSSIBLE else outcome
             now = clock()
-            if now >= deadline or _would_deadlock(slot.path) or _is_stuck(slot.path, begun, now):
+            if _would_deadlock(slot.path) or _is_stuck(slot.path, begun, now):
                 return None
+            if owner is not None and watch.last is not None and owner.token != watch.last.token:
+                deadline = now + wait_s  # another one computes now
+            if now >= deadline:
+                relieved = _relieve(store, slot, view, watch)
+                if relieved is not Refusal.BY_OTHERS:
+                    return relieved if isinstance(relieved, Lease) else None
             if now >= tell_at:
                 log.warning("waiting for %s, %.0f s", watch.last or "a result", now - begun)
                 tell_at = now + _TELL_AGAIN_S
@@ -125,6 +133,13 @@ def _step(
         return own or Refusal.NOT_POSSIBLE
     if _is_ours(slot.path, view) or not watch.is_dead(view):
         return Refusal.BY_OTHERS
+    return store.take_over(slot, view, watch.is_dead)
+
+
+def _relieve(store: Store, slot: Slot, view: View, watch: _Watch) -> Lease | Refusal:
+    """The lease of an owner that takes too long; `BY_OTHERS` if somebody else has taken it."""
+    if not store.options.wait_s or not isinstance(view, LeaseRecord) or _is_ours(slot.path, view):
+        return Refusal.NOT_POSSIBLE
     return store.take_over(slot, view, watch.is_dead)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
+import runpy
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mlops_ext.demo import Claim, Event, Progress
 
@@ -22,22 +21,16 @@ def demo() -> Iterator[Event]:
 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        yield Progress(text=f"{_PROCESSES} processes call one cold function")
-        before, after = (_computations(base, backend) for backend in ("local", "shared"))
-        yield Claim(
-            what=f"computations, {_PROCESSES} processes on a cold function",
-            before=str(before),
-            after=str(after),
-            holds=before > 1 and after == 1,
-        )
-        yield Progress(text="two versions of a function share a cache")
-        before, after = (_wrong_versions(base, backend) for backend in ("local", "shared"))
-        yield Claim(
-            what=f"results from the other code version, of {2 * _CALLS}",
-            before=str(before),
-            after=str(after),
-            holds=before > 0 and after == 0,
-        )
+        cold = f"{_PROCESSES} processes on a cold function"
+        other = f"results from the other code version, of {2 * _CALLS}"
+        for what, measure, wanted in (
+            (f"computations, {cold}", _computations, 1),
+            (other, _wrong_versions, 0),
+        ):
+            yield Progress(text=what)
+            before, after = (measure(base, backend) for backend in ("local", "shared"))
+            holds = before > wanted == after
+            yield Claim(what=what, before=str(before), after=str(after), holds=holds)
 
 
 def _slow(number: int, log: Path) -> int:
@@ -68,20 +61,12 @@ def _wrong_versions(base: Path, backend: str) -> int:
         file = base / f"{backend}-{version}.py"
         file.write_text(f"def predict(x):\n    return {version}\n", encoding="utf-8")
         memory = Memory(base / f"versions-{backend}", backend=backend, verbose=0)
-        cached.append((version, memory.cache(_load(file))))
+        cached.append(
+            (version, memory.cache(runpy.run_path(str(file), run_name="model")["predict"]))
+        )
     wrong = 0
     order = random.Random(3)  # noqa: S311  # a fixed order of two versions
     for number in range(_CALLS):
         order.shuffle(cached)
         wrong += sum(predict(number) != version for version, predict in cached)
     return wrong
-
-
-def _load(file: Path) -> Any:
-    """The function of *file*, which calls itself ``model`` in every version."""
-    spec = importlib.util.spec_from_file_location("model", file)
-    if spec is None or spec.loader is None:
-        raise ImportError(str(file))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.predict

@@ -84,6 +84,11 @@ class MemorySource:
 Source = FileSource | MemorySource
 
 
+def _read(source: Source, length: int, position: int) -> bytes:
+    room = bytearray(length)
+    return bytes(room[: source.fill(memoryview(room), position)])
+
+
 class LargeEntry:
     """An entry whose header fits its size; the rest is verified when it is loaded.
 
@@ -104,8 +109,7 @@ class LargeEntry:
 
     def read(self, length: int, position: int) -> bytes:
         """Some bytes of it, not verified; fewer at its end."""
-        room = bytearray(length)
-        return bytes(room[: self._source.fill(memoryview(room), position)])
+        return _read(self._source, length, position)
 
     def value(self) -> Any:
         """The value, verified before anything of it is unpickled.
@@ -130,18 +134,12 @@ class LargeEntry:
 
     def _table(self) -> list[tuple[int, int]]:
         header = self.header
-        length = header.buffers * _ROW
-        if length > header.body:
-            raise CorruptEntryError(f"{self.path}: more buffers than bytes")
+        length = min(header.buffers * _ROW, header.body)
         tail = self.read(length, HEADER.size + header.body - length)
         try:
-            rows = read_table(tail, header.buffers, header.body)
+            return read_table(tail, header.buffers, header.body)
         except ValueError as error:
             raise CorruptEntryError(f"{self.path}: {error}") from error
-        ends = [0, *(offset + size for offset, size in rows)]
-        if any(offset < end for (offset, _), end in zip(rows, ends, strict=False)):
-            raise CorruptEntryError(f"{self.path}: buffers overlap")
-        return rows
 
     def verify(self) -> dict[str, Any]:
         """What joblib noted of the call; every byte is checked, and none kept.
@@ -202,18 +200,17 @@ def judge(source: Source, size: int, binding: bytes, key: bytes | None) -> Verdi
     Raises:
         OSError: it cannot be read.
     """
-    room = bytearray(HEADER.size)
     try:
-        head = bytes(room[: source.fill(memoryview(room), 0)])
+        head = _read(source, HEADER.size, 0)
     except OSError as error:
         if error.errno in (errno.ESPIPE, errno.EISDIR):  # no file
             return Verdict.DAMAGED
         raise
-    if LeaseRecord.parse(head) is not None or is_foreign(head):
-        return Verdict.UNCHECKED if is_foreign(head) else Verdict.LEASE
+    if is_foreign(head):
+        return Verdict.UNCHECKED
     header = parse_header(head)
     if header is None or header.size != size:
-        return Verdict.DAMAGED
+        return Verdict.LEASE if LeaseRecord.parse(head) is not None else Verdict.DAMAGED
     try:
         LargeEntry(source, "", header, binding, (key or b"") if header.signed else None).verify()
     except SignatureError:  # the checksum is right: it was signed with another key
@@ -232,16 +229,13 @@ class _Check:
         head = entry.read(HEADER.size, 0)
         if head != HEADER.pack(*entry.header):
             raise CorruptEntryError(f"{entry.path}: changed since it was opened")
-        self._updates: list[Callable[[Any], object]] = []
+        key = entry.key
         self._hasher = hasher(entry.header.algorithm)
-        self._updates.append(self._hasher.update)
-        key, binding = entry.key, entry.binding
         self._mac = hmac.new(key, digestmod=hashlib.sha256) if key is not None else None
-        self._hasher.update(binding)
-        self._hasher.update(head[:56])
+        self._hasher.update(entry.binding + head[:56])
+        self._updates: list[Callable[[Any], object]] = [self._hasher.update]
         if self._mac is not None:
-            self._mac.update(binding)
-            self._mac.update(head)
+            self._mac.update(entry.binding + head)
             self._updates.append(self._mac.update)
 
     def read(self, length: int) -> memoryview:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import copyreg
+import importlib
 import lzma
 import pickle
 import struct
@@ -16,8 +17,6 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import Any
-
-from mlops_ext.errors import MissingExtraError
 
 # A cache line, and what SIMD loads of any array type like.
 ALIGN = 64
@@ -103,12 +102,15 @@ def read_table(tail: Buffer, count: int, body_length: int) -> list[tuple[int, in
     """Offset and length of each of *count* buffers, from the last bytes of a body.
 
     Raises:
-        ValueError: a row points outside of the body.
+        ValueError: the rows are not those of buffers that stand in the body one after the other.
     """
+    if count * _TABLE_ROW.size > body_length:
+        raise ValueError("more buffers than bytes")
     rows = list(_TABLE_ROW.iter_unpack(memoryview(tail)[len(tail) - count * _TABLE_ROW.size :]))
     limit = body_length - count * _TABLE_ROW.size
-    if any(offset + length > limit for offset, length in rows):
-        raise ValueError("a buffer stands outside of its entry")
+    ends = [0, *(offset + length for offset, length in rows)]
+    if max(ends) > limit or any(row[0] < end for row, end in zip(rows, ends, strict=False)):
+        raise ValueError("buffers overlap, or stand outside of their entry")
     return rows
 
 
@@ -122,6 +124,10 @@ def load_body(body: Buffer, count: int) -> Any:
     return pickle.loads(view, buffers=buffers)  # noqa: S301  # verified and, with a key, signed
 
 
+def _lz4() -> Any:
+    return importlib.import_module("lz4.frame")
+
+
 def compress(pieces: Iterable[Buffer], codec: str, level: int) -> list[bytes]:
     """The pieces as one compressed stream."""
     makers: dict[str, Callable[[], Any]] = {
@@ -130,7 +136,9 @@ def compress(pieces: Iterable[Buffer], codec: str, level: int) -> list[bytes]:
         "bz2": lambda: bz2.BZ2Compressor(max(level, 1)),
         "lzma": lambda: lzma.LZMACompressor(lzma.FORMAT_ALONE, preset=level),
         "xz": lambda: lzma.LZMACompressor(lzma.FORMAT_XZ, preset=level),
-        "lz4": lambda: _lz4().LZ4FrameCompressor(compression_level=level),
+        "lz4": lambda: importlib.import_module("lz4.frame").LZ4FrameCompressor(
+            compression_level=level
+        ),
     }
     maker = makers[codec]()
     out = [maker.begin()] if codec == "lz4" else []
@@ -156,14 +164,6 @@ def decompress(data: Buffer, codec: str, length: int) -> bytes:
     if len(out) != length:
         raise ValueError(f"the {codec} stream holds another number of bytes than it says")
     return bytes(out)
-
-
-def _lz4() -> Any:
-    try:
-        import lz4.frame  # type: ignore[import-not-found,unused-ignore]  # optional
-    except ImportError as error:
-        raise MissingExtraError("lz4", "joblib") from error
-    return lz4.frame
 
 
 def total(pieces: Sequence[Buffer]) -> int:

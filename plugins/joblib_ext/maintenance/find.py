@@ -12,22 +12,7 @@ from joblib_ext.stores.files.store import FileStore
 from joblib_ext.stores.kinds import Store, open_store
 from joblib_ext.stores.layout import ROOT
 from joblib_ext.stores.objects.location import is_object_location
-from mlops_ext.errors import MlopsExtError
-
-
-class NotAStoreError(MlopsExtError):
-    """A location holds no store of the shared backend.
-
-    Attributes:
-        location: what was given.
-    """
-
-    def __init__(self, location: str) -> None:
-        self.location = location
-        super().__init__(
-            f"{location} holds no cache of the shared backend (nothing named {ROOT}, here or in"
-            " joblib); give the location that Memory was made with"
-        )
+from mlops_ext.errors import SettingsError
 
 
 def store_for(location: str | Path) -> Store:
@@ -45,8 +30,7 @@ def find_store(location: str | Path, given: Mapping[str, Any] | None = None) -> 
         given: options that outrank the settings.
 
     Raises:
-        NotAStoreError: there is none.
-        SettingsError: an option has a value that cannot be used.
+        SettingsError: there is none, or an option has a value that cannot be used.
     """
     options, text = read_options(given or {}), str(location).rstrip("/")
     candidates = [f"{text}/joblib", text]
@@ -57,4 +41,5 @@ def find_store(location: str | Path, given: Mapping[str, Any] | None = None) -> 
             store = open_store(candidate, options)
             if isinstance(store, FileStore) or store.client.names(ROOT):
                 return store
-    raise NotAStoreError(text)
+    wish = f"the location of a Memory (nothing named {ROOT} is here or in joblib below)"
+    raise SettingsError("location", text, wish)

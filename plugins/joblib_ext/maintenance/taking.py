@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from joblib_ext.entries.entry import build
 from joblib_ext.entries.payload import dump_body
 from joblib_ext.maintenance.stats import Track
 from joblib_ext.stores.kinds import Store
@@ -51,7 +52,8 @@ def take_cache(source: Path, store: Store, track: Track[Result] = iter) -> Taken
             try:
                 body = dump_body(load(folder / "output.pkl"))
                 notes = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-                store.publish(slot, *store.build(*body, notes, slot.binding))
+                whole = build(*body, notes, slot.binding, **store.options.building)
+                store.publish(slot, *whole)
                 taken.entries += 1
             except Exception:  # noqa: BLE001  # unpickling raises what it likes
                 taken.left += 1

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from typing_extensions import Self
 
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 _RENEWALS_A_LEASE = 5
 # Those who wait look more often, and may be kept from it for a moment.
 _SHOWN_S = 1.0
-_FIRST_PAUSE_S = 0.2
+# The shortest usual lease may begin meanwhile.
+_IDLE_PAUSE_S = 0.2
 # A process that was stopped for an hour must not take leases of hours.
 _MOST_LEASES = 12
 
@@ -45,16 +46,6 @@ class Source(Protocol):
 
     def renew(self) -> None:
         """Say that the process lives; never raises OSError."""
-
-
-class SharedSource(Source, Protocol):
-    """One that many leases share, and that lives as long as the process."""
-
-    def forget(self) -> None:
-        """After a fork: it belongs to the parent."""
-
-    def close(self) -> None:
-        """The process ends."""
 
 
 class Lease(abc.ABC):
@@ -145,7 +136,7 @@ _unreleased: dict[str, Lease] = {}
 # Leases that ended without a result, and when: what shows it goes after `_SHOWN_S`.
 _ended: list[tuple[float, Lease]] = []
 # What this process renews, by store.
-sources: dict[str, SharedSource] = {}
+sources: dict[str, Any] = {}
 
 
 _lock = threading.Lock()
@@ -169,10 +160,9 @@ def _keep_renewing() -> None:
 
 
 def _beat() -> None:
-    pause_s = _FIRST_PAUSE_S
     while True:
         held = list(_held.values())
-        pause_s = min((lease.lease_s / _RENEWALS_A_LEASE for lease in held), default=pause_s)
+        pause_s = min((lease.lease_s / _RENEWALS_A_LEASE for lease in held), default=_IDLE_PAUSE_S)
         begun = time.monotonic()
         time.sleep(pause_s)
         if held:
@@ -191,7 +181,7 @@ def _note_silence(silent_s: float, lease_s: float) -> None:
     if silent_s > max(lease_s, _longest_s / 2):
         _longest_s = 2 * silent_s
         log.warning(
-            "nothing was renewed here for %.0f s, as code held the interpreter: others may have"
+            "no lease was renewed here for %.0f s: code held the interpreter. Others may have"
             " computed the same; leases of this process last longer now (backend option lease_s)",
             silent_s,
         )

@@ -43,16 +43,14 @@ class LocalCache:
         name = location if "://" in location else os.path.abspath(location)  # noqa: PTH100  # a text
         own = folder / f"joblib-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
         self._own, self._folder = own, own / hashlib.sha256(name.encode()).hexdigest()[:16]
-        self._is_safe: bool | None = None
         self._limit, self._store, self._options = options.local_tier_bytes, store, options
         self._written = self._limit
         self._checked: dict[str, tuple[bytes, float]] = {}
+        self._is_safe = self._prepare()
 
     def look(self, slot: Slot) -> View:
         """Like `Store.look`, but an entry may come from the local copy of what stands there."""
         path = slot.path
-        if self._is_safe is None:
-            self._is_safe = self._prepare()
         if not self._is_safe:
             return self._store.look(slot)
         copy = slot.at(self._copy_of(path))
@@ -80,14 +78,14 @@ class LocalCache:
         except OSError:
             return False
         mine = os.name != "posix" or found.st_uid == os.getuid()
-        if mine and stat.S_ISDIR(found.st_mode) and not found.st_mode & _OTHERS:
-            return True
-        self._store.events.warn_once(
-            "tier",
-            f"{self._own} is not a folder that only this user can use: no local copies are kept."
-            " Remove it, or give another local_tier",
-        )
-        return False
+        is_safe = mine and stat.S_ISDIR(found.st_mode) and not found.st_mode & _OTHERS
+        if not is_safe:
+            self._store.events.warn_once(
+                "tier",
+                f"{self._own} is not a folder that only this user can use: no local copies are"
+                " kept. Remove it, or give another local_tier",
+            )
+        return is_safe
 
     def forget(self) -> None:
         """Ask again for everything: something was removed by this process."""

@@ -73,6 +73,17 @@ def open_bytes(
     return open_large(MemorySource(data), len(data), path, binding, head, key)
 
 
+def read_head(path: str) -> bytes:
+    """The first bytes of a file, as many as a header or a lease has; none if it cannot be read."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, READ)
+        try:
+            return os.read(descriptor, HEADER.size)
+        finally:
+            close(descriptor)
+    return b""
+
+
 def close(descriptor: int) -> None:
     """Close after reading: some file systems report there what an earlier write met."""
     with contextlib.suppress(OSError):

@@ -102,7 +102,7 @@ class BaseStore(abc.ABC):
     """What both kinds of store are: names that hold nothing, a lease, or an entry.
 
     `FileStore` and `ObjectStore` also have, with the same promises: ``look``, ``acquire``,
-    ``resume``, ``take_over`` and ``has_failed`` for single flight, ``build`` and ``publish``,
+    ``resume``, ``take_over`` and ``has_failed`` for single flight, ``publish``,
     ``quarantine``, ``remove_entry``, ``source_at`` and ``token_at``, for many entries ``walk``,
     ``list``, ``shrink`` and ``clear``, and for house-keeping ``litter``, ``empty``,
     ``lease_at``, ``remove_dead`` and ``prune``. None of them raises an error of the storage but

@@ -343,7 +343,7 @@ class TestCommandLine:
 
     def test_a_path_without_a_cache_is_told(self, tmp_path):
         done = CliRunner().invoke(command, ["stats", str(tmp_path)])
-        assert "holds no cache of the shared backend" in str(done.exception)
+        assert "expected the location of a Memory" in str(done.exception)
 
 
 @pytest.mark.parametrize("mmap_mode", [None, "r"])

@@ -7,6 +7,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from joblib_ext.cli import joblib as command
 from joblib_ext.maintenance.find import find_store, store_for
 from joblib_ext.maintenance.keeping import keep_limits
 from joblib_ext.maintenance.stats import verify_entries
+from joblib_ext.stores import local_cache
 from joblib_ext.stores.files import entry_files
 from mlops_ext.errors import SettingsError
 
@@ -275,9 +277,9 @@ class TestLocalTier:
         planted = tmp_path / "scratch" / f"joblib-{os.getuid()}"
         planted.mkdir(parents=True)
         planted.chmod(0o777)
-        cached = make(tmp_path / "far", local_tier=str(planted.parent)).cache(abs)
         with pytest.warns(Warning, match="only this user"):
-            assert cached(-1) == cached(-1) == 1
+            cached = make(tmp_path / "far", local_tier=str(planted.parent)).cache(abs)
+        assert cached(-1) == cached(-1) == 1
         assert list(planted.iterdir()) == []
 
     def test_it_is_made_for_this_user_alone(self, tmp_path):
@@ -351,3 +353,23 @@ def test_a_cache_of_joblibs_own_can_be_taken_over(tmp_path, monkeypatch):
     cached = make(tmp_path / "new").cache(f)
     assert cached.check_call_in_cache(3)
     assert cached(3) == ([0, 1, 2], 3)
+
+
+def test_the_local_tier_keeps_its_limit_though_others_write_at_the_same_time(tmp_path, monkeypatch):
+    tier, limit = tmp_path / "tier", 1 << 20
+    options = {"local_tier": str(tier), "local_tier_bytes": limit}
+    real = local_cache.publish
+
+    def publish_with_others(path, pieces):
+        for number in range(8):  # all have looked before, and found room
+            Path(path).with_name(f"{number:064x}").write_bytes(bytes(limit // 5))
+        real(path, pieces)
+
+    f = make(tmp_path, **options).cache(lambda x: np.full(limit // 10, x, "u1"))
+    f(1)
+    f(1)
+    f(2)
+    monkeypatch.setattr(local_cache, "publish", publish_with_others)
+    f(2)
+    assert list(tier.rglob("*"))
+    assert sum(file.stat().st_size for file in tier.rglob("*") if file.is_file()) <= limit

@@ -1,6 +1,7 @@
 """Single flight in one process: threads, nesting, forks, event loops, and a process that stalls."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
@@ -243,3 +244,63 @@ class TestSingleFlight:
         found = cached.call(3)
         assert (found[0] if isinstance(found, tuple) else found)[-1] == 3
         assert cached.check_call_in_cache(3)
+
+
+WAITER = """
+import os, sys, time
+import joblib_ext
+from joblib import Memory
+folder = sys.argv[1]
+def function(x):
+    with open(folder + "/log", "a") as log:
+        log.write("x")
+    while not os.path.exists(folder + "/go on"):
+        time.sleep(0.01)
+    return x
+function.__module__ = "work"
+options = {"wait_s": 3.0}
+cached = Memory(folder, backend="shared", verbose=0, backend_options=options).cache(function)
+print("ready", flush=True)
+sys.stdin.readline()
+assert cached(1) == 1
+"""
+
+
+@pytest.mark.timeout(120)
+def test_when_the_longest_wait_is_over_one_of_those_who_wait_computes(tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", WAITER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    waiters = [subprocess.Popen(command, **pipes) for _ in range(6)]
+    for waiter in waiters:
+        waiter.stdout.readline()
+    for waiter in waiters:
+        waiter.stdin.write("\n")
+        waiter.stdin.flush()
+    wait_for(lambda: log.exists() and log.stat().st_size >= 2)
+    time.sleep(0.5)
+    assert log.stat().st_size <= 3  # the next one goes three seconds later; a herd is here by now
+    (tmp_path / "go on").touch()
+    for waiter in waiters:
+        waiter.communicate()
+        assert waiter.returncode == 0
+
+
+def test_code_that_holds_the_interpreter_makes_later_leases_longer(memory, monkeypatch, caplog):
+    monkeypatch.setattr(leases, "_longest_s", 0.0)
+
+    def hold(x):
+        time.sleep(0.3)  # the thread that renews has begun
+        ctypes.PyDLL(None).usleep(1_500_000)
+        wait_for(lambda: leases.long_enough(0.5) > 0.5)
+        return x
+
+    assert memory.cache(hold)(1) == 1
+    assert "no lease was renewed here" in caplog.text
+    assert leases.long_enough(0.5) <= 6.0
+
+    def later(x):
+        (lease,) = leases._held.values()
+        return lease.lease_s
+
+    assert memory.cache(later)(1) > 0.5

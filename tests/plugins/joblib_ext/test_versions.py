@@ -1,5 +1,6 @@
 """Code versions share a cache, results keep their version, and the backend becomes known."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -104,6 +105,25 @@ def test_functions_of_one_name_in_one_process_do_not_mix(tmp_path):
         one.clear(warn=False)  # joblib now trusts its own table for this one
         for _ in range(3):
             assert (one(1), two(1), one(2), two(2)) == ((1, 1), (2, 1), (1, 2), (2, 2))
+
+
+def revived(memory, number, **options):
+    """Whether the first call says that results of older code are used again."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        joblib_ext.cache(memory, make(memory, number).func, **options)(1)
+    return sum("earlier version of its code" in str(each.message) for each in told)
+
+
+def test_whoever_goes_back_to_older_code_is_told_that_its_results_are_used_again(tmp_path):
+    def run(number, **options):
+        return revived(Memory(str(tmp_path), backend="shared", verbose=0), number, **options)
+
+    assert [run(1), run(1), run(2), run(2)] == [0, 0, 0, 0]
+    first, _ = sorted(tmp_path.rglob("code.json"), key=os.path.getmtime)
+    os.utime(first, (1, 1))
+    assert [run(1), run(2)] == [1, 0]
+    assert run(1, depends=[revived]) == run(1, version="1") == 0
 
 
 def test_a_nested_call_of_a_namesake_does_not_move_the_outer_result(tmp_path):

@@ -6,10 +6,9 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from joblib_ext.entries.entry import HEADER, build, is_foreign, token_of
+from joblib_ext.entries.entry import is_foreign, token_of
 from joblib_ext.entries.large_entry import FileSource, LargeEntry, Source, Verdict, judge
 from joblib_ext.entries.payload import Buffer
 from joblib_ext.settings import SharedOptions
@@ -18,7 +17,7 @@ from joblib_ext.stores.files.folders import group_of, make_own_folder, share
 from joblib_ext.stores.files.moving import AMBIGUOUS, discard, set_aside
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.layout import CODE_FILE, Layout
-from joblib_ext.stores.reader import READ, read_file
+from joblib_ext.stores.reader import READ, read_file, read_head
 from joblib_ext.stores.store import UNUSABLE, BaseStore, CodeVersion, Slot, View
 from mlops_ext.files import publish as publish_file
 from mlops_ext.files import remove, sync_directory, temp_name, write_new
@@ -112,13 +111,6 @@ class EntryFiles(BaseStore):
         except OSError:
             return True
 
-    def build(
-        self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], binding: bytes
-    ) -> tuple[list[Buffer], bytes]:
-        """An entry in pieces, joined to few writes, and its token."""
-        whole, token = build(pieces, buffers, metadata, binding, **self.options.building)
-        return _join(whole), token
-
     def publish(self, slot: Slot, pieces: Sequence[Buffer], token: bytes) -> None:
         """Put an entry at *slot*, all or nothing, in place of whatever stands there.
 
@@ -133,7 +125,7 @@ class EntryFiles(BaseStore):
         for attempt in range(1, _TRIES + 1):
             temp = folder + temp_name("entry")
             try:
-                write_new(temp, pieces, sync=self.options.sync)
+                write_new(temp, _join(pieces), sync=self.options.sync)
                 share(temp, self.group)
                 os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
             except OSError as error:
@@ -170,15 +162,7 @@ class EntryFiles(BaseStore):
     @staticmethod
     def token_at(path: str) -> bytes | None:
         """The token of the entry at *path*, from its first bytes, or None."""
-        try:
-            descriptor = os.open(path, READ)
-            try:
-                data = os.read(descriptor, HEADER.size)
-            finally:
-                os.close(descriptor)
-        except OSError:
-            return None
-        return token_of(data)
+        return token_of(read_head(path))
 
     def make_folder(self, folder: str, version: CodeVersion) -> OSError | None:
         """Make a shard, its namespace and the note of what the namespace is.

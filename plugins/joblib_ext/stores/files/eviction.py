@@ -8,14 +8,11 @@ large store are estimated from the sample, on the safe side.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-import os
 import random
-from operator import itemgetter
 
 from joblib_ext.stores.files.entry_files import EntryFiles
+from joblib_ext.stores.files.moving import discard
 from joblib_ext.stores.files.scan import entry_names, rows_in, shards, without_collector
 from joblib_ext.stores.files.trash import empty_later
 from joblib_ext.stores.limits import Limits, Row, choose
@@ -39,7 +36,8 @@ def enforce(store: EntryFiles, limits: Limits) -> int:
             victims = choose([row for folder in folders for row in rows_in(folder)], limits)
         else:
             victims = _choose_from_sample(folders, count, limits)
-        _remove(store.layout.location, victims)
+        for row in victims:
+            discard(f"{row[2]}/{row[3]}")
     return len(victims)
 
 
@@ -66,14 +64,3 @@ def _choose_from_sample(folders: list[str], count: int, limits: Limits) -> list[
             surplus_bytes = max(0.0, whole - limits.size)
             number = max(surplus, math.ceil(surplus_bytes / mean))
     return choose(rows, Limits(held - surplus_bytes, len(rows) - surplus))
-
-
-def _remove(location: str, victims: list[Row]) -> None:
-    unlink = os.unlink
-    for folder, rows in itertools.groupby(sorted(victims, key=itemgetter(2)), itemgetter(2)):
-        with contextlib.suppress(OSError), folder_below(location, folder) as descriptor:
-            for row in rows:
-                try:
-                    unlink(row[3], dir_fd=descriptor)
-                except OSError:
-                    continue  # somebody removed it meanwhile

@@ -67,15 +67,11 @@ def warn_of_writers(layout: Layout, options: SharedOptions, events: Events) -> N
     if options.sign_key is not None or options.trust_folder or os.name != "posix":
         return
     for folder in (layout.location, layout.root, layout.items):
-        try:
-            mode = os.stat(folder).st_mode  # noqa: PTH116  # a text
-        except OSError:
-            continue
-        if mode & stat.S_IWOTH:
-            events.warn_once(
-                "writers",
-                f"{folder} can be written by everybody, and reading a cached result runs what"
-                " stands there: take the right away (chmod o-w), set the backend option sign_key"
-                " to a secret of those who share it, or set trust_folder=True",
-            )
-            return
+        with contextlib.suppress(OSError):
+            if os.stat(folder).st_mode & stat.S_IWOTH:  # noqa: PTH116  # a text
+                events.warn_once(
+                    "writers",
+                    f"{folder} can be written by everybody, and reading a cached result runs what"
+                    " stands there: take the right away (chmod o-w), set the backend option"
+                    " sign_key to a secret of those who share it, or set trust_folder=True",
+                )

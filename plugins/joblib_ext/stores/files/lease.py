@@ -7,20 +7,17 @@ learns with one open what there is.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import time
 from functools import partial
 
-from joblib_ext.entries.entry import HEADER
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.lease_source import LeaseSource, source_of
 from joblib_ext.stores.files.moving import AMBIGUOUS, discard, link, set_aside
 from joblib_ext.stores.files.statx import fresh_path
 from joblib_ext.stores.leases import Lease, Refusal
-from joblib_ext.stores.reader import READ, close
+from joblib_ext.stores.reader import read_head
 from joblib_ext.stores.store import Slot
 from mlops_ext.files import TEMP_SUFFIX, temp_name
 
@@ -119,13 +116,7 @@ def resume(store: EntryFiles, slot: Slot, record: LeaseRecord) -> Lease | None:
 
 def read_record(path: str) -> LeaseRecord | None:
     """The lease at *path*, or None where there is an entry, nothing, or no answer."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, READ)
-        try:
-            return LeaseRecord.parse(os.read(descriptor, HEADER.size))
-        finally:
-            close(descriptor)
-    return None
+    return LeaseRecord.parse(read_head(path))
 
 
 def ended_name(path: str, record: LeaseRecord) -> str:

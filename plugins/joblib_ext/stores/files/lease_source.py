@@ -16,11 +16,10 @@ from joblib_ext.stores import leases
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.folders import make_own_folder, share
 from joblib_ext.stores.files.moving import AMBIGUOUS, discard
-from mlops_ext.files import temp_name
+from mlops_ext.files import temp_name, write_new
 
 # With three replies of ten lost, half as many would leave one process of 400 without a lease.
 _TRIES = 10
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 
 class LeaseSource:
@@ -64,14 +63,10 @@ class LeaseSource:
         path = f"{self._folder}/{temp_name('owner')}"
         self.former.add(self.record.token)
         self.record = own_record(self._lease_s)
-        descriptor = os.open(path, _CREATE, 0o666)
-        try:
-            os.write(descriptor, self.record.pack())
-        except OSError:
-            os.close(descriptor)
-            raise
+        write_new(path, [self.record.pack()])
         share(path, self._group)
-        self.path, self._descriptor, self._renewals = path, descriptor, 0
+        self._descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+        self.path, self._renewals = path, 0
 
     def renew(self) -> None:
         """Say that the process lives.
@@ -100,11 +95,9 @@ class LeaseSource:
 
     def close(self) -> None:
         """Take the file away: the process ends."""
-        with self._lock:
-            self._close()
-            if self.path:
-                discard(self.path)
-            self.path = ""
+        if self.path:
+            discard(self.path)
+        self.forget()
 
 
 def source_of(store: EntryFiles) -> LeaseSource:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from joblib_ext.entries.entry import HEADER, build, is_foreign, token_of
+from joblib_ext.entries.entry import HEADER, is_foreign, token_of
 from joblib_ext.entries.large_entry import LargeEntry, MemorySource, Source, Verdict, judge
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.entries.payload import Buffer
@@ -107,13 +107,6 @@ class ObjectStore(Bucket):
 
     # -- writing --------------------------------------------------------------------------------
 
-    def build(
-        self, pieces: Sequence[Buffer], buffers: int, metadata: Mapping[str, Any], binding: bytes
-    ) -> tuple[list[Buffer], bytes]:
-        """An entry in one piece, and its token."""
-        whole, token = build(pieces, buffers, metadata, binding, **self.options.building)
-        return [b"".join(whole)], token
-
     def publish(self, slot: Slot, pieces: Sequence[Buffer], token: bytes) -> None:
         """Put an entry at *slot*, in place of this process's lease where it has one.
 
@@ -123,7 +116,7 @@ class ObjectStore(Bucket):
         Raises:
             StoreError: the store refused, or did not answer.
         """
-        (data,) = pieces
+        data = b"".join(pieces)
         held = leases.held_by_this_process(slot.path)
         if not isinstance(held, ObjectLease) or len(data) > _SINGLE_PUT:
             self.client.must(self.client.put(self.object_key(slot.path), data))

@@ -15,6 +15,7 @@ from joblib._store_backends import CacheWarning
 from tests.faults.nodes import wait_for
 from tests.support.object_servers import access, anonymous_access
 
+from joblib_ext.entries.entry import build
 from mlops_ext.errors import SettingsError
 
 
@@ -179,10 +180,9 @@ def test_an_entry_without_the_signature_is_not_unpickled(make, proxy, location, 
         ]
         for size in (1, 100_000):
             runtime = other.store_backend._runtime
-            pieces, _ = runtime.store.build(
-                [pickle.dumps(Bomb()) + b"." * size], 0, {}, b"anything"
-            )
-            obstore.put(store, key, bytes(pieces[0]))
+            body = [pickle.dumps(Bomb()) + b"." * size]
+            pieces, _ = build(body, 0, {}, b"anything", **runtime.store.options.building)
+            obstore.put(store, key, b"".join(pieces))
             assert make(sign_key="team").cache(f)(1) == 2
     assert counted.calls == 3
 

@@ -148,6 +148,22 @@ def test_workers_of_dask_share_one_cache(shared, tmp_path):
     assert len(computations(tmp_path)) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_of_ray_share_one_cache(shared, tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+    log = tmp_path / "log"
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    environ = {name: os.environ[name] for name in names} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": environ})
+    try:
+        run = ray.remote(square)
+        assert ray.get([run.remote(shared, log, 7) for _ in range(6)]) == [49] * 6
+    finally:
+        ray.shutdown()
+    assert len(computations(tmp_path)) == 1
+
+
 def test_the_commands_take_a_url(make, proxy, location, monkeypatch):
     options = access(proxy.address)
     cached = make().cache(abs)
