@@ -209,11 +209,6 @@ class SharedOptions:
         return self.durability == "fsync"
 
     @property
-    def has_limits(self) -> bool:
-        """Whether something is to be kept in the background."""
-        return any((self.max_bytes, self.max_age, self.keep_versions))
-
-    @property
     def key_missing(self) -> bool:
         """Whether the store is signed and this process has not found the key."""
         return self.secrets_id.startswith(_SIGNED) and self.sign_key is None

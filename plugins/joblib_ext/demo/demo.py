@@ -21,11 +21,9 @@ def demo() -> Iterator[Event]:
 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        cold = f"{_PROCESSES} processes on a cold function"
-        other = f"results from the other code version, of {2 * _CALLS}"
         for what, measure, wanted in (
-            (f"computations, {cold}", _computations, 1),
-            (other, _wrong_versions, 0),
+            (f"computations, {_PROCESSES} processes on a cold function", _computations, 1),
+            (f"results from the other code version, of {2 * _CALLS}", _wrong_versions, 0),
         ):
             yield Progress(text=what)
             before, after = (measure(base, backend) for backend in ("local", "shared"))

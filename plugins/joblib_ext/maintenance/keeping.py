@@ -22,7 +22,8 @@ class Keeper:
     def __call__(self) -> None:
         """Something was written."""
         now = time.monotonic()
-        if now >= self._next and self._store.options.has_limits:
+        given = self._store.options
+        if now >= self._next and any((given.max_bytes, given.max_age, given.keep_versions)):
             self._next = now + _EVERY_S
             threading.Thread(target=self._run, name="mlops-ext-limits", daemon=True).start()
 

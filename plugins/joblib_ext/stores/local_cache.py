@@ -53,7 +53,8 @@ class LocalCache:
         path = slot.path
         if not self._is_safe:
             return self._store.look(slot)
-        copy = slot.at(self._copy_of(path))
+        name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
+        copy = slot.at(f"{self._folder}/{name[:2]}/{name}")
         local = self._open_copy(copy)
         if local is not None and self._is_current(path, local.header.token):
             return local
@@ -104,10 +105,6 @@ class LocalCache:
                 self._checked.clear()
             self._checked[path] = token, time.monotonic()
         return True
-
-    def _copy_of(self, path: str) -> str:
-        name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{self._folder}/{name[:2]}/{name}"
 
     def _open_copy(self, copy: Slot) -> Entry | LargeEntry | None:
         """A local copy; a damaged one is dropped, not reported: the original is there."""

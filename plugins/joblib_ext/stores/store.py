@@ -148,9 +148,8 @@ class BaseStore(abc.ABC):
 
     def versions(self, func_id: str) -> list[CodeVersion]:
         """All versions of *func_id* that the store has."""
-        return [
-            self.version(func_id, name) for name in self.names_in(self.layout.function(func_id))
-        ]
+        names = self.names_in(self.layout.function(func_id))
+        return [self.version(func_id, name) for name in names]
 
     def note_version(self, version: CodeVersion) -> None:
         """Say, for people, what a namespace is."""

@@ -8,8 +8,11 @@ large store are estimated from the sample, on the safe side.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from itertools import groupby
+from operator import itemgetter
 
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.moving import discard
@@ -36,8 +39,10 @@ def enforce(store: EntryFiles, limits: Limits) -> int:
             victims = choose([row for folder in folders for row in rows_in(folder)], limits)
         else:
             victims = _choose_from_sample(folders, count, limits)
-        for row in victims:
-            discard(f"{row[2]}/{row[3]}")
+        for folder, rows in groupby(sorted(victims, key=itemgetter(2)), itemgetter(2)):
+            with contextlib.suppress(OSError), folder_below(store.layout.location, folder) as open_:
+                for row in rows:
+                    discard(row[3], open_)
     return len(victims)
 
 

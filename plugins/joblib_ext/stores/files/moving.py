@@ -64,7 +64,7 @@ def link(origin: str, place: str, is_own: Callable[[str], bool], events: Events)
     return None
 
 
-def discard(path: str) -> None:
-    """Remove a file, if it is there and can be removed."""
+def discard(path: str, parent: int | None = None) -> None:
+    """Remove a file, if it is there and can be removed; relative to *parent* if one is given."""
     with contextlib.suppress(OSError):
-        os.unlink(path)  # noqa: PTH108  # a text
+        os.unlink(path, dir_fd=parent)

@@ -54,15 +54,12 @@ class ObjectLease(Lease):
         """Say that the owner lives."""
         with self.lock:
             if self.held and not self.lost:
-                answer = self._count_up(self.record.lease_ms)
+                answer = self.count_up(self.record.lease_ms)
                 if answer is Answer.TAKEN or answer is Answer.MISSING:
                     self.lost = self._is_mine() is False
 
-    def extend(self, lease_s: float) -> None:
-        """Ask for a longer lease, for a transfer during which it cannot be renewed."""
-        self._count_up(int(lease_s * 1000))
-
-    def _count_up(self, lease_ms: int) -> object:
+    def count_up(self, lease_ms: int) -> object:
+        """Renew it for *lease_ms*: longer before a transfer, when it cannot be renewed."""
         self.record = replace(self.record, renewals=self.record.renewals + 1, lease_ms=lease_ms)
         return self._swap(self.record)
 

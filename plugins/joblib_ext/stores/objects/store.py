@@ -123,7 +123,7 @@ class ObjectStore(Bucket):
         else:
             with held.lock:
                 if len(data) > _LONG_PUT:
-                    held.extend(held.lease_s + len(data) / _SLOWEST)
+                    held.count_up(int(1000 * (held.lease_s + len(data) / _SLOWEST)))
                 self._swap_in(slot.path, data, token, held.tag)
         if slot.version.folder not in self._noted:  # nobody but people needs it: once a process
             self._noted.add(slot.version.folder)
