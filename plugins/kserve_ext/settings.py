@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mlops_ext.errors import SettingsError, UnknownSettingError
 from mlops_ext.settings import Resolved, environment, resolve
@@ -129,7 +129,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             continue
         text = f"{helps.get(name, name)} (mlops-ext; default {getattr(defaults, name)})."
         names = (flag, f"--{flag[2:].replace('_', '-')}")
-        kind = {"type": float} if name in _TIMES else {"choices": get_args(SecondSignal)}
+        kind: Any = {"type": float} if name in _TIMES else {"choices": get_args(SecondSignal)}
         parser.add_argument(*names, dest=flag[2:], help=text, **kind)
 
 

@@ -13,7 +13,7 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 from kserve_ext.endpoints import channelz
 from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED, SEEN
 from kserve_ext.shutdown.drain import Drain, Endpoint
-from kserve_ext.shutdown.models import loaded_anew
+from kserve_ext.shutdown.models import until_loaded
 
 READINESS = frozenset({"ServerReady", "ModelReady"})
 MANAGEMENT = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
@@ -140,7 +140,7 @@ class GrpcEndpoint(Endpoint):
                 drain.bystanders.add(task)
             try:
                 if drain.reloads and is_request:
-                    await loaded_anew(drain, getattr(request, "model_name", "").__eq__)
+                    await until_loaded(drain, getattr(request, "model_name", "").__eq__)
                 response = await inner(request, context)
                 if asks_readiness and drain.ending:
                     response.ready = False

@@ -60,7 +60,7 @@ async def load_anew(repository: Any, name: str, upstream: Callable[[], Awaitable
         await drain.reloads[name].wait()
     is_served = drain is not None and name in repository.get_models()
     # KServe's own repository loads nothing: it leaves that to subclasses.
-    is_own = type(repository).load.__module__ == "kserve.model_repository"
+    is_own = repository.load.__module__ == "kserve.model_repository"
     if drain is None or not is_served or is_own or not drain.settings.unload_s:
         await upstream()
         return
@@ -73,8 +73,8 @@ async def load_anew(repository: Any, name: str, upstream: Callable[[], Awaitable
         loaded.set()
 
 
-async def loaded_anew(drain: Drain, concerns: Callable[[str], bool]) -> None:
-    """Wait until no model that *concerns* a request is being loaded anew."""
+async def until_loaded(drain: Drain, concerns: Callable[[str], bool]) -> None:
+    """Wait until no model that *concerns* a request is being loaded."""
     for name, loaded in list(drain.reloads.items()):
         if concerns(name):
             await loaded.wait()
@@ -87,7 +87,7 @@ async def _answered(drain: Drain) -> None:
     requests.difference_update(drain.bystanders, {asyncio.current_task()})
     late = (await asyncio.wait(requests, timeout=limit_s))[1] if requests else ()
     if late:
-        log.warning("unload: %d requests in flight after %.1f s", len(late), limit_s)
+        log.warning("repository: %d requests in flight after %.1f s", len(late), limit_s)
 
 
 def _copies() -> list[dict[str, Any]]:
