@@ -443,6 +443,36 @@ def test_code_of_a_class_that_runs_while_it_is_changed_may_wait_for_another_patc
     other.revert()
 
 
+def test_a_thread_waits_while_another_one_changes_the_same_place(framework, monkeypatch):
+    """And then shares the patch: two that change it at once would each count on its own."""
+    inside, waits = threading.Event(), threading.Event()
+
+    class Told(threading.Event):
+        def wait(self, timeout=None):
+            waits.set()
+            return super().wait(timeout)
+
+    def hold():
+        inside.set()
+        assert waits.wait(60)
+
+    framework.Careful = Careful("Careful", (), {"run": framework.Server.run})
+    monkeypatch.setattr(patching, "threading", types.SimpleNamespace(Event=Told))
+    first, second = (patch_set(make("fw_sample:Careful.run")) for _ in range(2))
+    monkeypatch.setattr(Careful, "during", hold)
+    thread = threading.Thread(target=first.apply)
+    thread.start()
+    assert inside.wait(60)
+    found = [report.outcome for report in second.apply()]
+    waits.set()
+    thread.join()
+    assert found == [Outcome.ALREADY]
+    assert [r.outcome for r in first.revert()] == [Outcome.KEPT]
+    assert framework.Careful().run() == "patched original"
+    assert [r.outcome for r in second.revert()] == [Outcome.REVERTED]
+    assert framework.Careful().run() == "original"
+
+
 def test_leaving_a_block_reports_a_conflict_unless_an_error_is_on_its_way(framework, caplog):
     with pytest.raises(PatchConflictError, match="undo that first"), patch_set(make()):
         framework.Server.run = lambda _: "foreign"
