@@ -13,7 +13,7 @@ EXAMPLES = [
     errors.MlopsExtError("as it is"),
     errors.SettingsError("memory.growth", 0.5, "more than 1"),
     errors.TopologyError("slots", -1, "a whole number"),
-    errors.InvalidSettingsError("memory", ["growth"], "growth = 0.5: expected more than 1"),
+    errors.InvalidSettingsError("memory", ["growth"], "growth = 0.5: expected 1 or more"),
     errors.UnknownSettingError("tool.mlops-ext.x", "temp_dirs", ["temp_dir"]),
     errors.QuantityError("3GB", "no B"),
     errors.HistoryError("/data/history.sqlite", "locked"),

@@ -326,7 +326,7 @@ def test_a_value_that_the_section_refuses_is_told_in_the_section_s_words(project
     folder = project("[tool.mlops-ext.memory]\ngrowth = 0.5\n")
     with pytest.raises(SettingsError) as caught:
         load(MemorySettings, "memory", environ={}, directory=folder)
-    assert str(caught.value) == ("memory cannot be used: memory.growth = 0.5: expected more than 1")
+    assert str(caught.value) == ("memory cannot be used: memory.growth = 0.5: expected 1 or more")
 
 
 def test_a_size_that_cannot_be_read_is_told_in_its_own_words(project):

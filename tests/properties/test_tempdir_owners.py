@@ -42,6 +42,7 @@ WHOLE = b'{"owner": {"host": "a", "boot": "", "namespaces": "", "pid": 1, "start
 @example(WHOLE.replace(b"boot", b"other"))
 @example(WHOLE.replace(b'"directory": "d"', b'"inode": 1'))
 @example(WHOLE[:-1])
+@example(b"[" * 4096)
 def test_nonsense_is_no_marker(text):
     assert Marker.read(text) is None
     assert Marker.read(WHOLE) is not None

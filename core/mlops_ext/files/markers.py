@@ -48,7 +48,7 @@ class Marker:
         """The marker that `dump` wrote; None if the text is incomplete or foreign."""
         try:
             return decode(cls, json.loads(text))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return None
 
 

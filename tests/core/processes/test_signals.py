@@ -61,7 +61,7 @@ def test_a_forked_child_of_pid_1_has_the_default_again():
     script = """
 child = os.fork()
 if child == 0:
-    sum(range(10 ** 12))  # one long call of C
+    sum(range(10 ** 9))  # one call of C that takes many seconds, and has an end
 time.sleep(0.5)
 os.kill(child, signal.SIGTERM)
 _, status = os.waitpid(child, 0)
