@@ -22,20 +22,18 @@ if TYPE_CHECKING:
     from zenml.stack import Stack
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_RESIZE_MINOR, _OLDEST_MINOR = 33, 26
-"""Minor versions of Kubernetes 1 that resize pods, and that end Jobs by a failure policy."""
+_RESIZE_MINOR = 33
+"""The minor version from which Kubernetes 1 can resize pods."""
 _RIGHTS = (
-    ("create get list patch delete", "jobs.batch", "", "run steps"),
-    ("get list", "pods", "", "see how steps end"),
-    ("create list", "events", "", "say why a step waits"),
-    ("list", "limitranges", "", "stay below a LimitRange"),
-    ("list", "resourcequotas", "", "stay below a quota"),
-    ("list", "nodes", "cluster", "fail at once what no node can run"),
-    ("list", "pods", "cluster", "count what DaemonSets use"),
+    ("create get list patch delete", "jobs.batch", "", "run steps", problem),
+    ("get list", "pods", "", "see how steps end", problem),
+    ("create list", "events", "", "say why a step waits", note),
+    ("list", "limitranges", "", "stay below a LimitRange", note),
+    ("list", "resourcequotas", "", "stay below a quota", note),
+    ("list", "nodes", "cluster", "fail at once what no node can run", note),
+    ("list", "pods", "cluster", "count what DaemonSets use", note),
 )
-"""Verbs, resource, "cluster" if they are for all namespaces, and what they are for."""
-_NEEDED = 2
-"""Steps do not run without the first two."""
+"""Verbs, resource, "cluster" if for all namespaces, what for, and what it is to lack them."""
 _PATIENCE_S, _PIP_S = 3.0, 120.0
 
 
@@ -67,30 +65,26 @@ def check(stack: Stack) -> Iterator[Finding]:
 def _component(component: SupervisedSteps) -> Iterator[Finding]:
     config: Any = component.config
     api, kind = component.kube_api(), component.type.value.replace("_", "-")
-    set_ = f"zenml {kind} update {component.name}"
     minor = int("".join(filter(str.isdigit, api.call("GET", "/version")["minor"])))
     version = f"Kubernetes 1.{minor}"
-    if minor < _OLDEST_MINOR:
-        advice = f"upgrade to 1.{_OLDEST_MINOR} or later"
-        yield problem("version", f"{version} cannot end a Job by exit code", advice)
-    elif minor < _RESIZE_MINOR and config.in_place:
-        yield note("version", f"{version} cannot resize a pod", f"{set_} --in_place=False")
+    if minor < _RESIZE_MINOR and config.in_place:
+        update = f"zenml {kind} update {component.name} --in_place=False"
+        yield note("version", f"{version} cannot resize a pod", update)
     else:
         yield good("version", f"{version} is recent enough")
     account = config.service_account_name or ""
     own = account if kind == "orchestrator" else ""
-    for number, (verbs, resource, scope, purpose) in enumerate(_RIGHTS):
-        level = problem if number < _NEEDED else note
-        yield _right(api, verbs, resource, scope, purpose, own, level)
+    for row in _RIGHTS:
+        yield _right(api, own, *row)
     step = getattr(config, "step_pod_service_account_name", None) or account or "default"
     if config.in_place and minor >= _RESIZE_MINOR:
-        yield _right(api, "patch", "pods/resize", "", "grow in place", step, note)
+        yield _right(api, step, "patch", "pods/resize", "", "grow in place", note)
     needed = Quantity.parse(getattr(config, "orchestrator_memory", None) or ORCHESTRATOR_MEMORY)
     yield from _sizes(api, needed)
 
 
 def _right(
-    api: KubeApi, verbs: str, resource: str, scope: str, purpose: str, account: str, level: Any
+    api: KubeApi, account: str, verbs: str, resource: str, scope: str, purpose: str, level: Any
 ) -> Finding:
     """Whether *account*, or whoever asks if it is "", may do what is needed."""
     name, where = f"rights {resource}{' everywhere' if scope else ''}", api.namespace
@@ -119,9 +113,8 @@ def _may(api: KubeApi, verb: str, resource: str, scope: str, user: str) -> bool:
     name, _, sub = name.partition("/")
     place = {} if scope else {"namespace": api.namespace}
     asked = {"verb": verb, "resource": name, "group": group, "subresource": sub, **place}
-    spec = {"spec": {"resourceAttributes": asked}}
-    kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
-    return bool(api.call("POST", _REVIEWS, {**kind, **spec}, as_user=user)["status"]["allowed"])
+    answer = api.call("POST", _REVIEWS, {"spec": {"resourceAttributes": asked}}, as_user=user)
+    return bool(answer["status"]["allowed"])
 
 
 def _sizes(api: KubeApi, needed: Quantity) -> Iterator[Finding]:

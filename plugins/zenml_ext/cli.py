@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
     from zenml_ext.memory.report import StepMemory
+    from zenml_ext.settings import OomSettings
 
 _PATIENCE_S = 3.0
 """For a server that is there to say so."""
+_COLUMNS = ("run", "step", "#", "limit", "peak", "", "outcome", "seconds", "lost", "node")
+_FIGURES = frozenset({"#", "limit", "peak", "seconds", "lost"})
 _BAR = 20
 """Columns of the bar that shows an attempt's peak beside the largest."""
 _RUNS = 20
@@ -45,14 +48,13 @@ def register() -> None:
     client = _client()
     from zenml_ext import flavors
 
-    good = {flavors.Known.NEW, flavors.Known.SAME, flavors.Known.UPDATED}
     usable = []
     tried = list(flavors.register(client))
     for found in tried:
         detail = f" ({found.detail})" if found.detail else ""
         name = found.name if found.kind == "orchestrator" else f"{found.name} (step operator)"
         click.echo(f"{name}: {found.outcome.value}{detail}")
-        if found.outcome in good:
+        if found.outcome not in {flavors.Known.MISSING, flavors.Known.FOREIGN}:
             usable.append(found)
     for name in [one.name for one in usable if one.kind == "orchestrator"]:
         steps = flavors.next_steps(client, name)
@@ -158,7 +160,8 @@ def _runs(client: Any, run: str | None, pipeline: str | None) -> list[PipelineRu
             pipeline=pipeline, sort_by="desc:created", size=_RUNS, hydrate=True
         )
         if not page.total:
-            raise UnknownNameError("pipeline with runs", pipeline, _pipelines(client))
+            known = [one.name for one in client.list_pipelines(size=50)]
+            raise UnknownNameError("pipeline with runs", pipeline, known)
         return list(reversed(page.items))
     if run:
         try:
@@ -170,10 +173,6 @@ def _runs(client: Any, run: str | None, pipeline: str | None) -> list[PipelineRu
     if not page.total:
         raise MlopsExtError("there is no run yet; run a pipeline, then ask again")
     return list(page.items)
-
-
-def _pipelines(client: Any) -> list[str]:
-    return [p.name for p in client.list_pipelines(size=50)]
 
 
 def _steps(client: Any, run: PipelineRunResponse) -> Iterator[StepMemory]:
@@ -204,54 +203,32 @@ def _next_plan(run: PipelineRunResponse, name: str, node: str) -> Any:
     Runs of local_oom on this machine are in its history, which that flavor plans from; all others
     are planned from what ZenML's server knows.
     """
+    from zenml.stack import Stack
+
     from mlops_ext.memory import Caps
+    from zenml_ext.entrypoint import operator_of
     from zenml_ext.memory import policy
     from zenml_ext.memory.history import plan_from_server
-    from zenml_ext.settings import OomSettings
 
     try:
-        snapshot = run.snapshot
-        if snapshot is None:
-            return None
-        step = snapshot.step_configurations[name]
-        flavors, raw = _settings_of(run, step)
-        known = {field: raw[field] for field in OomSettings.model_fields if field in raw}
+        snapshot: Any = run.snapshot
+        model: Any = run.stack
+        step, stack = snapshot.step_configurations[name], Stack.from_model(model)
+        has_operator = bool(step.config.step_operator)
+        component = operator_of(stack, step) if has_operator else stack.orchestrator
         facts = policy.StepFacts(
             name=name,
-            pipeline=run.pipeline.name if run.pipeline else "",
+            pipeline=snapshot.pipeline_configuration.name,
             step=step,
-            settings=OomSettings.model_validate(known),
+            settings=cast("OomSettings", component.get_settings(step)),
         )
         features = policy.features_of(run.id, step)
-        if flavors == {"local_oom"} and node == socket.gethostname():
+        if component.flavor == "local_oom" and node == socket.gethostname():
             return facts.plan(facts.policy, features, Caps(max_memory=facts.max_memory))
         return plan_from_server(facts, features)
     except Exception:  # an old run may lack any of this; the table goes on without the line
         logging.getLogger(__name__).debug("no plan for step %s", name, exc_info=True)
         return None
-
-
-def _settings_of(run: PipelineRunResponse, step: Any) -> tuple[set[str], dict[str, Any]]:
-    """Flavors of what runs the step in its stack, and its settings: registered ones, then its own.
-
-    Their key is ``orchestrator:NAME``, in older versions ``orchestrator.FLAVOR``.
-    """
-    operator = step.config.step_operator
-    kind = "step_operator" if operator else "orchestrator"
-    known = {} if run.stack is None else run.stack.components
-    components = [
-        one
-        for found in known.values()
-        for one in found
-        if one.type.value == kind and operator in {None, False, True, one.name}
-    ]
-    raw: dict[str, Any] = {}
-    for component in components:
-        raw |= component.configuration
-    for key, values in step.config.settings.items():
-        if key.replace(".", ":").partition(":")[0] == kind:
-            raw |= dict(values)
-    return {str(one.flavor_name) for one in components}, raw
 
 
 def _show(steps: list[StepMemory], picture: Path | None) -> None:
@@ -265,32 +242,16 @@ def _show(steps: list[StepMemory], picture: Path | None) -> None:
         raise MlopsExtError(
             "no step of it has a recorded attempt; only runs on local_oom and kubernetes_oom have"
         )
-    runs = {step.run for step in steps}
-    title = f"Memory by attempt, run {runs.pop()}" if len(runs) == 1 else "Memory by attempt"
-    table = Table(title=title, title_justify="left")
-    columns = ("run",) * bool(runs) + (
-        "step",
-        "#",
-        "limit",
-        "peak",
-        "",
-        "outcome",
-        "seconds",
-        "lost",
-    )
-    for column in (*columns, "node"):
-        right = column in {"#", "limit", "peak", "seconds", "lost"}
-        table.add_column(column, justify="right" if right else "left")
+    table = Table(title="Memory by attempt", title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column in _FIGURES else "left")
     attempts = [attempt for step in steps for attempt in step.attempts]
     most = max(max(one.memory or 0, one.peak or 0) for one in attempts)
-    total, lost = 0.0, 0.0
     for step in steps:
-        total += waste(step.attempts)
         for attempt in step.attempts:
-            lost += attempt.lost_s
             color = "green" if attempt.completed else "red"
             table.add_row(
-                *((step.run,) if runs else ()),
+                step.run,
                 step.step,
                 str(attempt.number),
                 attempt.memory.human if attempt.memory else "none",
@@ -303,6 +264,7 @@ def _show(steps: list[StepMemory], picture: Path | None) -> None:
             )
     console = Console(record=picture is not None)
     console.print(table)
+    total, lost = waste(attempts), sum(attempt.lost_s for attempt in attempts)
     console.print(f"Given and not needed: {total:.4g} GB-hours. Work lost: {lost:.1f} s.")
     for step in {s.step: s for s in steps}.values():
         if step.following is not None:

@@ -55,17 +55,6 @@ class ResumingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
         """The parent's options; the step run's id may be left out."""
         return {**super().get_entrypoint_options(), STEP_RUN_ID_OPTION: False}
 
-    @classmethod
-    def get_entrypoint_arguments(cls, **kwargs: Any) -> list[str]:
-        """The parent's arguments, with the id of the step run to resume if there is one."""
-        if kwargs.get(STEP_RUN_ID_OPTION):
-            return super().get_entrypoint_arguments(**kwargs)
-        # The parent insists on an id, its own parent does not know of one.
-        arguments: list[str] = super(
-            StepOperatorEntrypointConfiguration, cls
-        ).get_entrypoint_arguments(**kwargs)
-        return arguments
-
     @property
     def step(self) -> Step:
         """The step: from the step run in a dynamic pipeline, else from the snapshot."""
@@ -116,11 +105,14 @@ class ResumingEntrypointConfiguration(StepOperatorEntrypointConfiguration):
 
 def _wait_for_operator(found: StepRunResponse, step: Step) -> None:
     """Wait for the step operator's pod, which outlives the process that waited for it before."""
-    stack, name = Client().active_stack, step.config.step_operator
-    operators = getattr(stack, "step_operators", {})  # a stack has one in older versions
-    operator: Any = operators.get(name, stack.step_operator)
+    operator = operator_of(Client().active_stack, step)
     status = operator.wait(found)
     if not status.is_successful:
         raise RuntimeError(f"Step {found.name} ended with status {status.value}.")
     if getattr(step.config, "command", None) is not None:  # nobody else publishes a command's end
         publish_utils.publish_successful_step_run(step_run_id=found.id, output_artifact_ids={})
+
+
+def operator_of(stack: Any, step: Step) -> Any:
+    """The step operator of *stack* that runs *step*; a stack has but one in older versions."""
+    return getattr(stack, "step_operators", {}).get(step.config.step_operator, stack.step_operator)

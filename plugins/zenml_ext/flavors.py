@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zenml.client import Client
@@ -80,7 +80,7 @@ def next_steps(client: Client, flavor: str) -> list[str]:
     from zenml.enums import StackComponentType as Kind
 
     active = client.active_stack_model.components.get(Kind.ORCHESTRATOR, ())
-    if any(_flavor_name(one) == flavor for one in active):
+    if any(one.flavor_name == flavor for one in active):
         return []
     is_remote = flavor == "kubernetes_oom"
     context = " --kubernetes_context=CONTEXT" if is_remote else ""
@@ -90,7 +90,7 @@ def next_steps(client: Client, flavor: str) -> list[str]:
         known = [
             one.name
             for one in client.list_stack_components(type=Kind(kind.replace("-", "_")))
-            if (_flavor_name(one) == flavor if kind == "orchestrator" else not _is_local(one))
+            if (one.flavor_name == flavor if kind == "orchestrator" else not _is_local(one))
         ]
         name = known[0] if known else f"{flavor}_{kind}"
         if not known:
@@ -99,12 +99,6 @@ def next_steps(client: Client, flavor: str) -> list[str]:
     return [*steps, f"zenml stack register {flavor}_stack {' '.join(options)} --set"]
 
 
-def _is_local(component: object) -> bool:
+def _is_local(component: Any) -> bool:
     """Whether pods cannot reach it: an artifact store on this machine."""
-    kind = getattr(getattr(component, "type", None), "value", "")
-    return str(kind) == "artifact_store" and _flavor_name(component) == "local"
-
-
-def _flavor_name(component: object) -> str:
-    name = getattr(component, "flavor_name", None)
-    return str(name) if name is not None else str(getattr(component, "flavor", ""))
+    return bool(component.type.value == "artifact_store" and component.flavor_name == "local")

@@ -8,12 +8,19 @@ dashboard.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from mlops_ext.errors import MlopsExtError, nearest
@@ -25,29 +32,54 @@ VolumeKind = Literal["emptyDir", "ephemeral", "claim", "hostPath"]
 
 _MAX_RETRIES = 20
 """Twenty doublings are a factor of a million: more is a slip of the keyboard."""
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_BELONGS = {
+    "size_limit": "emptyDir or ephemeral",
+    "medium": "emptyDir",
+    "storage_class": "ephemeral",
+    "claim_name": "claim",
+    "host_path": "hostPath",
+}
+"""Each option of a volume, and the kinds that have it."""
+
+
+def _sized(value: str) -> str:
+    if not Quantity.parse(value):
+        raise ValueError("expected more than 0")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
+        return value
+    raise ValueError("temp_dir: expected an absolute path, such as /scratch")
+
+
+Size = Annotated[str, AfterValidator(_sized)]
+"""A size of at least one byte, as it was written."""
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+ClaimName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
 class TempDir(BaseModel):
     """Where a step keeps its temporary files; a plain path is enough on one machine."""
 
-    path: str
+    path: AbsolutePath
     """Absolute path of the directory. TMPDIR is set to it, and it is made and written to before the
     step starts."""
     volume: VolumeKind | None = None
     """Kubernetes only: the volume to mount at the path. emptyDir: the node's disk or memory;
     ephemeral: a claim that lives as long as the pod; claim: an existing claim, named in claim_name;
     hostPath: a directory of the node, named in host_path. Unset: the path is the image's own."""
-    size_limit: str | None = None
+    size_limit: Size | None = None
     """Size of the volume, as a Kubernetes quantity such as 20Gi: the limit of an emptyDir, the
     request of an ephemeral claim (required there)."""
     medium: Literal["", "Memory"] = ""
     """Medium of an emptyDir. Memory: a tmpfs, which counts against the step's memory limit."""
     storage_class: str | None = None
     """Storage class of an ephemeral claim; unset: the default one."""
-    claim_name: str | None = None
+    claim_name: ClaimName | None = None
     """Name of the existing claim, for volume=claim."""
-    host_path: str | None = None
+    host_path: AbsolutePath | None = None
     """Absolute path on the node, for volume=hostPath."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -65,42 +97,12 @@ class TempDir(BaseModel):
             return cls(path=text)
         return super().model_validate_json(json_data, **options)
 
-    @field_validator("path", "host_path")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        if value is None or PurePosixPath(value).is_absolute():
-            return value
-        if PureWindowsPath(value).is_absolute():
-            return value
-        raise ValueError("temp_dir: expected an absolute path, such as /scratch")
-
-    @field_validator("size_limit")
-    @classmethod
-    def _size(cls, value: str | None) -> str | None:
-        return checked_size(value)
-
-    @field_validator("claim_name")
-    @classmethod
-    def _claim(cls, value: str | None) -> str | None:
-        if value is not None and not _NAME.fullmatch(value):
-            raise ValueError("expected the name of a PersistentVolumeClaim, such as my-claim")
-        return value
-
     @model_validator(mode="after")
     def _fits(self) -> Self:
         """Each option belongs to one kind of volume; a kind that needs one must have it."""
-        belongs: Mapping[str, tuple[VolumeKind, ...]] = {
-            "size_limit": ("emptyDir", "ephemeral"),
-            "medium": ("emptyDir",),
-            "storage_class": ("ephemeral",),
-            "claim_name": ("claim",),
-            "host_path": ("hostPath",),
-        }
-        for name, kinds in belongs.items():
-            if getattr(self, name) and self.volume not in kinds:
-                raise ValueError(
-                    f"{name} is for volume={' or '.join(kinds)}, found volume={self.volume}"
-                )
+        for name, kinds in _BELONGS.items():
+            if getattr(self, name) and self.volume not in kinds.split(" or "):
+                raise ValueError(f"{name} is for volume={kinds}, found volume={self.volume}")
         needs = {"claim": "claim_name", "hostPath": "host_path", "ephemeral": "size_limit"}
         needed = needs.get(self.volume or "")
         if needed and not getattr(self, needed):
@@ -113,11 +115,11 @@ class OomSettings(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    memory: str | None = None
+    memory: Size | None = None
     """Memory limit of a step's first attempt, as a Kubernetes quantity such as 600Mi or 2G. Unset:
     from ResourceSettings(memory=…). With the policy history, what the step's earlier runs needed
     comes before both."""
-    max_memory: str | None = None
+    max_memory: Size | None = None
     """No attempt gets more than this (a Kubernetes quantity). Unset: as much as the largest node
     has."""
     oom_retries: int = Field(default=4, ge=0, le=_MAX_RETRIES)
@@ -151,11 +153,6 @@ class OomSettings(BaseModel):
                     raise ValueError(f"{name} is no setting; did you mean {near}?")
         return data
 
-    @field_validator("memory", "max_memory")
-    @classmethod
-    def _memory(cls, value: str | None) -> str | None:
-        return checked_size(value)
-
     @field_validator("memory_policy")
     @classmethod
     def _policy(cls, value: str | None) -> str | None:
@@ -176,12 +173,3 @@ class OomSettings(BaseModel):
         if memory and max_memory and memory > max_memory:
             raise ValueError(f"memory = {self.memory} is more than max_memory = {self.max_memory}")
         return self
-
-
-def checked_size(value: str | None) -> str | None:
-    """*value* as it stands, once it is known to be a size of at least one byte."""
-    if value is None:
-        return None
-    if not Quantity.parse(value):
-        raise ValueError("expected more than 0")
-    return value

@@ -55,7 +55,6 @@ def retry_call(
     *,
     refresh: Callable[[], None] = lambda: None,
     sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
 ) -> T:
     """What *call* returns, tried again for five minutes while its error is transient.
 
@@ -63,7 +62,6 @@ def retry_call(
         call: the request.
         refresh: called after a 401, to read the token again.
         sleep: waits.
-        clock: seconds.
     """
 
     def on_retry(error: Exception, pause_s: float) -> None:
@@ -78,7 +76,6 @@ def retry_call(
         on_retry=on_retry,
         total_s=_RETRY_S,
         sleep=sleep,
-        clock=clock,
     )
 
 
@@ -132,7 +129,7 @@ class KubeApi:
 
     def call(
         self, method: str, path: str, body: Any = None, *, as_user: str = "", **query: str
-    ) -> Any:
+    ) -> Manifest:
         """The JSON that the API server answers; *as_user*: asked on behalf of that user."""
         patch = "application/strategic-merge-patch+json"
         kind = {"Content-Type": patch if method == "PATCH" else "application/json"}
@@ -148,12 +145,12 @@ class KubeApi:
             _preload_content=False,
             _request_timeout=self._timeout_s,
         )
-        return json.loads(answer.data)
+        found: Manifest = json.loads(answer.data)
+        return found
 
     def job(self, name: str) -> Manifest:
         """A Job as the API server has it."""
-        found: Manifest = self.call("GET", self._path("jobs", name))
-        return found
+        return self.call("GET", self._path("jobs", name))
 
     def jobs(self, selector: str) -> list[Manifest]:
         """The Jobs that a label selector picks."""
@@ -161,8 +158,7 @@ class KubeApi:
 
     def pod(self, name: str) -> Manifest:
         """A pod."""
-        found: Manifest = self.call("GET", self._path("pods", name))
-        return found
+        return self.call("GET", self._path("pods", name))
 
     def pods_of(self, job: str) -> list[Manifest]:
         """The pods of a Job."""
@@ -180,14 +176,13 @@ class KubeApi:
         the Job, and so may have an orchestrator pod that died before it could say so.
         """
         try:
-            found: Manifest = self.call("POST", self._path("jobs"), dict(manifest))
+            return self.call("POST", self._path("jobs"), dict(manifest))
         except ApiException as error:
             if error.status != _CONFLICT:
                 raise
             with _unless_gone():
                 return self.job(manifest["metadata"]["name"])
             raise  # a conflict of another kind
-        return found
 
     def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
         """Patch a Job; one that is gone needs none."""

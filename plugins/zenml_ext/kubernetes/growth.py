@@ -11,7 +11,7 @@ import enum
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 from mlops_ext.memory import InPlace, Quantity
 from zenml_ext.memory.cgroup import MemoryReading
@@ -61,35 +61,20 @@ class ResizeAnswer:
     pending: str = ""
 
 
-class Resizer(Protocol):
-    """What asks for a new limit; nothing of it raises."""
-
-    def resize(self, limit: Quantity) -> ResizeAnswer:
-        """Ask for *limit*."""
-        ...
-
-    def look(self) -> ResizeAnswer:
-        """Ask for nothing: what has become of the last wish."""
-        ...
-
-    def withdraw(self, limit: Quantity) -> ResizeAnswer:
-        """Be content with *limit*, which is the present one."""
-        ...
-
-
 @dataclass(slots=True, kw_only=True)
 class Growth:
     """Decides when to ask for more, and remembers what came of it.
 
     Attributes:
         rule: when and by how much to grow; None: never.
-        resizer: None where this process cannot ask.
+        resizer: asks, and never raises: `zenml_ext.kubernetes.resize.PodResizer`; None where this
+            process cannot ask.
         resizes_s: for each wish the seconds until it took effect; `NEVER_S` for one withdrawn.
         stopped: why it asks no more, or "".
     """
 
     rule: InPlace | None
-    resizer: Resizer | None
+    resizer: Any
     resizes_s: list[float] = field(default_factory=list)
     stopped: str = ""
     _asked: Quantity | None = None
@@ -138,7 +123,6 @@ class Growth:
 
     def _ask(self, limit: Quantity, wanted: Quantity, used: int, now: float) -> None:
         """Ask for *wanted*; where that is too much, for half-way to it, and again."""
-        assert self.resizer is not None
         answer = self.resizer.resize(wanted)
         while answer.refusal is Refusal.TOO_MUCH and wanted >= _WORTH * limit:
             wanted = Quantity(limit + (wanted - limit) // 2)
@@ -162,7 +146,6 @@ class Growth:
 
     def _look_after(self, asked: Quantity, limit: Quantity, now: float) -> None:
         """Note that a wish came true, or withdraw one that did not within its time."""
-        assert self.resizer is not None
         waited = now - self._asked_at
         if limit > asked - _MIB:  # the kernel rounds down to pages
             log.info("The memory limit is %s now.", limit.human)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from zenml.integrations.kubernetes.flavors.kubernetes_orchestrator_flavor import (
     KubernetesOrchestratorConfig,
     KubernetesOrchestratorSettings,
@@ -12,7 +12,7 @@ from zenml.integrations.kubernetes.flavors.kubernetes_step_operator_flavor impor
     KubernetesStepOperatorSettings,
 )
 
-from zenml_ext.settings import OomSettings, checked_size
+from zenml_ext.settings import OomSettings, Size
 
 
 class KubernetesSettings(OomSettings):
@@ -22,14 +22,9 @@ class KubernetesSettings(OomSettings):
     """Minutes that a step may wait for a node with enough free memory; then it fails, and says so.
     Unset: as long as it takes. What no node can ever run fails anyhow, once an autoscaler has had a
     minute to look at it, if the component may list nodes."""
-    shm_size: str | None = None
+    shm_size: Size | None = None
     """Size of /dev/shm, such as 2Gi, for data loaders with workers. It is memory, and counts
     against the step's limit. Unset: what the container runtime gives, 64Mi."""
-
-    @field_validator("shm_size")
-    @classmethod
-    def _shm(cls, value: str | None) -> str | None:
-        return checked_size(value)
 
 
 class _Image(BaseModel):
@@ -57,18 +52,13 @@ class KubernetesOomSettings(KubernetesSettings, KubernetesOrchestratorSettings):
     protect_orchestrator: bool = True
     """Give the orchestrator's pod a memory request that equals its limit, so that a node that runs
     out of memory picks another pod. What orchestrator_pod_settings asks for is kept."""
-    orchestrator_memory: str | None = None
+    orchestrator_memory: Size | None = None
     """Memory of the orchestrator's pod where orchestrator_pod_settings names none. Unset: 600Mi,
     twice what it used with ten steps; the pod of a dynamic pipeline, in which inline steps run,
     requests as much and has no limit."""
     orchestrator_job_backoff_limit: NonNegativeInt = 20
     """How often the orchestrator's pod may fail before its Job is given up. More than the parent's
     3: a pod that goes on where the last one died costs little."""
-
-    @field_validator("orchestrator_memory")
-    @classmethod
-    def _size(cls, value: str | None) -> str | None:
-        return checked_size(value)
 
 
 class KubernetesOomConfig(KubernetesOrchestratorConfig, KubernetesOomSettings, _Image):

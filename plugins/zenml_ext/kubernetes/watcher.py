@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,8 @@ class Report:
 
 def write_report(path: Path, text: bytes) -> None:
     """Replace the line at *path*; where the file cannot be written there is none."""
-    try:
-        handle = os.open(path, os.O_WRONLY)
-        try:
-            os.pwrite(handle, text, 0)
-        finally:
-            os.close(handle)
-    except OSError:
-        log.debug("no report at %s", path, exc_info=True)
+    with suppress(OSError), path.open("r+b", buffering=0) as file:  # in one write, or not at all
+        file.write(text)
 
 
 @dataclass(slots=True, kw_only=True)

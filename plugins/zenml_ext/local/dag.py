@@ -21,12 +21,8 @@ class State(enum.Enum):
 _LOST = frozenset({State.FAILED, State.STOPPED, State.SKIPPED})
 
 
-class Mode(enum.Enum):
-    """What a failed step means for the others; the values are ZenML's."""
-
-    FAIL_FAST = "fail_fast"
-    STOP_ON_FAILURE = "stop_on_failure"
-    CONTINUE_ON_FAILURE = "continue_on_failure"
+FAIL_FAST, CONTINUE_ON_FAILURE = "fail_fast", "continue_on_failure"
+"""ZenML's execution modes that are neither the default nor like it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,11 +32,12 @@ class Dag:
     Attributes:
         upstream: for each step the steps it needs, in the order of the pipeline. Names that are
             no steps here are done already (cached by the client).
-        mode: what a failure means for steps that do not depend on the failed one.
+        mode: what a failure means for steps that do not depend on the failed one, in ZenML's
+            words.
     """
 
     upstream: Mapping[str, frozenset[str]]
-    mode: Mode
+    mode: str
     states: dict[str, State] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +59,7 @@ class Dag:
         """Take note that *name* has ended, and skip what can no longer run."""
         self.states[name] = state
         if state is not State.COMPLETED and (
-            self.mode is not Mode.CONTINUE_ON_FAILURE or state is State.STOPPED
+            self.mode != CONTINUE_ON_FAILURE or state is State.STOPPED
         ):
             self.skip_waiting()
         for waiting in self.named(State.WAITING):  # each stands below all that it needs

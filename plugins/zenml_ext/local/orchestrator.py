@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from uuid import UUID, uuid4
@@ -21,7 +20,7 @@ from mlops_ext import settings as core_settings
 from mlops_ext import tempdirs
 from mlops_ext.memory import Caps
 from zenml_ext.local.budget import MemoryBudget
-from zenml_ext.local.dag import Mode, State
+from zenml_ext.local.dag import State
 from zenml_ext.local.entrypoint import RUN_ID, SOURCE_ROOT
 from zenml_ext.local.process import total_memory
 from zenml_ext.local.run import LocalRun
@@ -56,7 +55,7 @@ class LocalOomOrchestrator(BaseOrchestrator):
     @property
     def supported_execution_modes(self) -> list[ExecutionMode]:
         """All of ZenML's."""
-        return [ExecutionMode(mode.value) for mode in Mode]
+        return list(ExecutionMode)
 
     def get_orchestrator_run_id(self) -> str:
         """The id of this run, the same in the orchestrator and in each step.
@@ -151,29 +150,27 @@ class LocalOomOrchestrator(BaseOrchestrator):
             stopping=threading.Event(),
             step_run_id=step_run_info.step_run_id,
         )
-        future: Future[State] = Future()
 
         def work() -> None:
-            try:
-                future.set_result(job.run())
-            except BaseException as error:  # noqa: BLE001  # handed to whoever asks for it
-                future.set_exception(error)
+            job.ended = job.run()
 
-        threading.Thread(target=work, name=f"step-{job.name}", daemon=True).start()
-        _isolated[step_run_info.step_run_id] = (job, future)
+        thread = threading.Thread(target=work, name=f"step-{job.name}", daemon=True)
+        thread.start()
+        _isolated[step_run_info.step_run_id] = (job, thread)
 
     def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
         """The status of an isolated step that this process has started."""
         if step_run.id not in _isolated:
             status: ExecutionStatus = Client().get_run_step(step_run.id, hydrate=False).status
             return status
-        _, future = _isolated[step_run.id]
-        if not future.done():
+        job, thread = _isolated[step_run.id]
+        if thread.is_alive():
             return ExecutionStatus.RUNNING
-        return {
+        ends = {
             State.COMPLETED: ExecutionStatus.COMPLETED,
             State.STOPPED: ExecutionStatus.STOPPED,
-        }.get(future.result(), ExecutionStatus.FAILED)
+        }
+        return ends.get(job.ended, ExecutionStatus.FAILED)
 
     def stop_isolated_step(self, step_run: StepRunResponse) -> None:
         """End an isolated step: SIGTERM, then SIGKILL."""
@@ -251,4 +248,4 @@ class LocalOomOrchestrator(BaseOrchestrator):
         return environment
 
 
-_isolated: dict[UUID, tuple[StepJob, Future[State]]] = {}
+_isolated: dict[UUID, tuple[StepJob, threading.Thread]] = {}

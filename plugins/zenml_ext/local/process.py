@@ -204,7 +204,10 @@ class _MemoryMonitor:
             self.killed = True
         if self.group and self.killed:
             self.group.kill()  # each time we look: it may have been forking
-        used = self.group.resident() if self.group else _tree_memory(self.process.pid, _resident)
+        reading = self.group.read() if self.group else None
+        used = reading.resident if reading else 0
+        if not self.group:
+            used = _tree_memory(self.process.pid, _resident)
         if not self.group and self.limit and used > self.limit:
             # Pages that processes share were counted once for each: count again, exactly.
             used = _tree_memory(self.process.pid, _proportional)

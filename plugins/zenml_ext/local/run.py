@@ -18,7 +18,7 @@ from zenml.orchestrators import publish_utils
 from mlops_ext.redaction import redacted
 from zenml_ext.entrypoint import is_stopping
 from zenml_ext.local.budget import MemoryBudget
-from zenml_ext.local.dag import Dag, Mode, State
+from zenml_ext.local.dag import FAIL_FAST, Dag, State
 from zenml_ext.local.process import total_memory
 from zenml_ext.local.step import StepJob
 from zenml_ext.memory import cgroup
@@ -58,7 +58,7 @@ class LocalRun:
         Raises:
             RuntimeError: steps failed; names them.
         """
-        mode = Mode(self.snapshot.pipeline_configuration.execution_mode.value)
+        mode = self.snapshot.pipeline_configuration.execution_mode.value
         steps = self.snapshot.step_configurations
         dag = Dag(
             upstream={name: frozenset(step.spec.upstream_steps) for name, step in steps.items()},
@@ -85,7 +85,7 @@ class LocalRun:
             for future in finished:
                 name = running.pop(future)
                 dag.finish(name, future.result())
-                if dag.states[name] is State.FAILED and dag.mode is Mode.FAIL_FAST:
+                if dag.states[name] is State.FAILED and dag.mode == FAIL_FAST:
                     self.stopping.set()
             if not finished and self._is_being_stopped():
                 log.warning("The run is being stopped.")

@@ -78,6 +78,7 @@ class StepJob:
     attempts: list[AttemptRecord] = field(default_factory=list)
     oom_retries: int = 0
     failures: int = 0
+    ended: State = State.RUNNING
 
     @property
     def _settings(self) -> LocalOomSettings:
@@ -92,7 +93,9 @@ class StepJob:
                     return self._close(State.STOPPED)
                 termination = self._attempt(memory, resume)
             step_run = self._latest_step_run()
-            if termination.exit_code == 0 or _is_done(step_run, termination):
+            # A kill can come between the publishing of the result and the end of the process.
+            has_completed = step_run is not None and step_run.status == ExecutionStatus.COMPLETED
+            if termination.exit_code == 0 or (termination.oom_killed and has_completed):
                 if termination.oom_killed:
                     log.warning(
                         "Step %s completed, although one of its processes was killed for memory.",
@@ -104,7 +107,13 @@ class StepJob:
             if termination.stopped:
                 self._note(memory, why, termination, "stopped", step_run)
                 return self._close(State.STOPPED)
-            evidence = self._evidence(termination)
+            evidence = Evidence(
+                exit_code=termination.exit_code,
+                oom_killed=termination.oom_killed,
+                memory_error=termination.exit_code == MEMORY_ERROR,
+                peak=termination.peak,
+                node=socket.gethostname(),
+            )
             tried = Attempt(memory=memory, oom_retries=self.oom_retries)
             decision = in_our_words(self.policy.on_failure(self.plan, tried, evidence))
             if decision.cause is Cause.OUT_OF_MEMORY:
@@ -125,7 +134,7 @@ class StepJob:
         arguments = LocalEntrypoint.get_entrypoint_arguments(
             step_name=self.name,
             snapshot_id=self.snapshot_id,
-            step_run_id=str(resume) if resume else None,
+            step_run_id=str(resume) if resume else "",
         )
         arguments[1] = _ENTRYPOINT  # ZenML names it by the client's source root otherwise
         return process.run(
@@ -136,15 +145,6 @@ class StepJob:
             grace_s=self._settings.stop_grace_s,
             kernel=self._settings.kernel_limit,
             warm=WarmServer.get(self.environment),
-        )
-
-    def _evidence(self, termination: Termination) -> Evidence:
-        return Evidence(
-            exit_code=termination.exit_code,
-            oom_killed=termination.oom_killed,
-            memory_error=termination.exit_code == MEMORY_ERROR,
-            peak=termination.peak,
-            node=socket.gethostname(),
         )
 
     def _may_fail_again(self, decision: Fail, step_run: StepRunResponse | None) -> bool:
@@ -158,18 +158,13 @@ class StepJob:
             return False
         delay = wanted.delay * wanted.backoff**self.failures
         self.failures += 1
-        log.info(
-            "Step %s is retried in %d s, as its retry configuration says (%d of %d).",
-            self.name,
-            delay,
-            self.failures,
-            allowed,
-        )
+        words = "Step %s is retried in %d s, as its retry configuration says (%d of %d)."
+        log.info(words, self.name, delay, self.failures, allowed)
         return not self.stopping.wait(delay)
 
     def _observe(self, peak: Quantity | None, termination: Termination, *, censored: bool) -> None:
         """Tell the policy what an attempt has shown; a killed one needed at least *peak*."""
-        if not peak:
+        if not peak or self.facts.is_elsewhere:
             return
         curve = () if censored else termination.curve
         try:
@@ -208,7 +203,6 @@ class StepJob:
             version=self.facts.key.version,
         )
         self.attempts.append(attempt)
-        is_elsewhere = self.facts.is_elsewhere  # the work, and its record, are the operator's
         log.log(
             logging.INFO if done else logging.WARNING,
             "Step %s, attempt %d with %s: %s after %.1f s, peak %s.%s",
@@ -220,7 +214,9 @@ class StepJob:
             termination.peak.human if termination.peak else "not known",
             "" if done else f" {reason}",
         )
-        if step_run and step_run.status != ExecutionStatus.CACHED and not is_elsewhere:
+        if self.facts.is_elsewhere:
+            return  # the work, and its record, are the step operator's
+        if step_run is not None and step_run.status != ExecutionStatus.CACHED:
             record(step_run.id, self.attempts)
         if len(self.attempts) > 1 or not done:
             record_on_run(self.run_id, self.name, self.attempts)
@@ -247,15 +243,6 @@ class StepJob:
             elif step_run.status in STARTED:
                 when_there(lambda: publish_utils.publish_failed_step_run(step_run.id), "PUT")
         return state
-
-
-def _is_done(step_run: StepRunResponse | None, termination: Termination) -> bool:
-    """Whether the step had published its result before memory brought its process down."""
-    return (
-        termination.oom_killed
-        and step_run is not None
-        and step_run.status == ExecutionStatus.COMPLETED
-    )
 
 
 _OUTCOMES = {Cause.OUT_OF_MEMORY: KILLED, Cause.MEMORY_ERROR: "memory error"}

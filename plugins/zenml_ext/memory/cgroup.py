@@ -117,11 +117,6 @@ class MemoryCgroup:
             oom_kills=self.kills(),
         )
 
-    def resident(self) -> int:
-        """Bytes of anonymous and shared memory in use: what no reclaim can take away."""
-        stat = _table(self.path / "memory.stat")
-        return sum(stat.get(name, 0) for name in _NAMES[self.version].resident)
-
     def kills(self) -> int:
         """How many processes the kernel has killed here for want of memory."""
         return _table(self.path / _NAMES[self.version].events).get("oom_kill", 0)

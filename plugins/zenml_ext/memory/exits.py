@@ -22,16 +22,8 @@ RETRY_MEMORY_ERROR = "MLOPS_EXT_RETRY_MEMORY_ERROR"
 """Variable of a step's process: "1" if a MemoryError is to be retried."""
 
 
-_OWN_MISTAKES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    TypeError,
-    ValueError,
-)
+_NAMED_WRONGLY = (AttributeError, ImportError, LookupError, NameError)
+_OWN_MISTAKES = (ArithmeticError, AssertionError, TypeError, ValueError, *_NAMED_WRONGLY)
 
 
 def may_follow_a_kill(error: BaseException | None) -> bool:

@@ -29,9 +29,7 @@ ORCHESTRATOR = "orchestrator_memory"
 
 def record(step_run_id: UUID, attempts: Sequence[AttemptRecord]) -> None:
     """Write *attempts*, all of the step so far, to its step run: one call of the API."""
-    from zenml.enums import MetadataResourceTypes
-
-    _write(metadata_of(attempts), step_run_id, MetadataResourceTypes.STEP_RUN)
+    _write(metadata_of(attempts), step_run_id, "step_run")
 
 
 def metadata_of(attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
@@ -49,18 +47,14 @@ def metadata_of(attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
 
 def record_on_run(run_id: UUID, step_name: str, attempts: Sequence[AttemptRecord]) -> None:
     """Write *attempts* to the pipeline run, where a step needed more than one: one call."""
-    from zenml.enums import MetadataResourceTypes
-
     key = f"{ATTEMPTS}.{step_name}".replace(":", ".")  # as in map:train:0; ZenML takes no colon
     values = {key: [attempt.dump() for attempt in attempts]}
-    _write(values, run_id, MetadataResourceTypes.PIPELINE_RUN)
+    _write(values, run_id, "pipeline_run")
 
 
 def record_orchestrator(run_id: UUID, values: Mapping[str, Any]) -> None:
     """Write to the pipeline run what the orchestrator's own pod lacked: one call."""
-    from zenml.enums import MetadataResourceTypes
-
-    _write({ORCHESTRATOR: dict(values)}, run_id, MetadataResourceTypes.PIPELINE_RUN)
+    _write({ORCHESTRATOR: dict(values)}, run_id, "pipeline_run")
 
 
 def read(steps: Iterable[StepRunResponse]) -> dict[str, list[AttemptRecord]]:
@@ -76,13 +70,15 @@ def read(steps: Iterable[StepRunResponse]) -> dict[str, list[AttemptRecord]]:
     return found
 
 
-def _write(values: dict[str, Any], resource: UUID, kind: Any) -> None:
+def _write(values: dict[str, Any], resource: UUID, kind: str) -> None:
     from zenml.client import Client
+    from zenml.enums import MetadataResourceTypes
     from zenml.models import RunMetadataResource
 
     try:
         Client().create_run_metadata(
-            metadata=values, resources=[RunMetadataResource(id=resource, type=kind)]
+            metadata=values,
+            resources=[RunMetadataResource(id=resource, type=MetadataResourceTypes(kind))],
         )
     except Exception as error:  # noqa: BLE001 - a server's hiccup must not fail a step that ran
         log.warning("the memory of a step's attempts could not be recorded: %s", redacted(error))

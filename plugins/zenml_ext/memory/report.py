@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlops_ext.memory import MemoryPlan, Quantity
@@ -56,7 +56,7 @@ def settings_to_paste(steps: Sequence[StepMemory]) -> str:
     Uses the policy's first limit; if it has none, the peak and a tenth.
     """
     lines = ["steps:"]
-    for step in _last_of_each(steps).values():
+    for step in {step.step: step for step in steps}.values():
         first = step.following.first_limit if step.following else None
         if first is None and step.peak is not None:
             first = Quantity(step.peak + step.peak // 10)
@@ -70,7 +70,3 @@ def settings_to_paste(steps: Sequence[StepMemory]) -> str:
             f"        memory: {mebibytes}Mi",
         ]
     return "\n".join(lines) if len(lines) > 1 else "# no step has a recorded peak"
-
-
-def _last_of_each(steps: Sequence[StepMemory]) -> Mapping[str, StepMemory]:
-    return {step.step: step for step in steps}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ _LIMIT_RANGE = re.compile(
 _NEVER = re.compile(r"must specify|minimum \w+ usage|limit to request ratio")
 """Words of refusals that no waiting changes: the pod lacks a size, or breaks a LimitRange."""
 _MEMORY_KEYS = ("limits.memory", "requests.memory", "memory")
+_LIMITED = frozenset({"Container", "Pod", None})
 _NOTHING = Quantity(0)
 _KEEP_S = 30.0
 """Nodes come and go within minutes; steps killed in one go share an answer."""
@@ -82,60 +84,23 @@ def rooms_of(
     return sorted(rooms, key=lambda room: room.room, reverse=True)
 
 
+def is_over(pod: Manifest) -> bool:
+    """Whether a pod has ended."""
+    return (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
+
+
 def is_orchestrator_of(pod: Manifest, run_id: str) -> bool:
     """Whether *pod* orchestrates the run, and so is there until all its steps have ended."""
     labels = pod["metadata"].get("labels") or {}
-    is_over = (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
     is_own = bool(run_id) and labels.get("run_id") == run_id
-    return is_own and "step_name" not in labels and not is_over
+    return is_own and "step_name" not in labels and not is_over(pod)
 
 
 def stays(pod: Manifest, run_id: str = "") -> bool:
     """Whether a pod is there for good, as far as a step of the run is concerned."""
-    if (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
-        return False
     owners = {owner["kind"] for owner in pod["metadata"].get("ownerReferences") or ()}
-    return is_orchestrator_of(pod, run_id) or bool(owners & {"DaemonSet", "Node"})
-
-
-def caps_of(
-    rooms: Sequence[NodeRoom],
-    limit_ranges: Iterable[Manifest],
-    quotas: Iterable[Manifest],
-    max_memory: Quantity | None,
-    *,
-    beside: int = 0,
-    orchestrators: Sequence[Manifest] = (),
-) -> Caps:
-    """The caps of a step's container that follow from what was read.
-
-    Args:
-        rooms: the nodes, largest room first.
-        limit_ranges: LimitRange objects.
-        quotas: ResourceQuota objects.
-        max_memory: the user's cap.
-        beside: what the other containers of the pod ask for.
-        orchestrators: the run's own orchestrator pods: their share of a quota stays taken.
-    """
-    most = [
-        Quantity.parse(item["max"]["memory"])
-        for one in limit_ranges
-        for item in one["spec"]["limits"]
-        if item.get("type") in {"Container", "Pod", None} and "memory" in (item.get("max") or {})
-    ]
-    hard = [
-        max(1, Quantity.parse(one["spec"]["hard"][key]) - beside - share_of(orchestrators, key))
-        for one in quotas
-        for key in _MEMORY_KEYS
-        if key in (one["spec"].get("hard") or {})
-    ]
-    return Caps(
-        node=Quantity(max(1, rooms[0].room - beside)) if rooms else None,
-        node_name=rooms[0].name if rooms else "",
-        limit_range=min(most, default=None),
-        quota=Quantity(min(hard)) if hard else None,
-        max_memory=max_memory,
-    )
+    is_of_its_node = bool(owners & {"DaemonSet", "Node"}) and not is_over(pod)
+    return is_of_its_node or is_orchestrator_of(pod, run_id)
 
 
 def share_of(pods: Sequence[Manifest], key: str) -> int:
@@ -179,11 +144,8 @@ def read_refusal(text: str, orchestrators: Sequence[Manifest] = ()) -> Refused |
             f"the quota {found['name']} allows {found['hard'].strip()}; used: {found['used']};"
             f" this step asks for {found['asked']}"
         )
-        beside = max((own.get(key, 0) for key in never), default=0)
-        if beside:
-            words += (
-                f", beside {Quantity(beside).human} of this run's own orchestrator, which stays"
-            )
+        if beside := max((own.get(key, 0) for key in never), default=0):
+            words += f", beside {Quantity(beside).human} of this run's own orchestrator"
         advice = "it can never run; lower its memory or raise the quota"
         return Refused(
             message=f"{words}: {advice if never else 'it starts when others have finished'}",
@@ -200,10 +162,8 @@ def _sizes(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in text.split(","):
         key, _, value = part.strip().partition("=")
-        try:
+        with suppress(QuantityError, ValueError):
             found[key] = Quantity.parse(value)
-        except (QuantityError, ValueError):
-            continue
     return found
 
 
@@ -244,14 +204,27 @@ class CapsReader:
             run_id: the pipeline run.
             main: what the step's container asks for in it.
         """
-        quotas = self._get("resourcequotas")
-        return caps_of(
-            self.rooms(template, run_id),
-            self._get("limitranges"),
-            quotas,
-            max_memory,
-            beside=max(0, pod_memory(template) - (main or 0)),
-            orchestrators=self.orchestrators(run_id) if quotas else (),
+        rooms, quotas = self.rooms(template, run_id), self._get("resourcequotas")
+        beside = max(0, pod_memory(template) - (main or 0))
+        own = self.orchestrators(run_id) if quotas else ()  # their share of a quota stays taken
+        most = [
+            Quantity.parse(item["max"]["memory"])
+            for one in self._get("limitranges")
+            for item in one["spec"]["limits"]
+            if item.get("type") in _LIMITED and "memory" in (item.get("max") or {})
+        ]
+        hard = [
+            max(1, Quantity.parse(one["spec"]["hard"][key]) - beside - share_of(own, key))
+            for one in quotas
+            for key in _MEMORY_KEYS
+            if key in (one["spec"].get("hard") or {})
+        ]
+        return Caps(
+            node=Quantity(max(1, rooms[0].room - beside)) if rooms else None,
+            node_name=rooms[0].name if rooms else "",
+            limit_range=min(most, default=None),
+            quota=Quantity(min(hard)) if hard else None,
+            max_memory=max_memory,
         )
 
     def _get(self, kind: str) -> Sequence[Manifest]:

@@ -106,25 +106,23 @@ def diagnose(job: Manifest, pods: Sequence[Manifest]) -> Termination:
     reason, words = condition.get("reason") or "", condition.get("message") or ""
     succeeded = condition.get("type") == "Complete"
     pod = max(pods, key=lambda one: one["metadata"].get("creationTimestamp") or "", default=None)
+    facts: dict[str, Any] = {"reason": reason, "failed": failed}
     if pod is None:
         evidence = _evidence_in(words, succeeded=succeeded)
         taken = "the pod was taken from its node, and nothing is left of it"
         message = taken if evidence.disruption else words or "no pod was left to tell why"
         memory = memory_of(main_container(job))[0]
-        return Termination(
-            evidence=evidence, memory=memory, reason=reason, message=message, failed=failed
-        )
+        return Termination(evidence=evidence, memory=memory, message=message, **facts)
     victim = _victim_of(pod)
     evidence = _evidence_of(pod, victim, succeeded=succeeded)
     return Termination(
         evidence=evidence,
         memory=_limit_of(pod),
-        reason=reason,
         message=_message(evidence, pod, words, victim),
         victim=victim,
         pod=pod["metadata"]["name"],
         runtime_s=_runtime_s(pod),
-        failed=failed,
+        **facts,
     )
 
 
@@ -270,12 +268,9 @@ def _message(  # noqa: PLR0911 - a cause each
 
 
 def _runtime_s(pod: Manifest) -> float:
-    for one in pod["status"].get("containerStatuses") or ():
-        end = (one.get("state") or {}).get("terminated") or {}
-        begin, finish = _seconds(end.get("startedAt")), _seconds(end.get("finishedAt"))
-        if one["name"] == MAIN and begin is not None and finish is not None:
-            return max(0.0, finish - begin)
-    return 0.0
+    end = _end_of(_main_status(pod))
+    begin, finish = _seconds(end.get("startedAt")), _seconds(end.get("finishedAt"))
+    return max(0.0, finish - begin) if begin is not None and finish is not None else 0.0
 
 
 def _seconds(stamp: str | None) -> float | None:

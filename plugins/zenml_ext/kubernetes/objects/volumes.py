@@ -42,19 +42,16 @@ def temp_dir_parts(temp_dir: TempDir | None) -> Parts:
 
 
 def _source(temp_dir: TempDir) -> dict[str, Any] | None:
-    if temp_dir.volume == "emptyDir":
-        options = {"sizeLimit": temp_dir.size_limit, "medium": temp_dir.medium}
-        return {"emptyDir": {key: value for key, value in options.items() if value}}
-    if temp_dir.volume == "ephemeral":
-        spec: dict[str, Any] = {
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": temp_dir.size_limit}},
-        }
-        if temp_dir.storage_class:
-            spec["storageClassName"] = temp_dir.storage_class
-        return {"ephemeral": {"volumeClaimTemplate": {"spec": spec}}}
-    if temp_dir.volume == "claim":
-        return {"persistentVolumeClaim": {"claimName": temp_dir.claim_name}}
-    if temp_dir.volume == "hostPath":
-        return {"hostPath": {"path": temp_dir.host_path, "type": "DirectoryOrCreate"}}
-    return None
+    options = {"sizeLimit": temp_dir.size_limit, "medium": temp_dir.medium}
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": temp_dir.size_limit}},
+        **({"storageClassName": temp_dir.storage_class} if temp_dir.storage_class else {}),
+    }
+    kinds: Mapping[str | None, dict[str, Any]] = {
+        "emptyDir": {"emptyDir": {key: value for key, value in options.items() if value}},
+        "ephemeral": {"ephemeral": {"volumeClaimTemplate": {"spec": spec}}},
+        "claim": {"persistentVolumeClaim": {"claimName": temp_dir.claim_name}},
+        "hostPath": {"hostPath": {"path": temp_dir.host_path, "type": "DirectoryOrCreate"}},
+    }
+    return kinds.get(temp_dir.volume)

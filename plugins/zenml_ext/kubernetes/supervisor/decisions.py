@@ -180,12 +180,12 @@ def _sized(failed: FailedJob, plan: MemoryPlan, change: JobChange) -> tuple[JobC
     cap = plan.cap.memory if plan.cap else None
     limit, evidence = failed.termination.memory, failed.termination.evidence
     if limit is not None:
+        used = evidence.peak.human if evidence.peak else "an unknown part"
+        reason = f"The node ran out of memory while it used {used} of its {limit.human}: it runs"
         away = replace(change, limit=limit, request=None, avoid_node=evidence.node or "")
-        return away, (
-            f"The node ran out of memory while it used {_human(evidence.peak)} of its"
-            f" {limit.human}: it runs again, on another node if there is one."
-        )
-    request = Quantity(max(evidence.peak or 0, _request_of(failed), _DEFAULT_REQUEST))
+        return away, f"{reason} again, on another node if there is one."
+    asked = memory_of(main_container(failed.job))[1] or 0
+    request = Quantity(max(evidence.peak or 0, asked, _DEFAULT_REQUEST))
     request = min(request, cap) if cap else request
     isolated = replace(change.state, isolated=True)
     within = f", with a limit of {cap.human}" if cap else ""
@@ -238,17 +238,10 @@ def _same_again(failed: FailedJob, plan: MemoryPlan, *, in_place: bool) -> JobCh
     )
 
 
-def _request_of(failed: FailedJob) -> int:
-    return memory_of(main_container(failed.job))[1] or 0
-
-
 def _record(failed: FailedJob, reason: str) -> AttemptRecord:
-    termination = failed.termination
-    outcome, peak, limit = (
-        _outcome(termination.evidence),
-        termination.evidence.peak,
-        termination.memory,
-    )
+    termination, evidence = failed.termination, failed.termination.evidence
+    outcome, peak, limit = _outcome(evidence), evidence.peak, termination.memory
+    is_told = reason.startswith(termination.message)
     if outcome == KILLED and limit and not is_node_exhaustion(failed) and not termination.victim:
         peak = max(peak or limit, limit)  # the last reading is older than the spike that killed it
     return AttemptRecord(
@@ -256,10 +249,8 @@ def _record(failed: FailedJob, reason: str) -> AttemptRecord:
         memory=limit,
         peak=peak,
         outcome=outcome,
-        reason=reason
-        if reason.startswith(termination.message)
-        else f"{termination.message}. {reason}",
-        node=termination.evidence.node or "",
+        reason=reason if is_told else f"{termination.message}. {reason}",
+        node=evidence.node or "",
         runtime_s=termination.runtime_s,
         lost_s=termination.runtime_s,
         input_bytes=failed.state.features.known_input,
@@ -275,7 +266,3 @@ def _outcome(evidence: Evidence) -> str:
     if evidence.disruption or evidence.storage_evicted:
         return "evicted"
     return "memory error" if evidence.memory_error else "failed"
-
-
-def _human(size: Quantity | None) -> str:
-    return size.human if size is not None else "an unknown part"

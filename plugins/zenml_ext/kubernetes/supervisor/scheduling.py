@@ -96,9 +96,8 @@ class PendingPods:
         job: Manifest,
         state: AttemptState,
         pods: Sequence[Manifest],
-        *,
         caps: CapsReader,
-        patience_s: float | None,
+        patience_s: float,
     ) -> Refused | None:
         """Why an unfinished Job has no pod that runs; None if nothing is wrong.
 
@@ -109,7 +108,7 @@ class PendingPods:
             state: the Job's state.
             pods: its pods, if ZenML has read them.
             caps: what the nodes can give.
-            patience_s: how long a pod may wait for memory; None: as long as it takes.
+            patience_s: how long a pod may wait for memory.
         """
         status, now = job.get("status") or {}, self._clock()
         if state.number > 1 and not status.get("ready"):
@@ -142,7 +141,7 @@ class PendingPods:
         caps: CapsReader,
         pods: Sequence[Manifest],
         step: StepState,
-        patience_s: float | None,
+        patience_s: float,
     ) -> Refused | None:
         """Why the scheduler finds no memory for one of *pods*, or None if none waits for that."""
         pod = next((one for one in pods if lacks_memory(one)), None)
@@ -152,7 +151,7 @@ class PendingPods:
         if reason := never_fits(api, caps, pod, waited_s=waited_s):
             return Refused(message=reason, for_good=True)
         asks = f"it asks for {pod_memory(pod['spec']).human} of memory"
-        if patience_s is not None and waited_s >= patience_s:
+        if waited_s >= patience_s:
             words = (
                 f"{asks}, which no node has had free for {waited_s / 60:.0f} min"
                 f" (the scheduler: {lacks_memory(pod).split('. ')[0]})."

@@ -7,6 +7,7 @@ makes no call that ZenML would not make. All state that must outlive the process
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -169,35 +170,21 @@ class Supervisor:
         listed = core.seen.get("list_namespaced_pod")
         pods: list[dict[str, Any]] | None = None if listed is None else api.plain(listed)["items"]
         if status is JobStatus.RUNNING:
-            stopped = self._stopped_meanwhile(api, step, job, state)
-            return stopped or self._pending_answer(api, step, job, state, pods or [], message)
+            if stopped := self._stopped_meanwhile(api, step, job, state):
+                return stopped
+            settings: Any = self._facts(step_name_of(job)).settings if pods else None
+            patience_s = 60 * ((settings and settings.pending_timeout_min) or math.inf)
+            caps = self._caps_reader(api)
+            refused = self._pending.poll(api, step, job, state, pods or [], caps, patience_s)
+            if refused and refused.for_good:
+                api.delete_job(step.job_name)
+                return JobStatus.FAILED, refused.message
+            return JobStatus.RUNNING, refused.message if refused else message
         if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
             pods = api.pods_of(step.job_name) if pods is None else pods
             termination = self._diagnose(api, job, pods)
             return self._after(api, step, FailedJob(job=job, state=state, termination=termination))
         return status, message
-
-    def _pending_answer(
-        self,
-        api: KubeApi,
-        step: StepState,
-        job: Manifest,
-        state: AttemptState,
-        pods: list[dict[str, Any]],
-        message: str | None,
-    ) -> Answer:
-        """What to answer about a Job that is not finished; *message* if it runs."""
-        settings: Any = self._facts(step_name_of(job)).settings if pods else None
-        minutes = settings.pending_timeout_min if settings else None
-        patience_s = None if minutes is None else 60 * minutes
-        refused = self._pending.poll(
-            api, step, job, state, pods, caps=self._caps_reader(api), patience_s=patience_s
-        )
-        if refused is None:
-            return JobStatus.RUNNING, message
-        if refused.for_good:
-            api.delete_job(step.job_name)
-        return JobStatus.FAILED if refused.for_good else JobStatus.RUNNING, refused.message
 
     @staticmethod
     def _diagnose(api: KubeApi, job: Manifest, pods: list[dict[str, Any]]) -> Termination:
