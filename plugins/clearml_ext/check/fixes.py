@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from clearml_ext.topology.labels import all_steps, fits, is_for_controllers, pipeline_of
 from mlops_ext.queues.check import ChainKind, Pipeline, Step, Topology, Verdict, Worker, check
@@ -67,7 +68,7 @@ def propose(topology: Topology, verdict: Verdict, services: str = "services") ->
     size = len(topology.workers) + sum(len(each.steps) for each in topology.pipelines)
     left = _CHECKS_OF_LARGE if size > _LARGE else _CHECKS
     found: set[FixKind] = set()
-    for fix in _candidates(topology, verdict, services):
+    for fix in _candidates(topology, verdict, services, most=left // 3):
         if fix.kind in found:
             continue
         if not left:
@@ -78,14 +79,15 @@ def propose(topology: Topology, verdict: Verdict, services: str = "services") ->
             yield fix
 
 
-def _candidates(topology: Topology, verdict: Verdict, services: str) -> Iterator[Fix]:
+def _candidates(topology: Topology, verdict: Verdict, services: str, *, most: int) -> Iterator[Fix]:
+    """Changes that may help, of queues *most* of a kind: others come after them."""
     involved = _involved(verdict)
     waiting = list(dict.fromkeys(chain.queue for chain in verdict.chains if chain.queue))
     if len(topology.workers) > _LARGE:
         yield from _new_agents(topology, waiting)
         return
-    yield from _move_controllers(topology, involved, services)
-    yield from _move_steps(topology, involved, waiting, services)
+    yield from islice(_move_controllers(topology, involved, services), most)
+    yield from islice(_move_steps(topology, involved, waiting, services), most)
     yield _replace(
         topology,
         involved,

@@ -72,9 +72,9 @@ def _explain_queue(
         return Explanation(text=f"{waits}, with {ahead} before it: {ready.name} is free")
     held = [_holder(worker, snapshot, ancestors) for worker in alive]
     if all(held):
-        text = f"{waits}: only {names} listen, and {', '.join(held)}; start another: "
+        text = f"{waits}: nobody but {names} listens, and {', '.join(held)}; start another: "
         return Explanation(text=f"{text}{command}", stuck=True)
-    return Explanation(text=f"{waits}, with {ahead} before it: {names} run other tasks")
+    return Explanation(text=f"{waits}, with {ahead} before it; busy with other tasks: {names}")
 
 
 def _holder(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> str:

@@ -200,6 +200,20 @@ def test_each_bad_file_is_one_clear_line_and_the_others_are_still_checked(tmp_pa
         assert "\n" not in reason, name
 
 
+def test_a_hundred_queues_that_do_not_help_do_not_hide_the_fixes_that_do():
+    queues = [f"q{number}" for number in range(100)]
+    topology = parse_topology(
+        {
+            "workers": [{"name": "only", "queues": ["services", *queues]}],
+            "pipelines": [
+                {"name": "p", "queue": "services", "steps": [{"name": "s", "queue": "q1"}]}
+            ],
+        }
+    )
+    kinds = {fix.kind for fix in propose(topology, check(topology))}
+    assert {FixKind.LOCAL_CONTROLLER, FixKind.NEW_AGENT} <= kinds
+
+
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_a_file_of_a_hundred_megabytes_is_not_read(tmp_path, ending):
     path = tmp_path / f"large.{ending}"

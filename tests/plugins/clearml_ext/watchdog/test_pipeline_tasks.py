@@ -34,7 +34,7 @@ SETTINGS = ClearmlSettings(timeout_s=3)
         ),
         ("with 0 before it: a2 is free", lambda double: add_worker(double, "a2", "default")),
         (
-            "with 0 before it: a2 run other tasks",
+            "with 0 before it; busy with other tasks: a2",
             lambda double: add_worker(double, "a2", "default", task=put_step(double, None, None)),
         ),
     ],
@@ -196,7 +196,7 @@ def test_a_task_that_is_queued_but_in_no_queue_is_told_as_one(double):
     assert double.store.tasks[step]["status"] == "queued"
 
 
-@pytest.mark.parametrize(("capacity", "why"), [(2, "a is free"), (1, "a run other tasks")])
+@pytest.mark.parametrize(("capacity", "why"), [(2, "a is free"), (1, "busy with other tasks: a")])
 def test_what_is_explained_counts_slots_as_the_check_does(double, capacity, why):
     add_worker(double, "s", "services")
     own = add_controller(double, "nightly", {}, queue="services", worker="s")
