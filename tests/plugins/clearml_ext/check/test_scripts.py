@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.doubles.clearml.arrange import add_controller, client_of, put_step
+from tests.doubles.clearml.arrange import add_controller, add_worker, client_of, put_step
 from tests.doubles.clearml.lab import Lab
 
 from clearml_ext.check.dry_run import PretendedServer, is_read
@@ -238,6 +238,7 @@ def test_the_pretended_server_remembers_what_it_was_told():
 
 
 def test_a_pretended_clone_of_a_run_that_ended_begins_anew_as_the_server_s_does(double):
+    add_worker(double, "a1", "services")
     own = add_controller(double, "nightly", {}, queue="services", worker="a1")
     put_step(double, own, None)
     state = double.store.tasks[own]["configuration"]["Pipeline"]
