@@ -9,8 +9,9 @@ this folder are skipped:
 * ``ZENML_STORE_URL`` (and its credentials): a ZenML server that pods reach;
 * ``MLOPS_EXT_TEST_STORE``: a folder that this machine and the nodes share by the same path.
 
-``MLOPS_EXT_TEST_SOURCE``, if set, names another such folder that pods see in place of the image's
-copy: with an editable installation a changed tree then needs no new image.
+``MLOPS_EXT_TEST_SOURCE``, if set, names another folder of the nodes, and after a colon the path by
+which pods see it, in place of the image's copy: with an editable installation a changed tree then
+needs no new image.
 """
 
 import json
@@ -39,8 +40,10 @@ SHARED = [STORE, *filter(None, [os.environ.get("MLOPS_EXT_TEST_SOURCE")])]
 COMMON = f"SHARED = {SHARED!r}  # as text: a dynamic pipeline is read again inside the cluster\n"
 COMMON += """
 MOUNT = {
-    "volumes": [{"name": f"shared-{n}", "hostPath": {"path": p}} for n, p in enumerate(SHARED)],
-    "volume_mounts": [{"name": f"shared-{n}", "mountPath": p} for n, p in enumerate(SHARED)],
+    "volumes": [{"name": f"shared-{n}", "hostPath": {"path": p.split(":")[0]}}
+                for n, p in enumerate(SHARED)],
+    "volume_mounts": [{"name": f"shared-{n}", "mountPath": p.split(":")[-1]}
+                      for n, p in enumerate(SHARED)],
 }
 BARE = os.environ.get("TEST_STACK") == "bare"
 
@@ -50,9 +53,6 @@ def orchestrator(limit=None, **more):
     pod = {**MOUNT, "resources": {"limits": {"memory": limit}, "requests": {"memory": limit}}}
     return {"orchestrator": {
         "orchestrator_pod_settings": MOUNT, "pod_settings": pod if limit else MOUNT, **more}}
-
-# nothing learnt from earlier runs, nothing resized
-COLD = {"memory_policy": "double", "in_place": False}
 """
 ROLE = """
 apiVersion: rbac.authorization.k8s.io/v1
@@ -154,6 +154,10 @@ class Project:
 def orchestrator_log(found):
     """What the orchestrator's pods of a run have printed."""
     return kubectl("logs", "-l", f"run_id={found.run['id']},!step_name", "--tail=-1").stdout
+
+
+def kills(found, step):
+    return outcomes(found, step).count("killed for memory")
 
 
 def outcomes(found, step):

@@ -7,13 +7,9 @@ import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from tests.cluster.project import ON_A_CLUSTER, ROLE, kubectl, objects, outcomes, running
+from tests.cluster.project import ON_A_CLUSTER, ROLE, kills, kubectl, objects, outcomes, running
 
 pytestmark = ON_A_CLUSTER
-
-
-def kills(found, step):
-    return outcomes(found, step).count("killed for memory")
 
 
 def memory(found, step):

@@ -9,18 +9,20 @@ DYNAMIC = """
 # inside the cluster ZenML would try to make an account where none is named
 ACCOUNT = {"service_account_name": "zenml-service-account"}
 
-@step(enable_cache=False, runtime="isolated", settings=orchestrator("600Mi", **COLD, **ACCOUNT))
+@step(enable_cache=False, runtime="isolated", settings=orchestrator("600Mi", **ACCOUNT))
 def hungry(number: int) -> int:
-    return eat(700, 5)
+    return eat(700)  # at once: no resize comes in time
 
 @step(enable_cache=False)
 def light() -> int:
     return 2
 
 @pipeline(dynamic=True, enable_cache=False,
-          settings={"docker": docker, **orchestrator(**COLD, **ACCOUNT)})
-def the_pipeline():
+          settings={"docker": docker, **orchestrator(**ACCOUNT)})
+def dynamic():
     hungry(light())
+
+the_pipeline = dynamic
 """
 
 
@@ -31,11 +33,11 @@ def test_a_dynamic_pipelines_step_is_run_again(project):
 
 
 STOPPED = """
-@step(enable_cache=False, settings=orchestrator("300Mi", **COLD))
+@step(enable_cache=False, settings=orchestrator("300Mi"))
 def endless() -> int:
-    return eat(500, 5) and time.sleep(600)
+    return eat(500) and time.sleep(600)
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
 def stopped():
     endless()
 
@@ -63,11 +65,11 @@ def test_a_stop_ends_a_step_that_runs_again_with_more(project):
 SCHEDULED = """
 from zenml.config.schedule import Schedule
 
-@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+@step(enable_cache=False, settings=orchestrator("600Mi"))
 def hungry() -> int:
-    return eat(700, 5)
+    return eat(700)
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
 def scheduled():
     hungry()
 
@@ -96,16 +98,18 @@ RETRIED = """
 from zenml import get_step_context
 
 @step(enable_cache=False, retry=StepRetryConfig(max_retries=1),
-      settings=orchestrator("600Mi", **COLD))
+      settings=orchestrator("600Mi"))
 def both() -> int:
-    eat(700, 5)
+    eat(700)
     if get_step_context().step_run.version == 1:
         raise RuntimeError("the step's own failure")
     return 1
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
-def the_pipeline():
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
+def retried():
     both()
+
+the_pipeline = retried
 """
 
 

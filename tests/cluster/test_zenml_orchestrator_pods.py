@@ -5,32 +5,37 @@ import random
 import time
 
 import pytest
-from tests.cluster.project import ON_A_CLUSTER, kubectl, objects, outcomes, running
+from tests.cluster.project import ON_A_CLUSTER, kills, kubectl, objects, outcomes, running
 
 pytestmark = ON_A_CLUSTER
 CHAIN = """
 def body():
-    return eat(700, 12)
+    time.sleep(6)
+    blocks = eat(700)  # at once: no resize comes in time
+    time.sleep(6)
+    return blocks
 
-@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+@step(enable_cache=False, settings=orchestrator("600Mi"))
 def one() -> int:
     return body()
 
-@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+@step(enable_cache=False, settings=orchestrator("600Mi"))
 def two(number: int) -> int:
     return body()
 
-@step(enable_cache=False, settings=orchestrator("900Mi", **COLD))
+@step(enable_cache=False, settings=orchestrator("900Mi"))
 def beside() -> int:
     return body()
 
-@step(enable_cache=False, settings=orchestrator("600Mi", **COLD))
+@step(enable_cache=False, settings=orchestrator("600Mi"))
 def last(number: int, other: int) -> int:
     return body()
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
-def the_pipeline():
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
+def chain_NUMBER():
     last(two(one()), beside())
+
+the_pipeline = chain_NUMBER
 """
 KILLS, RUNS, MOST = 5, 2, 3
 """Kubernetes waits 10, 20, 40, 80, 160 s before it starts a Job's next pod: ten kills of one Job
@@ -62,7 +67,7 @@ class Killer:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_orchestrators_that_die_lose_no_step_and_run_none_twice_at_once(project, number):
-    processes = [project.start(CHAIN) for _ in range(RUNS)]
+    processes = [project.start(CHAIN.replace("NUMBER", str(number))) for _ in range(RUNS)]
     killer, end = Killer(), time.monotonic() + 1000
     while any(process.poll() is None for process in processes) and time.monotonic() < end:
         killer.poll()
@@ -74,19 +79,23 @@ def test_orchestrators_that_die_lose_no_step_and_run_none_twice_at_once(project,
         rows = found.statuses()
         assert rows == dict.fromkeys(("one", "two", "beside", "last"), "completed"), found.output
         assert [step_run["version"] for step_run in found.run["steps"]] == [1] * 4
-        for step in ("one", "two", "last"):
-            assert outcomes(found, step) == ["killed for memory", "completed"]
+        for step in ("one", "two", "last"):  # the second run may know by then what they need
+            assert outcomes(found, step)[-1] == "completed"
+            assert kills(found, step) <= 1
+    assert sum(kills(found, "one") for found in runs) >= 1
 
 
 DRAINED = """
-@step(enable_cache=False, settings=orchestrator("400Mi", **COLD))
+@step(enable_cache=False, settings=orchestrator("400Mi"))
 def drained() -> int:
     time.sleep(100)
     return 1
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
-def the_pipeline():
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
+def drained_pipeline():
     drained()
+
+the_pipeline = drained_pipeline
 """
 
 

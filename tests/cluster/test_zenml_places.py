@@ -5,13 +5,15 @@ from tests.cluster.project import ON_A_CLUSTER, kubectl, objects, orchestrator_l
 
 pytestmark = ON_A_CLUSTER
 NEVER = """
-@step(enable_cache=False, settings=orchestrator(memory="900Gi", pending_timeout_min=0.2, **COLD))
+@step(enable_cache=False, settings=orchestrator(memory="900Gi", pending_timeout_min=0.2))
 def never() -> int:
     return 1
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
-def the_pipeline():
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
+def never_pipeline():
     never()
+
+the_pipeline = never_pipeline
 """
 NODES = """
 apiVersion: rbac.authorization.k8s.io/v1
@@ -49,7 +51,7 @@ from zenml.enums import ExecutionMode
 
 def place(volume, **more):
     temp = {"path": "/scratch", "volume": volume, **more}
-    return orchestrator(temp_dir=temp, **COLD)
+    return orchestrator(temp_dir=temp)
 
 @step(enable_cache=False, settings=place("emptyDir", size_limit="200Mi"))
 def temp_empty() -> str:
@@ -74,10 +76,12 @@ def too_much_disk() -> int:
     time.sleep(300)
     return 1
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)},
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()},
           execution_mode=ExecutionMode.CONTINUE_ON_FAILURE)
-def the_pipeline():
+def places():
     temp_empty(); temp_host(); temp_claim(); too_much_disk()
+
+the_pipeline = places
 """
 VOLUME = """
 apiVersion: v1
@@ -108,14 +112,16 @@ def test_temporary_directories_are_mounted_and_one_that_is_full_evicts_its_step(
 
 
 TEN = """
-@step(enable_cache=False, settings=orchestrator(**COLD))
+@step(enable_cache=False, settings=orchestrator())
 def big(number: int) -> int:
     return eat(1000, 10)
 
-@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator(**COLD)})
-def the_pipeline():
+@pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
+def ten():
     for number in range(10):
         big(number, id=f"big_{number}")
+
+the_pipeline = ten
 """
 
 

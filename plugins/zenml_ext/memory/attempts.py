@@ -35,7 +35,7 @@ class AttemptRecord:
         peak: the most it was seen to use, anon and shared memory; None where nobody looked. For
             an attempt that was killed for memory it is at least this much.
         outcome: "completed", "killed for memory", "memory error", "evicted", "failed",
-            "stopped".
+            "refused" (it never began), "stopped".
         reason: why it had this much memory, or why it ended, in one sentence.
         node: where it ran.
         runtime_s: how long it ran.

@@ -46,12 +46,14 @@ class FakeStepRuns:
         self.stopped: list[StepRun] = []
         self.stopping = [False]
         self.limit: Quantity | None = Quantity.parse("200Mi")
+        self.asked: Quantity | None = None  # by the user; as much as the plan's limit
 
     def features(self, facts: object, run_id: object) -> Features:
         return Features()
 
     def plan(self, facts: object, features: object) -> MemoryPlan:
-        return MemoryPlan(ladder=(self.limit,) if self.limit else (), reason="test")
+        ladder = (self.limit,) if self.limit else ()
+        return MemoryPlan(ladder=ladder, reason="test", request=self.asked or self.limit)
 
     def newest(self, run_id: object, step_name: str) -> StepRun:
         return self.step_run_

@@ -36,6 +36,8 @@ _LOW_ON_MEMORY = "low on resource: memory"
 """How the kubelet says that it evicted a pod for the node's memory."""
 _MAX_DISRUPTIONS = 20
 """A step that is taken from its node this often will not finish without a look at the cluster."""
+_WORTH = 1.05
+"""Less above a limit at which it was killed is not worth another attempt."""
 _DEFAULT_REQUEST = Quantity.parse("400Mi")
 """What ZenML requests for a step that nobody asked memory for."""
 
@@ -155,6 +157,34 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
     return _users_retry(failed, decision, change)
 
 
+def after_refusal(failed: FailedJob, why: str, *, in_place: bool) -> Relaunch | None:
+    """The step with less, if its plan was for more than can be had; None if the user asked for it.
+
+    A quota or a LimitRange says how much that is. Nobody knows how large a node an autoscaler may
+    add: the largest one there is comes first, then what the user asked for, then half the way.
+    """
+    plan, had = failed.state.plan, failed.termination.memory
+    if plan is None or had is None:
+        return None
+    kills = (one for one in failed.state.attempts if one["outcome"] == KILLED)
+    killed = max((int(one.get("memory_bytes") or 0) for one in kills), default=0)
+    asked, room = plan.request or 0, failed.caps.node or 0
+    fixed = replace(failed.caps, node=None).binding
+    if fixed and fixed.memory < had:
+        limit = fixed.memory if fixed.memory >= asked else had
+    elif room >= asked and room > killed:
+        limit = room
+    else:
+        limit = asked if asked > killed else (killed + had) // 2
+    if not _WORTH * killed < limit < had:
+        return None
+    evidence = replace(failed.termination.evidence, refused=why)
+    failed = replace(failed, termination=replace(failed.termination, evidence=evidence))
+    change = replace(_same_again(failed, plan, in_place=in_place), limit=Quantity(limit))
+    reason = f"{why}. It is tried with {Quantity(limit).human}: nobody asked for more."
+    return _relaunch(failed, replace(change, request=None), reason)
+
+
 def _caps_now(failed: FailedJob) -> Caps:
     """What limits the next attempt.
 
@@ -261,6 +291,8 @@ def _record(failed: FailedJob, reason: str) -> AttemptRecord:
 def _outcome(evidence: Evidence) -> str:
     if evidence.succeeded:
         return "completed"
+    if evidence.refused:
+        return "refused"
     if evidence.oom_killed:
         return KILLED
     if evidence.disruption or evidence.storage_evicted:

@@ -36,6 +36,7 @@ from zenml_ext.kubernetes.objects.diagnosis import (
     with_node_events,
 )
 from zenml_ext.kubernetes.objects.job import (
+    is_finished,
     latest_jobs,
     main_container,
     memory_of,
@@ -46,7 +47,13 @@ from zenml_ext.kubernetes.objects.job import (
     superseding_patch,
 )
 from zenml_ext.kubernetes.objects.state import AttemptState, state_of
-from zenml_ext.kubernetes.supervisor.decisions import FailedJob, GiveUp, Relaunch, after_failure
+from zenml_ext.kubernetes.supervisor.decisions import (
+    FailedJob,
+    GiveUp,
+    Relaunch,
+    after_failure,
+    after_refusal,
+)
 from zenml_ext.kubernetes.supervisor.scheduling import PendingPods, StepState
 from zenml_ext.kubernetes.supervisor.step_runs import (
     ServerAwayError,
@@ -127,6 +134,8 @@ class Supervisor:
             name = job["metadata"]["name"]
             log.info("Job %s was superseded before the last orchestrator ended.", name)
             api.patch_job(name, superseding_patch(job))
+            if not is_finished(job):  # its pod may still come to run
+                api.delete_job(name)
         return current
 
     # -- a step runs --------------------------------------------------------------------------
@@ -177,14 +186,26 @@ class Supervisor:
             caps = self._caps_reader(api)
             refused = self._pending.poll(api, step, job, state, pods or [], caps, patience_s)
             if refused and refused.for_good:
-                api.delete_job(step.job_name)
-                return JobStatus.FAILED, refused.message
+                failed = FailedJob(job=job, state=state, termination=diagnose(job, pods or []))
+                return self._after_refusal(api, step, failed, refused.message)
             return JobStatus.RUNNING, refused.message if refused else message
         if status is JobStatus.FAILED and "Detected container in state" not in (message or ""):
             pods = api.pods_of(step.job_name) if pods is None else pods
             termination = self._diagnose(api, job, pods)
             return self._after(api, step, FailedJob(job=job, state=state, termination=termination))
         return status, message
+
+    def _after_refusal(
+        self, api: KubeApi, step: StepState, failed: FailedJob, why: str
+    ) -> Answer:
+        """Try less for a Job whose pod can never run, where that may help; the pod must go."""
+        facts, name = self._facts(failed.step_name), step.job_name
+        failed = replace(failed, caps=self._caps_of(api, failed, facts))
+        smaller = after_refusal(failed, why, in_place=facts.settings.in_place)
+        answer = self._relaunch(api, step, failed, smaller) if smaller else None
+        if answer is None or step.job_name != name:
+            api.delete_job(name)
+        return answer or (JobStatus.FAILED, why)
 
     @staticmethod
     def _diagnose(api: KubeApi, job: Manifest, pods: list[dict[str, Any]]) -> Termination:
@@ -199,12 +220,7 @@ class Supervisor:
     def _after(self, api: KubeApi, step: StepState, failed: FailedJob) -> Answer:
         facts = self._facts(failed.step_name)
         if failed.is_memory:
-            template = failed.job["spec"]["template"]["spec"]
-            limit, request = memory_of(main_container(failed.job))
-            caps = self._caps_reader(api).caps(
-                template, facts.max_memory, failed.run_id, request or limit
-            )
-            failed = replace(failed, caps=caps)
+            failed = replace(failed, caps=self._caps_of(api, failed, facts))
         decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
         if isinstance(decision, Relaunch):
             return self._relaunch(api, step, failed, decision)
@@ -214,6 +230,12 @@ class Supervisor:
         self._give_up(failed, decision)
         beside = "" if failed.is_memory else self._killed_beside(api, failed)
         return JobStatus.FAILED, f"{decision.reason}{beside}"
+
+    def _caps_of(self, api: KubeApi, failed: FailedJob, facts: StepFacts) -> Caps:
+        template = failed.job["spec"]["template"]["spec"]
+        limit, request = memory_of(main_container(failed.job))
+        reader = self._caps_reader(api)
+        return reader.caps(template, facts.max_memory, failed.run_id, request or limit)
 
     def _relaunch(
         self, api: KubeApi, step: StepState, failed: FailedJob, decision: Relaunch

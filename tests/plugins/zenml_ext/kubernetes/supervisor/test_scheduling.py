@@ -4,6 +4,9 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
+from tests.doubles.kubernetes import Cluster, clock
+from tests.doubles.kubernetes.autoscaler import Autoscaler
+from tests.doubles.kubernetes.direct import direct_client
 from tests.doubles.kubernetes.orchestrator import (
     PENDING,
     FakeStepRuns,
@@ -18,15 +21,15 @@ from zenml_ext.kubernetes.objects.job import latest_jobs
 
 
 def test_what_no_node_can_ever_run_fails_after_an_autoscalers_look_and_names_the_node(cluster):
-    clock = [1000.0]
-    ours = Orchestrator(cluster, FakeStepRuns(), lambda: clock[0])
+    now = [1000.0]
+    ours = Orchestrator(cluster, FakeStepRuns(), lambda: now[0])
     ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
     unschedulable(cluster)
     for _ in range(3):
         status, message = ours.check(name)
         assert (status, "which no node has free now" in message) == (JobStatus.RUNNING, True)
-        clock[0] += 20
+        now[0] += 20
     status, message = ours.until_over(name)
     assert status is JobStatus.FAILED
     assert "asks for 64Gi" in message
@@ -61,8 +64,8 @@ def test_an_autoscaler_that_would_add_no_node_is_believed_at_once(cluster):
 
 @pytest.mark.parametrize("reason", ["TriggeredScaleUp", "Nominated", "WordsOfTomorrow"])
 def test_a_node_that_somebody_is_about_to_add_is_waited_for(cluster, reason):
-    clock = [1000.0]
-    ours = Orchestrator(cluster, FakeStepRuns(), lambda: clock[0])
+    now = [1000.0]
+    ours = Orchestrator(cluster, FakeStepRuns(), lambda: now[0])
     ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
     pod = cluster.wait_for(lambda: cluster.list("pods", "step_name=step"))[0]
@@ -73,14 +76,14 @@ def test_a_node_that_somebody_is_about_to_add_is_waited_for(cluster, reason):
     unschedulable(cluster)
     for _ in range(3):
         assert ours.check(name)[0] is JobStatus.RUNNING
-        clock[0] += 1000
+        now[0] += 1000
 
 
 def without_nodes(cluster):
     """An orchestrator that may not list nodes, with a clock of its own; its step fits no node."""
     cluster.denied = lambda user, verb, resource: resource == "nodes"
-    clock = [1000.0]
-    ours = Orchestrator(cluster, FakeStepRuns(), lambda: clock[0])
+    now = [1000.0]
+    ours = Orchestrator(cluster, FakeStepRuns(), lambda: now[0])
     ours.step_runs.limit = Quantity.parse("64Gi")
     name = ours.start("0 Completed 0", limit="64Gi")
     cluster.wait_for(
@@ -91,29 +94,29 @@ def without_nodes(cluster):
             if condition.get("reason") == "Unschedulable"
         ]
     )
-    return ours, name, clock
+    return ours, name, now
 
 
 def test_without_the_right_to_list_nodes_a_wait_for_memory_is_told_and_not_given_up(
     cluster, caplog
 ):
-    ours, name, clock = without_nodes(cluster)
+    ours, name, now = without_nodes(cluster)
     for _ in range(3):
         status, message = ours.check(name)
         assert status is JobStatus.RUNNING
         assert "asks for 64Gi of memory, which no node has free now" in message
         assert "none may be listed" in message
-        clock[0] += 3600
+        now[0] += 3600
     assert caplog.text.count("Step step waits") == 1
 
 
 def test_a_wait_for_memory_is_given_up_when_the_user_wants_that(cluster, monkeypatch):
     monkeypatch.setitem(PENDING, "minutes", 10)
-    ours, name, clock = without_nodes(cluster)
+    ours, name, now = without_nodes(cluster)
     assert ours.check(name)[0] is JobStatus.RUNNING
-    clock[0] += 599
+    now[0] += 599
     assert ours.check(name)[0] is JobStatus.RUNNING
-    clock[0] += 2
+    now[0] += 2
     status, message = ours.check(name)
     assert status is JobStatus.FAILED
     assert "for 10 min" in message
@@ -182,15 +185,15 @@ def test_escalation_stops_at_the_quota(cluster):
 
 def test_a_successor_that_waits_for_a_node_keeps_the_step_run_alive(cluster):
     step_runs = FakeStepRuns()
-    clock = [1000.0]
-    ours = Orchestrator(cluster, step_runs, lambda: clock[0])
+    now = [1000.0]
+    ours = Orchestrator(cluster, step_runs, lambda: now[0])
     name = ours.start("137 OOMKilled 0;0 Completed 0")
     failed_job(cluster, name)
     cluster.pause_jobs.set()
     ours.check(name)
     before = step_runs.heartbeats
     for _ in range(4):
-        clock[0] += 10
+        now[0] += 10
         ours.check(name)
     assert step_runs.heartbeats - before == 2
 
@@ -216,3 +219,46 @@ def test_after_a_node_ran_out_the_killed_steps_run_apart_from_each_other(cluster
         assert term["labelSelector"]["matchExpressions"] == [
             {"key": "step_name", "operator": "Exists"}
         ]
+
+
+@pytest.mark.parametrize("refuser", ["limit range", "quota", "node"])
+def test_a_plan_that_can_never_be_had_gives_way_to_what_can_if_the_user_asked_for_less(
+    cluster, refuser
+):
+    if refuser == "quota":
+        quota(cluster, "300Mi")
+    elif refuser == "limit range":
+        item = {"type": "Container", "max": {"memory": "300Mi"}}
+        body = {"kind": "LimitRange", "metadata": {"name": "l"}, "spec": {"limits": [item]}}
+        cluster.store.create("limitranges", "zenml", body)
+    now = [1000.0]
+    ours = Orchestrator(cluster, FakeStepRuns(), lambda: now[0])
+    ours.step_runs.limit = Quantity.parse("5Gi")  # what the history says
+    ours.step_runs.asked = Quantity.parse("200Mi")
+    name = ours.start("0 Completed 0")
+    while (found := ours.check(name))[0] is JobStatus.RUNNING:
+        now[0] += 5
+    assert found[0] is JobStatus.SUCCEEDED
+    given = "4Gi" if refuser == "node" else "300Mi"
+    assert limits(cluster) == [given]  # the first Job is gone, and its pod with it
+    ((_, (attempt,)),) = ours.step_runs.records
+    assert attempt["outcome"] == "refused"
+    assert "nobody asked for more" in attempt["reason"]
+
+
+def test_the_size_of_a_node_that_an_autoscaler_may_add_is_found_by_halving():
+    """Killed at 16Gi, and 32Gi is more than any node that may come: what is between is tried."""
+    with Cluster({"small": "4Gi"}, real=False, tls=False, stepped=True) as stepped:
+        stepped.beside.append(Autoscaler(stepped, memory="26Gi").tick)
+        ours = Orchestrator(stepped, FakeStepRuns(), clock.monotonic, direct_client(stepped))
+        ours.step_runs.limit = Quantity.parse("16Gi")
+        name = ours.start("137 OOMKilled 5;0 Completed 5", limit="16Gi")
+        tried = []
+        for _ in range(200):
+            stepped.pass_time(5)
+            status, _ = ours.check(name)
+            tried += [size for size in limits(stepped) if size not in tried]
+            if status is not JobStatus.RUNNING:
+                break
+        assert status is JobStatus.SUCCEEDED
+        assert tried == ["16Gi", "32Gi", "24Gi"]
