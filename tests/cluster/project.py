@@ -16,6 +16,8 @@ needs no new image.
 
 import json
 import os
+import re
+import secrets
 import subprocess
 import sys
 import textwrap
@@ -47,12 +49,12 @@ MOUNT = {
 }
 BARE = os.environ.get("TEST_STACK") == "bare"
 
-def orchestrator(limit=None, **more):
+def orchestrator(limit=None, pod={}, **more):
     if BARE:
         more = {}
-    pod = {**MOUNT, "resources": {"limits": {"memory": limit}, "requests": {"memory": limit}}}
-    return {"orchestrator": {
-        "orchestrator_pod_settings": MOUNT, "pod_settings": pod if limit else MOUNT, **more}}
+    sizes = {"resources": {"limits": {"memory": limit}, "requests": {"memory": limit}}}
+    pod = {**MOUNT, **pod, **(sizes if limit else {})}
+    return {"orchestrator": {"orchestrator_pod_settings": MOUNT, "pod_settings": pod, **more}}
 """
 ROLE = """
 apiVersion: rbac.authorization.k8s.io/v1
@@ -86,6 +88,7 @@ class Project:
 
     def __init__(self, home):
         self.home = home
+        self.salt = secrets.token_hex(3)  # in pipelines' names: no history but of this session
         (home / ".zen").mkdir()
         setup = SETUP.replace(
             '"kubernetes_context": "double"',
@@ -130,6 +133,8 @@ class Project:
     def start(self, code, stack="ours"):
         image = os.environ["MLOPS_EXT_TEST_IMAGE"]
         header = HEADER.replace("localhost/zenml:test", image) + COMMON
+        for name in re.findall(r"^@pipeline.*?^def (\w+)\(", code, re.DOTALL | re.MULTILINE):
+            code = re.sub(rf"\b{name}\b", f"{name}_{self.salt}", code)
         (self.home / "run_it.py").write_text(header + textwrap.dedent(code) + FOOTER)
         return subprocess.Popen(
             [sys.executable, "run_it.py"],
@@ -141,7 +146,7 @@ class Project:
         )
 
     def finish(self, process):
-        output, _ = process.communicate(timeout=1100)
+        output, _ = process.communicate(timeout=2400)
         lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
         assert lines, output
         found = json.loads(lines[-1].removeprefix("RESULT "))

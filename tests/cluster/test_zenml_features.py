@@ -19,10 +19,10 @@ def light() -> int:
 
 @pipeline(dynamic=True, enable_cache=False,
           settings={"docker": docker, **orchestrator(**ACCOUNT)})
-def dynamic():
+def dynamic_pipeline():
     hungry(light())
 
-the_pipeline = dynamic
+the_pipeline = dynamic_pipeline
 """
 
 

@@ -13,21 +13,17 @@ from tests.cluster.project import (
 
 pytestmark = ON_A_CLUSTER
 SIDECAR = """
-IMAGE = docker.parent_image
 SIDE = {"additional_pod_spec_args": {"init_containers": [
-    {"name": "proxy", "image": IMAGE, "restartPolicy": "Always",
+    {"name": "proxy", "image": docker.parent_image, "restartPolicy": "Always",
      "command": ["sleep", "3600"], "resources": {"limits": {"memory": "64Mi"}}}]}}
 
-@step(enable_cache=False, settings=orchestrator("600Mi"))
+@step(enable_cache=False, settings=orchestrator("600Mi", SIDE))
 def beside_a_sidecar() -> int:
     return eat(700)
 
-OPTIONS = beside_a_sidecar.configuration.settings["orchestrator"].model_dump(exclude_unset=True)
-OPTIONS["pod_settings"] |= SIDE
-
 @pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
 def with_a_sidecar():
-    beside_a_sidecar.with_options(settings={"orchestrator": OPTIONS})()
+    beside_a_sidecar()
 
 the_pipeline = with_a_sidecar
 """
@@ -50,16 +46,13 @@ INIT = {"additional_pod_spec_args": {"init_containers": [
      "command": ["python", "-c", "b = bytearray(300 << 20); b[::4096] = b'x' * len(b[::4096])"],
      "resources": {"limits": {"memory": "100Mi"}}}]}}
 
-@step(enable_cache=False, settings=orchestrator("600Mi"))
+@step(enable_cache=False, settings=orchestrator("600Mi", INIT))
 def behind_a_killed_one() -> int:
     return 1
 
-OPTIONS = behind_a_killed_one.configuration.settings["orchestrator"].model_dump(exclude_unset=True)
-OPTIONS["pod_settings"] |= INIT
-
 @pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
 def behind_an_init_container():
-    behind_a_killed_one.with_options(settings={"orchestrator": OPTIONS})()
+    behind_a_killed_one()
 
 the_pipeline = behind_an_init_container
 """

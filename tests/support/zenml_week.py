@@ -200,6 +200,7 @@ class World:
         self.api = KubeApi(client.BatchV1Api(self.client), client.CoreV1Api(self.client), "zenml")
         cluster.kubelet.pretender.companion = self._companion
         self.policy: str | None = None
+        self._facts: dict[tuple[str, str], StepFacts] = {}
 
     def _companion(self, pod: Object) -> Beside | None:
         return Beside(self, pod) if "step_name" in pod["metadata"]["labels"] else None
@@ -219,18 +220,24 @@ class World:
         return ResizeAnswer(refusal=None, pending=_pending(pod))
 
     def facts(self, run: Run, name: str) -> StepFacts:
-        step = run.steps[name]
-        config = SimpleNamespace(
-            caching_parameters={"code_hash": "1"},
-            resource_settings=SimpleNamespace(memory=None),
-            name=name,
-        )
-        settings = KubernetesOomSettings(
-            memory=step.memory, in_place=step.in_place, memory_policy=self.policy
-        )
-        spec = SimpleNamespace(invocation_id=name, inputs={})
-        found: Any = SimpleNamespace(spec=spec, config=config)
-        return StepFacts(name=name, pipeline=run.pipeline, step=found, settings=settings)
+        """What is configured for a step: made once, since it reads settings."""
+        key = (run.pipeline, name)
+        if key not in self._facts:
+            step = run.steps[name]
+            config = SimpleNamespace(
+                caching_parameters={"code_hash": "1"},
+                resource_settings=SimpleNamespace(memory=None),
+                name=name,
+            )
+            settings = KubernetesOomSettings(
+                memory=step.memory, in_place=step.in_place, memory_policy=self.policy
+            )
+            spec = SimpleNamespace(invocation_id=name, inputs={})
+            found: Any = SimpleNamespace(spec=spec, config=config)
+            self._facts[key] = StepFacts(
+                name=name, pipeline=run.pipeline, step=found, settings=settings
+            )
+        return self._facts[key]
 
     # -- runs -----------------------------------------------------------------------------------
 
