@@ -46,6 +46,8 @@ MOUNT = {
                 for n, p in enumerate(SHARED)],
     "volume_mounts": [{"name": f"shared-{n}", "mountPath": p.split(":")[-1]}
                       for n, p in enumerate(SHARED)],
+    # an image has no compiled modules: without this each pod compiles ZenML for itself
+    "env": [{"name": "PYTHONPYCACHEPREFIX", "value": f"{SHARED[0]}/compiled"}],
 }
 BARE = os.environ.get("TEST_STACK") == "bare"
 

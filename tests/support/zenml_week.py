@@ -605,7 +605,7 @@ class Trouble:
     def ghost(self) -> None:
         node = self._node()
         self.cluster.kubelet.ghosts[node] = self.cluster.kubelet.nodes[node].allocatable["memory"]
-        self._for(5, 90, functools.partial(self.cluster.kubelet.ghosts.pop, node, None))
+        self._for(5, 900, functools.partial(self.cluster.kubelet.ghosts.pop, node, None))
 
 
 def simulate(seed: int, monkeypatch: Any, *, runs: int, span_s: float) -> World:

@@ -146,7 +146,8 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
         return _more_memory(failed, plan, decision, change)
     if isinstance(decision, RetryElsewhere):
         if state.disruptions >= _MAX_DISRUPTIONS:
-            reason = f"It was taken from its node {state.disruptions + 1} times."
+            times = f"It was taken from its node, or refused, {state.disruptions + 1} times"
+            reason = f"{times}, the last time so: {termination.message}."
             return _give_up(failed, decision, reason)
         moved = replace(change.state, disruptions=state.disruptions + 1)
         change = replace(change, state=moved, avoid_node=termination.evidence.node or "")

@@ -73,6 +73,9 @@ Manifest = Mapping[str, Any]
 _GONE = 404
 _STOP_PERIOD_S = 10.0
 """While no pod of a step runs, ZenML is asked this often whether the run is stopped."""
+_LONGEST_PAUSE_S = 300.0
+"""Between relaunches of a step that is taken from its nodes again and again: what a kubelet still
+has in use of pods that end, or a node that comes and goes, takes minutes."""
 _STOPPING = (JobStatus.FAILED, "the run is being stopped")
 
 
@@ -223,6 +226,13 @@ class Supervisor:
             failed = replace(failed, caps=self._caps_of(api, failed, facts))
         decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
         if isinstance(decision, Relaunch):
+            disruptions = decision.change.state.disruptions
+            is_disrupted = disruptions > failed.state.disruptions
+            held_s = step.held_s("failed", self._clock(), holds=is_disrupted)
+            if is_disrupted and held_s < min(2.0 ** (disruptions - 1) - 1, _LONGEST_PAUSE_S):
+                self._pending.send_heartbeat(step, failed.job)
+                stopped = self._stopped_meanwhile(api, step, failed.job, failed.state)
+                return stopped or (JobStatus.RUNNING, decision.reason)
             return self._relaunch(api, step, failed, decision)
         if decision.cause is Cause.NONE:  # the step ended well, whatever became of its pod
             log.warning("Step %s completed: %s", failed.step_name, decision.reason)
@@ -259,6 +269,7 @@ class Supervisor:
                 raise
             return JobStatus.FAILED, f"Job {name}: {describe_api_error(error)}"
         step.job_name = name
+        step.times.pop("failed", None)
         step.step_run = resumed
         step.to_relabel.append(failed.job)
         self._announce(api, step, failed, decision, resumed)

@@ -96,11 +96,9 @@ def resources(pod):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "memory"), [("resize-done", "100Mi"), ("resize-deferred", "18Gi")]
-)
+@pytest.mark.parametrize(("name", "memory"), [("done", "100Mi"), ("deferred", "18Gi")])
 def test_a_resize_comes_to_what_was_recorded(stepped, name, memory):
-    (recorded,) = json.loads((RECORDINGS / f"{name}.json").read_text())["items"]
+    (recorded,) = json.loads((RECORDINGS / "resizes" / f"{name}.json").read_text())["items"]
     sleeping(stepped, "filler", "6Gi")
     pod = wish(stepped, sleeping(stepped, "one", "64Mi"), memory)
     assert resources(pod) == resources(recorded)

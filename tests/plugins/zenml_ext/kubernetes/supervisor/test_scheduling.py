@@ -262,3 +262,23 @@ def test_the_size_of_a_node_that_an_autoscaler_may_add_is_found_by_halving():
                 break
         assert status is JobStatus.SUCCEEDED
         assert tried == ["16Gi", "32Gi", "24Gi"]
+
+
+def test_a_kubelet_that_refuses_for_minutes_is_asked_more_and_more_seldom():
+    """Pods that take minutes to end hold memory of which the scheduler knows nothing any more."""
+    with Cluster({"only": "4Gi"}, real=False, tls=False, stepped=True) as stepped:
+        ours = Orchestrator(stepped, FakeStepRuns(), clock.monotonic, direct_client(stepped))
+        stepped.kubelet.ghosts["only"] = "4Gi"
+        name = ours.start("0 Completed 5")
+        for number in range(400):
+            if number == 200:
+                stepped.kubelet.ghosts.clear()
+            stepped.pass_time(5)
+            status, message = ours.check(name)
+            if status is not JobStatus.RUNNING:
+                break
+        assert (status, message) == (JobStatus.SUCCEEDED, None)
+        jobs = stepped.list("jobs")
+        assert 8 <= len(jobs) <= 15
+        assert limits(stepped) == ["200Mi"] * len(jobs)
+        assert ours.step_runs.heartbeats > 20
