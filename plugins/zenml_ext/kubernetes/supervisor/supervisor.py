@@ -18,7 +18,7 @@ from uuid import UUID
 from kubernetes.client.rest import ApiException
 from zenml.integrations.kubernetes import kube_utils
 
-from mlops_ext.memory import Cause, Features, MemoryPlan
+from mlops_ext.memory import Caps, Cause, Features, MemoryPlan
 from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import (
     UNANSWERED,
