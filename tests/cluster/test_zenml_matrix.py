@@ -9,7 +9,7 @@ import itertools
 import pytest
 from tests.cluster.project import ON_A_CLUSTER, kills, kubectl
 
-pytestmark = [*ON_A_CLUSTER, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.timeout(3600), *ON_A_CLUSTER]  # the first mark counts
 ACCOUNTS = """
 apiVersion: v1
 kind: ServiceAccount

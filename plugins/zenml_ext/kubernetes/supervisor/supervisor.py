@@ -198,9 +198,7 @@ class Supervisor:
             return self._after(api, step, FailedJob(job=job, state=state, termination=termination))
         return status, message
 
-    def _after_refusal(
-        self, api: KubeApi, step: StepState, failed: FailedJob, why: str
-    ) -> Answer:
+    def _after_refusal(self, api: KubeApi, step: StepState, failed: FailedJob, why: str) -> Answer:
         """Try less for a Job whose pod can never run, where that may help; the pod must go."""
         facts, name = self._facts(failed.step_name), step.job_name
         failed = replace(failed, caps=self._caps_of(api, failed, facts))
