@@ -54,9 +54,10 @@ class Sweep:
     left: list[RemovalError] = field(default_factory=list)
 
     def is_hopeless(self) -> bool:
-        """Whether waiting cures nothing of what is left."""
-        passing = {RemovalReason.BUSY, RemovalReason.DENIED, RemovalReason.NOT_EMPTY}
-        return not any(left.reason in passing for left in self.left)
+        """Whether waiting cures nothing of what is left, such as permissions that are missing."""
+        passing = {RemovalReason.BUSY, RemovalReason.NOT_EMPTY}
+        # Windows denies what is open; ``winerror`` is None on all other systems.
+        return not any(e.reason in passing or getattr(e.error, "winerror", 0) for e in self.left)
 
     def record(self, path: Path, error: OSError) -> None:
         """Note that *path* had to be left."""

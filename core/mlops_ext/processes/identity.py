@@ -300,9 +300,8 @@ def lock(descriptor: int) -> bool | None:
 
 def booted_at() -> float | None:
     """When this machine booted, in seconds since the epoch, or None if unknown."""
-    if sys.platform == "linux":
-        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    return None
+    linux = sys.platform == "linux"
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) if linux else None
 
 
 def on_local_disk(path: Path) -> bool:

@@ -119,7 +119,7 @@ def test_what_may_not_be_removed_is_named_with_the_reason(world_dir):
     code = """
 import sys
 from mlops_ext.files import remove
-removal = remove(sys.argv[1], patience_s=0)
+removal = remove(sys.argv[1], sleep=lambda _: sys.exit("waiting gives no permission"))
 print(removal.complete, [(left.path.name, left.reason.value) for left in removal.left])
 """
     if os.getuid() != 0:
