@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion
+from packaging.version import InvalidVersion, Version
 
 
 def check_specifier(field: str, text: str) -> SpecifierSet:
@@ -27,6 +27,6 @@ def installed_version(distribution: str) -> str | None:
 def in_range(version: str, specifier: str) -> bool:
     """Whether *version* meets *specifier*; a text that is no version (PEP 440) meets none."""
     try:
-        return SpecifierSet(specifier).contains(version, prereleases=True)
+        return SpecifierSet(specifier).contains(Version(version), prereleases=True)
     except InvalidVersion:
         return False

@@ -56,11 +56,11 @@ def test_a_table_of_buffers_points_into_its_entry_or_is_refused(rows, fits):
     if fits:
         assert read_table(body, len(rows), len(body)) == rows
     else:
-        with pytest.raises(ValueError, match="outside of its entry"):
+        with pytest.raises(ValueError, match="buffers"):
             read_table(body, len(rows), len(body))
 
 
 def test_one_row_of_a_table_that_points_elsewhere_is_enough():
     body = b"b" * 52 + struct.pack("<QQQQ", 0, 52, 8, 45)
-    with pytest.raises(ValueError, match="outside of its entry"):
+    with pytest.raises(ValueError, match="buffers"):
         read_table(body, 2, len(body))
