@@ -562,3 +562,26 @@ def test_a_read_only_mark_that_other_names_share_stays(tmp_path, monkeypatch):
     removal = remove(tmp_path / "tree" / "blob", patience_s=0)
     assert [left.reason for left in removal.left] == [RemovalReason.DENIED]
     assert (tmp_path / "blob").stat().st_mode & 0o777 == 0o444
+
+
+def test_a_link_with_a_read_only_mark_leads_to_no_file_elsewhere(tmp_path, monkeypatch):
+    """Not on every system does a link let everybody write."""
+    (tmp_path / "outside").touch(0o444)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "outside")
+    real = Path.lstat
+
+    def lstat(path):
+        if path == link:
+            return types.SimpleNamespace(st_mode=stat.S_IFLNK | 0o444, st_nlink=1)
+        return real(path)
+
+    def denied(path):
+        raise windows_error(5)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    monkeypatch.setattr(Path, "unlink", denied)
+    monkeypatch.setattr(removal_module, "HAS_DESCRIPTORS", False)
+    removal = remove(link, patience_s=0)
+    assert [left.reason for left in removal.left] == [RemovalReason.DENIED]
+    assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o444
