@@ -10,6 +10,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zenml.constants import ENV_ZENML_DISABLE_DATABASE_MIGRATION
+from zenml.utils.env_utils import temporary_environment
+
 from mlops_ext import settings
 from zenml_ext.entrypoint import ResumingEntrypointConfiguration
 from zenml_ext.local.process import GROUP, PARENT_PIPE
@@ -40,7 +43,9 @@ class LocalEntrypoint(ResumingEntrypointConfiguration):
     def _run_step(self, step: Step, snapshot: PipelineSnapshotResponse) -> None:
         _end_with_the_orchestrator()
         patch_own_process(LOCAL_STEP)
-        super()._run_step(step=step, snapshot=snapshot)
+        # The store is open by now; what the step's code starts may have a store of its own.
+        with temporary_environment({ENV_ZENML_DISABLE_DATABASE_MIGRATION: "false"}):
+            super()._run_step(step=step, snapshot=snapshot)
 
 
 def _end_with_the_orchestrator() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from uuid import UUID, uuid4
 
 from zenml.client import Client
-from zenml.constants import ENV_ZENML_CUSTOM_SOURCE_ROOT
+from zenml.constants import ENV_ZENML_CUSTOM_SOURCE_ROOT, ENV_ZENML_DISABLE_DATABASE_MIGRATION
 from zenml.enums import ExecutionMode, ExecutionStatus
 from zenml.orchestrators import BaseOrchestrator, SubmissionResult
 from zenml.utils import source_utils
@@ -166,11 +166,8 @@ class LocalOomOrchestrator(BaseOrchestrator):
         job, thread = _isolated[step_run.id]
         if thread.is_alive():
             return ExecutionStatus.RUNNING
-        ends = {
-            State.COMPLETED: ExecutionStatus.COMPLETED,
-            State.STOPPED: ExecutionStatus.STOPPED,
-        }
-        return ends.get(job.ended, ExecutionStatus.FAILED)
+        has_ended = job.ended is not State.RUNNING  # else it could not be run at all
+        return ExecutionStatus(job.ended.value) if has_ended else ExecutionStatus.FAILED
 
     def stop_isolated_step(self, step_run: StepRunResponse) -> None:
         """End an isolated step: SIGTERM, then SIGKILL."""
@@ -235,6 +232,7 @@ class LocalOomOrchestrator(BaseOrchestrator):
             RUN_ID: self.get_orchestrator_run_id(),
             SOURCE_ROOT: root,
             ENV_ZENML_CUSTOM_SOURCE_ROOT: root,
+            ENV_ZENML_DISABLE_DATABASE_MIGRATION: "true",  # this process has opened that store
         }
         if settings.retry_memory_error:
             environment[RETRY_MEMORY_ERROR] = "1"

@@ -248,7 +248,7 @@ def _message(  # noqa: PLR0911 - a cause each
     if evidence.storage_evicted:
         return (
             f"the pod was evicted{where} for its use of disk, not of memory:"
-            f" {str(status.get('message') or '').strip()}"
+            f" {str(status.get('message') or '').rstrip('. ')}"
         )
     if _REFUSALS.fullmatch(status.get("reason") or ""):
         return f"the kubelet refused the pod{where}: {evidence.disruption}"

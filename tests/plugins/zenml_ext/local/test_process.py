@@ -151,3 +151,29 @@ def test_no_group_is_left_behind():
         g for parent in cgroup._parents() for g in parent.path.glob(f"mlops-ext-{os.getpid()}-*")
     ]
     assert left == []
+
+
+def test_a_step_opens_the_store_without_migrating_it_and_what_it_starts_does_not(
+    monkeypatch, tmp_path
+):
+    """A check for migrations costs each step a third of a second; its orchestrator has made it."""
+    entrypoint = pytest.importorskip("zenml_ext.local.entrypoint")
+    from zenml_ext.local.orchestrator import LocalOomOrchestrator
+    from zenml_ext.local.settings import LocalOomSettings
+
+    name = "DISABLE_DATABASE_MIGRATION"
+    monkeypatch.setattr("zenml.utils.source_utils._CUSTOM_SOURCE_ROOT", str(tmp_path))
+    orchestrator = object.__new__(LocalOomOrchestrator)
+    orchestrator._run_id = "run"
+    environment = orchestrator._environment(LocalOomSettings(), {})
+    assert environment[name] == "true"
+    monkeypatch.setenv(name, environment[name])
+    seen = []
+    monkeypatch.setattr(
+        entrypoint, "patch_own_process", lambda _: seen.append(os.environ.get(name))
+    )
+    monkeypatch.setattr(
+        entrypoint.ResumingEntrypointConfiguration, "_run_step", lambda self, **_: None
+    )
+    entrypoint.LocalEntrypoint._run_step(object.__new__(entrypoint.LocalEntrypoint), None, None)
+    assert seen == [None]

@@ -136,7 +136,7 @@ def test_an_eviction_for_disk_is_the_steps_own_and_never_memorys(words, message)
     next_ = after(diagnose(job(), [pod(main, reason="Evicted", message=words)]))
     assert isinstance(next_, GiveUp)
     assert next_.cause is Cause.STORAGE
-    assert words.strip() in next_.reason
+    assert f"{words.rstrip('. ')}. It was evicted" in next_.reason
 
 
 def test_the_newest_pod_tells_what_ended_a_job():
