@@ -7,6 +7,7 @@ second one on the agent.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import threading
@@ -38,6 +39,8 @@ from mlops_ext.processes.exits import exit_now
 
 log = logging.getLogger(__name__)
 
+# In a check the script ends where a pipeline would run in its own process.
+_REST = "what the script does after a pipeline that runs here was not looked at"
 _launch = threading.local()
 _checked: set[str] = set()
 
@@ -306,11 +309,14 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
         return
     if sdk.runs_steps_here(pipeline):
         if settings.check_only:  # it waits in no queue
-            exit_after_check(Result(target=str(task.name), answer=Answer.SAFE), settings)
+            safe = Result(target=str(task.name), answer=Answer.SAFE, notes=(_REST,))
+            exit_after_check(safe, settings)
         return
     sdk.reroute(pipeline, sdk.remembered_queues(pipeline))
     plan, accepted = plan_of_controller(pipeline), sdk.was_accepted(task)
     result = check_live(plan, None, settings, own_task=str(task.id), alone=accepted)
+    if settings.check_only:
+        result = dataclasses.replace(result, notes=(*result.notes, _REST))
     _checked.add(str(task.id))
     if on_agent and result.answer is Answer.UNKNOWN:
         log.warning("the pipeline goes on unchecked: %s", "; ".join(result.reasons))

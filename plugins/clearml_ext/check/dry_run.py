@@ -199,9 +199,8 @@ def serve(pretended: PretendedServer) -> Iterator[str]:
                 data = pretended.answer(path, request)
             except ServerError as error:
                 status, text = error.status or 502, error.problem
-            version = "2.0"
-            named = {"name": path.rpartition("/")[2], "requested_version": version,
-                     "actual_version": version}  # fmt: skip
+            named = {"name": path.rpartition("/")[2], "requested_version": "2.0",
+                     "actual_version": "2.0"}  # fmt: skip
             meta = {"id": "0", "trx": "0", "endpoint": named, "result_code": status,
                     "result_subcode": 0, "result_msg": text, "error_stack": ""}  # fmt: skip
             content = json.dumps({"meta": meta, "data": data}, default=str).encode()
@@ -212,7 +211,7 @@ def serve(pretended: PretendedServer) -> Iterator[str]:
 
         do_GET = do_POST  # noqa: N815  # the SDK sends bodies with both
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its names
             """Say nothing: the output is the script's."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -154,6 +154,8 @@ def test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does(lab, way
     assert json.dumps(lab.store.tasks, default=str, sort_keys=True) == kept
     assert (lab.store.projects, json.dumps(lab.store.queues, default=str)) == (projects, queues)
     assert not (lab.folder / "step-ran").exists()
+    if way in ("start_locally", "steps_here"):
+        assert "after a pipeline that runs here was not looked at" in found["notes"][-1]
     if way == "two_pipelines":
         assert any("nowhere" in reason for reason in found["reasons"])
     if way == "before_its_pipeline_is_known":
