@@ -23,7 +23,7 @@ class TaskKey:
     Attributes:
         pipeline: name of the pipeline.
         step: name of the step.
-        version: code or image version; "" where it is not known.
+        version: code or image version; "" if it is not known.
     """
 
     pipeline: str
@@ -84,7 +84,7 @@ class Caps:
 
     @property
     def binding(self) -> Cap | None:
-        """The cap that binds, with its name; None where nothing limits."""
+        """The cap that binds, with its name; None if nothing limits."""
         node = f"the largest node, {self.node_name}" if self.node_name else "the largest node"
         named = (
             (self.max_memory, "the setting max_memory"),
@@ -105,7 +105,7 @@ class InPlace:
         start: the limit at the start.
         threshold: grow as soon as usage reaches this fraction of the limit.
         growth: the next limit is the last one times this.
-        ceiling: never beyond this; None where nothing is known to limit it.
+        ceiling: never beyond this; None if nothing is known to limit it.
     """
 
     start: Quantity
@@ -141,8 +141,8 @@ class MemoryPlan:
         ladder: allocations, strictly increasing: the first attempt gets the first. Empty:
             run the task without a limit, as the user left it.
         reason: one plain sentence that says why, for logs and dashboards.
-        in_place: how to grow without a restart; None where that does not pay.
-        cap: no allocation is above it; None where nothing limits.
+        in_place: how to grow without a restart; None if that does not pay.
+        cap: no allocation is above it; None if nothing limits.
         growth: beyond the ladder the next limit is the last one times this; 1: no more than the
             ladder.
         request: what the user asked for: the last retry gets no less.
@@ -159,9 +159,7 @@ class MemoryPlan:
         """Refuse a ladder that does not rise, or that rises above its cap."""
         for low, high in zip(self.ladder, self.ladder[1:], strict=False):
             if low >= high:
-                raise ValueError(
-                    f"MemoryPlan.ladder = {self.ladder!r}: expected rising allocations"
-                )
+                raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: expected rising sizes")
         if self.ladder and not self.ladder[0] > 0:
             raise ValueError(f"MemoryPlan.ladder = {self.ladder!r}: expected positive allocations")
         if not 1 <= self.growth < math.inf:
@@ -175,7 +173,7 @@ class MemoryPlan:
         return self.ladder[0] if self.ladder else None
 
     def after(self, memory: Quantity) -> Quantity | None:
-        """What the attempt after one that had *memory* gets, or None where there is no more."""
+        """What the attempt after one that had *memory* gets, or None if there is no more."""
         if self.cap is not None and memory >= self.cap.memory:
             return None
         for allocation in self.ladder:
@@ -203,10 +201,10 @@ class Attempt:
     """An attempt that has ended.
 
     Attributes:
-        memory: the limit it ran with; None where it had none.
+        memory: the limit it ran with; None if it had none.
         oom_retries: how many retries went to out-of-memory kills before this one. The user's
             own retries are not counted here.
-        container: the container the plan is for; None where there is only one.
+        container: the container the plan is for; None if there is only one.
     """
 
     memory: Quantity | None
@@ -225,11 +223,11 @@ class Evidence:
         disruption: why it was taken from its node (eviction for memory pressure, preemption,
             drain: the pod's DisruptionTarget condition), or "".
         storage_evicted: it was evicted for its use of disk.
-        refused: the API server's message where a quota or LimitRange refused the pod, or "".
+        refused: the API server's message if a quota or LimitRange refused the pod, or "".
         succeeded: the task as a whole completed.
-        peak: the largest use that was sampled, anon + shmem where possible.
+        peak: the largest use that was sampled, anon + shmem if possible.
         container: name of the container that was killed.
-        node: where it ran.
+        node: name of the node it ran on.
     """
 
     exit_code: int | None = None

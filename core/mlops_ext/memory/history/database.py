@@ -196,7 +196,7 @@ class History:
             raise HistoryError(self.path, text) from error
 
     def _is_ready(self, database: sqlite3.Connection, *, create: bool) -> bool:
-        """Whether the tables are there, after laying them out where *create* asks for that."""
+        """Whether the tables are there, after laying them out if *create* asks for that."""
         if create and not _number(database, "PRAGMA user_version"):
             database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
             database.execute("PRAGMA journal_mode = DELETE")

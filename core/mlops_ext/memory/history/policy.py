@@ -40,11 +40,13 @@ _MIB = 1024**2
 _OWN = 8
 # With fewer runs than this the user's request is the second allocation.
 _TRUSTED = 5
-# With fewer than this it follows the first allocation that no run has outgrown.
+# With fewer than this, all within this factor, it follows the first allocation that no run has
+# outgrown.
 _KNOWN = 30
-# The reason names the input where those that look at it have more than this share.
+_ALIKE = 2.0
+# The reason names the input if the predictors that look at it have more than this share.
 _MOSTLY = 0.5
-# Seconds until a resize takes effect where none was seen: the kubelet looks at a pod at least
+# Seconds until a resize takes effect if none was seen: the kubelet looks at a pod at least
 # this often.
 _LATENCY_S = 60.0
 # Resizes looked at, of all tasks: how long they take is a matter of the cluster.
@@ -57,10 +59,10 @@ class HistoryPolicy:
     """The cheapest ladder for the peaks that earlier runs lead to expect.
 
     The first run of a task gets the user's request, then doubling, as "double" does. From the
-    second on, several predictors turn past peaks and, where it is known, the input size into
+    second on, several predictors turn past peaks and, if it is known, the input size into
     distributions of the next peak; they are mixed, those most whose ladders would have cost least
     so far. Dynamic programming turns the mixture into the ladder with the least expected cost
-    (`best_ladder`). Until five runs are known, what follows the first attempt is the request.
+    (`best_ladder`). While few runs are known, the request follows what they lead to expect.
 
     Runs of other versions of the same step count until there are enough of its own. The state is
     a cache of *records*, read again (only what is new) at each decision, so that any number of
@@ -133,6 +135,8 @@ class HistoryPolicy:
                 resizes_s=resizes_s,
             )
             self.records.append(key, run if run.censored else self._assessed(key, run))
+        except ValueError as error:
+            logger.debug("run of %s left out: %s", key, error)
         except Exception as error:  # noqa: BLE001 - a history that fails must never fail a task
             logger.warning("run not added to the memory history: %s", error)
 
@@ -183,7 +187,7 @@ class HistoryPolicy:
         in_place = None
         if len(series):
             forecast = series.forecast(size, self.settings)
-            ladder = self._allocations(_with_request(forecast.ladder, request, series, size), cap)
+            ladder = self._allocations(_with_request(forecast.ladder, request, series), cap)
             in_place = self._in_place(series, ladder[0], cap)
             reason = _reason(series, forecast.by_input, ladder, cap, request, in_place, growth)
         else:
@@ -283,19 +287,19 @@ def _shared(key: TaskKey) -> TaskKey:
 
 
 def _with_request(
-    ladder: Sequence[float], request: Quantity | None, series: Series, size: float | None
+    ladder: Sequence[float], request: Quantity | None, series: Series
 ) -> Sequence[float]:
     """*ladder* with the request in it while few runs are known, if that is higher.
 
-    It comes second while fewer than `_TRUSTED` runs are known at all. It follows the first
-    allocation that no run has outgrown, or the last one, while there are fewer than `_KNOWN`, or
-    while fewer than `_TRUSTED` had an input that compares with this one.
+    It comes second while there are fewer than `_TRUSTED`. It follows the first allocation that no
+    run has outgrown, or the last one, while there are fewer than `_KNOWN` and all are alike: they
+    may be smoke runs, and what outgrows them is of another kind.
     """
-    few = len(series) < _TRUSTED
-    if not request or not (few or len(series) < _KNOWN or series.comparable(size) < _TRUSTED):
+    few, (low, high) = len(series) < _TRUSTED, series.span
+    if not request or not (few or (len(series) < _KNOWN and high <= _ALIKE * low)):
         return ladder
-    largest = 0.0 if few else series.span[1]
-    at = next((index for index, each in enumerate(ladder, 1) if each >= largest), len(ladder))
+    above = (at for at, each in enumerate(ladder, 1) if few or each >= high)
+    at = next(above, len(ladder))
     later = [each for each in ladder[at:] if each > request]
     return [*ladder[:at], request, *later] if request > ladder[at - 1] else ladder
 

@@ -162,7 +162,7 @@ class _ByInput:
 
 
 def _numpy() -> Any:
-    """NumPy, or None where the extra ``history`` is not installed."""
+    """NumPy, or None if the extra ``history`` is not installed."""
     try:
         import numpy as np
     except ImportError:

@@ -95,17 +95,15 @@ def _attempt(
     return spent + max(run.runtime_s - before, 0.0) * limit, limit, False, resizes
 
 
-def best_choice(runs: Sequence[Observation], terms: Terms) -> tuple[Choice, float] | None:
-    """The cheapest choice over *runs*, oldest first, and its mean cost in bytes, or None."""
-    best: tuple[Choice, float] | None = None
+def best_choice(runs: Sequence[Observation], terms: Terms) -> Choice:
+    """The cheapest choice over *runs*, oldest first."""
+    best, least = Choice(start=1.0, threshold=1.0, growth=2.0), math.inf
     for start, threshold, growth in itertools.product(_STARTS, _THRESHOLDS, _GROWTHS):
-        choice = Choice(start=start, threshold=threshold, growth=growth)
-        bound = best[1] * len(runs) if best else math.inf
-        cost = 0.0
+        choice, cost = Choice(start=start, threshold=threshold, growth=growth), 0.0
         for run in runs:
             cost += cost_of(run, choice, terms)
-            if cost >= bound:
+            if cost >= least:
                 break
         else:
-            best = (choice, cost / len(runs))
+            best, least = choice, cost
     return best

@@ -21,7 +21,7 @@ from mlops_ext.memory.history.predictors import DEFAULT, WITHOUT_INPUT, Views
 from mlops_ext.memory.history.resize import MOST_CURVES, Choice, Terms, best_choice, cost_of
 from mlops_ext.memory.policies import KILL_PRICES, MemorySettings
 
-# Runs looked at. More would win about 1 % where thousands alike have run.
+# Runs looked at. More would win about 1 % if thousands alike have run.
 WINDOW = 400
 # Weight of a predictor's past cost, per run since: a task whose need changed is followed.
 _MEMORY = 0.99
@@ -47,8 +47,6 @@ _FOREIGN = 0.5
 _DOUBT = 0.5
 # A kill with less weight than this is forgotten: six successes after it.
 _FORGOTTEN = 0.02
-# Runs are comparable whose input was no less than the next one's, divided by this.
-_COMPARABLE = 4.0
 # Runs needed before growing in place is planned, or one of them is called damaged.
 _ENOUGH = 5
 # Growing in place is for tasks longer than this: what it saves of shorter ones is little.
@@ -57,8 +55,6 @@ _LONG_S = 300.0
 _RESIZE_PRICE = 0.01
 # Growing in place has to cost less than this much of the static plan.
 _CLEARLY = 0.9
-# Weight of how growing in place did against the static plan, per run since.
-_RECORD_MEMORY = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +106,6 @@ class Series:
         self._curves: deque[Observation] = deque(maxlen=MOST_CURVES)
         self._choice: Choice | None = None
         self._chosen_for: float | None = None
-        self._record = 0.0
-        self._prices, self._terms = (
-            Prices(failed=1.0, kill=0.0),
-            Terms(),
-        )
         self._ratios: list[float] = []
 
     def __len__(self) -> int:
@@ -150,7 +141,8 @@ class Series:
         self._count(run.outcomes)
         self._notice_change()
         if run.curve and run.runtime_s and run.first_limit:
-            self._add_curve(run)
+            self._curves.append(run)
+            self._chosen_for = None
 
     @property
     def _columns(self) -> tuple[list[float], ...]:
@@ -212,7 +204,7 @@ class Series:
         self._ratios = [1.0] * latest  # they were taken against predictions that are gone
         self._outcomes.clear()
         self._curves.clear()
-        self._chosen_for, self._record = None, 0.0
+        self._chosen_for = None
 
     def _count(self, outcomes: Mapping[str, Outcome]) -> None:
         """Add what each predictor's ladder met, weighted by run time, and let the past fade.
@@ -270,15 +262,11 @@ class Series:
             by_input=sum(s for name, s in shares.items() if name not in WITHOUT_INPUT),
         )
 
-    def comparable(self, size: float | None) -> int:
-        """How many runs had no less than a quarter of input *size*, or an unknown one."""
-        return sum(not each * _COMPARABLE < (size or 0.0) for each in self._inputs)
-
     def _with_kills(self, peaks: Peaks, size: float | None, growth: float) -> Peaks:
         """*peaks* and the runs that were killed and never got through.
 
         Such a run stands at the mean of the peaks above its limit (Efron's redistribution to the
-        right), or at its limit times *growth* where there is none.
+        right), or at its limit times *growth* if there is none.
         """
         if not self.kills:
             return peaks
@@ -315,14 +303,6 @@ class Series:
                 outcomes[name] = outcome_of(ladder, peak, settings.growth)
         return peak / forecast.median, outcomes, forecast.ladder[0]
 
-    def _add_curve(self, run: Observation) -> None:
-        """Take a curve in; the choice in force is judged by a run that it was not made from."""
-        if self._choice is not None and self._chosen_for is not None:
-            in_place = cost_of(run, self._choice, self._terms)
-            self._record = _RECORD_MEMORY * self._record + in_place - self._cost_static(run)
-        self._curves.append(run)
-        self._chosen_for = None
-
     def choice(self, settings: MemorySettings, latency_s: float) -> Choice | None:
         """How to grow in place, or None if the static plan is about as good.
 
@@ -331,26 +311,30 @@ class Series:
             latency_s: seconds until a resize takes effect.
         """
         if self._chosen_for != latency_s:
-            prices = self._prices = self.prices(settings, settings.price_of_kill)
-            # A kill costs the memory, too, that is held while the next attempt starts.
-            held = max(prices.failed - 1.0, 0.0) * self.mean_peak
-            self._terms = Terms(
-                kill=prices.kill + held,
-                resize=_RESIZE_PRICE * self.mean_peak,
-                latency_s=latency_s,
-                growth=max(settings.growth, LEAST_GROWTH),
-            )
-            self._choice = self._best_choice()
+            self._choice = self._best_choice(settings, latency_s)
             self._chosen_for = latency_s
-        return self._choice if self._record <= 0 else None
+        return self._choice
 
-    def _cost_static(self, run: Observation) -> float:
-        outcome = outcome_of([float(run.first_limit or 0)], run.peak, self._terms.growth)
-        return outcome.cost(self._prices) + run.peak
-
-    def _best_choice(self) -> Choice | None:
-        if len(self._curves) < _ENOUGH or self._mean_runtime() < _LONG_S:
+    def _best_choice(self, settings: MemorySettings, latency_s: float) -> Choice | None:
+        """The cheapest choice, if what half of the runs suggest pays for the other half, too."""
+        curves = list(self._curves)
+        if len(curves) < _ENOUGH or self._mean_runtime() < _LONG_S:
             return None
-        best = best_choice(self._curves, self._terms)
-        static = sum(map(self._cost_static, self._curves)) / len(self._curves)
-        return best[0] if best and best[1] < _CLEARLY * static else None
+        prices = self.prices(settings, settings.price_of_kill)
+        # A kill costs the memory, too, that is held while the next attempt starts.
+        held = max(prices.failed - 1.0, 0.0) * self.mean_peak
+        terms = Terms(
+            kill=prices.kill + held,
+            resize=_RESIZE_PRICE * self.mean_peak,
+            latency_s=latency_s,
+            growth=max(settings.growth, LEAST_GROWTH),
+        )
+        static = [_static(run, settings.growth).cost(prices) + run.peak for run in curves]
+        best, of_half = best_choice(curves, terms), best_choice(curves[::2], terms)
+        pays = sum(cost_of(run, best, terms) for run in curves) < _CLEARLY * sum(static)
+        others = sum(cost_of(run, of_half, terms) for run in curves[1::2])
+        return best if pays and others < sum(static[1::2]) else None
+
+
+def _static(run: Observation, growth: float) -> Outcome:
+    return outcome_of([float(run.first_limit or 0)], run.peak, growth)

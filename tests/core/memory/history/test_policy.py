@@ -437,14 +437,9 @@ def test_while_few_runs_are_known_what_none_has_needed_leads_to_the_request(poli
     assert kills_and_firsts(policy, [12 * GB])[0] == [1]
 
 
-def test_after_any_number_of_runs_an_input_beyond_them_leads_to_the_request(policy):
-    rng = random.Random(0)
-    sizes = [GB * rng.uniform(0.5, 1) for _ in range(60)]
-    observe(policy, [size / 4 for size in sizes], sizes=sizes)
-    assert q("64Gi") not in decide(policy, size=GB).ladder
-    beyond = decide(policy, size=50 * GB)
-    assert beyond.ladder[-1] == q("64Gi")
-    assert all(size < q("1Gi") for size in beyond.ladder[:-1])
+def test_what_outgrows_runs_that_differ_is_found_by_growing_not_by_the_request(policy):
+    observe(policy, [300 * MI * (1 + k) for k in range(10)])
+    assert q("64Gi") not in decide(policy).ladder
 
 
 def test_with_runs_enough_the_request_is_overridden_and_the_reason_says_so(policy):
@@ -535,7 +530,7 @@ def test_what_is_grown_leaves_the_time_that_resizes_take(policy):
     """A climb that resizes of a second keep up with, and those of two minutes cannot."""
     quick, slow = policy, HistoryPolicy(records=InMemoryHistory())
     for at, resizes_s in ((quick, (1.0, 1.0)), (slow, (120.0, 120.0))):
-        for _ in range(12):
+        for _ in range(24):
             curve = steep(8 * GB, 3000.0)
             at.observe(KEY, Features(), Quantity(8 * GB), 3600.0, curve=curve, resizes_s=resizes_s)
     in_place, later = decide(quick).in_place, decide(slow).in_place
