@@ -32,15 +32,7 @@ class _KubernetesOom(Flavor):
         """Name in the dashboard."""
         return "Kubernetes (out-of-memory retries)"
 
-    @property
-    def docs_url(self) -> str | None:
-        """None: ZenML has no page for it."""
-        return None
-
-    @property
-    def sdk_docs_url(self) -> str | None:
-        """None: ZenML has no page for it."""
-        return None
+    docs_url = sdk_docs_url = property(lambda _self: None)  # ZenML has no page for it
 
 
 class KubernetesOomFlavor(_KubernetesOom, KubernetesOrchestratorFlavor):

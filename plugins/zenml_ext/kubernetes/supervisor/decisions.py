@@ -171,6 +171,7 @@ def after_refusal(failed: FailedJob, why: str, *, in_place: bool) -> Relaunch | 
     killed = max((int(one.get("memory_bytes") or 0) for one in kills), default=0)
     asked, room = plan.request or 0, failed.caps.node or 0
     fixed = replace(failed.caps, node=None).binding
+    limit: int = had
     if fixed and fixed.memory < had:
         limit = fixed.memory if fixed.memory >= asked else had
     elif room >= asked and room > killed:

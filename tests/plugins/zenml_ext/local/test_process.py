@@ -169,11 +169,11 @@ def test_a_step_opens_the_store_without_migrating_it_and_what_it_starts_does_not
     assert environment[name] == "true"
     monkeypatch.setenv(name, environment[name])
     seen = []
+    monkeypatch.setattr(entrypoint, "patch_own_process", lambda _: None)
     monkeypatch.setattr(
-        entrypoint, "patch_own_process", lambda _: seen.append(os.environ.get(name))
-    )
-    monkeypatch.setattr(
-        entrypoint.ResumingEntrypointConfiguration, "_run_step", lambda self, **_: None
+        entrypoint.ResumingEntrypointConfiguration,
+        "_run_step",
+        lambda self, **_: seen.append(os.environ[name]),
     )
     entrypoint.LocalEntrypoint._run_step(object.__new__(entrypoint.LocalEntrypoint), None, None)
-    assert seen == [None]
+    assert seen == ["false"]
