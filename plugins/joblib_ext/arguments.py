@@ -22,7 +22,6 @@ from itertools import chain
 from types import FunctionType, MethodType, NoneType
 from typing import Any
 
-_NAMES = frozenset({str})
 # Types whose pickles hold no reference: the pickler need not remember what it saw.
 _PLAIN = frozenset({int, float, bool, str, bytes, NoneType})
 # Arguments of one call; a pickle is cut into batches where there are 1,000.
@@ -33,7 +32,6 @@ _PROTOCOL = 3  # joblib's, in all versions
 _BEGIN = b"\x80\x03}"
 # A pickle that begins with a dictionary, which joblib's pickler remembers as number 0.
 _BEGIN_REMEMBERED = _BEGIN + b"q\x00"
-_KEYS = (frozenset({str}), frozenset({int}))
 _TUPLES = {0: b")", 1: b"\x85", 2: b"\x86", 3: b"\x87"}
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 # The name of the argument in the code of a generator expression.
@@ -72,7 +70,7 @@ def _bind(
     count, flags = code.co_argcount, code.co_flags
     names = code.co_varnames[: count + code.co_kwonlyargcount]
     placed = dict(zip(names[:count], args))  # noqa: B905  # each as far as it goes
-    bound = dict(zip(names[count - len(defaults) : count], defaults))  # noqa: B905  # as above
+    bound: dict[str, Any] = dict(zip(names[count - len(defaults) : count], defaults))  # noqa: B905  # as above
     bound |= {name: of_keywords[name] for name in names[count:] if name in of_keywords}
     bound |= {name: kwargs[name] for name in names if name in kwargs}
     bound |= placed
@@ -80,7 +78,7 @@ def _bind(
         not code.co_posonlyargcount
         and names[:1] != _EXPRESSION
         and len(defaults) <= count >= is_method
-        and _NAMES.issuperset(map(type, kwargs))
+        and set(map(type, kwargs)) <= {str}
         and kwargs.keys().isdisjoint(placed)
         and len(bound) == len(names)
         and not any(value is inspect.Parameter.empty for value in bound.values())
@@ -159,7 +157,7 @@ class _Hasher:
             self._remember(value)
             self._save_batches(value, 1, b"a", b"e")
         elif kind is dict:
-            if frozenset(map(type, value)) not in _KEYS and value:
+            if value and set(map(type, value)) not in ({str}, {int}):
                 raise TypeError("joblib orders such keys in a way of its own")
             self._add(b"}")
             self._remember(value)

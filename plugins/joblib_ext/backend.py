@@ -260,10 +260,10 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
 
     # -- what joblib's abstract base asks of any folder ------------------------------------------
 
-    _open_item = staticmethod(open)
-    _item_exists = staticmethod(os.path.exists)
-    _move_item = staticmethod(os.replace)
-    create_location = staticmethod(mkdirp)
+    _open_item = staticmethod(open)  # pyright: ignore[reportAssignmentType]  # as in joblib
+    _item_exists = staticmethod(os.path.exists)  # pyright: ignore[reportAssignmentType]  # as in joblib
+    _move_item = staticmethod(os.replace)  # pyright: ignore[reportAssignmentType]  # as in joblib
+    create_location = staticmethod(mkdirp)  # pyright: ignore[reportAssignmentType]  # as in joblib
 
     def tell(
         self,

@@ -170,7 +170,10 @@ class LargeEntry:
             return self.value()
         rows = self._table()
         access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
-        mapped = mmap.mmap(descriptor, 0, access=access)
+        try:
+            mapped = mmap.mmap(descriptor, header.size, access=access)
+        except ValueError as error:
+            raise CorruptEntryError(f"{self.path}: shorter than it says") from error
         view = memoryview(mapped)[HEADER.size : HEADER.size + header.body]
         length = rows[0][0]
         if verify:

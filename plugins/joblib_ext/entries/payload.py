@@ -104,7 +104,7 @@ def read_table(tail: Buffer, count: int, body_length: int) -> list[tuple[int, in
     Raises:
         ValueError: the rows are not those of buffers that stand in the body one after the other.
     """
-    if count * _TABLE_ROW.size > body_length:
+    if count * _TABLE_ROW.size > min(body_length, len(tail)):
         raise ValueError("more buffers than bytes")
     rows = list(_TABLE_ROW.iter_unpack(memoryview(tail)[len(tail) - count * _TABLE_ROW.size :]))
     limit = body_length - count * _TABLE_ROW.size

@@ -17,6 +17,7 @@ from tests.support.joblib_files import stored
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext import single_flight
 from joblib_ext.cli import joblib as command
+from joblib_ext.entries import large_entry
 from joblib_ext.maintenance.find import find_store, store_for
 from joblib_ext.maintenance.keeping import keep_limits
 from joblib_ext.maintenance.stats import verify_entries
@@ -373,3 +374,18 @@ def test_the_local_tier_keeps_its_limit_though_others_write_at_the_same_time(tmp
     f(2)
     assert list(tier.rglob("*"))
     assert sum(file.stat().st_size for file in tier.rglob("*") if file.is_file()) <= limit
+
+
+@pytest.mark.parametrize("left", [0, 64, 200, 100_000])
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+def test_a_file_that_is_cut_after_it_was_opened_is_damaged_and_no_other_error(
+    tmp_path, mmap_mode, left
+):
+    memory = make(tmp_path, mmap_mode=mmap_mode)
+    reference = memory.cache(lambda x: np.full(30_000, x)).call_and_shelve(1)
+    backend = memory.store_backend
+    entry = backend._find(reference._call_id)
+    with stored(tmp_path)[0].open("r+b") as file:
+        file.truncate(left)
+    with pytest.raises(large_entry.CorruptEntryError):
+        backend.value_of(entry)

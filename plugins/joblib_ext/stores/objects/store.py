@@ -198,9 +198,8 @@ class ObjectStore(Bucket):
         """Remove what stands in *folder*; how many objects that were."""
         return self.remove_all([f"{folder}/{name}" for name in self.names_in(folder)])
 
-    def litter(self, min_age_s: float) -> Sequence[str]:
+    def litter(self, _min_age_s: float) -> Sequence[str]:
         """Nothing: a write is all or nothing."""
-        del min_age_s
         return ()
 
     def prune(self) -> int:
