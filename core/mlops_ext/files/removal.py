@@ -13,6 +13,7 @@ from mlops_ext.files.reasons import RemovalError
 from mlops_ext.files.sweep import (
     DIRECTORY,
     HAS_DESCRIPTORS,
+    PATH_ONLY,
     DescriptorSweep,
     PathSweep,
     is_link_like,
@@ -106,7 +107,7 @@ def folder_below(top: str | Path, folder: str | Path) -> Iterator[int | None]:
     if not HAS_DESCRIPTORS:
         yield None
         return
-    descriptor = os.open(top, DIRECTORY)
+    descriptor = os.open(top, DIRECTORY | PATH_ONLY)
     try:
         for name in names:
             below = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)

@@ -43,7 +43,7 @@ DIRECTORY = (
     | getattr(os, "O_NONBLOCK", 0)
 )
 # Opens a directory that may be searched, but not listed; Linux only.
-_PATH_ONLY = getattr(os, "O_PATH", 0)
+PATH_ONLY = getattr(os, "O_PATH", 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class DescriptorSweep(Sweep):
             inode: remove the entry only if it is a directory with this inode.
         """
         try:
-            top = os.open(path.parent, DIRECTORY | _PATH_ONLY) if parent is None else os.dup(parent)
+            top = os.open(path.parent, DIRECTORY | PATH_ONLY) if parent is None else os.dup(parent)
             self._push(str(path.parent), top, [path.name])
             self._walk(inode)
         except OSError as error:
@@ -170,10 +170,10 @@ class DescriptorSweep(Sweep):
     @staticmethod
     def _unlock(here: _Level, name: str) -> None:
         """Let the owner list the directory *name*, found without following a link."""
-        if not _PATH_ONLY:
+        if not PATH_ONLY:
             os.chmod(name, stat.S_IRWXU, dir_fd=here.descriptor, follow_symlinks=False)
             return
-        flags = DIRECTORY | _PATH_ONLY | os.O_NOFOLLOW
+        flags = DIRECTORY | PATH_ONLY | os.O_NOFOLLOW
         descriptor = os.open(name, flags, dir_fd=here.descriptor)
         try:
             _refuse_mount_point(descriptor, os.fstat(descriptor), here)

@@ -542,6 +542,21 @@ def test_what_cannot_be_removed_from_an_emptied_directory_is_named(tmp_path, mon
     assert (tmp_path / "file").exists()
 
 
+@needs_descriptors
+def test_a_directory_below_one_that_may_only_be_passed_through_is_emptied(world_dir):
+    code = """
+import pathlib, sys
+from mlops_ext.files import empty
+base = pathlib.Path(sys.argv[1]) / "closed"
+(base / "trash").mkdir(parents=True)
+(base / "trash" / "file").touch()
+base.chmod(0o300)
+print(empty(base / "trash").removed)
+base.chmod(0o700)
+"""
+    assert as_nobody(code, world_dir) == "1"
+
+
 @pytest.mark.parametrize("path", ["/", "..", "a/.."])
 def test_what_has_no_name_of_its_own_is_refused(path):
     with pytest.raises(ValueError, match="does not name an entry"):
