@@ -9,7 +9,7 @@ from zenml.enums import StackComponentType as Kind
 from zenml_ext import flavors
 
 client = Client()
-flavors.register(client)
+list(flavors.register(client))
 if not client.list_stacks(name="operator").total:
     client.create_stack_component(
         "operator", flavor="kubernetes_oom", component_type=Kind.STEP_OPERATOR,

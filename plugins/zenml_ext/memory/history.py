@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from mlops_ext.memory import Caps, Features, MemoryPlan, MemoryPolicy
 from mlops_ext.redaction import redacted
@@ -24,6 +23,8 @@ log = logging.getLogger(__name__)
 _ENDED = 'oneof:["completed","failed"]'
 _HISTORY = 30
 """Earlier runs of a step that a plan looks at: one page of the server's answer."""
+_RUNS = 200
+"""Runs of the pipeline in which they are looked for."""
 
 
 def plan_from_server(facts: StepFacts, features: Features) -> MemoryPlan:
@@ -61,6 +62,9 @@ def past_attempts(facts: StepFacts) -> Sequence[AttemptRecord]:
     from zenml.client import Client
 
     try:
+        runs = Client().list_pipeline_runs(
+            pipeline_name=facts.pipeline, sort_by="desc:created", size=_RUNS
+        )
         page = Client().list_run_steps(
             name=f"contains:{function_of(facts.step)}",
             sort_by="desc:created",
@@ -68,10 +72,11 @@ def past_attempts(facts: StepFacts) -> Sequence[AttemptRecord]:
             hydrate=True,
             status=_ENDED,
         )
+        ours = {run.id for run in runs.items}  # a step run does not name its pipeline
         rows = [
             step_run
             for step_run in page.items
-            if _pipeline_of(step_run) in {None, facts.pipeline}
+            if step_run.pipeline_run_id in ours
             and function_of(step_run, step_run.name) == function_of(facts.step)
         ]
     except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
@@ -95,8 +100,3 @@ def _with_records_of_its_own(policy: MemoryPolicy) -> MemoryPolicy:
     if not isinstance(policy, HistoryPolicy):
         return policy
     return HistoryPolicy(records=InMemoryHistory(), settings=policy.settings)
-
-
-def _pipeline_of(step_run: Any) -> Any:
-    pipeline = getattr(step_run, "pipeline", None) or getattr(step_run.resources, "pipeline", None)
-    return getattr(pipeline, "name", None)

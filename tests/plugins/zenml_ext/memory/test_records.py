@@ -151,10 +151,10 @@ def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_versio
     monkeypatch.setenv("MLOPS_EXT_MEMORY_HISTORY", str(shared))
     facts = facts_of(OomSettings(memory="2Gi", memory_policy="history"))
 
-    def row(number):
-        """A run whose peak is half its input, and a third of a GB."""
+    def row(number, is_foreign):
+        """A run whose peak is half its input, and a third of a GB; much more in another pipeline."""
         size = (1, 2, 4, 8)[number % 4]
-        peak = Quantity(int(size * 0.5 * GB + GB / 3 + number * 1000))
+        peak = Quantity(int(size * 0.5 * GB + GB / 3 + number * 1000) * (9 if is_foreign else 1))
         attempt = AttemptRecord(
             number=1,
             memory=Quantity(8 * GB),
@@ -167,7 +167,7 @@ def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_versio
         return SimpleNamespace(
             name="train",
             config=facts.step.config,
-            pipeline=SimpleNamespace(name="p"),
+            pipeline_run_id="foreign" if is_foreign else "ours",
             run_metadata={"memory_attempts": [attempt.dump()]},
         )
 
@@ -176,7 +176,12 @@ def test_on_kubernetes_each_past_peak_is_told_once_with_its_own_input_and_versio
     class Client:
         def list_run_steps(self, **filters):
             asked.append(filters["name"])
-            return SimpleNamespace(items=[row(number) for number in range(30)])
+            rows = [row(number, is_foreign=number >= 30) for number in range(40)]
+            return SimpleNamespace(items=rows)
+
+        def list_pipeline_runs(self, **filters):
+            assert filters["pipeline_name"] == "p"
+            return SimpleNamespace(items=[SimpleNamespace(id="ours")])
 
     monkeypatch.setattr("zenml.client.Client", Client)
     small, large, again = (
