@@ -11,6 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -54,7 +55,6 @@ class Run:
         self.server, self.drain, self.handlers = server, drain, handlers
         self.thread = threading.get_ident()
         self.stop_called = False
-        self._own_stop: asyncio.Future[Any] | None = None
         self._exit: SystemExit | None = None
         care_for(server.registered_models, drain)
 
@@ -64,36 +64,41 @@ class Run:
         if self.handlers is not None:
             self.handlers.enter_loop()
 
+        stops: list[Future[None]] = []
+
         def call_own_stop(event: Signal) -> None:
-            loop.call_soon_threadsafe(self._call_own_stop, event.number or signal.SIGTERM)
+            stop = self._call_own_stop(event.number or signal.SIGTERM)
+            stops.append(asyncio.run_coroutine_threadsafe(stop, loop))
 
         self.drain.on_not_ready.append(call_own_stop)
         try:
             repository = self.server.registered_models
             servers = make(self.server, self.drain)
             await supervise(servers, self.drain, lambda: close_clients(stop_models(repository)))
+            if stops:  # an asynchronous one may still be cleaning up
+                own = [asyncio.wrap_future(each) for each in stops]
+                await asyncio.wait(own, timeout=self.drain.settings.stop_s)
             if self._exit is not None:
                 raise self._exit
         finally:
+            self.drain.on_not_ready.remove(call_own_stop)
             if self.handlers is not None:
                 self.handlers.leave_loop()
 
-    def _call_own_stop(self, number: int) -> None:
+    async def _call_own_stop(self, number: int) -> None:
         """Call ``stop`` of the user's subclass as KServe's handler does: at the first signal."""
         stop = self.server.stop
         if self.stop_called or getattr(stop, "__module__", "") in STOPS:
             return
         self.stop_called = True
         try:
-            awaitable = stop(number)
+            result = stop(number)
+            if inspect.isawaitable(result):
+                await result
         except SystemExit as error:  # the status that the user wants, once all is drained
             self._exit = error
-            return
         except Exception as error:  # noqa: BLE001  # a user's code: the drain goes on
             log.error("%s.stop raised: %s", type(self.server).__name__, describe(error))
-            return
-        if inspect.isawaitable(awaitable):
-            self._own_stop = asyncio.ensure_future(awaitable)
 
 
 def run_of(server: Any) -> Run | None:

@@ -173,11 +173,34 @@ async def ended(folder, way, body):
         return answer, status, server.events("model stopped"), server.log
 
 
-def test_a_stop_that_exits_gives_the_status_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_stop_that_exits_gives_the_status_and_loses_nothing(tmp_path, kind):
     """As on bare KServe, where it is called when uvicorn has drained."""
-    body = "def stop(self, sig=None): sys.exit(7)"
+    body = f"{kind} stop(self, sig=None): sys.exit(7)"
     answer, status, stopped, _ = asyncio.run(ended(tmp_path, "subclass", body))
     assert (answer, status, [event["in_flight"] for event in stopped]) == (1, 7, [0, 0])
+
+
+def test_an_asynchronous_stop_runs_whole_and_what_it_raises_is_told(tmp_path):
+    body = """
+    async def stop(self, sig=None):
+        await script.asyncio.sleep(4)
+        script.tell("own stop ends")
+        raise ValueError("x")
+"""
+    script = tmp_path / "own_server.py"
+    script.write_text(EXITS.format(folder=str(SCRIPT.parent), body=body.strip()))
+
+    async def scenario():
+        with Server(tmp_path, script=script, lame_duck_s=0) as server:
+            await server.up()
+            server.signal()
+            status = await server.ended()
+            return status, server.events("own stop ends"), server.log
+
+    status, ends, log = asyncio.run(scenario())
+    assert (status, len(ends)) == (0, 1)
+    assert "Own.stop raised: ValueError in stop" in log
 
 
 @pytest.mark.skipif(not HAS_SERVE, reason="KServe before 0.15 has no _serve")
