@@ -83,25 +83,13 @@ class LocalOomOrchestrator(BaseOrchestrator):
         """
         if placeholder_run is None:
             raise RuntimeError("local_oom runs no schedules: call the pipeline instead.")
-        run_id = placeholder_run.id
-
-        def job(name: str, budget: MemoryBudget, stopping: threading.Event) -> StepJob:
-            return self._job(
-                name=name,
-                step=snapshot.step_configurations[name],
-                snapshot=snapshot,
-                run_id=run_id,
-                environment=step_environments[name],
-                stopping=stopping,
-                budget=budget,
-            )
-
         self._run_id = str(uuid4())
         try:
             LocalRun(
                 snapshot=snapshot,
-                run_id=run_id,
-                job=job,
+                run_id=placeholder_run.id,
+                environments=step_environments,
+                job=self._job,
                 max_parallel=self.config.max_parallel_steps,
             ).to_end()
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,8 @@ class LocalRun:
     Attributes:
         snapshot: its snapshot.
         run_id: the pipeline run.
-        job: makes the job of a step, by name, once the steps before it have completed.
+        environments: of each step's processes.
+        job: makes the job of a step, once the steps before it have completed.
         max_parallel: steps side by side at most; None: as many as there are CPUs.
         stopping: set when the steps are to end.
         errors: what kept a step from being run at all.
@@ -47,7 +48,8 @@ class LocalRun:
 
     snapshot: PipelineSnapshotResponse
     run_id: UUID
-    job: Callable[[str, MemoryBudget, threading.Event], StepJob]
+    environments: Mapping[str, Mapping[str, str]]
+    job: Callable[..., StepJob]
     max_parallel: int | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     errors: dict[str, BaseException] = field(default_factory=dict)
@@ -94,7 +96,16 @@ class LocalRun:
 
     def _step(self, name: str, budget: MemoryBudget) -> State:
         try:
-            return self.job(name, budget, self.stopping).run()
+            job = self.job(
+                name=name,
+                step=self.snapshot.step_configurations[name],
+                snapshot=self.snapshot,
+                run_id=self.run_id,
+                environment=self.environments[name],
+                stopping=self.stopping,
+                budget=budget,
+            )
+            return job.run()
         except Exception as error:  # a step's failure must not take the run's bookkeeping along
             log.exception("Step %s could not be run.", name)
             self.errors[name] = error

@@ -188,10 +188,6 @@ def create(limit: int | None) -> MemoryCgroup | None:
         group = MemoryCgroup(path=parent.path / name, version=parent.version)
         try:
             group.path.mkdir()
-        except OSError as error:
-            log.debug("no memory group below %s: %s", parent.path, error)
-            continue
-        try:
             if not (group.path / "memory.stat").exists():
                 raise OSError("the memory controller is not available below this group")  # noqa: TRY301
             if limit is not None:
@@ -199,8 +195,8 @@ def create(limit: int | None) -> MemoryCgroup | None:
         except OSError as error:
             log.debug("no memory limit by %s: %s", group.path, error)
             group.close()
-            continue
-        return group
+        else:
+            return group
     return None
 
 

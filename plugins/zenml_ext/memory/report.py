@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 from mlops_ext.memory import MemoryPlan, Quantity
 from zenml_ext.memory.attempts import AttemptRecord
@@ -41,13 +44,11 @@ def waste(attempts: Sequence[AttemptRecord]) -> float:
     All of a lost attempt's limit, and of one that completed what stood above its peak, times the
     time it ran. An attempt without a limit took nothing away.
     """
-    total = 0.0
-    for attempt in attempts:
-        if attempt.memory is None:
-            continue
-        needed = attempt.peak or Quantity(0) if attempt.completed else Quantity(0)
-        total += max(0, attempt.memory - needed) * attempt.runtime_s
-    return total / _GB_HOUR
+    return sum(
+        max(0, one.memory - (one.peak or 0 if one.completed else 0)) * one.runtime_s / _GB_HOUR
+        for one in attempts
+        if one.memory is not None
+    )
 
 
 def settings_to_paste(steps: Sequence[StepMemory]) -> str:
@@ -55,18 +56,12 @@ def settings_to_paste(steps: Sequence[StepMemory]) -> str:
 
     Uses the policy's first limit; if it has none, the peak and a tenth.
     """
-    lines = ["steps:"]
+    found: dict[str, Any] = {}
     for step in {step.step: step for step in steps}.values():
         first = step.following.first_limit if step.following else None
         if first is None and step.peak is not None:
             first = Quantity(step.peak + step.peak // 10)
-        if first is None:
-            continue
-        mebibytes = -(-int(first) // 1024**2)
-        lines += [
-            f"  {step.step}:",
-            "    settings:",
-            "      orchestrator:",
-            f"        memory: {mebibytes}Mi",
-        ]
-    return "\n".join(lines) if len(lines) > 1 else "# no step has a recorded peak"
+        if first is not None:
+            memory = f"{-(-int(first) // 1024**2)}Mi"
+            found[step.step] = {"settings": {"orchestrator": {"memory": memory}}}
+    return yaml.safe_dump({"steps": found}) if found else "# no step has a recorded peak"

@@ -23,8 +23,12 @@ def place(job: Manifest, state: AttemptState, *, avoid_node: str, is_limited: bo
     pod = job["spec"]["template"]["spec"]
     affinity = copy.deepcopy(pod.get("affinity") or {})
     labels = job["metadata"].get("labels") or {}
-    if avoid_node:
-        _avoid(affinity, avoid_node)
+    if avoid_node:  # prefer any other node; where there is none the same one must do
+        rule = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [avoid_node]}
+        preference = {"weight": 100, "preference": {"matchExpressions": [rule]}}
+        rules = affinity.setdefault("nodeAffinity", {})
+        key = "preferredDuringSchedulingIgnoredDuringExecution"
+        rules[key] = [*(rules.get(key) or ()), preference]
     if state.isolated and "run_id" in labels:
         steps = {
             "matchLabels": {"run_id": labels["run_id"]},
@@ -45,12 +49,3 @@ def tolerate_pressure(job: Manifest) -> None:
     pod = job["spec"]["template"]["spec"]
     others = [one for one in pod.get("tolerations") or () if one != _PRESSURE]
     pod["tolerations"] = [*others, dict(_PRESSURE)]
-
-
-def _avoid(affinity: Manifest, node: str) -> None:
-    """Prefer any other node; where there is none the same one must do."""
-    rule = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [node]}
-    preference = {"weight": 100, "preference": {"matchExpressions": [rule]}}
-    rules = affinity.setdefault("nodeAffinity", {})
-    key = "preferredDuringSchedulingIgnoredDuringExecution"
-    rules[key] = [*(rules.get(key) or ()), preference]

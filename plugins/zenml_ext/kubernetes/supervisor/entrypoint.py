@@ -11,7 +11,6 @@ import importlib
 from collections.abc import Callable
 from typing import Any, cast
 
-from kubernetes import client as k8s
 from zenml.client import Client
 from zenml.integrations.kubernetes.orchestrators import kubernetes_orchestrator_entrypoint
 
@@ -98,11 +97,8 @@ class SupervisedRun:
         found: Any = upstream(batch_api=batch_api, namespace=namespace, **options)
         api = KubeApi(batch_api, None, namespace, options.get("api_request_timeout"))
         if self._own is not None:
-            core = k8s.CoreV1Api(batch_api.api_client)
             run_id = str(options.get("label_selector") or "").rpartition("run_id=")[2]
-            self._own.report_earlier_kills(
-                KubeApi(batch_api, core, namespace), run_id.partition(",")[0]
-            )
+            self._own.report_earlier_kills(api, run_id.partition(",")[0])
         current = self.supervisor.take_over(api, api.plain(found)["items"])
         names = {job["metadata"]["name"] for job in current}
         found.items = [job for job in found.items if job.metadata.name in names]
