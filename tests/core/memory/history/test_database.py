@@ -112,12 +112,11 @@ def test_many_processes_append_at_once_and_nothing_is_lost(tmp_path):
 
 def test_a_step_keeps_its_newest_runs_only(tmp_path):
     history = History(tmp_path / "h.sqlite", keep=10, total=100)
-    for number in range(1, 131):
+    for number in range(1, 129):  # the 64th and the 128th append prune
         history.append(KEY, Observation(peak=number, runtime_s=1.0))
-    peaks = [run.peak for _, run in history.read(KEY)]
-    assert peaks[-1] == 130
-    assert 10 <= len(peaks) <= 10 + 64
-    assert peaks == list(range(131 - len(peaks), 131))
+    assert [run.peak for _, run in history.read(KEY)] == list(range(119, 129))
+    history.append(KEY, Observation(peak=129, runtime_s=1.0))
+    assert [run.peak for _, run in history.read(KEY)] == list(range(119, 130))
 
 
 def test_the_file_keeps_a_total_whatever_the_steps_are_called(tmp_path):
