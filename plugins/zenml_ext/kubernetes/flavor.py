@@ -32,7 +32,13 @@ class _KubernetesOom(Flavor):
         """Name in the dashboard."""
         return "Kubernetes (out-of-memory retries)"
 
-    docs_url = sdk_docs_url = property(lambda _self: None)  # ZenML has no page for it
+    @property
+    def docs_url(self) -> None:
+        """None: ZenML has no page for it."""
+
+    @property
+    def sdk_docs_url(self) -> None:
+        """None, as above."""
 
 
 class KubernetesOomFlavor(_KubernetesOom, KubernetesOrchestratorFlavor):
