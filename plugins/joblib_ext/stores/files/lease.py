@@ -68,9 +68,8 @@ def acquire(store: EntryFiles, slot: Slot) -> Lease | Refusal:
 def _link(store: EntryFiles, slot: Slot, source: LeaseSource, lease: Lease) -> bool | None:
     """Link the lease to its place: True if it stands there, False if something else does."""
     origin = ""
-    for _ in range(_TRIES):
-        stale = origin if origin and is_gone(origin) else ""
-        origin = source.ready(stale)
+    for attempt in range(_TRIES):  # the first failure mostly is a folder's
+        origin = source.ready(stale=origin if attempt > 1 and is_gone(origin) else "")
         lease.record = source.record
         is_own = partial(stands, record=lease.record)
         trouble = link(origin, slot.path, is_own, store.events)
