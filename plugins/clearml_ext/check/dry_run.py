@@ -12,6 +12,7 @@ import base64
 import copy
 import datetime as dt
 import json
+import secrets
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,8 @@ class PretendedServer:
     ) -> dict[str, Any]:
         known = {**self.tasks, **self._projects}
         if action == "login" and self.client is not None:
-            return {"token": self.client.token()}
+            # What the SDK reads in it, without the signature that the server would accept.
+            return {"token": ".".join([*self.client.token().split(".")[:2], "none"])}
         if not any(number in str(request) for number in known):
             if self.client is not None:
                 return self.client.call(path, request)
@@ -185,18 +187,23 @@ def _entries(tree: Mapping[str, Any], depth: int) -> list[Any]:
 
 @contextmanager
 def serve(pretended: PretendedServer) -> Iterator[str]:
-    """Serve *pretended* on loopback within the block; gives the address."""
+    """Serve *pretended* on loopback within the block; gives the address.
+
+    The address holds a secret: others on this machine could otherwise read the workspace.
+    """
+    secret = secrets.token_urlsafe()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             request: dict[str, Any] = {}
-            with suppress(ValueError):  # several, one a line
-                request = json.loads(body or "{}")
-            path, status, text = urlsplit(self.path).path.lstrip("/"), 200, "OK"
+            with suppress(ValueError, TypeError):  # several, one a line
+                request = dict(json.loads(body or "{}"))
+            given, _, path = urlsplit(self.path).path.lstrip("/").partition("/")
+            status, text = (200, "OK") if given == secret else (404, "Not found")
             data: dict[str, Any] = {}
             try:
-                data = pretended.answer(path, request)
+                data = pretended.answer(path, request) if given == secret else {}
             except ServerError as error:
                 status, text = error.status or 502, error.problem
             named = {"name": path.rpartition("/")[2], "requested_version": "2.0",
@@ -216,5 +223,5 @@ def serve(pretended: PretendedServer) -> Iterator[str]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}/{secret}"
         server.shutdown()

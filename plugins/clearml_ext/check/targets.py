@@ -87,10 +87,7 @@ def check_script(
     client = _require_server(settings)
     agents = settings.agents and settings.agents.resolve()
     pretended = PretendedServer(client, written_down(agents).names if agents else ())
-    with (
-        tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder,
-        serve(pretended) as address,
-    ):
+    with tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder, serve(pretended) as address:
         report = Path(folder) / "results.jsonl"
         environment = guarded_environment(report=report, check_only=True, fix=False, agents=agents)
         # The script gets no credentials: all that it can ask is the pretended server.

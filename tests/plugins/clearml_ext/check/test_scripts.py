@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import requests
 from tests.doubles.clearml.arrange import add_controller, add_worker, client_of, put_step
 from tests.doubles.clearml.lab import Lab
 
-from clearml_ext.check.dry_run import PretendedServer, is_read
+from clearml_ext.check.dry_run import PretendedServer, is_read, serve
 from clearml_ext.check.plans import plan_of_task
 
 pytest.importorskip("clearml")
@@ -256,6 +257,20 @@ def test_a_pretended_clone_of_a_run_that_ended_begins_anew_as_the_server_s_does(
     assert server.enqueued == [(number, "default")]
     both = server.answer("tasks.get_all", {"id": [own, number]})["tasks"]
     assert {row["id"] for row in both} == {own, number}
+
+
+def test_only_who_knows_the_address_is_answered_and_gets_no_token_that_the_server_takes(double):
+    client = client_of(double)
+    with serve(PretendedServer(client)) as address:
+        root, _, secret = address.rpartition("/")
+        for guess in (root, f"{root}/{secret[:-1]}x", f"{root}/é"):
+            assert requests.post(f"{guess}/queues.get_all", json={}, timeout=30).status_code == 404
+        answer = requests.post(f"{address}/v2.23/queues.get_all", json={}, timeout=30).json()
+        assert [row["name"] for row in answer["data"]["queues"]]
+        token = requests.post(f"{address}/auth.login", timeout=30).json()["data"]["token"]
+    real = client.token()
+    assert token.split(".")[:2] == real.split(".")[:2]
+    assert token.split(".")[2] != real.split(".")[2]
 
 
 AGENTS = """
