@@ -61,10 +61,9 @@ class Run:
     async def serve(self, make: Callable[[Any, Drain], releases.Coroutines]) -> None:
         """Run the servers until the drain is through."""
         loop = asyncio.get_running_loop()
+        stops: list[Future[None]] = []
         if self.handlers is not None:
             self.handlers.enter_loop()
-
-        stops: list[Future[None]] = []
 
         def call_own_stop(event: Signal) -> None:
             stop = self._call_own_stop(event.number or signal.SIGTERM)
@@ -72,11 +71,9 @@ class Run:
 
         self.drain.on_not_ready.append(call_own_stop)
         try:
-            repository = self.server.registered_models
-            servers = make(self.server, self.drain)
+            repository, servers = self.server.registered_models, make(self.server, self.drain)
             await supervise(servers, self.drain, lambda: close_clients(stop_models(repository)))
-            if stops:  # an asynchronous one may still be cleaning up
-                own = [asyncio.wrap_future(each) for each in stops]
+            if own := [asyncio.wrap_future(each) for each in stops]:  # may still be cleaning up
                 await asyncio.wait(own, timeout=self.drain.settings.stop_s)
             if self._exit is not None:
                 raise self._exit

@@ -122,7 +122,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     are left to the user's own parser, which has KServe's as its parent.
     """
     known = {option for action in parser._actions for option in action.option_strings}  # noqa: SLF001  # argparse has no look-up
-    defaults, helps = KServeSettings(), _help()
+    # Of each setting what the docstring says in its first sentence.
+    text = " ".join((KServeSettings.__doc__ or "").split())
+    helps = dict(re.findall(rf"\b({'|'.join(NAMES)}): (.*?)\. ", text))
+    defaults = KServeSettings()
     for name in NAMES:
         flag = flag_of(name)
         if flag in known:
@@ -136,9 +139,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def flag_of(name: str) -> str:
     """The flag of the setting *name*."""
     return f"--{name}" if name in {"lame_duck_s", "drain_s"} else f"--mlops_ext_{name}"
-
-
-def _help() -> dict[str, str]:
-    """What the docstring of `KServeSettings` says of each setting, in its first sentence."""
-    text = " ".join((KServeSettings.__doc__ or "").split())
-    return dict(re.findall(rf"\b({'|'.join(NAMES)}): (.*?)\. ", text))

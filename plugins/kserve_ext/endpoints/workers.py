@@ -18,7 +18,7 @@ from typing import Any
 
 from kserve_ext.settings import KServeSettings
 from kserve_ext.shutdown.console import own_process_group
-from kserve_ext.shutdown.counts import Counts, shared
+from kserve_ext.shutdown.counts import WIDTH, Counts
 from kserve_ext.shutdown.drain import Drain, Endpoint, log
 from mlops_ext.shutdown import Phase, Signal
 
@@ -92,7 +92,7 @@ class WorkersEndpoint(Endpoint):
     ) -> None:
         self._make, self._count, self.drain = make, count, drain
         self._sockets = sockets
-        drain.counts = Counts(shared(count))
+        drain.counts = Counts(multiprocessing.RawArray("q", (count + 1) * WIDTH))
         self.workers: list[_Worker] = []
         self._finish = False
         self._failures = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 IN_FLIGHT, DRAINED, REFUSED, LOST, SEEN, OTHERS = range(6)
@@ -39,8 +38,3 @@ class Counts:
         """The process of *row* is gone: what it had in flight is lost."""
         self.add(LOST, self.numbers[row * WIDTH + IN_FLIGHT])
         self.numbers[row * WIDTH + IN_FLIGHT] = 0
-
-
-def shared(processes: int) -> Any:
-    """Rows for this and *processes* more, in memory that can be handed to a new process."""
-    return multiprocessing.RawArray("q", (processes + 1) * WIDTH)
