@@ -378,7 +378,7 @@ class World:
 
 def patient(world: World, monkeypatch: Any) -> None:
     """Have the supervisor wait in the world's time."""
-    waits = functools.partial(retry_call, sleep=world.sleep, clock=clock.monotonic)
+    waits = functools.partial(retry_call, sleep=world.sleep)
     monkeypatch.setattr("zenml_ext.kubernetes.supervisor.supervisor.retry_call", waits)
     monkeypatch.setattr("zenml_ext.memory.history.past_attempts", world.server.past_attempts)
     # The client makes a configuration for each object that it reads, which takes most of the time.
