@@ -2,6 +2,7 @@
 
 import importlib
 import linecache
+import os
 import pickle
 import shutil
 import sys
@@ -327,3 +328,16 @@ def test_age_limits(make, proxy, location):
     assert len(entries(proxy, location)) == 1
     with pytest.raises(ValueError, match="positive"):
         memory.reduce_size(age_limit=timedelta(seconds=-1))
+
+
+def test_a_forked_child_computes_and_says_why_it_neither_reads_nor_stores(make):
+    cached = make().cache(abs)
+    assert cached(-1) == 1
+    child = os.fork()
+    if child == 0:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            values = [cached(-1), cached(-2), cached(-1)]
+        texts = [str(each.message) for each in told if "was forked" in str(each.message)]
+        os._exit(0 if values == [1, 2, 1] and 1 <= len(texts) <= 2 else 1)  # read, stored
+    assert os.waitpid(child, 0)[1] == 0
