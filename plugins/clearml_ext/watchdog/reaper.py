@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,7 @@ class Reaper:
         # A reader that does not come must not stop the controller.
         os.set_blocking(self._pipe, False)
         self.notify(json.dumps(client.hand_over(controller)))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             # It leaves our tree once it has started, and this child of ours ends.
             process = subprocess.Popen(
                 [sys.executable, "-m", "clearml_ext.watchdog.reaper_process"],
@@ -43,7 +42,8 @@ class Reaper:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            threading.Thread(target=process.wait, daemon=True).start()
+            # Before it has left our tree, an abort would kill it together with us.
+            process.wait(timeout=30)
         os.close(reader)
 
     def notify(self, task: str) -> None:
