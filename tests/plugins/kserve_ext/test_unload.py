@@ -134,7 +134,8 @@ def test_four_models_unloaded_under_load(tmp_path, way):
     count, details = asyncio.run(scenario())
     assert count["ok"] >= 4 * 15, count
     assert (count["stopped"] > 0) == (way == "bare"), count
-    assert all("404" in detail or "NOT_FOUND" in detail for detail in details), details
+    told = ("404", "NOT_FOUND", "ModelNotFound")  # the last is what KServe 0.13 says over gRPC
+    assert all(any(word in detail for word in told) for detail in details), details
 
 
 @pytest.mark.parametrize("way", ["bare", "run"])
