@@ -54,6 +54,7 @@ class Registered:
 def register(client: Client) -> Iterator[Registered]:
     """Register each flavor that can be used here; doing so again changes nothing."""
     from zenml.enums import StackComponentType
+    from zenml.models import FlavorUpdate
 
     for kind, name, source in FLAVORS:
         what, detail = StackComponentType(kind), ""
@@ -68,9 +69,10 @@ def register(client: Client) -> Iterator[Registered]:
             outcome = Known.SAME if found.config_schema == ours.config_schema else Known.UPDATED
             if found.source != source:
                 outcome, detail = Known.FOREIGN, found.source
-            elif outcome is Known.UPDATED:
-                client.delete_flavor(str(found.id))
-        if outcome in {Known.NEW, Known.UPDATED}:
+            elif outcome is Known.UPDATED:  # in its place: one that a stack uses cannot be deleted
+                new = FlavorUpdate(config_schema=ours.config_schema)
+                client.zen_store.update_flavor(found.id, new)
+        else:
             client.create_flavor(source=source, component_type=what)
         yield Registered(kind=kind, name=name, outcome=outcome, detail=detail)
 

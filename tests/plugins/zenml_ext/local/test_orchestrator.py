@@ -1,6 +1,7 @@
 """`local_oom` on real ZenML: its embedded store, real processes, real kills."""
 
 import sys
+import textwrap
 import threading
 
 import pytest
@@ -208,6 +209,26 @@ def test_registering_again_changes_nothing(zenml_home):
     assert f"zenml stack register local_oom_stack -a default -o {name}" in zenml_home.registered
     again = zenml_home.command("mlops-ext", "zenml", "register")
     assert "local_oom: already registered" in again
+
+
+def test_a_flavor_that_a_stack_uses_gets_its_new_settings(zenml_home):
+    flavor = """
+        from zenml.client import Client
+        from zenml.enums import StackComponentType
+        from zenml.models import FlavorUpdate
+        client = Client()
+        found = client.get_flavor_by_name_and_type("local_oom", StackComponentType.ORCHESTRATOR)
+    """
+    older = (
+        "client.zen_store.update_flavor(found.id, FlavorUpdate(config_schema={'properties': {}}))"
+    )
+    zenml_home.ask(textwrap.dedent(flavor) + older)
+    again = zenml_home.command("mlops-ext", "zenml", "register")
+    assert "local_oom: registered again" in again
+    shown = zenml_home.ask(
+        textwrap.dedent(flavor) + "print(found.id, *found.config_schema['properties'])"
+    )
+    assert "memory" in shown.split()
 
 
 @pytest.mark.parametrize(
