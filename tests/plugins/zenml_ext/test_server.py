@@ -38,7 +38,7 @@ def closed_port():
 def pauses(monkeypatch):
     """The pauses between the tries; nobody waits."""
     found = []
-    monkeypatch.setattr(server.time, "sleep", found.append)
+    monkeypatch.setattr(server, "time", SimpleNamespace(sleep=found.append))
     return found
 
 
@@ -54,7 +54,8 @@ def test_a_server_that_comes_back_is_waited_for(monkeypatch, process):
             threading.Thread(target=listening.serve_forever, daemon=True).start()
             started.append(listening)
 
-    monkeypatch.setattr(server.time, "sleep", sleep)
+    # Not time.sleep itself: threads that other tests left may be in it.
+    monkeypatch.setattr(server, "time", SimpleNamespace(sleep=sleep))
 
     class Store:
         url, _last_authenticated = f"http://127.0.0.1:{port}", None
