@@ -106,7 +106,10 @@ def test_upstream_returns_wrong_values_after_a_flipped_bit(tmp_path):
     assert wrong > 50
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "step",
+    [29, pytest.param(4, marks=pytest.mark.integration), pytest.param(1, marks=pytest.mark.slow)],
+)
 def test_every_flipped_bit_of_a_small_entry_is_noticed(tmp_path, step):
     cached = Cached(str(tmp_path), 123456789)
     whole = cached.file().read_bytes()
@@ -114,17 +117,25 @@ def test_every_flipped_bit_of_a_small_entry_is_noticed(tmp_path, step):
     check_damages(cached, 123456789, (flipped(cached.file().read_bytes(), bit) for bit in bits))
 
 
-def test_truncation_zero_filling_and_appending_are_noticed(tmp_path):
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.integration)])
+def test_truncation_zero_filling_and_appending_are_noticed(tmp_path, every):
     cached = Cached(str(tmp_path), "text" * 100)
     whole = cached.file().read_bytes()
     damages = [whole[:length] for length in range(0, len(whole), 7)]
     damages += [whole + extra for extra in (b"\0", b"\0\0", b"more")]
     damages += [whole[:at] + bytes(len(whole) - at) for at in range(0, len(whole) - 40, 31)]
     damages += [b"", b"\0" * len(whole), b"garbage"]
-    check_damages(cached, "text" * 100, damages)
+    check_damages(cached, "text" * 100, damages[::every])
 
 
-@pytest.mark.parametrize("compress", [False, "zlib", "gzip", "bz2", "lzma", "xz"])
+@pytest.mark.parametrize(
+    "compress",
+    [
+        False,
+        "zlib",
+        *(pytest.param(c, marks=pytest.mark.integration) for c in ("gzip", "bz2", "lzma", "xz")),
+    ],
+)
 def test_damage_to_a_compressed_entry_is_noticed(tmp_path, compress):
     value = list(range(3000))
     cached = Cached(str(tmp_path), value, compress=(compress, 1) if compress else False)

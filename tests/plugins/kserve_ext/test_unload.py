@@ -52,7 +52,7 @@ async def ask_then_unload(server, unload):
     return answers, await unloading, late[0]
 
 
-@pytest.mark.parametrize("way", ["bare", "subclass"])
+@pytest.mark.parametrize("way", [pytest.param("bare", marks=pytest.mark.integration), "subclass"])
 def test_requests_in_flight_are_answered_before_a_model_is_unloaded(tmp_path, way):
     async def scenario():
         with Server(tmp_path, way=way, lame_duck_s=0.1) as server:
@@ -103,7 +103,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("way", ["bare", "run"])
+@pytest.mark.parametrize("way", [pytest.param("bare", marks=pytest.mark.integration), "run"])
 def test_four_models_unloaded_under_load(tmp_path, way):
     """None answers once it is stopped; what was sent after the unload is told so, and nothing else
     is lost."""
@@ -138,7 +138,7 @@ def test_four_models_unloaded_under_load(tmp_path, way):
     assert all(any(word in detail for word in told) for detail in details), details
 
 
-@pytest.mark.parametrize("way", ["bare", "run"])
+@pytest.mark.parametrize("way", [pytest.param("bare", marks=pytest.mark.integration), "run"])
 def test_a_model_that_is_loaded_anew_answers_first(tmp_path, way):
     """Its load() replaces what requests in flight still use; those that come meanwhile wait."""
 

@@ -305,7 +305,7 @@ def kill_after(calls, monkeypatch, target, name):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize("earlier", [0, 63])
+@pytest.mark.parametrize("earlier", [0, pytest.param(63, marks=pytest.mark.integration)])
 def test_signal_9_at_any_step_of_an_append_loses_nothing_that_was_added(
     tmp_path, monkeypatch, earlier
 ):

@@ -210,6 +210,7 @@ def test_a_refusal_deletes_the_task_that_was_made_for_the_launch(lab):
     assert lab.tasks() == []
 
 
+@pytest.mark.integration
 def test_a_refusal_leaves_a_draft_that_the_script_made_before(lab):
     text = "made = make('evaluate', 'nowhere')\nmade.create_draft()\n"
     text += "Task.enqueue(made._task, queue_name='services')"

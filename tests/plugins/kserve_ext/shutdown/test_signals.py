@@ -194,7 +194,11 @@ def test_bare_server_survives_sigquit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=needs_workers)]
+    "workers",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=[pytest.mark.integration, needs_workers]),
+    ],
 )
 def test_a_second_signal_ends_it_at_once(tmp_path, workers):
     async def scenario():
@@ -273,7 +277,11 @@ def test_bare_server_ignores_a_second_signal(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=needs_workers)]
+    "workers",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=[pytest.mark.integration, needs_workers]),
+    ],
 )
 def test_one_ctrl_c_to_the_group_is_one_signal(tmp_path, workers):
     """A Ctrl-C reaches the parent, the workers and a wrapper that passes it on."""
@@ -355,7 +363,10 @@ def test_workers_of_a_killed_parent_end(tmp_path):
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=needs_workers)])
+@pytest.mark.parametrize(
+    "workers",
+    [1, pytest.param(2, marks=[pytest.mark.integration, needs_workers])],
+)
 def test_every_process_shows_the_requests_of_all(tmp_path, workers):
     async def scenario():
         with Server(tmp_path, workers=workers, lame_duck_s=60.0) as server:

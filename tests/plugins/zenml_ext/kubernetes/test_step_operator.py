@@ -78,7 +78,7 @@ def project(tmp_path_factory):
     "stack",
     [
         pytest.param("local-bare", marks=pytest.mark.integration),
-        "local-ours",
+        pytest.param("local-ours", marks=pytest.mark.integration),
         pytest.param("oom-ours", marks=pytest.mark.integration),
     ],
 )
