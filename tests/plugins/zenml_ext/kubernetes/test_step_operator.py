@@ -1,7 +1,8 @@
 """A step operator's pod that is killed for memory: under ZenML's own local orchestrator, and ours."""
 
-import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tests.doubles.kubernetes import Cluster
@@ -103,8 +104,8 @@ def test_a_step_operators_step_that_is_killed_runs_again_with_more(project, stac
         assert len(jobs) == len(pods) == 2
         if stack == "oom-ours":  # what waits for it on this machine needs no memory of its own
             shown = subprocess.run(
-                ["mlops-ext", "zenml", "memory"],
-                env=project.environment(COLUMNS="200", PATH=os.environ["PATH"]),
+                [Path(sys.executable).with_name("mlops-ext"), "zenml", "memory"],
+                env=project.environment(COLUMNS="200"),
                 cwd=project.project,
                 capture_output=True,
                 text=True,
