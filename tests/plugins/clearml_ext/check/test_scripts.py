@@ -202,6 +202,14 @@ def test_a_refusal_leaves_an_experiment_of_the_user_alone(lab, kind):
     assert lab.double.count("tasks.delete") == 0
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("before", ["", "Task.init(project_name='p', task_name='experiment')\n"])
+def test_a_pipeline_owns_only_a_task_that_it_created(lab, before):
+    text = "from clearml_ext.sdk import is_own_task\n" + before
+    text += "print('OWN', is_own_task(make('evaluate', 'nowhere')))"
+    assert f"OWN {not before}" in lab.run(HEAD + text).stdout
+
+
 def test_a_refusal_deletes_the_task_that_was_made_for_the_launch(lab):
     text = "from clearml_ext import PipelineLauncher\n"
     text += "PipelineLauncher(make('evaluate', 'nowhere')).launch('services')"
