@@ -16,6 +16,7 @@ from typing import Any
 from mlops_ext.errors import HistoryError
 from mlops_ext.memory.history.observations import BEGUN_ANEW, Observation
 from mlops_ext.memory.model import TaskKey
+from mlops_ext.retry import doubling, retry
 from mlops_ext.settings import environment
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class History:
             try:
                 self._insert(key, row)
             except _DamagedError:
-                with _alone_in(self.path.parent):
+                with _alone_in(self.path.parent, self.busy_s):
                     self._insert_anew(key, row)
         except OSError as error:
             raise HistoryError(self.path, str(error)) from error
@@ -225,15 +226,23 @@ class _DamagedError(HistoryError):
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One process of this host at a time, if *folder* can be locked."""
+def _alone_in(folder: Path, busy_s: float) -> Iterator[None]:
+    """One process of this host at a time, if *folder* can be locked within *busy_s*.
+
+    Whoever may read the folder can hold its lock for ever, so nobody waits longer for that.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            retry(
+                lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                pauses=doubling(0.01, 0.5),
+                is_transient=lambda error: isinstance(error, BlockingIOError),
+                total_s=busy_s,
+            )
         yield
 
 

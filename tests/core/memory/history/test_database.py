@@ -343,6 +343,23 @@ def test_signal_9_at_any_step_of_an_append_loses_nothing_that_was_added(
     assert step > 7
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders have no locks")
+def test_a_stranger_who_holds_the_folder_s_lock_makes_nobody_wait_for_ever(tmp_path):
+    import fcntl
+
+    path = tmp_path / "h.sqlite"
+    path.write_bytes(b"SQLite format 3\0" + b"damaged" * 100)
+    stranger = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(stranger, fcntl.LOCK_EX)
+        history = History(path, busy_s=0.1)
+        history.append(KEY, Observation(peak=3, runtime_s=1.0))
+    finally:
+        os.close(stranger)
+    assert [run.peak for _, run in history.read(KEY)] == [3]
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_signal_9_while_a_damaged_file_is_moved_aside_loses_nothing(tmp_path, monkeypatch):
     history = History(tmp_path / "h.sqlite")
