@@ -94,20 +94,23 @@ class OrchestratorMemory:
         log.warning("%s", words)
         if self.run_id is not None:
             sizes = {"limit_bytes": int(limit), "peak_bytes": int(peak)}
-            values = {"kills": self._kills, "advice": words, **sizes}
+            known = {name: size for name, size in sizes.items() if size}
+            values = {"kills": self._kills, "advice": words, **known}
             records.record_orchestrator(UUID(self.run_id), values)
 
 
 def advice(limit: Quantity, peak: Quantity, kills: int) -> str:
-    """What to tell the user, in two sentences."""
+    """What to tell the user, in two sentences; a size of 0 is not known, and not told."""
     enough = Quantity(-(-int(max(peak, limit if kills else 0) * _ROOM) // _ROUND) * _ROUND)
-    what = f"used {peak.human} of its limit of {limit.human}"
+    had = f"its limit of {limit.human}" if limit else "its node's memory"
+    what = f"used {peak.human} of {had}"
     if kills:
         times = "1 time" if kills == 1 else f"{kills} times"
-        what = f"was killed for memory {times} at its limit of {limit.human}, and goes on"
+        what = f"was killed for memory {times} at {had}, and goes on"
+    size = f" to {enough.human} or more" if enough else ""
     return (
         f"The orchestrator's pod {what}. Set orchestrator_memory (or the memory in"
-        f" orchestrator_pod_settings) to {enough.human} or more."
+        f" orchestrator_pod_settings){size}."
     )
 
 

@@ -99,5 +99,18 @@ def test_a_pod_that_follows_one_killed_for_memory_says_so(tmp_path, recorded, mo
     assert values["advice"] in caplog.text
 
 
+def test_no_limit_is_told_of_a_pod_that_had_none(tmp_path, recorded, monkeypatch):
+    """As that of a dynamic pipeline: its node ran out of memory."""
+    monkeypatch.setattr(own_memory.socket, "gethostname", lambda: "second")
+    first = pod("first", "OOMKilled", 137)
+    first["spec"]["containers"][0]["resources"] = {}
+    with own(tmp_path, 100) as memory:
+        memory.report_earlier_kills(Api(first, pod("second", "Running", 0)), RUN)
+    ((_, values),) = recorded
+    assert values.keys() == {"kills", "advice"}
+    assert "was killed for memory 1 time at its node's memory, and goes on" in values["advice"]
+    assert "orchestrator_pod_settings)." in values["advice"]
+
+
 def test_a_pod_that_was_deleted_was_not_killed_for_memory():
     assert earlier_kills([pod("first", "Error", 137), pod("second", "Running", 0)], "second") == []
