@@ -57,6 +57,7 @@ class PretendedServer:
         self.tasks: dict[str, dict[str, Any]] = {}
         self.enqueued: list[tuple[str, str]] = []
         self._projects: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()  # a script has threads, and processes of its own
 
     def answer(self, path: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer a request with its data; *path* may name a version before the endpoint.
@@ -68,7 +69,8 @@ class PretendedServer:
         if is_read(f"{service}.{action}"):
             return self._read(path, service, action, request)
         if service == "tasks":
-            return self._write_task(action, request)
+            with self._lock:
+                return self._write_task(action, request)
         number = uuid.uuid4().hex
         if service == "projects" and action == "create":
             self._projects[number] = {"id": number, "system_tags": [], **request}
@@ -78,11 +80,11 @@ class PretendedServer:
     def _read(
         self, path: str, service: str, action: str, request: Mapping[str, Any]
     ) -> dict[str, Any]:
-        known = {**self.tasks, **self._projects}
+        known, text = {**self.tasks, **self._projects}, str(request)
         if action == "login" and self.client is not None:
             # What the SDK reads in it, without the signature that the server would accept.
             return {"token": ".".join([*self.client.token().split(".")[:2], "none"])}
-        if not any(number in str(request) for number in known):
+        if not any(number in text for number in known):
             if self.client is not None:
                 return self.client.call(path, request)
             return self._nothing(service, action, self.queues)
@@ -91,7 +93,8 @@ class PretendedServer:
             return {"project": found, "projects": [found] if found else []}
         if service != "tasks":
             return {}
-        rows = self._read_tasks(action, request)
+        with self._lock:
+            rows = self._read_tasks(action, request)
         others = [each for each in request.get("id") or () if each not in self.tasks]
         if action.startswith("get_all") and others and self.client is not None:
             rows["tasks"] += self.client.call(path, {**request, "id": others}).get("tasks") or []
