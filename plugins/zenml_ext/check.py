@@ -145,7 +145,7 @@ def _registry(stack: Stack) -> Iterator[Finding]:
     host = registry.config.uri.removeprefix("https://").partition("/")[0]
     scheme = "http" if registry.config.is_local else "https"
     try:
-        urllib.request.urlopen(f"{scheme}://{host}/v2/", timeout=_PATIENCE_S)  # noqa: S310 - http
+        urllib.request.urlopen(f"{scheme}://{host}/v2/", timeout=_PATIENCE_S).close()  # noqa: S310 - http
     except urllib.error.HTTPError:
         pass  # it answers, and wants to know who asks
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import socket
@@ -84,7 +83,7 @@ def memory(run: str | None, pipeline: str | None, plot: Path | None, *, suggest:
         raise click.UsageError("give a RUN or --pipeline NAME, not both")
     client = _client()
     runs = _runs(client, run, pipeline)
-    steps = list(itertools.chain.from_iterable(_steps(client, r) for r in runs))
+    steps = list(_steps(client, runs))
     if suggest:
         from zenml_ext.memory.report import settings_to_paste
 
@@ -175,18 +174,21 @@ def _runs(client: Any, run: str | None, pipeline: str | None) -> list[PipelineRu
     return list(page.items)
 
 
-def _steps(client: Any, run: PipelineRunResponse) -> Iterator[StepMemory]:
+def _steps(client: Any, runs: list[PipelineRunResponse]) -> Iterator[StepMemory]:
+    """The steps of *runs*; the plan for the next run is made for the last of each name only."""
     from zenml_ext.memory.records import read
     from zenml_ext.memory.report import StepMemory
 
-    rows = client.list_run_steps(pipeline_run_id=run.id, sort_by="created", size=1000, hydrate=True)
-    for name, attempts in read(rows).items():
-        yield StepMemory(
-            run=run.name,
-            step=name,
-            attempts=attempts,
-            following=_next_plan(run, name, attempts[-1].node),
+    found = []
+    for run in runs:
+        rows = client.list_run_steps(
+            pipeline_run_id=run.id, sort_by="created", size=1000, hydrate=True
         )
+        found += [(run, name, attempts) for name, attempts in read(rows).items()]
+    last = {name: run for run, name, _ in found}
+    for run, name, attempts in found:
+        plan = _next_plan(run, name, attempts[-1].node) if last[name] is run else None
+        yield StepMemory(run=run.name, step=name, attempts=attempts, following=plan)
 
 
 def _orchestrators(runs: list[PipelineRunResponse]) -> list[str]:

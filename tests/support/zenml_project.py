@@ -107,6 +107,17 @@ class ZenmlHome:
             text=True,
         )
 
+    def python(self, code, *, cwd=None, **variables):
+        """Run *code* in an interpreter of its own; what it printed, as `subprocess.run` gives it."""
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=cwd,
+            env=self.environment(**variables),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
     def run(self, script, *arguments, timeout=540, **variables):
         """Run a script to its end: its output, and what it reported."""
         process = self.start(script, *arguments, **variables)

@@ -86,8 +86,11 @@ def publish(target: str | Path, pieces: Sequence[Buffer]) -> None:
     for attempt in range(1, _TRIES + 1):
         temp = target.with_name(temp_name(target.name))
         try:
-            write_new(temp, pieces)
-            _rename(temp, target)
+            with contextlib.ExitStack() as if_it_fails:
+                if_it_fails.callback(_discard, temp)
+                write_new(temp, pieces)
+                _rename(temp, target)
+                if_it_fails.pop_all()
         except OSError as error:
             is_ambiguous = error.errno in _AMBIGUOUS
             if is_ambiguous and _holds(target, pieces):
@@ -96,9 +99,11 @@ def publish(target: str | Path, pieces: Sequence[Buffer]) -> None:
                 raise
         else:
             return
-        finally:
-            with contextlib.suppress(OSError):
-                temp.unlink()
+
+
+def _discard(temp: Path) -> None:
+    with contextlib.suppress(OSError):
+        temp.unlink()
 
 
 def _rename(temp: Path, target: Path) -> None:

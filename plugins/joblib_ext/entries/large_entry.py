@@ -307,18 +307,20 @@ class _MapUnpickler(pickle.Unpickler):
             return found
         numpy: Any = sys.modules["numpy"]
 
+        def address(buffer: Any) -> int:
+            return int(numpy.frombuffer(buffer, "u1").__array_interface__["data"][0])
+
+        begin = address(self._mapped)
+
         def from_buffer(buffer: Any, dtype: Any, shape: Any, order: str, *rest: Any) -> Any:
             """The array as ``numpy.memmap`` would have made it."""
             if any(part is not None for part in rest):
                 return found(buffer, dtype, shape, order, *rest)
-            begin, at = (
-                numpy.frombuffer(each, "u1").__array_interface__["data"][0]
-                for each in (self._mapped, buffer)
-            )
+            offset = address(buffer) - begin
             array = numpy.ndarray.__new__(
-                numpy.memmap, shape, dtype, self._mapped, at - begin, order=order
+                numpy.memmap, shape, dtype, self._mapped, offset, order=order
             )
-            array._mmap, array.offset = self._mapped, at - begin  # noqa: SLF001  # as memmap does
+            array._mmap, array.offset = self._mapped, offset  # noqa: SLF001  # as memmap does
             array.mode, array.filename = self._mode, self._path
             return array
 

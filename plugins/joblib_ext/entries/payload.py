@@ -136,13 +136,12 @@ def compress(pieces: Iterable[Buffer], codec: str, level: int) -> list[bytes]:
         "bz2": lambda: bz2.BZ2Compressor(max(level, 1)),
         "lzma": lambda: lzma.LZMACompressor(lzma.FORMAT_ALONE, preset=level),
         "xz": lambda: lzma.LZMACompressor(lzma.FORMAT_XZ, preset=level),
-        "lz4": lambda: importlib.import_module("lz4.frame").LZ4FrameCompressor(
-            compression_level=level
-        ),
+        "lz4": lambda: _lz4().LZ4FrameCompressor(compression_level=level),
     }
     maker = makers[codec]()
-    out = [maker.begin()] if codec == "lz4" else []
-    return [*out, *(maker.compress(bytes(piece)) for piece in pieces), maker.flush()]
+    if codec != "lz4":
+        return [*map(maker.compress, pieces), maker.flush()]
+    return [maker.begin(), *(maker.compress(bytes(piece)) for piece in pieces), maker.flush()]
 
 
 def decompress(data: Buffer, codec: str, length: int) -> bytes:
@@ -158,7 +157,8 @@ def decompress(data: Buffer, codec: str, length: int) -> bytes:
         "lz4": lambda: _lz4().LZ4FrameDecompressor(),
     }
     try:
-        out = makers.get(codec, lzma.LZMADecompressor)().decompress(bytes(data), length + 1)
+        given = bytes(data) if codec == "lz4" else data  # which takes no other buffer
+        out = makers.get(codec, lzma.LZMADecompressor)().decompress(given, length + 1)
     except (zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"the {codec} stream is damaged: {error}") from error
     if len(out) != length:

@@ -184,8 +184,7 @@ class SupervisedSteps(StackComponent):
 
     @functools.cached_property
     def _supervisor(self) -> Supervisor:
-        known = self._known
-        return Supervisor(lambda name: known[name])
+        return Supervisor(self._known.__getitem__)
 
     def _learn(self, name: str, pipeline: str, source: Any) -> StepFacts:
         """What is configured for a step, from its step run or what it is submitted with."""
@@ -193,9 +192,8 @@ class SupervisedSteps(StackComponent):
 
         config, settings = source.config, cast("KubernetesSettings", self.get_settings(source))
         step = Step(spec=source.spec, config=config, step_config_overrides=config)
-        facts = StepFacts(name=name, pipeline=pipeline, step=step, settings=settings)
-        self._known[name] = facts
-        return facts
+        self._known[name] = StepFacts(name=name, pipeline=pipeline, step=step, settings=settings)
+        return self._known[name]
 
 
 def step_pod(settings: Any) -> KubernetesPodSettings:

@@ -183,13 +183,7 @@ def test_a_missing_root_is_made_where_zenml_would_fall_back_in_silence(
         "bare": {"TMPDIR": str(place)},
         "ours": {"TMPDIR": str(place), "MLOPS_EXT_TEMP_DIR": str(place)},
     }.items():
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=zenml_home.environment(**variables),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = zenml_home.python(code, **variables)
         found[name] = next(line[3:] for line in done.stdout.splitlines() if line[:3] == "IN ")
     assert not found["bare"].startswith(str(place))
     assert found["ours"].startswith(str(place))
@@ -232,14 +226,7 @@ def test_a_directory_that_upstream_leaves_to_the_caller_outlives_the_process(roo
 
 def test_settings_that_cannot_be_read_break_no_import(zenml_home, tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext]\ntemp_dri = 1\n")
-    done = subprocess.run(
-        [sys.executable, "-c", "import zenml; print('fine')"],
-        cwd=tmp_path,
-        env=zenml_home.environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = zenml_home.python("import zenml; print('fine')", cwd=tmp_path)
     assert done.stdout.strip().endswith("fine")
     assert "did you mean temp_dir?" in done.stderr
 
@@ -268,13 +255,7 @@ def test_nothing_is_patched_unless_somebody_asks(zenml_home, variables, package)
         "from zenml.materializers.base_materializer import BaseMaterializer as B\n"
         "print('BY', B.get_temporary_directory.__module__)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=zenml_home.environment(**variables),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = zenml_home.python(code, **variables)
     assert done.stdout.split("BY ")[1].partition(".")[0].strip() == package
 
 

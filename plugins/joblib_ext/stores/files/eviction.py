@@ -33,39 +33,40 @@ def enforce(store: EntryFiles, limits: Limits) -> int:
     """Remove entries until the limits hold; the number that was removed."""
     empty_later(store)
     with without_collector():
-        folders = shards(store.layout)
-        count = sum(len(entry_names(store.names_in(folder))) for folder in folders)
+        listed = {one: entry_names(store.names_in(one)) for one in shards(store.layout)}
+        count = sum(map(len, listed.values()))
         if count <= EXACT_UP_TO or limits.before > -math.inf:
-            victims = choose([row for folder in folders for row in rows_in(folder)], limits)
+            rows = [row for folder, names in listed.items() for row in rows_in(folder, names)]
+            victims = choose(rows, limits)
         else:
-            victims = _choose_from_sample(folders, count, limits)
-        for folder, rows in groupby(sorted(victims, key=itemgetter(2)), itemgetter(2)):
+            victims = _choose_from_sample(listed, count, limits)
+        for folder, found in groupby(sorted(victims, key=itemgetter(2)), itemgetter(2)):
             with contextlib.suppress(OSError), folder_below(store.layout.location, folder) as open_:
-                for row in rows:
+                for row in found:
                     discard(row[3], open_)
     return len(victims)
 
 
-def _choose_from_sample(folders: list[str], count: int, limits: Limits) -> list[Row]:
+def _choose_from_sample(listed: dict[str, list[str]], count: int, limits: Limits) -> list[Row]:
     """The oldest of a random sample of folders, enough of them for the limits to hold.
 
     Bytes of the whole store are estimated on the high side by some standard errors.
     """
-    random.shuffle(folders)
+    left = random.sample(list(listed.items()), len(listed))
     surplus = max(0, count - limits.items) if limits.items is not None else 0
     if not surplus and limits.size is None:
         return []
     rows: list[Row] = []
     number, held, squares, surplus_bytes = surplus, 0, 0, 0.0
-    while folders and len(rows) < max(_SAMPLE_FACTOR * number, EXACT_UP_TO // 10):
-        new = rows_in(folders.pop())
+    while left and len(rows) < max(_SAMPLE_FACTOR * number, EXACT_UP_TO // 10):
+        new = rows_in(*left.pop())
         rows += new
         held += sum(row[1] for row in new)
         squares += sum(row[1] ** 2 for row in new)
         if limits.size is not None and rows:
             mean = held / len(rows)
             error = math.sqrt(max(0.0, squares / len(rows) - mean**2) / len(rows))
-            whole = count * (mean + _SAFETY_DEVIATIONS * error) if folders else held
+            whole = count * (mean + _SAFETY_DEVIATIONS * error) if left else held
             surplus_bytes = max(0.0, whole - limits.size)
             number = max(surplus, math.ceil(surplus_bytes / mean))
     return choose(rows, Limits(held - surplus_bytes, len(rows) - surplus))

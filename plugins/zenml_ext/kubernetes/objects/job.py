@@ -217,7 +217,8 @@ def next_job(job: Mapping[str, Any], change: JobChange) -> Manifest:
 
 def superseding_patch(job: Mapping[str, Any]) -> Manifest:
     """The merge patch that takes *job* out of ZenML's look-ups by label."""
-    labels, changed = job["metadata"].get("labels") or {}, dict[str, str | None]()
+    labels = job["metadata"].get("labels") or {}
+    changed: dict[str, str | None] = {}
     for old, new in SUPERSEDED_LABELS.items():
         if old in labels:
             changed |= {old: None, new: labels[old]}
@@ -236,7 +237,8 @@ def latest_jobs(jobs: Iterable[Manifest]) -> tuple[list[Manifest], list[Manifest
         if state:
             newest[state.base] = max(state.number, newest.get(state.base, 0))
     current = [job for job, state in states if not state or state.number == newest[state.base]]
-    return current, [job for job, _ in states if job not in current]
+    superseded = [job for job, state in states if state and state.number < newest[state.base]]
+    return current, superseded
 
 
 def _label(job: Manifest, labels: Mapping[str, str]) -> None:
