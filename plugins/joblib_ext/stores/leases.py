@@ -160,13 +160,15 @@ def _keep_renewing() -> None:
 
 
 def _beat() -> None:
+    renewed = time.monotonic()
     while True:
         held = list(_held.values())
         pause_s = min((lease.lease_s / _RENEWALS_A_LEASE for lease in held), default=_IDLE_PAUSE_S)
-        begun = time.monotonic()
         time.sleep(pause_s)
+        # Code may also have taken the interpreter in the middle of the last renewal.
+        silent_s, renewed = time.monotonic() - renewed, time.monotonic()
         if held:
-            _note_silence(time.monotonic() - begun, pause_s * _RENEWALS_A_LEASE)
+            _note_silence(silent_s, pause_s * _RENEWALS_A_LEASE)
         for source in {lease.source for lease in held if lease.held}:
             source.renew()
         _bury(time.monotonic() - _SHOWN_S)
@@ -176,13 +178,14 @@ def _beat() -> None:
 
 
 def _note_silence(silent_s: float, lease_s: float) -> None:
-    """Take longer leases from now on, if code that held the interpreter kept this thread silent."""
+    """Take longer leases from now on, if this thread was kept from renewing them in time."""
     global _longest_s
     if silent_s > max(lease_s, _longest_s / 2):
         _longest_s = 2 * silent_s
         log.warning(
-            "no lease was renewed here for %.0f s: code held the interpreter. Others may have"
-            " computed the same; leases of this process last longer now (backend option lease_s)",
+            "no lease was renewed here for %.0f s: code held the interpreter, or the store did not"
+            " answer. Others may have computed the same; leases of this process last longer now"
+            " (backend option lease_s)",
             silent_s,
         )
 

@@ -20,6 +20,7 @@ from tests.support.joblib_files import stored
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext.maintenance.find import find_store
 from joblib_ext.stores import leases
+from joblib_ext.stores.files.lease_source import LeaseSource
 
 pytestmark = pytest.mark.usefixtures("no_leases_left")
 
@@ -284,6 +285,25 @@ def test_when_the_longest_wait_is_over_one_of_those_who_wait_computes(tmp_path):
     for waiter in waiters:
         waiter.communicate()
         assert waiter.returncode == 0
+
+
+def test_an_interpreter_held_in_the_middle_of_a_renewal_is_noticed_too(memory, monkeypatch):
+    monkeypatch.setattr(leases, "_longest_s", 0.0)
+    held = threading.Event()
+
+    def renew(self):
+        if not held.is_set():
+            held.set()
+            ctypes.PyDLL(None).usleep(1_500_000)
+
+    monkeypatch.setattr(LeaseSource, "renew", renew)
+
+    def compute(x):
+        wait_for(lambda: leases.long_enough(0.5) > 0.5)
+        return x
+
+    assert memory.cache(compute)(1) == 1
+    assert held.is_set()
 
 
 def test_code_that_holds_the_interpreter_makes_later_leases_longer(memory, monkeypatch, caplog):
