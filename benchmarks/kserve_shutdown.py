@@ -1,16 +1,18 @@
 """Rolling restart under load, and the price of it: KServe's own server against the patched one.
 
-    python benchmarks/kserve_shutdown.py [--json] [--quick] [--rounds 3]
+    python benchmarks/kserve_shutdown.py [--json] [--quick] [--rounds 3] [--sets 12]
                                          [--only restarts|starts|cost]
 
 The ways are bare KServe, bare KServe behind Kubernetes' hook ``preStop: sleep 5`` (the signal comes
 5 s after the pod is deleted), and the patch. Each restart sends open-loop load (REST v1, v2 and
 gRPC, kept and new connections, 150 requests a second) that leaves 2 s after the pod is deleted; the
 long requests take 8 s each, 10 a second. Signals to a server that starts come 20 to 60 ms after
-start(). The cost is taken without signals, closed loop: two bare and two patched servers in turns,
-with fresh processes in another order each time; a ratio is the median of the rounds, of the two
-patched ones' mean to the two bare ones'. The control, the second bare one to the first, in the same
-rounds, is what the same code differs by: a cost that is smaller cannot be told from none.
+start(). The cost is taken without signals, closed loop. Processes of the same code differ by
+several percent, so many are compared, for a few seconds each: every set starts two bare and two
+patched servers afresh, which take turns, and gives one ratio of the two patched ones' mean to the
+two bare ones'. The result is the median of the sets with its 95 % interval (bootstrap). The
+control, the second bare one to the first, is what the same code differs by. Twelve sets take seven
+minutes.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -40,6 +43,10 @@ SIDES = {"bare": "bare", "patch": "patch", "bare again": "bare", "patch again": 
 SERVED = SIDES | {"preStop": "bare"}
 MOST_COST = 0.02
 """What a request may cost without a signal, as a share of the throughput."""
+VERDICTS = {True: "at most", False: "more than", None: "perhaps more than, perhaps less than"}
+"""By whether the whole interval lies below `MOST_COST`; None for on both sides of it."""
+COST_KINDS = ("v1-kept", "grpc-kept")
+RESAMPLES = 5000
 
 
 async def restart(folder, way, workers, model, long):
@@ -126,54 +133,77 @@ async def closed_loop(server, client, kind, seconds):
     return rate, 1000 * p99, 1000 * (cpu_s(server) - cpu) / len(took)
 
 
-async def take_turns(folder, kind, order, rounds, seconds):
-    """Closed loops of fresh servers, started in *order*, one after the other and back again."""
-    flags, same_order = ("--sleep", "0.0005"), {"PYTHONHASHSEED": "0"}
+async def one_set(folder, number, rounds, seconds):
+    """What each side of a set of fresh servers took: requests, seconds and CPU for each kind.
+
+    The servers take turns, in an order of chance and back again, so that a machine that slows down
+    slows all of them. The servers of a set share a hash seed, and the next set has another.
+    """
+    order = random.Random(number).sample(list(SIDES), len(SIDES))  # a repeatable order
+    flags, same = ("--sleep", "0.0005"), {"PYTHONHASHSEED": str(number)}
     async with contextlib.AsyncExitStack() as stack:
         sides = {}
         for side in order:
-            server = Server(folder, way=SIDES[side], flags=flags, environment=same_order)
+            server = Server(folder, way=SIDES[side], flags=flags, environment=same)
             stack.enter_context(server)
-            await server.up()
             sides[side] = (server, server.client())
             stack.push_async_callback(sides[side][1].close)
-        for side in order:
-            await closed_loop(*sides[side], kind, min(1.0, seconds))
-        taken = []
-        for number in range(rounds):
-            turn = order if number % 2 == 0 else order[::-1]
-            taken.append({side: await closed_loop(*sides[side], kind, seconds) for side in turn})
+        for server, _ in sides.values():
+            await server.up()
+        taken = {kind: {side: [] for side in SIDES} for kind in COST_KINDS}
+        for kind in COST_KINDS:
+            for side in order:
+                await closed_loop(*sides[side], kind, min(0.5, seconds))
+            for turn in range(rounds):
+                for side in order[:: 1 if turn % 2 == 0 else -1]:
+                    taken[kind][side].append(await closed_loop(*sides[side], kind, seconds))
         return taken
 
 
-async def cost(folder, kind, rounds, seconds):
-    sides, taken = list(SIDES), []
-    for first in range(len(sides)):  # two processes of the same code differ by several percent
-        order = sides[first:] + sides[:first]
-        taken += await take_turns(folder, kind, order, rounds, seconds)
+def cost(folder, sets, rounds, seconds):
+    """What a request costs without a signal: ratios of each set, their median and its interval."""
+    taken = [asyncio.run(one_set(folder, number, rounds, seconds)) for number in range(sets)]
+    return {kind: compared([each[kind] for each in taken]) for kind in COST_KINDS}
 
-    def ratio(at, over, under):
-        return round(
-            statistics.median(
-                sum(turn[side][at] for side in over) / sum(turn[side][at] for side in under)
-                for turn in taken
-            ),
-            4,
-        )
 
-    rate = {side: round(statistics.median(turn[side][0] for turn in taken)) for side in SIDES}
-    result = {"per_s": rate, "rounds": len(taken)}
+def compared(sets):
+    """The patched sides against the bare ones, and the same code against itself."""
+
+    def of(one, names, at):
+        return statistics.fmean(statistics.fmean(turn[at] for turn in one[name]) for name in names)
+
     bare, patched = ("bare", "bare again"), ("patch", "patch again")
+    pairs = {
+        "ratio": (patched, bare),
+        "control": (bare[1:], bare[:1]),
+        "control_patched": (patched[1:], patched[:1]),
+    }
+    result = {
+        "per_s": {
+            side: round(statistics.median(of(s, (side,), 0) for s in sets)) for side in SIDES
+        },
+        "sets": len(sets),
+    }
     for at, name in enumerate(("throughput", "p99", "cpu")):
-        result[name] = {
-            "ratio": ratio(at, patched, bare),
-            "control": ratio(at, bare[1:], bare[:1]),
-            "control_patched": ratio(at, patched[1:], patched[:1]),
-        }
-    return result | {"holds": result["throughput"]["ratio"] >= 1 - MOST_COST}
+        result[name] = {}
+        for what, (over, under) in pairs.items():
+            ratios = [of(one, over, at) / of(one, under, at) for one in sets]
+            result[name][what] = round(statistics.median(ratios), 4)
+            result[name][f"{what}_interval"] = interval(ratios)
+    low, high = (value >= 1 - MOST_COST for value in result["throughput"]["ratio_interval"])
+    return result | {"holds": low if low == high else None}
 
 
-def measure(quick, only, rounds):
+def interval(ratios):
+    """Where the median of *ratios* lies with 95 % certainty, by the bootstrap."""
+    chance = random.Random(0)  # the same answer for the same ratios
+    medians = sorted(
+        statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)
+    )
+    return [round(medians[int(RESAMPLES * share)], 4) for share in (0.025, 0.975)]
+
+
+def measure(quick, only, rounds, sets):
     cells = [(w, m, False) for w in (1, 2) for m in ("m", "c") if w == 1 or HAS_WORKERS]
     cells += [(w, "m", True) for w in (1, 2) if w == 1 or HAS_WORKERS]
     if quick:
@@ -194,9 +224,8 @@ def measure(quick, only, rounds):
                 result["restarts"].append(row)
         for way in ("bare", "patch") if only in (None, "starts") else ():
             result["starts"][way] = starts(Path(name), way, 3 if quick else 20)
-        for kind in ("v1-kept", "grpc-kept") if only in (None, "cost") else ():
-            amount = (2, 0.5) if quick else (10, 1.0)
-            result["cost"][kind] = asyncio.run(cost(Path(name), kind, *amount))
+        if only in (None, "cost"):
+            result["cost"] = cost(Path(name), *((2, 2, 0.5) if quick else (sets, 3, 1.0)))
     return result
 
 
@@ -220,14 +249,19 @@ def show(result):
         crashed = sum(status < 0 for status in statuses)
         console.print(f"{way}: {crashed} of {len(statuses)} crashed on a signal while they started")
     for kind, row in result["cost"].items():
-        ratios = ", ".join(
-            f"{name} x{row[name]['ratio']} (bare to bare x{row[name]['control']},"
-            f" patched to patched x{row[name]['control_patched']})"
-            for name in ("throughput", "p99", "cpu")
-        )
-        console.print(f"{kind}: {row['per_s']} requests/s; patched to bare {ratios};")
-        verdict = "at most" if row["holds"] else "more than"
-        console.print(f"  costs {verdict} {MOST_COST:.0%}; medians of {row['rounds']} rounds")
+        console.print(f"{kind}: {row['per_s']} requests/s, {row['sets']} sets of fresh servers")
+        for name in ("throughput", "p99", "cpu"):
+            told = (
+                f"{words} x{row[name][what]} [{row[name][f'{what}_interval'][0]},"
+                f" {row[name][f'{what}_interval'][1]}]"
+                for what, words in (
+                    ("ratio", "patched to bare"),
+                    ("control", "bare to bare"),
+                    ("control_patched", "patched to patched"),
+                )
+            )
+            console.print(f"  {name}: {', '.join(told)}", soft_wrap=True)
+        console.print(f"  it costs {VERDICTS[row['holds']]} {MOST_COST:.0%}")
 
 
 def main():
@@ -235,9 +269,10 @@ def main():
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="two kinds of restart, once")
     parser.add_argument("--rounds", type=int, default=3, help="restarts of each kind")
+    parser.add_argument("--sets", type=int, default=12, help="sets of fresh servers for the cost")
     parser.add_argument("--only", choices=["restarts", "starts", "cost"])
     args = parser.parse_args()
-    result = measure(args.quick, args.only, 1 if args.quick else args.rounds)
+    result = measure(args.quick, args.only, 1 if args.quick else args.rounds, args.sets)
     if args.json:
         print(json.dumps(result, indent=2))
     else:

@@ -128,9 +128,10 @@ class GrpcEndpoint(Endpoint):
         drain, counts, tasks = self.drain, self.drain.counts, self.tasks
         asks_readiness, is_request = name in READINESS, name not in READINESS | MANAGEMENT
         numbers, seen, in_flight = counts.numbers, counts.place(SEEN), counts.place(IN_FLIGHT)
+        loop = asyncio.get_running_loop()  # asked for once: Python asks the system each time
 
         async def answer(request: Any, context: Any) -> Any:
-            task, column = asyncio.current_task(), DRAINED
+            task, column = asyncio.current_task(loop), DRAINED
             assert task is not None
             tasks.add(task)
             self._taken += 1
