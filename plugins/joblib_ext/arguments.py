@@ -16,6 +16,7 @@ import inspect
 import pickle
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import md5
 from io import BytesIO
 from itertools import chain
@@ -129,13 +130,14 @@ class _Hasher:
     Texts, bytes and numbers are not remembered, everything else is, by identity.
     """
 
-    __slots__ = ("_add", "_array", "_known", "_pieces", "_whole")
+    __slots__ = ("_add", "_array", "_count", "_known", "_pieces", "_whole")
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 0) -> None:
         self._whole = md5(usedforsecurity=False)
         self._pieces: list[bytes] = []
         self._add = self._pieces.append
         self._known: dict[int, tuple[bytes, object]] = {}
+        self._count = count  # of all that was remembered
         self._array = getattr(sys.modules.get("numpy"), "ndarray", None)
 
     def digest(self, value: object) -> str:
@@ -170,7 +172,7 @@ class _Hasher:
             self._save_object(value, kind)
 
     def _remember(self, value: object) -> None:
-        number = len(self._known)
+        number, self._count = self._count, self._count + 1
         place = number.to_bytes(1 if number < _WIDE else 4, "little")
         put, get = (b"q", b"h") if number < _WIDE else (b"r", b"j")
         self._add(put + place)
@@ -201,16 +203,23 @@ class _Hasher:
         """As `NumpyHasher` does: the bytes go to the hash at once, and what they mean follows."""
         if not value.flags.c_contiguous or not value.shape:
             raise TypeError("joblib copies such arrays")
+        dtype = value.dtype
+        is_usual = dtype.isbuiltin == 1 and dtype.metadata is None
         self._whole.update(value.view("u1").data)
+        self._whole.update(b"_HASHED_DTYPE" + (_dumps if is_usual else pickle.dumps)(dtype))
         self._save(type(value))
+        self._add(_array_end(self._count, value.shape, value.strides))
+        self._count += 4
+
+    def array_end(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
+        """See `_array_end`, which keeps what comes from here."""
         self._add(b"(")
-        self._save("HASHED")
-        self._whole.update(b"_HASHED_DTYPE" + pickle.dumps(value.dtype))  # which adds no piece
-        self._save(value.shape)
-        self._save(value.strides)
+        for part in ("HASHED", shape, strides):
+            self._save(part)
         for end in (b"t", b"\x86"):  # of tuples that joblib makes
             self._add(end)
             self._remember(object())
+        return b"".join(self._pieces)
 
     def _save_class(self, value: type) -> None:
         module, name = value.__module__, value.__qualname__
@@ -233,3 +242,13 @@ class _Hasher:
         if state is not None:
             self._save(state)
             self._add(b"b")
+
+
+# Equal ones pickle alike where they are numpy's own.
+_dumps = lru_cache(maxsize=64)(pickle.dumps)
+
+
+@lru_cache(maxsize=1024)
+def _array_end(count: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
+    """What joblib says of an array after its class, where *count* objects are remembered."""
+    return _Hasher(count).array_end(shape, strides)

@@ -38,8 +38,12 @@ if TYPE_CHECKING:
     from joblib_ext.backend import SharedStoreBackend
     from joblib_ext.runtime import Runtime
 
-# Above these verbosities joblib tells of loading, of computing and of everything.
+_STALE = (
+    "If a function that it calls has changed since, they are stale: clear them, and name what it"
+    " depends on with joblib_ext.cache(memory, depends=[...])"
+)
 _SLOW_REPR_S = 0.5  # joblib's limit
+# Above these verbosities joblib tells of loading, of computing and of everything.
 _DURATIONS, _COMPUTATIONS, _QUERIES = 4, 10, 20
 
 
@@ -101,12 +105,8 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
                 what = f"Cannot detect name collisions: {self.func_id!r} is several functions"
                 tell(what, JobLibCollisionWarning, stacklevel=6)
             if not (self.code_depends or self.code_version) and runtime.is_revived(version):
-                what = (
-                    f"{self.func_id}: results of an earlier version of its code are used again. If"
-                )
-                what += " a function that it calls has changed since, they are stale: clear them,"
-                what += " and name what it depends on with joblib_ext.cache(memory, depends=[...])"
-                runtime.store.events.warn_once(f"revived {self.func_id}", what)
+                what = f"{self.func_id}: results of an earlier version of its code are used again."
+                runtime.store.events.warn_once(f"revived {self.func_id}", f"{what} {_STALE}")
             self._known = code, runtime, version
         return version
 

@@ -204,11 +204,6 @@ class SharedOptions:
         return {"codec": codec, "level": level, "key": self.sign_key}
 
     @property
-    def sync(self) -> bool:
-        """Whether a result has to survive a power cut."""
-        return self.durability == "fsync"
-
-    @property
     def key_missing(self) -> bool:
         """Whether the store is signed and this process has not found the key."""
         return self.secrets_id.startswith(_SIGNED) and self.sign_key is None

@@ -64,6 +64,7 @@ _KINDS = frozenset(
 _SIZE = HEADER.size
 _unpack = HEADER.unpack_from
 _make = tuple.__new__  # a named tuple's own constructor takes twice the time
+_as_json = json.JSONEncoder(default=repr).encode  # `json.dumps` would make one for each entry
 
 
 class _Crc32:
@@ -207,7 +208,7 @@ def build(
     """An entry in pieces ready to be written, and its token."""
     raw = total(pieces)
     body: Sequence[Buffer] = compress(pieces, codec, level) if codec else pieces
-    notes = json.dumps(metadata, default=repr).encode()
+    notes = _as_json(metadata).encode()
     algorithm = _XXH3 if xxhash else _CRC32
     token = os.urandom(8)
     flags = _SIGNED if key is not None else 0

@@ -135,11 +135,9 @@ def verify_entries(store: Store, *, repair: bool = True, track: Track[Found] = i
             verdict = Verdict.UNCHECKED
         if verdict is Verdict.GOOD:
             verified.good += 1
-        elif verdict is Verdict.LEASE:
-            continue
         elif verdict is Verdict.UNCHECKED:
             verified.unchecked += 1
-        else:
+        elif verdict is Verdict.DAMAGED:
             verified.corrupt.append(found.path)
             verified.repaired += repair and store.quarantine(slot)
     return verified

@@ -147,6 +147,23 @@ def test_contiguous_arrays_have_joblibs_digest(dtype):
         assert digest({"x": value}) == joblib.hash({"x": value})
 
 
+@pytest.mark.parametrize("count", [1, 50, 51, 52, 300])
+def test_many_arrays_have_joblibs_digest(count):
+    """Each takes numbers in the pickle: from 256 on they are written in another way."""
+    values = [np.full((number % 3 + 1, 2), number, "i4") for number in range(count)]
+    assert digest({"x": values}) == joblib.hash({"x": values})
+    assert digest({"x": values[:1], "y": values}) == joblib.hash({"x": values[:1], "y": values})
+
+
+def test_arrays_whose_dtypes_are_equal_and_pickle_otherwise_have_joblibs_digests():
+    plain = np.dtype("f8")
+    noted = np.dtype("f8", metadata={"unit": "m"})
+    fields = [("a", "i1"), ("b", "i8")]
+    for dtype in (plain, noted, plain.newbyteorder(), np.dtype(fields), np.dtype(fields, True)):
+        array = np.zeros(3, dtype)
+        assert digest({"x": array}) == joblib.hash({"x": array}), dtype
+
+
 def test_what_holds_itself_has_joblibs_digest_or_none():
     row, pair = [1], ([],)
     row.append(row)

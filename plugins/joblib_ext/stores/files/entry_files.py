@@ -15,7 +15,7 @@ from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
 from joblib_ext.stores.files.folders import group_of, make_own_folder, share
 from joblib_ext.stores.files.moving import AMBIGUOUS, discard, set_aside
-from joblib_ext.stores.files.statx import fresh_path
+from joblib_ext.stores.files.statx import fresh_mtime
 from joblib_ext.stores.layout import CODE_FILE, Layout
 from joblib_ext.stores.reader import READ, read_file, read_head
 from joblib_ext.stores.store import UNUSABLE, BaseStore, CodeVersion, Slot, View
@@ -64,7 +64,7 @@ class EntryFiles(BaseStore):
             time.sleep(pause_s)
             error = None
             try:
-                fresh_path(slot.path)  # the client asks, and drops what it knew
+                fresh_mtime(slot.path)  # the client asks, and drops what it knew
                 found, data = read_file(slot.path, slot.binding, self.key)
             except FileNotFoundError:
                 return None
@@ -121,11 +121,11 @@ class EntryFiles(BaseStore):
             OSError: the file system refused; nothing is left behind.
         """
         path = slot.path
-        folder = path[: path.rindex("/") + 1]
+        folder, sync = path[: path.rindex("/") + 1], self.options.durability == "fsync"
         for attempt in range(1, _TRIES + 1):
             temp = folder + temp_name("entry")
             try:
-                write_new(temp, _join(pieces), sync=self.options.sync)
+                write_new(temp, _join(pieces), sync=sync)
                 share(temp, self.group)
                 os.rename(temp, path)  # noqa: PTH104  # measured: a Path costs more than the call
             except OSError as error:
@@ -142,7 +142,7 @@ class EntryFiles(BaseStore):
                     raise
             else:
                 break
-        if self.options.sync:
+        if sync:
             sync_directory(folder)
 
     def remove_entry(self, slot: Slot, token: bytes) -> None:

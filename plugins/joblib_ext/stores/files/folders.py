@@ -25,13 +25,17 @@ def make_own_folder(folder: str, group: int | None = None) -> None:
     Raises:
         OSError: the folder could not be made.
     """
-    if os.path.islink(folder):  # noqa: PTH114  # texts throughout
-        os.unlink(folder)  # noqa: PTH108  # as above
     missing = [folder]
-    while group is not None and not os.path.isdir(missing[-1]):  # noqa: PTH112  # as above
-        missing.append(os.path.dirname(missing[-1]))  # noqa: PTH120  # as above
-    os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
-    for made in missing[:-1]:
+    try:
+        os.mkdir(folder)  # noqa: PTH102  # texts throughout
+    except OSError:  # it is there, or the folder above it is not
+        if os.path.islink(folder):  # noqa: PTH114  # as above
+            os.unlink(folder)  # noqa: PTH108  # as above
+        while group is not None and not os.path.isdir(missing[-1]):  # noqa: PTH112  # as above
+            missing.append(os.path.dirname(missing[-1]))  # noqa: PTH120  # as above
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
+        missing.pop()
+    for made in missing:
         share(made, group, _GROUP_FOLDER)
 
 

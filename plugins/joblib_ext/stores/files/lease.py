@@ -15,7 +15,7 @@ from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.lease_source import LeaseSource, source_of
 from joblib_ext.stores.files.moving import AMBIGUOUS, discard, link, set_aside
-from joblib_ext.stores.files.statx import fresh_path
+from joblib_ext.stores.files.statx import fresh_mtime
 from joblib_ext.stores.leases import Lease, Refusal
 from joblib_ext.stores.reader import read_head
 from joblib_ext.stores.store import Slot
@@ -92,7 +92,7 @@ def _link(store: EntryFiles, slot: Slot, source: LeaseSource, lease: Lease) -> b
 def is_gone(path: str) -> bool:
     """Whether the file server has no such file, whatever a cache says."""
     try:
-        fresh_path(path)
+        fresh_mtime(path)
     except OSError as error:
         return error.errno == errno.ENOENT
     return False

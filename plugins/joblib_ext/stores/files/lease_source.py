@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import cast
 
 from joblib_ext.entries.lease_record import RENEWALS_AT, LeaseRecord, own_record
 from joblib_ext.stores import leases
@@ -104,7 +103,8 @@ def source_of(store: EntryFiles) -> LeaseSource:
     """The source of this process for one store."""
     layout, lease_s = store.layout, leases.long_enough(store.options.lease_s)
     name = f"{layout.leases} {lease_s}"
-    found = leases.sources.get(name)
-    if not isinstance(found, LeaseSource):
-        found = leases.sources.setdefault(name, LeaseSource(layout.leases, lease_s, store.group))
-    return cast("LeaseSource", found)
+    known = leases.sources
+    found: LeaseSource = known.get(name) or known.setdefault(
+        name, LeaseSource(layout.leases, lease_s, store.group)
+    )
+    return found

@@ -11,20 +11,12 @@ import ctypes
 import os
 import struct
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 _AT_FDCWD, _FORCE_SYNC = -100, 0x2000
 _WANTED = 0x40 | 0x200  # modification time, size
 _SIZE_OF_STATX = 256
-_SIZE, _MTIME = struct.Struct("<Q"), struct.Struct("<qI")
-_SIZE_AT, _MTIME_AT = 40, 112
-
-
-class Fresh(NamedTuple):
-    """Size and modification time of a file."""
-
-    size: int
-    mtime: float
+_MTIME, _MTIME_AT = struct.Struct("<qI"), 112
 
 
 def _find_statx() -> Any:
@@ -42,8 +34,10 @@ def _find_statx() -> Any:
 _statx = _find_statx()
 
 
-def fresh_path(path: str) -> Fresh:
-    """The attributes of *path*, from the server where the system can ask.
+def fresh_mtime(path: str) -> float:
+    """When *path* was changed, in seconds since the epoch, from the server if that can be asked.
+
+    A client that asks drops what it knew of size and time.
 
     Raises:
         OSError: as ``os.stat``.
@@ -52,6 +46,5 @@ def fresh_path(path: str) -> Fresh:
         room = ctypes.create_string_buffer(_SIZE_OF_STATX)
         if _statx(_AT_FDCWD, os.fsencode(path), _FORCE_SYNC, _WANTED, room) == 0:
             seconds, nanoseconds = _MTIME.unpack_from(room, _MTIME_AT)
-            return Fresh(_SIZE.unpack_from(room, _SIZE_AT)[0], seconds + nanoseconds / 1e9)
-    found = os.stat(path)  # noqa: PTH116  # a text
-    return Fresh(found.st_size, found.st_mtime)
+            return float(seconds + nanoseconds / 1e9)
+    return os.stat(path).st_mtime  # noqa: PTH116  # a text

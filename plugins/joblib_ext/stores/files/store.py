@@ -14,7 +14,7 @@ from joblib_ext.stores.files import eviction, lease, scan, takeover, trash
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.folders import make_own_folder
 from joblib_ext.stores.files.moving import discard
-from joblib_ext.stores.files.statx import fresh_path
+from joblib_ext.stores.files.statx import fresh_mtime
 from joblib_ext.stores.layout import CODE_FILE
 from joblib_ext.stores.store import Found, Slot, View
 from mlops_ext.files import TEMP_SUFFIX, liveness_of_maker, remove, temp_name, write_new
@@ -87,7 +87,7 @@ class FileStore(EntryFiles):
         probe = f"{layout.root}/{temp_name('clock')}"
         with contextlib.suppress(OSError):
             write_new(probe, [b""])
-            now = fresh_path(probe).mtime
+            now = fresh_mtime(probe)
         discard(probe)
         folders = [layout.root, layout.leases, *scan.shards(layout)]
         folders += [version.path for version in scan.versions(layout)]
@@ -95,7 +95,7 @@ class FileStore(EntryFiles):
             liveness = liveness_of_maker(path.rpartition("/")[2])
             if path.endswith(TEMP_SUFFIX) and liveness is not Liveness.ALIVE:
                 with contextlib.suppress(OSError):
-                    if liveness is Liveness.DEAD or fresh_path(path).mtime <= now - min_age_s:
+                    if liveness is Liveness.DEAD or fresh_mtime(path) <= now - min_age_s:
                         found.append(path)
         return found
 

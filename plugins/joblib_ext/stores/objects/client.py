@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,6 @@ class Answer(enum.Enum):
 
     MISSING = "there is no such object"
     TAKEN = "the object is there already, or has changed"
-    SAME = "the object has not changed"
     FAILED = "the store refused, or did not answer"
 
 
@@ -52,14 +50,9 @@ class StoreError(MlopsExtError, OSError):
 
 
 class Client:
-    """The requests that one location needs.
-
-    Attributes:
-        location: the URL, without a slash at its end.
-    """
+    """The requests that one location needs, which is a URL without a slash at its end."""
 
     def __init__(self, location: str, options: SharedOptions) -> None:
-        self.location = location
         self._error: BaseException | None = None
         self._secret: Mapping[str, Any] = options.storage_options or {}
         self._retry_s = options.retry_s
@@ -107,7 +100,7 @@ class Client:
         """None if the objects are gone, whether they were there or not."""
         for start in range(0, len(keys), _BULK):
             part = list(keys[start : start + _BULK])
-            failed = self.run(functools.partial(_delete, self._store, part))
+            failed = self.run(lambda obstore: obstore.delete(self._store, part))  # noqa: B023  # at once
             if failed is not None:
                 return failed
         return None
@@ -154,8 +147,6 @@ class Client:
             return request(obstore)
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             return Answer.TAKEN
-        except exceptions.NotModifiedError:
-            return Answer.SAME
         except Exception as error:  # noqa: BLE001  # a client of many clouds raises what it likes
             self._error = error.with_traceback(None)  # its frames keep calls
             if isinstance(error, FileNotFoundError):  # obstore's NotFoundError is one
@@ -164,10 +155,6 @@ class Client:
             if lasted_s > self._retry_s / 2:
                 self._silent_until = begun + lasted_s + _REST_S
             return Answer.FAILED
-
-
-def _delete(store: Any, keys: list[str], obstore: Any) -> None:
-    obstore.delete(store, keys)
 
 
 def _retries(total_s: float) -> dict[str, Any]:
