@@ -4,15 +4,20 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Tests wait for processes of their own most of the time: one or two a core keep it busy.
 SIDE_BY_SIDE := -n 4
+# Those that need the machine for themselves: only their files are collected again.
+ALONE := $(shell grep -rl --include='*.py' 'mark\.alone' tests)
 FAST := not slow and not needs_cluster
 QUICK := $(FAST) and not integration
+
+# A thousand processes start below the tests, and each would compile the project and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-integration test-all lint mypy pyright layers docs bench wheel clean
 
 help:
 	@echo "make demo      the fixes at work on this machine, figures before and after"
 	@echo "make test      the units, the properties, and each fix on its real framework"
-	@echo "make test-integration   agents, upstream's own suites, whole pages, the oldest supported versions"
+	@echo "make test-integration   agents, servers, upstream's own suites, the oldest supported versions"
 	@echo "make test-all  also the long fault, version and Windows matrices"
 	@echo "make lint      format, lint, types, layers"
 	@echo "make docs      build the documentation into site/"
@@ -29,7 +34,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK) and not alone"
-	$(BIN)/python -m pytest -q -m "$(QUICK) and alone"
+	$(BIN)/python -m pytest -q -m "$(QUICK) and alone" $(ALONE)
 
 test-integration: setup
 	@# Each part runs whatever became of the one before; the exit status is that of the worst.

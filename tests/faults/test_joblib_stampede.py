@@ -86,6 +86,7 @@ def kind(request):
     return request.param
 
 
+@pytest.mark.integration
 def test_upstream_computes_in_every_process(tmp_path):
     need_namespaces()
     with shares("ext4", tmp_path, 2) as found:
@@ -98,6 +99,7 @@ def test_one_computes_and_the_others_wait(kind, tmp_path):
         assert stampede(found, tmp_path, processes=8) == 1
 
 
+@pytest.mark.integration
 @pytest.mark.needs_fuse
 def test_a_killed_owner_is_replaced_by_one(kind, tmp_path):
     with shares(kind, tmp_path, 4) as found:

@@ -19,7 +19,7 @@ def quiet(caplog):
     caplog.set_level(logging.CRITICAL)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.integration)])
 def test_a_day_of_pipelines_ends_well(seed, monkeypatch):
     simulate(seed, monkeypatch, runs=3, span_s=DAY_S)
 

@@ -194,6 +194,7 @@ class TestLimits:
         assert sum(item.size for item in items) > 150_000
         assert sum(item.size for item in items) <= limits.get("bytes_limit", 400_000)
 
+    @pytest.mark.integration
     def test_readers_and_writers_go_on_while_the_store_is_reduced_and_cleared(self, memory):
         stop = threading.Event()
         troubles, rounds = [], [0, 0, 0]

@@ -112,6 +112,7 @@ def test_importing_the_extension_imports_no_framework(tmp_path):
     assert python(tmp_path, code) == ["[]"]
 
 
+@pytest.mark.integration
 def test_patches_come_and_go_without_a_trace(tmp_path):
     code = """
     from kserve import ModelServer, model_server
@@ -167,6 +168,7 @@ def test_a_place_that_somebody_else_has_changed_is_left_alone_and_told(tmp_path)
     assert python(tmp_path, code) == ["True", "1", "True", "True"]
 
 
+@pytest.mark.integration
 def test_nothing_stays_changed_after_a_server_s_end(tmp_path):
     code = """
     from kserve import Model, ModelServer
@@ -196,6 +198,7 @@ def test_nothing_stays_changed_after_a_server_s_end(tmp_path):
     assert python(tmp_path, code)[-2:] == ["True", "True"]
 
 
+@pytest.mark.integration
 def test_the_parser_knows_the_flags(tmp_path):
     code = """
     from kserve_ext import GracefulModelServer

@@ -73,6 +73,7 @@ def run_script(folder, code, timeout=120):
     )  # fmt: skip
 
 
+@pytest.mark.integration
 def test_one_server_starts_again_after_its_end_and_never_while_it_runs(tmp_path):
     http_port, grpc_port = free_ports()
     done = run_script(
@@ -110,6 +111,7 @@ def test_one_server_starts_again_after_its_end_and_never_while_it_runs(tmp_path)
     assert said == ["200", "True"] * 3, done.stderr[-2000:]
 
 
+@pytest.mark.integration
 def test_a_server_starts_again_on_the_main_thread(tmp_path):
     """Where KServe asks for an event loop, and the first start has closed it."""
     http_port, grpc_port = free_ports()
@@ -173,6 +175,7 @@ async def ended(folder, way, body):
         return answer, status, server.events("model stopped"), server.log
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_a_stop_that_exits_gives_the_status_and_loses_nothing(tmp_path, kind):
     """As on bare KServe, where it is called when uvicorn has drained."""
@@ -181,6 +184,7 @@ def test_a_stop_that_exits_gives_the_status_and_loses_nothing(tmp_path, kind):
     assert (answer, status, [event["in_flight"] for event in stopped]) == (1, 7, [0, 0])
 
 
+@pytest.mark.integration
 def test_an_asynchronous_stop_runs_whole_and_what_it_raises_is_told(tmp_path):
     body = """
     async def stop(self, sig=None):
@@ -203,6 +207,7 @@ def test_an_asynchronous_stop_runs_whole_and_what_it_raises_is_told(tmp_path):
     assert "Own.stop raised: ValueError in stop" in log
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not HAS_SERVE, reason="KServe before 0.15 has no _serve")
 @pytest.mark.parametrize("way", ["subclass", "run"])
 def test_a_serve_that_goes_without_kserve_s_is_left_to_kserve_and_told(tmp_path, way):
@@ -238,6 +243,7 @@ def test_which_classes_go_without():
     assert [run._goes_without(each) for each in classes] == [False, False, False, True, True]
 
 
+@pytest.mark.integration
 def test_a_program_that_forgets_its_server_ends_and_drains_it(tmp_path):
     http_port, _ = free_ports()
     done = run_script(
@@ -264,6 +270,7 @@ def test_a_program_that_forgets_its_server_ends_and_drains_it(tmp_path):
     assert (said, done.returncode) == (["> main is done", "> stopped"], 0), done.stderr[-2000:]
 
 
+@pytest.mark.integration
 def test_more_descriptors_than_select_knows(tmp_path):
     code = f"""
     import os, resource
@@ -297,6 +304,7 @@ async def health(port):
     return {*answers, first}
 
 
+@pytest.mark.integration
 def test_grpc_s_own_health_service_says_what_readiness_says(tmp_path):
     async def scenario():
         with Server(tmp_path, lame_duck_s=1.5) as server:

@@ -39,6 +39,7 @@ def said(done):
     return [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
 
 
+@pytest.mark.integration
 def test_bare_server_does_not_start_in_a_thread(tmp_path):
     http_port, grpc_port = free_ports()
     done = run_script(
@@ -54,6 +55,7 @@ def test_bare_server_does_not_start_in_a_thread(tmp_path):
     assert "RuntimeError" in done.stderr or "ValueError" in done.stderr
 
 
+@pytest.mark.integration
 def test_a_server_in_a_thread_drains_on_shutdown(tmp_path):
     async def scenario():
         with Server(tmp_path, flags=("--in_thread",), lame_duck_s=0.3) as server:
@@ -85,6 +87,7 @@ def test_signals_are_left_alone_in_a_thread(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 def test_start_works_in_a_notebook_and_twice(tmp_path):
     """A cell runs inside a loop: ``start`` returns, other cells go on, ``shutdown`` drains."""
     http_port, grpc_port = free_ports()
@@ -140,6 +143,7 @@ print("serves")
 """
 
 
+@pytest.mark.integration
 def test_a_jupyter_kernel_that_is_shut_down_drains_its_server_and_ends(tmp_path):
     """Jupyter asks a kernel to end, and kills it after 5 s."""
     from jupyter_client.manager import KernelManager

@@ -73,6 +73,7 @@ def test_requests_in_flight_are_answered_before_a_model_is_unloaded(tmp_path, wa
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 def test_over_grpc_too_and_behind_a_middleware_that_makes_tasks(tmp_path):
     """Starlette's BaseHTTPMiddleware runs the application in a task of its own."""
     code = f"""
@@ -103,6 +104,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("way", [pytest.param("bare", marks=pytest.mark.integration), "run"])
 def test_four_models_unloaded_under_load(tmp_path, way):
     """None answers once it is stopped; what was sent after the unload is told so, and nothing else
@@ -138,6 +140,7 @@ def test_four_models_unloaded_under_load(tmp_path, way):
     assert all(any(word in detail for word in told) for detail in details), details
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("way", [pytest.param("bare", marks=pytest.mark.integration), "run"])
 def test_a_model_that_is_loaded_anew_answers_first(tmp_path, way):
     """Its load() replaces what requests in flight still use; those that come meanwhile wait."""
@@ -169,6 +172,7 @@ def test_a_model_that_is_loaded_anew_answers_first(tmp_path, way):
     assert loads == [0, 0, 0], "nothing was in flight when it loaded"
 
 
+@pytest.mark.integration
 def test_without_the_setting_a_model_is_loaded_anew_at_once(tmp_path):
     async def scenario():
         environment = {"MLOPS_EXT_KSERVE_UNLOAD_S": "0"}
@@ -182,6 +186,7 @@ def test_without_the_setting_a_model_is_loaded_anew_at_once(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("method", "path", "waits"),
     [
@@ -216,6 +221,7 @@ def test_which_requests_wait_for_a_model_that_is_loaded_anew(method, path, waits
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(Version("0.14") > KSERVE, reason="before 0.14 applications are not shared")
 def test_the_copy_that_openai_s_routes_look_into_forgets_the_model_too(monkeypatch):
     """KServe makes it where a model speaks OpenAI's protocol, and its own unload forgets it."""
@@ -250,6 +256,7 @@ def test_the_copy_that_openai_s_routes_look_into_forgets_the_model_too(monkeypat
     assert not main.get_models()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seconds", ["0", "0.5"])
 def test_the_wait_has_a_limit_that_is_a_setting(tmp_path, seconds):
     environment = {"MLOPS_EXT_KSERVE_UNLOAD_S": seconds}

@@ -224,6 +224,7 @@ def test_a_directory_that_upstream_leaves_to_the_caller_outlives_the_process(roo
     shutil.rmtree(directory)
 
 
+@pytest.mark.integration
 def test_settings_that_cannot_be_read_break_no_import(zenml_home, tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlops-ext]\ntemp_dri = 1\n")
     done = zenml_home.python("import zenml; print('fine')", cwd=tmp_path)
@@ -231,6 +232,7 @@ def test_settings_that_cannot_be_read_break_no_import(zenml_home, tmp_path):
     assert "did you mean temp_dir?" in done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("variables", "package"),
     [

@@ -74,6 +74,7 @@ finally:
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("line", ["import kserve", "from kserve_ext import GracefulModelServer"])
 def test_a_program_that_only_imports_has_its_ctrl_c(line):
     """Its clean-up takes longer than any deadline of ours for a server that starts."""
@@ -90,6 +91,7 @@ def test_a_program_that_only_imports_has_its_ctrl_c(line):
         )  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.needs_namespaces
 @pytest.mark.skipif(
     shutil.which("unshare") is None or not hasattr(os, "geteuid") or os.geteuid() != 0,
@@ -140,6 +142,7 @@ async def connected_only(folder, way):
         return b"", await server.ended()
 
 
+@pytest.mark.integration
 def test_a_balancer_that_has_just_connected_is_answered(tmp_path):
     answer, _ = asyncio.run(connected_only(tmp_path, "bare"))
     assert answer == b""

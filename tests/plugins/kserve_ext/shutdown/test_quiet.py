@@ -12,6 +12,7 @@ from kserve_ext.shutdown.drain import Drain
 pytestmark = pytest.mark.timeout(300)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("environment", [{"MLOPS_EXT_KSERVE_QUIET_S": "0.3"}, {"K_REVISION": "a"}])
 def test_a_server_that_nobody_asks_ends_long_before_its_lame_duck(tmp_path, environment):
     """Behind Knative's queue-proxy, which names the revision, this is the default."""
@@ -25,6 +26,7 @@ def test_a_server_that_nobody_asks_ends_long_before_its_lame_duck(tmp_path, envi
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 def test_by_default_it_serves_on_though_nobody_asks(tmp_path):
     async def scenario():
         with Server(tmp_path, way="run", lame_duck_s=600) as server:

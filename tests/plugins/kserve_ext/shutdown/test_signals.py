@@ -68,6 +68,7 @@ as_pid_1 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.integration
 @as_pid_1
 @pytest.mark.needs_namespaces
 @pytest.mark.parametrize(
@@ -123,6 +124,7 @@ async def shown(server, name):
     return float(re.search(rf"^kserve_ext_{name} (\S+)", metrics, re.MULTILINE)[1])
 
 
+@pytest.mark.integration
 def test_a_request_that_was_in_flight_at_the_signal_closes_its_connection(tmp_path):
     async def scenario():
         with Server(tmp_path, lame_duck_s=0.5) as server:
@@ -193,6 +195,7 @@ def test_bare_server_survives_sigquit(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "workers",
     [
@@ -219,6 +222,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path, workers):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 def test_signals_that_are_repeated_in_kubernetes_are_one_and_a_second_ctrl_c_is_not(tmp_path):
     async def scenario():
         environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
@@ -235,6 +239,7 @@ def test_signals_that_are_repeated_in_kubernetes_are_one_and_a_second_ctrl_c_is_
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 def test_models_stop_whole_within_their_time_whoever_has_asked_the_server(tmp_path):
     """Nobody has asked this one; one that was asked differs in nothing."""
     with Server(tmp_path, lame_duck_s=0, flags=("--stop_s", "1.5")) as server:
@@ -247,6 +252,7 @@ def test_models_stop_whole_within_their_time_whoever_has_asked_the_server(tmp_pa
         assert [event["model"] for event in server.events("model has stopped")] == ["m", "c"]
 
 
+@pytest.mark.integration
 def test_a_model_that_stops_too_slowly_is_cut_off_with_a_status_that_says_so(tmp_path):
     environment = {"MLOPS_EXT_KSERVE_STOP_S": "0.5"}
     flags = ("--stop_s", "20")
@@ -276,6 +282,7 @@ def test_bare_server_ignores_a_second_signal(tmp_path):
     assert asyncio.run(scenario()) is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "workers",
     [
@@ -346,6 +353,7 @@ def test_a_model_that_blocks_the_loop_does_not_keep_the_process(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 @needs_workers
 def test_workers_of_a_killed_parent_end(tmp_path):
     async def scenario():
@@ -363,6 +371,7 @@ def test_workers_of_a_killed_parent_end(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "workers",
     [1, pytest.param(2, marks=[pytest.mark.integration, needs_workers])],
@@ -390,6 +399,7 @@ def test_every_process_shows_the_requests_of_all(tmp_path, workers):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 @needs_workers
 def test_what_a_dead_worker_had_in_flight_counts_as_lost(tmp_path):
     async def scenario():

@@ -102,6 +102,7 @@ def test_threads_are_waited_for_and_atexit_is_honoured(env):
     assert run(env, code)[1].split("\n")[:2] == ["thread", "at exit"]
 
 
+@pytest.mark.integration
 def test_what_modules_see_at_their_import_is_the_steps_own_environment(env):
     code = "from zenml.entrypoints import entrypoint; print(entrypoint.AT_IMPORT)"
     assert run(env, code, SEEN="one")[1] == "one\n"
@@ -144,6 +145,7 @@ def test_a_step_that_is_stopped_is_killed_whole(env, tmp_path):
         assert gone(int(pid))
 
 
+@pytest.mark.integration
 def test_steps_end_with_the_server_gone_too(env):
     """A server that dies takes no step along, and the next one starts anew."""
     server = WarmServer.get(env)
