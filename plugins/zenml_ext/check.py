@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import urllib.error
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from zenml.stack import Stack
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+# The minor version from which Kubernetes 1 can resize pods.
 _RESIZE_MINOR = 33
-"""The minor version from which Kubernetes 1 can resize pods."""
+# Verbs, resource, "cluster" if for all namespaces, what for, and what it is to lack them.
 _RIGHTS = (
     ("create get list patch delete", "jobs.batch", "", "run steps", problem),
     ("get list", "pods", "", "see how steps end", problem),
@@ -33,7 +35,6 @@ _RIGHTS = (
     ("list", "nodes", "cluster", "fail at once what no node can run", note),
     ("list", "pods", "cluster", "count what DaemonSets use", note),
 )
-"""Verbs, resource, "cluster" if for all namespaces, what for, and what it is to lack them."""
 _PATIENCE_S, _PIP_S = 3.0, 120.0
 
 
@@ -159,6 +160,9 @@ def _image(component: SupervisedSteps) -> Iterator[Finding]:
     """Whether pip finds what an image that ZenML builds is to have."""
     wanted = component.mlops_ext_requirement
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet"]
+    if importlib.util.find_spec("pip") is None:
+        yield note("image", f"whether pip finds {wanted} is not known: there is no pip here")
+        return
     try:
         done = subprocess.run(
             [*command, "--ignore-installed", wanted],

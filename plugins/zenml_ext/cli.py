@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from zenml_ext.memory.report import StepMemory
     from zenml_ext.settings import OomSettings
 
+# For a server that is there to say so.
 _PATIENCE_S = 3.0
-"""For a server that is there to say so."""
 _COLUMNS = ("run", "step", "#", "limit", "peak", "", "outcome", "seconds", "lost", "node")
 _FIGURES = frozenset({"#", "limit", "peak", "seconds", "lost"})
+# Columns of the bar that shows an attempt's peak beside the largest.
 _BAR = 20
-"""Columns of the bar that shows an attempt's peak beside the largest."""
+# Runs of a pipeline that are shown: enough to see a trend, few enough to read.
 _RUNS = 20
-"""Runs of a pipeline that are shown: enough to see a trend, few enough to read."""
 
 
 @click.group()

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STARTED = frozenset({ExecutionStatus.RUNNING, ExecutionStatus.PROVISIONING})
+# By value: not every supported version knows all of them.
 _STOPPING = frozenset({"stopping", "stopped", "cancelling", "cancelled"})
-"""By value: not every supported version knows all of them."""
 
 
 def is_stopping(status: ExecutionStatus) -> bool:

@@ -23,12 +23,12 @@ FLAVORS = (
 )
 
 
+# What a stack for Kubernetes must have: kind, option, flavor.
 _REMOTE = (
     ("artifact-store", "-a", "s3 --path=s3://BUCKET"),
     ("container-registry", "-c", "default --uri=REGISTRY"),
     ("image-builder", "-i", "local"),
 )
-"""What a stack for Kubernetes must have: kind, option, flavor."""
 
 
 class Known(enum.Enum):

@@ -17,6 +17,20 @@ T = TypeVar("T")
 PATIENCE_S = 600.0
 """An upgrade of a server with its database takes minutes; ZenML's client gives up after 45 s."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
+# A server that is busy; a database that is locked or away, whose classes are not installed
+# everywhere: by name.
+_PASSING = frozenset({"MaxConcurrentTasksError", "OperationalError", "TimeoutError"})
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a store may do better when it is asked again later.
+
+    True if the server is away, busy (429) or in trouble of its own (5xx, which ZenML's client
+    raises as a plain RuntimeError), or its database is locked.
+    """
+    names = {one.__name__ for one in type(error).__mro__}
+    is_own_trouble = type(error) is RuntimeError or not names.isdisjoint(_PASSING)
+    return is_own_trouble or isinstance(error, OSError)  # as all of requests' are
 
 
 def is_away(error: BaseException, method: str) -> bool:

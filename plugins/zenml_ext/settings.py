@@ -30,8 +30,9 @@ __all__ = ["OomSettings", "TempDir"]
 
 VolumeKind = Literal["emptyDir", "ephemeral", "claim", "hostPath"]
 
+# Twenty doublings are a factor of a million: more is a slip of the keyboard.
 _MAX_RETRIES = 20
-"""Twenty doublings are a factor of a million: more is a slip of the keyboard."""
+# Each option of a volume, and the kinds that have it.
 _BELONGS = {
     "size_limit": "emptyDir or ephemeral",
     "medium": "emptyDir",
@@ -39,7 +40,6 @@ _BELONGS = {
     "claim_name": "claim",
     "host_path": "hostPath",
 }
-"""Each option of a volume, and the kinds that have it."""
 
 
 def _sized(value: str) -> str:

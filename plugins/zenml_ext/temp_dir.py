@@ -13,8 +13,8 @@ from zenml_ext.init_hook import TRIGGER
 
 _VARIABLES = ("MLOPS_EXT_TEMP_DIR", "TMPDIR", *(("TEMP", "TMP") if os.name == "nt" else ()))
 
+# The variables as they were before the first call; None if nothing is set.
 _before: dict[str, str | None] | None = None
-"""The variables as they were before the first call; None if nothing is set."""
 
 
 def set_temp_dir(path: str | Path | None) -> Path | None:

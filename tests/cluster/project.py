@@ -171,12 +171,19 @@ def outcomes(found, step):
     return [attempt["outcome"] for attempt in found.attempts(step)]
 
 
-def running(labels):
-    """The one pod with these labels, once it runs."""
-    deadline = time.monotonic() + 300
-    while True:
-        pods = [pod for pod in objects("pods", labels) if pod["status"]["phase"] == "Running"]
-        if pods:
-            return pods[0]
+def until(found):
+    """What *found* returns, once that is something."""
+    deadline = time.monotonic() + 600
+    while not (answer := found()):
         assert time.monotonic() < deadline
         time.sleep(0.5)
+    return answer
+
+
+def running(labels):
+    """The one pod with these labels, once it runs."""
+
+    def pods():
+        return [pod for pod in objects("pods", labels) if pod["status"]["phase"] == "Running"]
+
+    return until(pods)[0]

@@ -1,11 +1,19 @@
 """Nodes that are too small, and temporary directories, on a real cluster."""
 
 import pytest
-from tests.cluster.project import ON_A_CLUSTER, kubectl, objects, orchestrator_log, outcomes
+from tests.cluster.project import (
+    ON_A_CLUSTER,
+    kubectl,
+    objects,
+    orchestrator_log,
+    outcomes,
+    running,
+    until,
+)
 
 pytestmark = ON_A_CLUSTER
 NEVER = """
-@step(enable_cache=False, settings=orchestrator(memory="900Gi", pending_timeout_min=0.2))
+@step(enable_cache=False, settings=orchestrator(memory="900Gi"))
 def never() -> int:
     return 1
 
@@ -31,13 +39,16 @@ subjects: [{kind: ServiceAccount, name: zenml-service-account, namespace: zenml}
 
 def test_what_can_never_fit_fails_and_says_what_the_node_has_where_that_may_be_read(project):
     kubectl("delete", "clusterrolebinding", "mlops-ext-nodes")
-    untold = project.run(NEVER)
-    assert untold.statuses() == {"never": "failed"}, untold.output
-    assert "it asks for 900Gi" in orchestrator_log(untold)
-    assert "raise pending_timeout_min" in orchestrator_log(untold)
+    process = project.start(NEVER)
+    run = running("!step_name,run_id")["metadata"]["labels"]["run_id"]
+    says = ("logs", "-l", f"run_id={run},!step_name", "--tail=-1")
+    until(lambda: "if any node is as large: none may be listed" in kubectl(*says).stdout)
+    project.command("zenml", "pipeline", "runs", "stop", run, "--yes")
+    untold = project.finish(process)
+    assert untold.status == "stopped", untold.output
     kubectl("apply", "-f", "-", text=NODES)
     try:
-        found = project.run(NEVER.replace("0.2", "60"))
+        found = project.run(NEVER)
     finally:
         kubectl("delete", "clusterrolebinding", "mlops-ext-nodes")
     assert found.statuses() == {"never": "failed"}, found.output

@@ -19,8 +19,8 @@ from mlops_ext.errors import MlopsExtError
 from zenml_ext.memory.exits import SIGKILLED
 
 _LIMIT = 500 * 1024**2
+# A step's process takes about 5 s on a free machine; beyond this something hangs.
 _TIMEOUT_S = 240.0
-"""A step's process takes about 5 s on a free machine; beyond this something hangs."""
 
 
 def demo() -> Iterator[Event]:

@@ -28,8 +28,8 @@ _NOT_FOUND, _CONFLICT, _UNAUTHORIZED, _FORBIDDEN = 404, 409, 401, 403
 _TRANSIENT = frozenset({401, 408, 409, 425, 429})
 _SERVER_ERROR = 500
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
+# How long a Job's creation is tried again: longer than an API server takes to restart.
 _RETRY_S = 300.0
-"""How long a Job's creation is tried again: longer than an API server takes to restart."""
 
 
 def is_transient(error: BaseException) -> bool:

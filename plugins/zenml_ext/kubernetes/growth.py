@@ -23,16 +23,16 @@ MOST = 1.5
 neighbours wait for what is not needed."""
 LATENCY_S = 3.0
 """A resize takes effect within 2 s on the cluster it was measured on; later its own count."""
+# A smaller raise is not worth a call.
 _WORTH = 1.05
-"""A smaller raise is not worth a call."""
+# How often an agreed resize is looked after.
 _LOOK_S = 3.0
-"""How often an agreed resize is looked after."""
+# How long a resize may wait for room on the node: what it waits for, others wait for too.
 _DEFERRED_S = 10.0
-"""How long a resize may wait for room on the node: what it waits for, others wait for too."""
+# How long the kubelet may take for a resize that nothing speaks against.
 _SLOW_S = 60.0
-"""How long the kubelet may take for a resize that nothing speaks against."""
+# A pause after a refusal for want of room, doubled each time.
 _QUIET_S, _LONGEST_QUIET_S = 10.0, 300.0
-"""A pause after a refusal for want of room, doubled each time."""
 _MIB = 1 << 20
 NEVER_S = -1.0
 """The latency of a resize that never took effect: JSON has no infinity."""

@@ -21,10 +21,10 @@ from mlops_ext.settings import environment
 from zenml_ext.kubernetes.growth import Refusal, ResizeAnswer
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+# A request that takes longer than the step takes to use up the rest helps nobody.
 _TIMEOUT_S = 5.0
-"""A request that takes longer than the step takes to use up the rest helps nobody."""
+# 401: the token has expired; the kubelet renews it, and each request reads it again.
 _FORBIDDEN, _BUSY, _SERVER = 403, (401, 409, 429), 500
-"""401: the token has expired; the kubelet renews it, and each request reads it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from zenml.integrations.kubernetes.flavors.kubernetes_orchestrator_flavor import (
     KubernetesOrchestratorConfig,
     KubernetesOrchestratorSettings,
@@ -16,12 +16,8 @@ from zenml_ext.settings import OomSettings, Size
 
 
 class KubernetesSettings(OomSettings):
-    """What orchestrator and step operator share: memory, temporary directory, and how to wait."""
+    """What orchestrator and step operator share: memory, shared memory, temporary directory."""
 
-    pending_timeout_min: float | None = Field(default=None, gt=0)
-    """Minutes that a step may wait for a node with enough free memory; then it fails, and says so.
-    Unset: as long as it takes. What no node can ever run fails anyhow, once an autoscaler has had a
-    minute to look at it, if the component may list nodes."""
     shm_size: Size | None = None
     """Size of /dev/shm, such as 2Gi, for data loaders with workers. It is memory, and counts
     against the step's limit. Unset: what the container runtime gives, 64Mi."""

@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DISTRIBUTION = "mlops-ext"
+# What ZenML's check of a Job is told, and the setting that holds it.
 _CHECK_OPTIONS = {
     "api_request_timeout": "api_request_timeout",
     "max_retries": "max_api_retries",  # of ZenML 0.96 and later
     "fail_on_container_waiting_reasons": "fail_on_container_waiting_reasons",
 }
-"""What ZenML's check of a Job is told, and the setting that holds it."""
 _RETRY_MEMORY_ERROR = {"name": RETRY_MEMORY_ERROR, "value": "1"}
 
 
+# The step that this thread submits.
 _submitted: contextvars.ContextVar[Any] = contextvars.ContextVar("submitted", default=None)
-"""The step that this thread submits."""
 
 
 class _PlanningApi:

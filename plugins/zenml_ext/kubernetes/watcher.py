@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 PERIOD_S = 0.2
 """Two small files are read each time; slower and a step that grows 1 GiB/s is 200 MiB further."""
 TERMINATION_LOG = Path("/dev/termination-log")
+# The report is padded, and written over in one write: a kill cannot leave half of one. The
+# kubelet keeps 4096 bytes.
 _REPORT_BYTES = 2048
-"""The report is padded, and written over in one write: a kill cannot leave half of one. The
-kubelet keeps 4096 bytes."""
+# After a child was killed: a container that uses less CPU time than this in so long waits for a
+# result that nobody will bring, as `multiprocessing.Pool` does.
 _HUNG_S, _HUNG_CPU_S = 20.0, 0.5
-"""After a child was killed: a container that uses less CPU time than this in so long waits for a
-result that nobody will bring, as `multiprocessing.Pool` does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+# Where the whole machine runs out, the kernel should take a step and not its orchestrator.
 _FIRST_TO_GO = "500"
-"""Where the whole machine runs out, the kernel should take a step and not its orchestrator."""
 
 
 def main() -> None:

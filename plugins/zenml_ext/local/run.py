@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# How often the run's status is read, for a stop that came from elsewhere.
 _STATUS_PERIOD_S = 2.0
-"""How often the run's status is read, for a stop that came from elsewhere."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -39,12 +39,12 @@ _MODULES = (
     "zenml_ext.local.entrypoint",
     "zenml_ext.patches",
 )
+# What the orchestrator has imported of these a step will need as well, such as its store.
 _PACKAGES = frozenset({"zenml", "zenml_ext", "mlops_ext"})
-"""What the orchestrator has imported of these a step will need as well, such as its store."""
+# An import on a machine that is busy; a first step waits for it as it would for its own.
 _READY_S = 300.0
-"""An import on a machine that is busy; a first step waits for it as it would for its own."""
+# ZenML reads these when it makes its client, which is after the fork.
 _READ_LATER = ("ZENML_STORE_", "ZENML_SECRETS_STORE_", "ZENML_ACTIVE_", "ZENML_USER_", "MLOPS_EXT_")
-"""ZenML reads these when it makes its client, which is after the fork."""
 _TEMP = frozenset({"TMPDIR", "TEMP", "TMP"})
 
 

@@ -12,8 +12,8 @@ from mlops_ext.memory import Cause, Decision, Quantity
 CurvePoints = tuple[tuple[float, int], ...]
 """(seconds, bytes) points of the memory in use."""
 _CURVE_POINTS = 32
+# A point is kept where memory has risen by so much.
 _RISE = 1.03
-"""A point is kept where memory has risen by so much."""
 
 _SIZES = frozenset({"memory", "peak"})
 COMPLETED = "completed"

@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 _ROOT = Path("/sys/fs/cgroup")
 _PROC = Path("/proc/self")
 _PREFIX = "mlops-ext-"
+# Version 1 writes "no limit" as the largest multiple of the page size; no machine has an EiB.
 _NO_LIMIT = 1 << 60
-"""Version 1 writes "no limit" as the largest multiple of the page size; no machine has an EiB."""
+# A group whose owner we cannot see (another pid namespace) has its process by then.
 _SETTLED_S = 60.0
-"""A group whose owner we cannot see (another pid namespace) has its process by then."""
+# A killed process leaves its group within milliseconds, unless it is in the middle of I/O.
 _EMPTIES_WITHIN_S = 5.0
-"""A killed process leaves its group within milliseconds, unless it is in the middle of I/O."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,12 @@ every orchestrator.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from mlops_ext.memory import Caps, Features, MemoryPlan, MemoryPolicy
 from mlops_ext.redaction import redacted
@@ -21,10 +23,12 @@ from zenml_ext.memory.policy import StepFacts, function_of
 log = logging.getLogger(__name__)
 
 _ENDED = 'oneof:["completed","failed"]'
+# Earlier runs of a step that a plan looks at: one page of the server's answer.
 _HISTORY = 30
-"""Earlier runs of a step that a plan looks at: one page of the server's answer."""
+# Runs of the pipeline in which they are looked for.
 _RUNS = 200
-"""Runs of the pipeline in which they are looked for."""
+# Runs that one request names: its address stays below 4 KiB, which any proxy takes.
+_ASKED = 50
 
 
 def plan_from_server(facts: StepFacts, features: Features) -> MemoryPlan:
@@ -61,30 +65,30 @@ def past_attempts(facts: StepFacts) -> Sequence[AttemptRecord]:
     """
     from zenml.client import Client
 
+    function, rows = function_of(facts.step), list[Any]()
     try:
         runs = Client().list_pipeline_runs(
             pipeline_name=facts.pipeline, sort_by="desc:created", size=_RUNS
         )
-        page = Client().list_run_steps(
-            name=f"contains:{function_of(facts.step)}",
-            sort_by="desc:created",
-            size=_HISTORY,
-            hydrate=True,
-            status=_ENDED,
-        )
-        ours = {run.id for run in runs.items}  # a step run does not name its pipeline
-        rows = [
-            step_run
-            for step_run in page.items
-            if step_run.pipeline_run_id in ours
-            and function_of(step_run, step_run.name) == function_of(facts.step)
-        ]
+        known = [str(run.id) for run in runs.items]  # a step run does not name its pipeline
+        for first in range(0, len(known), _ASKED):
+            page = Client().list_run_steps(
+                name=f"contains:{function}",
+                pipeline_run_id=f"oneof:{json.dumps(known[first : first + _ASKED])}",
+                sort_by="desc:created",
+                size=_HISTORY,
+                hydrate=True,
+                status=_ENDED,
+            )
+            rows += [one for one in page.items if function_of(one, one.name) == function]
+            if len(rows) >= _HISTORY:
+                break
     except Exception as error:  # noqa: BLE001 - a hint: the server's hiccup must not fail a step
         log.debug("no history of %s: %s", facts.name, redacted(error))
         return ()
     return [
         attempt
-        for step_run in reversed(rows)
+        for step_run in reversed(rows[:_HISTORY])
         for attempts in records.read([step_run]).values()
         for attempt in attempts
         if attempt.completed or attempt.outcome == KILLED

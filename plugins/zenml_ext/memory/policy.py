@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Caching parameter in which ZenML keeps the hash of a step's source.
 _CODE_HASH = "code_hash"
-"""Caching parameter in which ZenML keeps the hash of a step's source."""
+# Metadata in which ZenML keeps an artifact's size in bytes.
 _STORAGE_SIZE = "storage_size"
-"""Metadata in which ZenML keeps an artifact's size in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

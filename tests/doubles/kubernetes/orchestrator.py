@@ -29,8 +29,6 @@ from zenml_ext.kubernetes.supervisor.supervisor import Supervisor
 
 RUN = "11111111-1111-1111-1111-111111111111"
 JobStatus = kube_utils.JobStatus
-PENDING: dict[str, float | None] = {"minutes": None}
-"""The setting pending_timeout_min of every step."""
 OPTIONS: dict[str, Any] = {"fail_on_container_waiting_reasons": ["ErrImagePull"]}
 if "max_retries" in inspect.signature(kube_utils.check_job_status).parameters:
     OPTIONS["max_retries"] = 0
@@ -73,9 +71,7 @@ class FakeStepRuns:
 
 
 def facts(name: str) -> SimpleNamespace:
-    settings = SimpleNamespace(
-        in_place=True, max_memory=None, pending_timeout_min=PENDING["minutes"]
-    )
+    settings = SimpleNamespace(in_place=True, max_memory=None)
     policy = RequestPolicy(settings=MemorySettings())
     return SimpleNamespace(
         name=name,

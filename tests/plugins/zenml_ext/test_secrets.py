@@ -117,7 +117,7 @@ class Leaking:
 
 
 def facts(name):
-    settings = SimpleNamespace(in_place=True, max_memory=None, pending_timeout_min=10)
+    settings = SimpleNamespace(in_place=True, max_memory=None)
     policy = RequestPolicy(settings=MemorySettings())
     resources = SimpleNamespace(resource_settings=SimpleNamespace(memory="200MiB"))
     settings.memory = None

@@ -10,10 +10,17 @@ import requests
 
 pytest.importorskip("zenml")
 
+from zenml.exceptions import (
+    CredentialsNotValid,
+    IllegalOperationError,
+    MaxConcurrentTasksError,
+    ZenKeyError,
+)
 from zenml.zen_stores.rest_zen_store import RestZenStore
 
 from mlops_ext import apply
 from zenml_ext import server
+from zenml_ext.kubernetes.supervisor import step_runs
 from zenml_ext.processes import ORCHESTRATOR_POD, STEP_POD
 
 
@@ -91,3 +98,34 @@ def test_what_may_have_been_sent_is_not_sent_again(pauses):
     assert (len(tries), pauses) == (1, [])
     assert server.is_away(error, "GET")
     assert not server.is_away(RuntimeError("500 Internal Server Error"), "GET")
+
+
+def store_error(name):
+    """An error as SQLAlchemy's, which is not installed everywhere."""
+    return type(name, (type("DBAPIError", (Exception,), {}),), {})("database is locked")
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (requests.exceptions.ConnectTimeout("no route"), True),
+        (requests.exceptions.RetryError("too many 503 error responses"), True),
+        (RuntimeError("500 Internal Server Error"), True),  # as ZenML's client raises it
+        (MaxConcurrentTasksError("429"), True),
+        (store_error("OperationalError"), True),
+        (store_error("IntegrityError"), False),
+        (KeyError("no step run with this id"), False),
+        (ZenKeyError("404"), False),
+        (CredentialsNotValid("401"), False),
+        (IllegalOperationError("403"), False),
+        (ValueError("422"), False),
+        (NotImplementedError("501"), False),
+        (TypeError("a mistake of ours"), False),
+    ],
+    ids=repr,
+)
+def test_only_what_may_pass_is_waited_for(error, passes):
+    assert server.may_pass(error) is passes
+    expected = step_runs.ServerAwayError if passes else step_runs.ServerRefusesError
+    with pytest.raises(expected), step_runs.asking():
+        raise error

@@ -27,13 +27,13 @@ _LIMIT_RANGE = re.compile(
     r"maximum memory usage per (?P<kind>\w+) is (?P<most>\S+?), but (?:limit|request) is"
     r" (?P<asked>\S+?)[.,]?(?:$|\s)"
 )
+# Words of refusals that no waiting changes: the pod lacks a size, or breaks a LimitRange.
 _NEVER = re.compile(r"must specify|minimum \w+ usage|limit to request ratio")
-"""Words of refusals that no waiting changes: the pod lacks a size, or breaks a LimitRange."""
 _MEMORY_KEYS = ("limits.memory", "requests.memory", "memory")
 _LIMITED = frozenset({"Container", "Pod", None})
 _NOTHING = Quantity(0)
+# Nodes come and go within minutes; steps killed in one go share an answer.
 _KEEP_S = 30.0
-"""Nodes come and go within minutes; steps killed in one go share an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,21 +27,21 @@ _DISK_WORDS = re.compile(
     r"|imagefs",
     re.IGNORECASE,
 )
+# Exit codes of a container that somebody else has ended: 128 and SIGKILL or SIGTERM.
 _TAKEN_DOWN = frozenset({SIGKILLED, 143})
-"""Exit codes of a container that somebody else has ended: 128 and SIGKILL or SIGTERM."""
+# A pod's reason if the kubelet refused it: what the scheduler counted on was gone already.
 _REFUSALS = re.compile(r"OutOf\w+|NodeAffinity|NodeShutdown|UnexpectedAdmissionError|Topology\w*")
-"""A pod's reason if the kubelet refused it: what the scheduler counted on was gone already."""
 _TAKEN = frozenset({"Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated"})
 _REPORT_KEY = "mlops-ext"
+# Killed with no more than this of its own limit in use: the node may have run out.
 _FAR_FROM_LIMIT = 0.6
-"""Killed with no more than this of its own limit in use: the node may have run out."""
+# Clocks of nodes differ, and events are written late.
 _SLACK_S = 60.0
-"""Clocks of nodes differ, and events are written late."""
+# How Kubernetes says which rule of a failure policy has ended a Job.
 _RULE_WORDS = re.compile(
     r"Pod \S+ has condition (?P<condition>\w+) matching"
     r"|Container (?P<container>\S+) for pod \S+ failed with exit code (?P<code>\d+) matching"
 )
-"""How Kubernetes says which rule of a failure policy has ended a Job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from mlops_ext.memory import Quantity
 Manifest = Mapping[str, Any]
 
 _BLOCKING = frozenset({"NoSchedule", "NoExecute"})
+# Prefixes of taints that come and go: not ready, cordoned, short of memory or disk.
 _MOMENTARY = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
-"""Prefixes of taints that come and go: not ready, cordoned, short of memory or disk."""
 _MATCHES: Mapping[str, Callable[[str | None, Sequence[str]], bool]] = {
     "In": lambda found, values: found in values,
     "NotIn": lambda found, values: found not in values,

@@ -9,13 +9,13 @@ from zenml_ext.kubernetes.objects.state import AttemptState
 
 Manifest = dict[str, Any]
 
+# A node keeps this taint for five minutes after it ran out. A pod whose memory the scheduler has
+# set aside need not wait so long; the kubelet takes it, as it takes all but best-effort pods.
 _PRESSURE = {
     "key": "node.kubernetes.io/memory-pressure",
     "operator": "Exists",
     "effect": "NoSchedule",
 }
-"""A node keeps this taint for five minutes after it ran out. A pod whose memory the scheduler has
-set aside need not wait so long; the kubelet takes it, as it takes all but best-effort pods."""
 
 
 def place(job: Manifest, state: AttemptState, *, avoid_node: str, is_limited: bool) -> None:

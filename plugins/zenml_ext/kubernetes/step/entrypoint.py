@@ -38,10 +38,10 @@ from zenml_ext.processes import STEP_POD, patch_own_process
 
 log = logging.getLogger(__name__)
 
+# What ZenML raises on SIGTERM where nobody has stopped the run; by name, since it came late.
 _INTERRUPTED = "RunInterruptedException"
-"""What ZenML raises on SIGTERM where nobody has stopped the run; by name, since it came late."""
+# What ZenML raises where somebody has stopped the run; by name, as above.
 _STOPPED = frozenset({"RunStoppedException", "StepHeartBeatTerminationException"})
-"""What ZenML raises where somebody has stopped the run; by name, as above."""
 
 _watch: Watch | None = None
 _step_run_id: UUID | None = None

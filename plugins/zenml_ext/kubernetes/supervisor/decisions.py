@@ -32,14 +32,14 @@ from zenml_ext.kubernetes.objects.state import AttemptState
 from zenml_ext.memory.attempts import KILLED, AttemptRecord, in_our_words
 
 _NO_CAPS = Caps()
+# How the kubelet says that it evicted a pod for the node's memory.
 _LOW_ON_MEMORY = "low on resource: memory"
-"""How the kubelet says that it evicted a pod for the node's memory."""
+# A step that is taken from its node this often will not finish without a look at the cluster.
 _MAX_DISRUPTIONS = 20
-"""A step that is taken from its node this often will not finish without a look at the cluster."""
+# Less above a limit at which it was killed is not worth another attempt.
 _WORTH = 1.05
-"""Less above a limit at which it was killed is not worth another attempt."""
+# What ZenML requests for a step that nobody asked memory for.
 _DEFAULT_REQUEST = Quantity.parse("400Mi")
-"""What ZenML requests for a step that nobody asked memory for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 NEAR = 0.85
 """With more than this in use the next ten steps may be too many: each takes a thread and a few
 objects, and the heap does not shrink again."""
+# What is advised: half as much again as was seen, since a peak that ended in a kill is cut off.
 _ROOM = 1.5
-"""What is advised: half as much again as was seen, since a peak that ended in a kill is cut off."""
 _ROUND = 100 * 1024**2
 
 

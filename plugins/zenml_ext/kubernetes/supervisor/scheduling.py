@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 Manifest = Mapping[str, Any]
 
 _NODES_NAMED = 5
+# An autoscaler looks every 10 s or so, and thinks for about this long.
 _SCALING_S = 60.0
-"""An autoscaler looks every 10 s or so, and thinks for about this long."""
+# Reasons of events which say that nobody makes room for a pod.
 _OF_NO_USE = frozenset({"FailedScheduling", "NotTriggerScaleUp"})
-"""Reasons of events which say that nobody makes room for a pod."""
+# ZenML's own worker sends one every 15 s, and its thresholds are minutes.
 _HEARTBEAT_S = 20.0
-"""ZenML's own worker sends one every 15 s, and its thresholds are minutes."""
+# A Job without a pod is asked why this often.
 _REFUSAL_PERIOD_S = 10.0
-"""A Job without a pod is asked why this often."""
+# Kubernetes makes a Job's pod within a second; asking earlier would be a call for nothing.
 _PODLESS_S = 2.0
-"""Kubernetes makes a Job's pod within a second; asking earlier would be a call for nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,7 +97,6 @@ class PendingPods:
         state: AttemptState,
         pods: Sequence[Manifest],
         caps: CapsReader,
-        patience_s: float,
     ) -> Refused | None:
         """Why an unfinished Job has no pod that runs; None if nothing is wrong.
 
@@ -108,12 +107,11 @@ class PendingPods:
             state: the Job's state.
             pods: its pods, if ZenML has read them.
             caps: what the nodes can give.
-            patience_s: how long a pod may wait for memory.
         """
         status, now = job.get("status") or {}, self._clock()
         if state.number > 1 and not status.get("ready"):
             self.send_heartbeat(step, job)
-        refused = self._lacks_memory(api, caps, pods, step, patience_s)
+        refused = self._lacks_memory(api, caps, pods, step)
         is_podless = is_without_pod(status)
         if step.held_s("no pod", now, holds=is_podless) >= _PODLESS_S:
             if step.due("refusal", _REFUSAL_PERIOD_S, now):
@@ -136,12 +134,7 @@ class PendingPods:
             log.debug("no heartbeat for step %s: %s", step_name_of(job), redacted(error))
 
     def _lacks_memory(
-        self,
-        api: KubeApi,
-        caps: CapsReader,
-        pods: Sequence[Manifest],
-        step: StepState,
-        patience_s: float,
+        self, api: KubeApi, caps: CapsReader, pods: Sequence[Manifest], step: StepState
     ) -> Refused | None:
         """Why the scheduler finds no memory for one of *pods*, or None if none waits for that."""
         pod = next((one for one in pods if lacks_memory(one)), None)
@@ -151,13 +144,6 @@ class PendingPods:
         if reason := never_fits(api, caps, pod, waited_s=waited_s):
             return Refused(message=reason, for_good=True)
         asks = f"it asks for {pod_memory(pod['spec']).human} of memory"
-        if waited_s >= patience_s:
-            words = (
-                f"{asks}, which no node has had free for {waited_s / 60:.0f} min"
-                f" (the scheduler: {lacks_memory(pod).split('. ')[0]})."
-                " Lower its memory, add a larger node, or raise pending_timeout_min"
-            )
-            return Refused(message=words, for_good=True)
         unread = "" if caps.rooms(pod["spec"]) else ", if any node is as large: none may be listed"
         words = f"{asks}, which no node has free now; it starts when there is room{unread}"
         return Refused(message=words, for_good=False)

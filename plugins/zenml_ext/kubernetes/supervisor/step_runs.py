@@ -26,6 +26,7 @@ from zenml_ext.memory import records
 from zenml_ext.memory.attempts import AttemptRecord
 from zenml_ext.memory.history import plan_from_server
 from zenml_ext.memory.policy import StepFacts, features_of
+from zenml_ext.server import may_pass
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,20 @@ class ServerAwayError(MlopsExtError):
     """ZenML's server does not answer now; whoever asked does so again at the next poll."""
 
 
+class ServerRefusesError(MlopsExtError):
+    """ZenML's server would answer the same again: what was asked for is gone, or not allowed."""
+
+
 @contextlib.contextmanager
 def asking() -> Iterator[None]:
-    """Inside, whatever a store raises is a `ServerAwayError`, without what is secret."""
+    """Inside, what a store raises is one of the two errors above, without what is secret."""
     try:
         yield
     except Exception as error:
-        raise ServerAwayError(f"ZenML's server does not answer now ({redacted(error)})") from error
+        if may_pass(error):
+            words = f"ZenML's server does not answer now ({redacted(error)})"
+            raise ServerAwayError(words) from error
+        raise ServerRefusesError(f"ZenML's server refuses ({redacted(error)})") from error
 
 
 class StepRuns:

@@ -6,8 +6,8 @@ makes no call that ZenML would not make. All state that must outlive the process
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +43,6 @@ from zenml_ext.kubernetes.objects.job import (
     next_job,
     prepare_step_job,
     run_id_of,
-    step_name_of,
     superseding_patch,
 )
 from zenml_ext.kubernetes.objects.state import AttemptState, state_of
@@ -57,6 +56,7 @@ from zenml_ext.kubernetes.supervisor.decisions import (
 from zenml_ext.kubernetes.supervisor.scheduling import PendingPods, StepState
 from zenml_ext.kubernetes.supervisor.step_runs import (
     ServerAwayError,
+    ServerRefusesError,
     StepRun,
     StepRuns,
     step_run_of,
@@ -71,11 +71,11 @@ Answer = tuple[JobStatus, str | None]
 Manifest = Mapping[str, Any]
 
 _GONE = 404
+# While no pod of a step runs, ZenML is asked this often whether the run is stopped.
 _STOP_PERIOD_S = 10.0
-"""While no pod of a step runs, ZenML is asked this often whether the run is stopped."""
+# Between relaunches of a step that is taken from its nodes again and again: what a kubelet still
+# has in use of pods that end, or a node that comes and goes, takes minutes.
 _LONGEST_PAUSE_S = 300.0
-"""Between relaunches of a step that is taken from its nodes again and again: what a kubelet still
-has in use of pods that end, or a node that comes and goes, takes minutes."""
 _STOPPING = (JobStatus.FAILED, "the run is being stopped")
 
 
@@ -155,6 +155,11 @@ class Supervisor:
         except ServerAwayError as error:
             step.say(job_name, str(error))
             return JobStatus.RUNNING, str(error)
+        except ServerRefusesError as error:
+            with contextlib.suppress(*UNANSWERED):
+                if not is_finished(api.job(step.job_name)):  # a pod that waits must not start yet
+                    api.delete_job(step.job_name)
+            return JobStatus.FAILED, str(error)
         except UNANSWERED as error:
             if isinstance(error, ApiException) and error.status == _GONE:
                 return self._gone(step)
@@ -184,10 +189,8 @@ class Supervisor:
         if status is JobStatus.RUNNING:
             if stopped := self._stopped_meanwhile(api, step, job, state):
                 return stopped
-            settings: Any = self._facts(step_name_of(job)).settings if pods else None
-            patience_s = 60 * ((settings and settings.pending_timeout_min) or math.inf)
             caps = self._caps_reader(api)
-            refused = self._pending.poll(api, step, job, state, pods or [], caps, patience_s)
+            refused = self._pending.poll(api, step, job, state, pods or [], caps)
             if refused and refused.for_good:
                 failed = FailedJob(job=job, state=state, termination=diagnose(job, pods or []))
                 return self._after_refusal(api, step, failed, refused.message)
@@ -305,6 +308,8 @@ class Supervisor:
                 return self._stopped(job)
         except ServerAwayError as error:
             return JobStatus.RUNNING, str(error)
+        except ServerRefusesError as error:
+            return JobStatus.FAILED, str(error)
         return JobStatus.FAILED, f"Job {step.job_name} is gone: somebody deleted it"
 
     def _announce(

@@ -1,5 +1,6 @@
 """``mlops-ext zenml check`` on the double: what is ready, what is not, and what mends it."""
 
+import importlib.util
 import json
 from types import SimpleNamespace
 
@@ -127,6 +128,17 @@ def test_a_package_that_pip_does_not_find_and_a_registry_that_is_away_are_proble
     assert found["image"].severity is found["registry"].severity is Severity.PROBLEM
     assert "--mlops_ext_requirement=" in found["image"].advice
     assert "zenml container-registry update mine --uri=" in found["registry"].advice
+
+
+def test_without_pip_nothing_is_said_against_the_image(cluster, monkeypatch):
+    """As in an environment that uv has made."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: (name != "pip" and find(name)) or None
+    )
+    found = findings()["image"]
+    assert found.severity is Severity.NOTE
+    assert "there is no pip here" in found.message
 
 
 def test_a_stack_without_the_flavor_and_a_cluster_that_is_away_are_told_in_a_line(cluster):

@@ -138,6 +138,35 @@ def test_kills_count_in_the_history_of_a_step_also_where_it_never_completed(fail
     assert "HISTORY raises_memory_error [('2Gi', 'completed')]" in output
 
 
+NEIGHBOUR = """
+    from zenml import pipeline, step
+
+    @step
+    def never_fits() -> int:
+        return 1
+
+    @pipeline(enable_cache=False)
+    def neighbour():
+        never_fits()
+
+    def main():
+        neighbour()
+        report("neighbour")
+"""
+
+
+def test_a_neighbours_step_of_the_same_name_pushes_no_run_out_of_the_history(failures, zenml_home):
+    _, report = zenml_home.run(zenml_home.script("neighbour", NEIGHBOUR))
+    assert report["status"] == "completed"
+    crowded = HISTORY.replace('"raises_memory_error"', "").replace(
+        "    for name",
+        "    from zenml_ext.memory import history\n    history._HISTORY = history._ASKED = 1\n    for name",
+        1,
+    )
+    output = zenml_home.ask(crowded)
+    assert "[('400Mi', 'killed for memory'), ('500Mi', 'killed for memory')]" in output, output
+
+
 DYNAMIC = """
     import os
     from zenml import pipeline, step

@@ -13,6 +13,7 @@ from tests.support.processes import gone
 
 from zenml_ext.local import process, warm
 from zenml_ext.local.warm import WarmServer
+from zenml_ext.memory import cgroup
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -32,7 +33,9 @@ def environment(tmp_path_factory):
         package.mkdir()
         (package / "__init__.py").touch()
     (fake / "entrypoints" / "entrypoint.py").write_text(
-        "import os\nAT_IMPORT = os.environ.get('SEEN')\ndef main():\n    exec(os.environ['MLOPS_EXT_CODE'], {})\n"
+        "import os\nAT_IMPORT = os.environ.get('SEEN')\n"
+        "BALLAST = b'x' * (100 << 20 if AT_IMPORT == 'ballast' else 0)\n"
+        "def main():\n    exec(os.environ['MLOPS_EXT_CODE'], {})\n"
     )
     (fake / "integrations" / "registry.py").write_text(
         "class integration_registry:\n    @staticmethod\n    def activate_integrations(): pass\n"
@@ -91,6 +94,24 @@ def test_every_way_to_end_is_told(env, code, expected):
     termination, text = run(env, code)
     assert termination.exit_code == expected
     assert ("its own" in text) == ("its own" in code)
+
+
+def test_the_peak_has_what_was_imported_before_the_fork_too(env, tmp_path, monkeypatch):
+    """A step that starts cold needs it: the next run's limit may be for one."""
+    if (group := cgroup.create(None)) is None:
+        pytest.skip("no memory cgroup can be made here")
+    group.close()
+    measure, looked = process._mapped_memory, tmp_path / "looked"
+
+    def look(pid):
+        found = measure(pid)
+        looked.touch()
+        return found
+
+    monkeypatch.setattr(process, "_mapped_memory", look)
+    code = f"import os, time\nwhile not os.path.exists({str(looked)!r}): time.sleep(0.01)"
+    termination, _ = run(env, code, SEEN="ballast")
+    assert termination.peak >= 100 << 20
 
 
 def test_threads_are_waited_for_and_atexit_is_honoured(env):

@@ -8,7 +8,6 @@ from tests.doubles.kubernetes import Cluster, clock
 from tests.doubles.kubernetes.autoscaler import Autoscaler
 from tests.doubles.kubernetes.direct import direct_client
 from tests.doubles.kubernetes.orchestrator import (
-    PENDING,
     FakeStepRuns,
     JobStatus,
     Orchestrator,
@@ -108,20 +107,6 @@ def test_without_the_right_to_list_nodes_a_wait_for_memory_is_told_and_not_given
         assert "none may be listed" in message
         now[0] += 3600
     assert caplog.text.count("Step step waits") == 1
-
-
-def test_a_wait_for_memory_is_given_up_when_the_user_wants_that(cluster, monkeypatch):
-    monkeypatch.setitem(PENDING, "minutes", 10)
-    ours, name, now = without_nodes(cluster)
-    assert ours.check(name)[0] is JobStatus.RUNNING
-    now[0] += 599
-    assert ours.check(name)[0] is JobStatus.RUNNING
-    now[0] += 2
-    status, message = ours.check(name)
-    assert status is JobStatus.FAILED
-    assert "for 10 min" in message
-    assert "Insufficient memory" in message
-    assert cluster.wait_for(lambda: not cluster.list("pods", "step_name=step"))
 
 
 def test_a_limit_range_that_refuses_for_good_is_told_and_not_waited_for(cluster):

@@ -28,6 +28,7 @@ from zenml.integrations.kubernetes import kube_utils
 
 from mlops_ext import apply
 from zenml_ext.kubernetes.client import retry_call
+from zenml_ext.kubernetes.supervisor.step_runs import asking
 
 
 def test_a_killed_step_is_followed_and_taken_out_of_zenmls_look_ups(cluster):
@@ -220,6 +221,25 @@ def test_a_run_that_is_being_stopped_gets_no_successor(cluster):
     assert ours.until_over(ours.start("137 OOMKilled 0"))[0] is JobStatus.FAILED
     assert len(cluster.list("jobs")) == 1
     assert step_runs.stopped == [step_runs.step_run_]  # no pod is left to say so
+
+
+@pytest.mark.parametrize("answers", [0, 1], ids=["before the successor", "after it"])
+def test_a_step_whose_run_is_gone_from_zenmls_server_fails_at_once_and_leaves_no_job(
+    cluster, answers
+):
+    class Gone(FakeStepRuns):
+        @asking()
+        def is_stopping(self, run_id):
+            self.asked_ = getattr(self, "asked_", 0) + 1
+            if self.asked_ > answers:
+                raise KeyError(f"no pipeline run {run_id}")
+            return False
+
+    ours = Orchestrator(cluster, Gone())
+    status, message = ours.until_over(ours.start("137 OOMKilled 0;0 Completed 60"))
+    assert status is JobStatus.FAILED
+    assert "no pipeline run" in message
+    assert names(cluster, "mlops-ext.io/attempt=2") == []
 
 
 def test_a_stop_that_missed_the_successor_still_ends_it(cluster):
