@@ -49,7 +49,8 @@ def stampede(
     workers = []
     for number in range(processes):
         node, environ = nodes[number % len(nodes)], environs[number % len(nodes) % len(environs)]
-        workers.append(node.start(WORKER, log, backend, seconds, lease_s, **environ))
+        lasts = 600.0 if kill and not workers else seconds  # it is killed before
+        workers.append(node.start(WORKER, log, backend, lasts, lease_s, **environ))
     for worker in workers:
         assert worker.stdout.readline() == "ready\n", worker.communicate()[1]
     if kill:

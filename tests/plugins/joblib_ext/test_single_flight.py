@@ -114,7 +114,7 @@ class TestSingleFlight:
         async def main():
             return await asyncio.gather(*(cached(1) for _ in range(4)), cached(2))
 
-        assert asyncio.run(asyncio.wait_for(main(), 20)) == [1, 1, 1, 1, 2]
+        assert asyncio.run(asyncio.wait_for(main(), PATIENCE_S)) == [1, 1, 1, 1, 2]
         count = len(calls)
         assert asyncio.run(main()) == [1, 1, 1, 1, 2]
         assert len(calls) == count
@@ -251,7 +251,14 @@ WAITER = """
 import os, sys, time
 import joblib_ext
 from joblib import Memory
+from joblib_ext import single_flight
 folder = sys.argv[1]
+def sleep(pause_s):
+    with open(folder + f"/looks-{os.getpid()}", "a") as looks:
+        looks.write("x")
+    time.sleep(0.01)
+clock = lambda: float(os.path.getsize(folder + "/clock"))  # the seconds that the test says
+single_flight.acquire_or_wait.__kwdefaults__.update(sleep=sleep, clock=clock)
 def function(x):
     with open(folder + "/log", "a") as log:
         log.write("x")
@@ -269,7 +276,20 @@ assert cached(1) == 1
 
 @pytest.mark.timeout(120)
 def test_when_the_longest_wait_is_over_one_of_those_who_wait_computes(tmp_path):
-    log = tmp_path / "log"
+    """And when that one has computed for as long, the next: never all of them."""
+    log, clock = tmp_path / "log", tmp_path / "clock"
+    clock.touch()
+
+    def look_again(count):
+        """Wait until *count* processes have looked three times more."""
+        before = {path: path.stat().st_size for path in tmp_path.glob("looks-*")}
+
+        def those_who_did():
+            sizes = {path: path.stat().st_size for path in tmp_path.glob("looks-*")}
+            return [path for path in sizes if sizes[path] >= before.get(path, 0) + 3]
+
+        wait_for(lambda: len(those_who_did()) >= count)
+
     command = [sys.executable, "-c", WAITER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     waiters = [subprocess.Popen(command, **pipes) for _ in range(6)]
@@ -278,9 +298,11 @@ def test_when_the_longest_wait_is_over_one_of_those_who_wait_computes(tmp_path):
     for waiter in waiters:
         waiter.stdin.write("\n")
         waiter.stdin.flush()
-    wait_for(lambda: log.exists() and log.stat().st_size >= 2)
-    time.sleep(0.5)
-    assert log.stat().st_size <= 3  # the next one goes three seconds later; a herd is here by now
+    for computing in (1, 2, 3):
+        wait_for(lambda: log.exists() and log.stat().st_size >= computing)  # noqa: B023  # at once
+        look_again(6 - computing)
+        assert log.stat().st_size == computing
+        clock.write_bytes(bytes(4 * computing))  # the longest wait is over
     (tmp_path / "go on").touch()
     for waiter in waiters:
         waiter.communicate()
@@ -299,24 +321,23 @@ def test_an_interpreter_held_in_the_middle_of_a_renewal_is_noticed_too(memory, m
     monkeypatch.setattr(LeaseSource, "renew", renew)
 
     def compute(x):
-        wait_for(lambda: leases.long_enough(0.5) > 0.5)
+        wait_for(lambda: held.is_set() and leases.long_enough(0.5) > 0.5)
         return x
 
     assert memory.cache(compute)(1) == 1
-    assert held.is_set()
 
 
 def test_code_that_holds_the_interpreter_makes_later_leases_longer(memory, monkeypatch, caplog):
     monkeypatch.setattr(leases, "_longest_s", 0.0)
 
     def hold(x):
-        time.sleep(0.3)  # the thread that renews has begun
+        (lease,) = leases._held.values()
+        wait_for(lambda: lease.source._renewals)  # the thread that renews has begun
         ctypes.PyDLL(None).usleep(1_500_000)
-        wait_for(lambda: leases.long_enough(0.5) > 0.5)
+        wait_for(lambda: "no lease was renewed here" in caplog.text)
         return x
 
     assert memory.cache(hold)(1) == 1
-    assert "no lease was renewed here" in caplog.text
     assert leases.long_enough(0.5) <= 6.0
 
     def later(x):

@@ -99,9 +99,11 @@ class Bucket(BaseStore):
         first = put(key, b"1", "create")
         if first is Answer.MISSING or first is Answer.FAILED:
             return None
-        kept = put(key, b"2", "create") is Answer.TAKEN
-        kept = kept and put(key, b"3", {"e_tag": '"0123456789abcdef"'}) is Answer.TAKEN
+        answers = put(key, b"2", "create"), put(key, b"3", {"e_tag": '"0123456789abcdef"'})
         self.client.delete([key])
+        if Answer.FAILED in answers:
+            return None
+        kept = answers == (Answer.TAKEN, Answer.TAKEN)
         if not kept:
             self.events.warn_once(
                 "conditions",

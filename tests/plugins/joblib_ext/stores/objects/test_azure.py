@@ -81,9 +81,11 @@ def test_of_processes_that_share_a_container_one_computes_and_a_dead_one_is_take
     backend = make().store_backend
     where = backend.location.removesuffix("/joblib")
     options = {"lease_s": 1.0, "storage_options": dict(backend.options.storage_options)}
-    command = [sys.executable, script, where, json.dumps(options), tmp_path / "log", "2.0"]
+    command = [sys.executable, script, where, json.dumps(options), tmp_path / "log"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    owner, *others = workers = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    owner, *others = workers = [
+        subprocess.Popen([*command, seconds], **pipes) for seconds in ("600", "1", "1", "1")
+    ]
     for worker in workers:
         assert worker.stdout.readline() == "ready\n"
     go([owner])

@@ -201,10 +201,11 @@ def test_no_trouble_of_the_store_reaches_the_call(make, proxy, counted, fate):
         return x * 2
 
     proxy.spoil = spoil
+    patient = {"lease_s": 30.0, "retry_s": 60.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):
-            assert [make().cache(f)(x) for x in range(6)] == [0, 2, 4, 6, 8, 10]
+            assert [make(**patient).cache(f)(x) for x in range(6)] == [0, 2, 4, 6, 8, 10]
     assert counted.calls == 6
 
 
@@ -251,6 +252,25 @@ def test_a_store_that_ignores_conditions_is_found_out(make, proxy, counted):
         assert make(storage_options=anonymous_access(proxy.address)).cache(f)(1) == 1
     assert make().cache(f)(1) == 1
     assert counted.calls == 1
+
+
+def test_a_store_that_fails_while_it_is_tried_is_tried_again(make, proxy):
+    """It is not one that ignores conditions, which would end single flight for good."""
+    probes = []
+
+    def spoil(_method, path):
+        probes.extend([path] * ("probes" in path))
+        return 503 if "probes" in path and len(probes) > 1 else None
+
+    memory = make(retry_s=0.2)
+    store = memory.store_backend._runtime.store
+    proxy.spoil = spoil
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not store.keeps_conditions()
+    proxy.spoil = lambda method, path: None
+    store.client._silent_until = 0.0
+    assert store.keeps_conditions()
 
 
 def test_two_versions_of_a_function_do_not_meet(make, tmp_path, monkeypatch):
