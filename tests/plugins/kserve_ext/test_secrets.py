@@ -113,9 +113,9 @@ async def leak_everywhere(server):
         % (SECRET.encode(), SECRET.encode(), len(body))
         + body
     )
-    await asyncio.sleep(0.5)
+    await server.begun()
     server.signal(signal.SIGTERM)
-    await asyncio.sleep(0.1)
+    await server.noticed()
     probe = await get(server.http_port, f"/v1/models/{SECRET}")
     answer = await reader.read()
     writer.close()
@@ -127,7 +127,7 @@ def test_a_server_that_drains_and_refuses_says_nothing_secret(tmp_path):
         flags = ("--token", SECRET)
         environment = {"MODEL_TOKEN": SECRET, "PREDICTOR_URL": f"http://u:{SECRET}@127.0.0.1"}
         with Server(
-            tmp_path, flags=flags, environment=environment, lame_duck_s=0.5, drain_s=0.5
+            tmp_path, flags=flags, environment=environment, lame_duck_s=3.0, drain_s=0.5
         ) as server:
             await server.up()
             probe, answer = await leak_everywhere(server)

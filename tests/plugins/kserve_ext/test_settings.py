@@ -185,14 +185,16 @@ def test_nothing_stays_changed_after_a_server_s_end(tmp_path):
     model.ready = True
     server = GracefulModelServer(http_port=port, enable_grpc=False, lame_duck_s=0)
     def end():
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            time.sleep(0.05)
         while not server.shutdown(wait=False):
             during.append(vars(uvicorn.Server)["serve"])
             time.sleep(0.05)
     during = []
-    timer = threading.Timer(2, end)
-    timer.start()
+    thread = threading.Thread(target=end)
+    thread.start()
     server.start([model])
-    timer.join()
+    thread.join()
     print(now() == before, any(each is not before[1] for each in during))
     """
     assert python(tmp_path, code)[-2:] == ["True", "True"]

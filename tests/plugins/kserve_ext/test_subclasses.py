@@ -53,7 +53,7 @@ def test_what_a_subclass_overrides_is_called(tmp_path, way):
                 server.process.send_signal(10)
                 await asyncio.to_thread(server.wait_for, "reload")
             call = asyncio.create_task(server.client(instance=1.0).ask("v1-new"))
-            await asyncio.sleep(0.3)
+            await server.begun()
             server.signal()
             assert await call == 1
             assert await server.ended() == 0
@@ -169,7 +169,7 @@ async def ended(folder, way, body):
     with Server(folder, way=way, script=script, lame_duck_s=0.2) as server:
         await server.up()
         call = asyncio.create_task(server.client(instance=2.0).ask("v1-new"))
-        await asyncio.sleep(0.5)
+        await server.begun()
         server.signal()
         answer, status = await call, await server.ended()
         return answer, status, server.events("model stopped"), server.log
@@ -272,8 +272,9 @@ def test_a_program_that_forgets_its_server_ends_and_drains_it(tmp_path):
 
 @pytest.mark.integration
 def test_more_descriptors_than_select_knows(tmp_path):
+    port = free_ports()[0]
     code = f"""
-    import os, resource
+    import os, resource, socket, time
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
@@ -282,8 +283,12 @@ def test_more_descriptors_than_select_knows(tmp_path):
     from kserve_ext import GracefulModelServer
     model = Model("m")
     model.load()
-    threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    GracefulModelServer(http_port={free_ports()[0]}, enable_grpc=False).start([model])
+    def end():
+        while socket.socket().connect_ex(("127.0.0.1", {port})):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=end).start()
+    GracefulModelServer(http_port={port}, enable_grpc=False).start([model])
     print("> drained")
     """
     done = run_script(tmp_path, code)
@@ -307,14 +312,13 @@ async def health(port):
 @pytest.mark.integration
 def test_grpc_s_own_health_service_says_what_readiness_says(tmp_path):
     async def scenario():
-        with Server(tmp_path, lame_duck_s=1.5) as server:
+        with Server(tmp_path, lame_duck_s=600) as server:
             await server.up()
             assert await health(server.grpc_port) == {b"\x08\x01"}
             server.signal()
-            await asyncio.sleep(0.2)
+            await server.noticed()
             assert await health(server.grpc_port) == {b"\x08\x02"}
             for path in ("/openai/v1/models/m", "/v2/health/ready/", "/v2/models/m/ready"):
                 assert (await get(server.http_port, path))[0] == 503
-            assert await server.ended() == 0
 
     asyncio.run(scenario())

@@ -64,7 +64,7 @@ def test_a_server_in_a_thread_drains_on_shutdown(tmp_path):
                 asyncio.create_task(server.client(instance=1.0).ask(kind))
                 for kind in ("v1-new", "grpc-new")
             ]
-            await asyncio.sleep(0.3)
+            await server.begun(2)
             server.signalled_at = 0.0
             server.process.stdin.write(b"go\n")
             server.process.stdin.flush()
@@ -200,7 +200,7 @@ def test_earlier_handlers_come_back(tmp_path):
     done = run_script(
         tmp_path,
         f"""
-        import signal, threading, time
+        import signal, socket, threading, time
         def mine(number, frame): pass
         signal.signal(signal.SIGTERM, mine)
         from kserve import Model
@@ -208,7 +208,11 @@ def test_earlier_handlers_come_back(tmp_path):
         assert signal.getsignal(signal.SIGTERM) is mine
         model = Model("m"); model.load()
         server = GracefulModelServer(http_port={http_port}, grpc_port={grpc_port}, lame_duck_s=0.1)
-        threading.Timer(2, server.shutdown).start()
+        def end():
+            while socket.socket().connect_ex(("127.0.0.1", {http_port})):
+                time.sleep(0.05)
+            server.shutdown()
+        threading.Thread(target=end).start()
         server.start([model])
         print(">", signal.getsignal(signal.SIGTERM) is mine)
         print(">", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
@@ -228,7 +232,7 @@ async def transformed(folder, way, kinds):
         with Server(folder, way=way, script=TRANSFORMER, flags=flags, lame_duck_s=0.2) as server:
             await server.up(("v2-new", *kinds))
             asked = [asyncio.create_task(server.client().ask(kind)) for kind in kinds * 3]
-            await asyncio.sleep(0.5)
+            await predictor.begun(len(asked))
             server.signal()
             answers = await asyncio.gather(*asked, return_exceptions=True)
             return answers, await server.ended()

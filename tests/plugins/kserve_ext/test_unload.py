@@ -8,7 +8,7 @@ import httpx
 import pytest
 from kserve.protocol.dataplane import DataPlane
 from tests.support.servers.harness import KSERVE, Server, Version
-from tests.support.servers.load import Load
+from tests.support.servers.load import Load, get
 
 from kserve_ext.endpoints.asgi import gated
 from kserve_ext.shutdown.drain import Drain
@@ -40,12 +40,13 @@ async def grpc_unload(server, model="m"):
 
 async def ask_then_unload(server, unload):
     """What requests in flight got, the unload's own answer, and what a late request got."""
-    client = server.client(instance=2.0)
+    client = server.client(instance=4.0)
     kinds = ("v1-new", "grpc-new") * (ASKED // 2)
     asked = [asyncio.create_task(client.ask(kind)) for kind in kinds]
-    await asyncio.sleep(1.0)
+    await server.begun(ASKED)
     unloading = asyncio.create_task(unload(server))
-    await asyncio.sleep(0.3)
+    while (await get(server.http_port, "/v2/models/m"))[0] == 200:  # noqa: ASYNC110  # no event
+        await asyncio.sleep(0.02)
     late = await asyncio.gather(server.client().ask("v1-new"), return_exceptions=True)
     answers = await asyncio.gather(*asked)
     await client.close()
@@ -148,9 +149,9 @@ def test_a_model_that_is_loaded_anew_answers_first(tmp_path, way):
     async def scenario():
         with Server(tmp_path, way=way, lame_duck_s=0.1) as server:
             await server.up()
-            client, kinds = server.client(instance=2.0), ("v1-new", "v2-new", "grpc-new") * 3
+            client, kinds = server.client(instance=4.0), ("v1-new", "v2-new", "grpc-new") * 3
             asked = [asyncio.create_task(client.ask(kind)) for kind in kinds]
-            await asyncio.sleep(1.0)
+            await server.begun(len(asked))
             loading = [asyncio.create_task(repository(server, "load")) for _ in range(2)]
             await asyncio.sleep(0.3)
             late = [asyncio.create_task(client.ask(kind)) for kind in kinds]
@@ -179,7 +180,7 @@ def test_without_the_setting_a_model_is_loaded_anew_at_once(tmp_path):
         with Server(tmp_path, environment=environment) as server:
             await server.up()
             asked = asyncio.create_task(server.client(instance=4.0).ask("v1-new"))
-            await asyncio.sleep(0.5)
+            await server.begun()
             assert await repository(server, "load") == 200
             assert await asked == 0
 
@@ -265,7 +266,7 @@ def test_the_wait_has_a_limit_that_is_a_setting(tmp_path, seconds):
         with Server(tmp_path, environment=environment) as server:
             await server.up()
             asked = asyncio.create_task(server.client(instance=8.0).ask("v1-new"))
-            await asyncio.sleep(0.5)
+            await server.begun()
             assert await repository(server, "unload") == 200
             assert not asked.done()
             assert [event["in_flight"] for event in server.events("model stopped")] == [1]

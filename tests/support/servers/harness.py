@@ -114,6 +114,17 @@ class Server:
             assert time.monotonic() < end, f"no event {kind!r}\n{self.log[-3000:]}"
             time.sleep(0.005)
 
+    async def begun(self, count=1):
+        """Wait until *count* long requests are in a model's hands."""
+        await asyncio.to_thread(self.wait_for, "begun", count)
+
+    async def noticed(self):
+        """Wait until the server has noticed a signal, and says no to probes."""
+        end = time.monotonic() + BOOT_S
+        while "shutdown: signal" not in self.log:
+            assert time.monotonic() < end, self.log[-3000:]
+            await asyncio.sleep(0.005)
+
     def client(self, **options):
         return Client(self.http_port, self.grpc_port, **options)
 

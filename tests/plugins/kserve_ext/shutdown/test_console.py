@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[4]
 pytestmark = pytest.mark.timeout(600)
 
 SIMULATED = """
-import asyncio, os, signal, sys, threading
+import asyncio, os, signal, socket, sys, threading, time
 
 class Loop(asyncio.SelectorEventLoop):
     def add_signal_handler(self, sig, callback, *args):
@@ -30,7 +30,11 @@ asyncio.set_event_loop_policy(Policy())
 from kserve import Model{more}
 model = Model("m"); model.load()
 server = {server}(http_port={http_port}, grpc_port={grpc_port})
-threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+def end():
+    while socket.socket().connect_ex(("127.0.0.1", {http_port})):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=end, daemon=True).start()
 server.start([model])
 print("drained")
 """

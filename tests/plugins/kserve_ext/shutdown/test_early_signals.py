@@ -128,7 +128,7 @@ def until_it_listens(server):
 
 async def connected_only(folder, way):
     """What a connection hears that is opened before the signal and asks after it."""
-    with Server(folder, way=way, lame_duck_s=1.5) as server:
+    with Server(folder, way=way, lame_duck_s=4.0) as server:
         until_it_listens(server)
         reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
         await asyncio.sleep(0.2)
