@@ -25,8 +25,7 @@ def settings(*, as_json: bool) -> None:
     resolved = load(argv=[])
     values = asdict(resolved.value)
     if as_json:
-        sources = dict(resolved.sources)
-        click.echo(json.dumps({"values": values, "sources": sources}, indent=2))
+        click.echo(json.dumps({"values": values, "sources": dict(resolved.sources)}, indent=2))
         return
     for name, value in values.items():
         click.echo(f"{name:17} {value!s:6} from {resolved.sources[name]}")

@@ -79,9 +79,8 @@ def manifest(
     """
     if kind == "deployment" and (mode == "serverless" or AGENT.intersection(extras)):
         raise ValueError("a Deployment is not serverless, and has no batcher or logger of KServe")
-    lame_duck_s = settings.lame_duck_s + (BATCH_LATENCY_S if "batcher" in extras else 0.0)
-    if mode == "serverless":
-        lame_duck_s = 0.0
+    batch_s = BATCH_LATENCY_S if "batcher" in extras else 0.0
+    lame_duck_s = 0.0 if mode == "serverless" else settings.lame_duck_s + batch_s
     settings = dataclasses.replace(settings, lame_duck_s=lame_duck_s)
     failures = min(MOST_FAILURES, max(1, int(lame_duck_s // PROBE_PERIOD_S)))
     noticed = failures * PROBE_PERIOD_S <= lame_duck_s

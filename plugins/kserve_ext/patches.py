@@ -229,6 +229,6 @@ class CreateProcess(_StandsFor):
     def CreateProcess(self, *arguments: Any) -> Any:  # noqa: N802  # Windows' name
         """As the system's; a worker of ours gets a process group of its own."""
         given = list(arguments)
-        if console.makes_group():
+        if console.makes_group.get():
             given[5] |= console.NEW_PROCESS_GROUP
         return self._original.CreateProcess(*given)

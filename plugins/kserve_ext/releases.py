@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.metadata
 import inspect
 import multiprocessing
 import os
@@ -27,15 +26,11 @@ from kserve_ext.endpoints.rest import RestEndpoint
 from kserve_ext.endpoints.workers import Share, WorkersEndpoint
 from kserve_ext.plugin import INTERCEPTIONS
 from kserve_ext.shutdown.drain import Drain
+from mlops_ext.versions import installed_version
 
 BACKLOG = 2048  # uvicorn's own default; KServe 0.13 listens with 5 for its workers
 
 Coroutines = list[Coroutine[Any, Any, Any]]
-
-
-def installed() -> str:
-    """The installed version of KServe."""
-    return importlib.metadata.version("kserve")
 
 
 def endpoints_of(server: Any, drain: Drain) -> Coroutines:
@@ -50,20 +45,16 @@ def endpoints_of(server: Any, drain: Drain) -> Coroutines:
     if workers is None:
         drain.endpoints.append(RestEndpoint(server._rest_server._server, drain))
     else:
-        index = _index_of(coroutines, type(workers).start)
-        coroutines[index].close()  # KServe's own supervision of workers
+        # KServe's own supervision of workers; users and engines add coroutines of theirs.
+        codes = [getattr(coroutine, "cr_code", None) for coroutine in coroutines]
+        index = codes.index(type(workers).start.__code__)
+        coroutines[index].close()
         endpoint = _spawned_workers(workers, server.workers, drain)
         coroutines[index] = endpoint.serve()
         drain.endpoints.append(endpoint)
     if server.enable_grpc:
         drain.endpoints.append(GrpcEndpoint(drain))
     return coroutines
-
-
-def _index_of(coroutines: Coroutines, function: Any) -> int:
-    """Where the coroutine of *function* stands: users and engines add theirs."""
-    codes = [getattr(coroutine, "cr_code", None) for coroutine in coroutines]
-    return codes.index(function.__code__)
 
 
 def _spawned_workers(upstream: Any, count: int, drain: Drain) -> WorkersEndpoint:
@@ -89,7 +80,7 @@ def make_legacy(server: Any, drain: Drain) -> Coroutines:
     many = server.workers > 1 and not has_app
     if many and not hasattr(os, "fork"):
         raise RuntimeError(
-            f"KServe {installed()} forks its workers, which this system cannot;"
+            f"KServe {installed_version('kserve')} forks its workers, which this system cannot;"
             " set workers=1 or install KServe 0.15 or later"
         )
     # As KServe does: probes come from outside.

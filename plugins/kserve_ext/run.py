@@ -27,7 +27,7 @@ from kserve_ext.shutdown.metrics import exported
 from kserve_ext.shutdown.models import care_for, close_clients, stop_models
 from mlops_ext.errors import PatchConflictError, UnsupportedVersionError
 from mlops_ext.shutdown import Signal
-from mlops_ext.versions import in_range
+from mlops_ext.versions import in_range, installed_version
 
 _runs: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
 starting: ContextVar[Run | None] = ContextVar("starting", default=None)
@@ -124,13 +124,13 @@ def start(
     """
     if run_of(server) is not None:
         raise RuntimeError("this server runs already: call its shutdown() before start()")
-    why_not = None
-    if not in_range(releases.installed(), SUPPORTED):
-        why_not = str(UnsupportedVersionError("kserve", releases.installed(), SUPPORTED))
+    why_not, version = None, installed_version("kserve") or "of no known version"
+    if not in_range(version, SUPPORTED):
+        why_not = str(UnsupportedVersionError("kserve", version, SUPPORTED))
     elif _goes_without(type(server)):
         why_not = f"{type(server).__name__}._serve does not call super()._serve()"
     in_loop = asyncio._get_running_loop() is not None  # noqa: SLF001  # in asyncio's __all__
-    drain = Drain(settings=load(arguments).value, may_kill=not in_loop and _is_main())
+    drain = Drain(settings=load(arguments).value, may_kill=not in_loop and signals.is_main_thread())
     with contextlib.ExitStack() as hooks:
         hooks.callback(drain.finished.set)  # the last thing: it may be started again
         hooks.callback(_runs.pop, server, None)
@@ -192,10 +192,6 @@ def _goes_without(cls: type) -> bool:
     return False
 
 
-def _is_main() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 def _start_beside(
     server: Any, models: Any, upstream: Upstream, drain: Drain, hooks: contextlib.ExitStack
 ) -> None:
@@ -236,7 +232,7 @@ def _at_exit(drain: Drain) -> None:
 
 
 def _start_here(server: Any, models: Any, upstream: Upstream, drain: Drain) -> None:
-    handlers = signals.SignalHandlers(drain) if _is_main() else None
+    handlers = signals.SignalHandlers(drain) if signals.is_main_thread() else None
     if handlers is not None:
         handlers.open()
     else:

@@ -127,8 +127,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     helps = dict(re.findall(rf"\b({'|'.join(NAMES)}): (.*?)\. ", text))
     defaults = KServeSettings()
     for name in NAMES:
-        flag = flag_of(name)
-        if flag in known:
+        if (flag := flag_of(name)) in known:
             continue
         text = f"{helps.get(name, name)} (mlops-ext; default {getattr(defaults, name)})."
         names = (flag, f"--{flag[2:].replace('_', '-')}")

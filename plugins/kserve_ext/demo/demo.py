@@ -32,20 +32,19 @@ def demo() -> Iterator[Event]:
     """Restart a server under load, without and with the patch, and compare."""
     yield Progress(text="two model servers start: bare, and under mlops-ext run --patch kserve")
     (before, said), (after, fixed) = asyncio.run(_both())
-    for what, of_bare, of_fixed, holds in (
-        (
-            "requests lost, or answered by a stopped model, in a rolling restart",
-            f"{before['lost'] + before['stopped']} of {before.total()}",
-            f"{after['lost'] + after['stopped']} of {after.total()}",
-            before["lost"] + before["stopped"] > 0 and not after["lost"] + after["stopped"],
-        ),
-        (
-            "readiness after SIGTERM",
-            ", ".join(sorted(said)), ", ".join(sorted(fixed)),
-            "HTTP 503" not in said and fixed == {"HTTP 503"},
-        ),
-    ):  # fmt: skip
-        yield Claim(what=what, before=of_bare, after=of_fixed, holds=holds)
+    many, few = (each["lost"] + each["stopped"] for each in (before, after))
+    yield Claim(
+        what="requests lost, or answered by a stopped model, in a rolling restart",
+        before=f"{many} of {before.total()}",
+        after=f"{few} of {after.total()}",
+        holds=many > 0 and few == 0,
+    )
+    yield Claim(
+        what="readiness after SIGTERM",
+        before=", ".join(sorted(said)),
+        after=", ".join(sorted(fixed)),
+        holds="HTTP 503" not in said and fixed == {"HTTP 503"},
+    )
 
 
 def _start(http_port: int, *, patched: bool) -> subprocess.Popen[bytes]:
@@ -53,8 +52,8 @@ def _start(http_port: int, *, patched: bool) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "kserve_ext.demo.server", *flags]
     if patched:
         cli = Path(sys.executable).with_name("mlops-ext")
-        settings = ["--lame_duck_s", str(LAME_DUCK_S)]
-        command = [str(cli), "run", "--patch", "kserve", "--", *command, *settings]
+        flag = f"--lame_duck_s={LAME_DUCK_S}"
+        command = [str(cli), "run", "--patch", "kserve", "--", *command, flag]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 

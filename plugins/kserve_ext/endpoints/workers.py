@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from kserve_ext.settings import KServeSettings
-from kserve_ext.shutdown.console import own_process_group
+from kserve_ext.shutdown.console import makes_group
 from kserve_ext.shutdown.counts import WIDTH, Counts
 from kserve_ext.shutdown.drain import Drain, Endpoint, log
 from mlops_ext.shutdown import Phase, Signal
@@ -113,6 +113,7 @@ class WorkersEndpoint(Endpoint):
 
     async def serve(self) -> None:
         """Look after the workers until all have ended."""
+        makes_group.set(True)  # in this task alone
         self.launch_all()
         while not (self._finish and not self._alive()):
             for index, worker in enumerate(self.workers):
@@ -139,8 +140,9 @@ class WorkersEndpoint(Endpoint):
             if drain.clock() > drain.state.due.kill_at - KILL_MARGIN_S:
                 break
             await asyncio.sleep(POLL_S / 5)
-        for worker in self._alive():
-            worker.process.kill()
+        self._kill_all()
+        for row in range(1, self._count + 1):  # of one that has ended by itself it is nothing
+            drain.counts.lose(row)
 
     def _alive(self) -> list[_Worker]:
         return [worker for worker in self.workers if worker.process.is_alive()]
@@ -150,8 +152,7 @@ class WorkersEndpoint(Endpoint):
         counts, now = Counts(self.drain.counts.numbers, index + 1), self.drain.clock()
         share = Share(pipe=theirs, settings=self.drain.settings, counts=counts)
         process = self._make(share, [pipe, *(worker.pipe for worker in self.workers)])
-        with own_process_group():
-            process.start()
+        process.start()
         theirs.close()
         log.info("worker %s started", process.pid)
         return _Worker(process=process, pipe=pipe, asked_at=now, answered_at=now)

@@ -11,21 +11,22 @@ import contextlib
 import ctypes
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from kserve_ext.shutdown.drain import Drain
 
 CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN = 2, 5, 6
-SYSTEM_LIMIT_S = 5.0  # what Windows gives a handler (HungAppTimeout and WaitToKillAppTimeout)
-MARGIN_S = 0.5  # the part of it that the process needs to exit
+LIMIT_S = 4.5
+"""Windows gives a handler 5 s (HungAppTimeout and WaitToKillAppTimeout); 0.5 s are for the exit."""
 NEW_PROCESS_GROUP = 0x00000200
 """CREATE_NEW_PROCESS_GROUP: events for our group do not reach the workers."""
 
 SIGBREAK = getattr(signal, "SIGBREAK", 21)  # other systems have no name for it
 
-_thread = threading.local()
+makes_group: ContextVar[bool] = ContextVar("makes_group", default=False)
+"""Whether processes that are started in this context get a group of their own, on Windows."""
 
 
 @contextlib.contextmanager
@@ -35,8 +36,7 @@ def console_events(drain: Drain) -> Iterator[None]:
         yield
         return
     kernel: Any = ctypes.WinDLL("kernel32", use_last_error=True)
-    prototype = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)
-    handler = prototype(handler_of(drain))
+    handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)(handler_of(drain))
     if not kernel.SetConsoleCtrlHandler(handler, 1):
         raise ctypes.WinError(ctypes.get_last_error())
     try:
@@ -51,24 +51,8 @@ def handler_of(drain: Drain) -> Callable[[int], int]:
     def handle(event: int) -> int:
         if event not in (CTRL_CLOSE, CTRL_LOGOFF, CTRL_SHUTDOWN):
             return 0  # Python's own turns these into signals
-        limit_s = SYSTEM_LIMIT_S - MARGIN_S
-        drain.signal(SIGBREAK, lame_duck=False, limit_s=limit_s)
-        drain.finished.wait(limit_s)
+        drain.signal(SIGBREAK, lame_duck=False, limit_s=LIMIT_S)
+        drain.finished.wait(LIMIT_S)
         return 1
 
     return handle
-
-
-@contextlib.contextmanager
-def own_process_group() -> Iterator[None]:
-    """Let this thread's ``multiprocessing`` start processes in a group of their own, on Windows."""
-    _thread.makes_group = True
-    try:
-        yield
-    finally:
-        _thread.makes_group = False
-
-
-def makes_group() -> bool:
-    """Whether `own_process_group` is in force in this thread."""
-    return getattr(_thread, "makes_group", False)

@@ -20,13 +20,14 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from kserve_ext.settings import KServeSettings
-from kserve_ext.shutdown.counts import SEEN, Counts
+from kserve_ext.shutdown.counts import IN_FLIGHT, SEEN, Counts
 from mlops_ext.processes.exits import exit_now
 from mlops_ext.shutdown import Event, Phase, Shutdown, Signal, Started, Step, Tick
 
 # A child of KServe's logger: its handlers and level hold for these lines too.
 log = logging.getLogger("kserve.graceful")
 
+LONGEST_TELL_S = 0.1  # how long the last words may take: a second signal ends at once
 POLL_S = 0.02  # how often requests in flight are counted while draining: small against any request
 
 
@@ -230,12 +231,22 @@ class Drain:
             self._seen, self._seen_at = seen, now
         return now - self._seen_at
 
+    def _tell_kill(self) -> None:
+        log.error(
+            "shutdown: cut off after %.2f s, %d requests in flight; status %d",
+            self.seconds(), self.counts.total(IN_FLIGHT), self.state.exit_status,
+        )  # fmt: skip
+
     def _kill(self) -> None:
         if not self._may_kill:
             log.error("shutdown is past its last deadline; the process is not ours to end")
             self.drained.set()
             self.finished.set()
             return
+        # By a thread, which may hang: another may hold the lock of the log, or nobody may read it.
+        telling = threading.Thread(target=self._tell_kill, daemon=True)
+        telling.start()
+        telling.join(LONGEST_TELL_S)
         for callback in self.on_kill:
             with contextlib.suppress(Exception):  # nothing may keep the process now
                 callback()

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from kserve_ext.shutdown.counts import DRAINED, LOST, REFUSED
+from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, REFUSED
 from kserve_ext.shutdown.drain import Drain, describe, log
 from mlops_ext.shutdown import Phase, Step, Stopped
 
@@ -88,7 +88,7 @@ async def _drive(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
             log.info(
                 "shutdown: signal %d, not ready; accepting for %.1f s more, %d requests in flight",
                 drain.state.signal, max(0.0, min(due.close_at, due.kill_at) - drain.clock()),
-                drain.in_flight(),
+                drain.counts.total(IN_FLIGHT),
             )  # fmt: skip
         elif step is Step.CLOSE:
             await _close(drain)
@@ -116,12 +116,12 @@ async def _close(drain: Drain) -> None:
         if any(endpoint.waiting() for endpoint in drain.endpoints):
             looks = 0
             await asyncio.sleep(POLL_S)
-    log.info("drain: stop accepting, %d requests in flight", drain.in_flight())
+    log.info("drain: stop accepting, %d requests in flight", drain.counts.total(IN_FLIGHT))
     await asyncio.gather(*(endpoint.close() for endpoint in drain.endpoints))
 
 
 async def _stop(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
-    log.info("stop: %d requests in flight", drain.in_flight())
+    log.info("stop: %d requests in flight", drain.counts.total(IN_FLIGHT))
     # The application's own clean-up comes first: it may still need the models.
     await asyncio.gather(*(endpoint.finish() for endpoint in drain.endpoints))
     await stop()

@@ -33,12 +33,8 @@ FROM_PYTHON = 0x80
 """Added to the number that the Python handler writes; signal numbers are below 65."""
 LONGEST_WAIT_S = 3600.0  # upper bound for one wait of the thread; selectors take no infinity
 SIGHUP = getattr(signal, "SIGHUP", None)
-
-
-def handled_signals() -> list[signal.Signals]:
-    """The signals that end a server on this platform."""
-    names = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGBREAK")
-    return [signal.Signals[name] for name in names if hasattr(signal, name)]
+HANDLED = {"SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGBREAK"}
+"""The signals that end a server; a platform has some of them."""
 
 
 def is_interactive() -> bool:
@@ -51,17 +47,21 @@ def is_orchestrated() -> bool:
     return os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in environment()
 
 
+def is_main_thread() -> bool:
+    """Whether this is the thread that may set handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def install_early_handlers() -> None:
     """Let PID 1 end on SIGTERM and SIGQUIT while models load, with ``finally`` and 128 + n.
 
     The kernel drops what has no handler there. Other processes need none.
     """
-    if os.name != "posix" or os.getpid() != 1:
+    if os.name != "posix" or os.getpid() != 1 or not is_main_thread():
         return
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGQUIT):
-            if signal.getsignal(number) == signal.SIG_DFL or is_stand_in(signal.getsignal(number)):
-                signal.signal(number, _exit)
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_DFL or is_stand_in(signal.getsignal(number)):
+            signal.signal(number, _exit)
 
 
 def _exit(number: int, _: FrameType | None) -> None:
@@ -103,7 +103,7 @@ class SignalHandlers:
         SIGHUP is left alone if it has a handler, or is ignored as under nohup: KServe leaves it
         alone, and users reload on it.
         """
-        for number in handled_signals():
+        for number in (each for each in signal.Signals if each.name in HANDLED):
             standing = signal.getsignal(number)
             if number != SIGHUP or standing == signal.SIG_DFL:
                 self._previous[number] = standing
@@ -129,7 +129,7 @@ class SignalHandlers:
     def release(self) -> None:
         """Put earlier handlers back, where ours still stand; off the main thread, pass them on."""
         self.passive = True
-        if threading.current_thread() is not threading.main_thread():
+        if not is_main_thread():
             return
         self._restore()
         with contextlib.suppress(OSError):

@@ -135,9 +135,9 @@ def test_an_unknown_release_is_left_alone_and_told(tmp_path):
     code = """
     import importlib.metadata, warnings
     from kserve_ext import GracefulModelServer
-    from kserve_ext import releases
+    from kserve_ext import run
     from kserve import ModelServer
-    releases.installed = lambda: "0.22.0"
+    run.installed_version = lambda _: "0.22.0"
     called = []
     ModelServer.start = lambda self, models: called.append(models)
     with warnings.catch_warnings(record=True) as caught:

@@ -88,13 +88,14 @@ def test_ctrl_c_and_ctrl_break_are_left_to_python(event):
 
 CONSOLE = """
 import ctypes, os, signal, subprocess, sys, threading, time
-from kserve_ext.shutdown.console import console_events, own_process_group
+from kserve_ext.settings import KServeSettings
+from kserve_ext.shutdown.console import console_events
 from kserve_ext.shutdown.drain import Drain
 from kserve_ext.shutdown.signals import SignalHandlers
-from mlops_ext.shutdown import Limits, Started, Stopped, Tick
+from mlops_ext.shutdown import Started, Stopped, Tick
 
 kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-drain = Drain(Limits(lame_duck_s=0, drain_s=1), may_kill=False)
+drain = Drain(settings=KServeSettings(lame_duck_s=0, drain_s=1), may_kill=False)
 {handlers}
 drain.feed(Started(at=drain.clock()))
 
@@ -157,10 +158,11 @@ class TestUnderWine:
         import _winapi
         from multiprocessing import popen_spawn_win32
         from kserve_ext.plugin import INTERCEPTIONS
-        from kserve_ext.shutdown.console import own_process_group
+        from kserve_ext.shutdown.console import makes_group
         from mlops_ext.patching import PatchSet
         (patch,) = (p for p in INTERCEPTIONS if p.id == "kserve.create-process")
-        with PatchSet([patch], versions=lambda _: "0.21"), own_process_group():
+        with PatchSet([patch], versions=lambda _: "0.21"):
+            makes_group.set(True)
             handles = popen_spawn_win32._winapi.CreateProcess(
                 sys.executable, f'"{{sys.executable}}" -c "print(7)"', None, None, False, 0, None, None, None)
         assert popen_spawn_win32._winapi is _winapi

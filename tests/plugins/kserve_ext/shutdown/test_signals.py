@@ -346,6 +346,7 @@ def test_a_model_that_blocks_the_loop_does_not_keep_the_process(tmp_path):
             server.signal()
             assert await server.ended(timeout=120) == 128 + signal.SIGTERM
             await asyncio.gather(call, return_exceptions=True)
+            assert "1 requests in flight; status 143" in server.log
 
     asyncio.run(scenario())
 
@@ -410,14 +411,37 @@ def test_what_a_dead_worker_had_in_flight_counts_as_lost(tmp_path):
             client = server.client(instance=60.0)
             asked = [asyncio.create_task(client.ask("v1-new")) for _ in range(3)]
             await until(lambda: shown(server, "in_flight"), float(len(asked)))
-            for pid in re.findall(r"worker (\d+) started", server.log):
-                os.kill(int(pid), signal.SIGKILL)
-            await asyncio.gather(*asked, return_exceptions=True)
+            await kill_workers(server, asked)
             await until(lambda: settled(server), (0.0, float(len(asked))))
             await client.close()
             server.signal()
             assert await server.ended() == 0
             assert "3 lost" in server.log
+
+    asyncio.run(scenario())
+
+
+async def kill_workers(server, asked):
+    """Kill the workers, and wait until those who asked them know."""
+    for pid in re.findall(r"worker (\d+) started", server.log):
+        os.kill(int(pid), signal.SIGKILL)
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+@needs_workers
+def test_what_a_worker_that_dies_while_it_drains_had_in_flight_counts_as_lost(tmp_path):
+    async def scenario():
+        with Server(tmp_path, workers=2, lame_duck_s=0.2) as server:
+            await server.up()
+            client = server.client(instance=60.0)
+            asked = [asyncio.create_task(client.ask("v1-new")) for _ in range(3)]
+            await server.begun(3)
+            server.signal()
+            await server.noticed()
+            assert "3 requests in flight" in server.log, "requests, not workers"
+            await kill_workers(server, asked)
+            assert await server.ended() == 0
+            assert "0 requests drained, 0 refused, 3 lost" in server.log
 
     asyncio.run(scenario())
 
