@@ -428,6 +428,7 @@ async def kill_workers(server, asked):
     await asyncio.gather(*asked, return_exceptions=True)
 
 
+@pytest.mark.integration
 @needs_workers
 def test_what_a_worker_that_dies_while_it_drains_had_in_flight_counts_as_lost(tmp_path):
     async def scenario():
