@@ -25,7 +25,6 @@ ALLOWED = {
     "plugins/joblib_ext/entries/large_entry.py": "the array that an entry's map becomes: " + OWN,
     "plugins/kserve_ext/endpoints/rest.py": DATA,
     "plugins/kserve_ext/releases.py": DATA,
-    "plugins/kserve_ext/shutdown/console.py": "a value of each thread of ours",
     "plugins/zenml_ext/kubernetes/client.py: call.__name__": OWN,
     "plugins/zenml_ext/kubernetes/step/entrypoint.py: tempfile.tempdir": "the standard library's own"
     " setting of a process for its temporary directory",
