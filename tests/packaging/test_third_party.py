@@ -149,6 +149,16 @@ def test_the_wheel_alone_works_without_any_framework(alone):
     assert (done.returncode, "zenml is not installed" in done.stdout) == (1, True)
 
 
+@pytest.mark.parametrize(
+    "command", ["clearml status", "clearml check script.py", "joblib import . .", "zenml check"]
+)
+def test_a_command_without_its_framework_says_what_to_install(alone, command):
+    done = alone.run("mlops-ext", *command.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f" is not installed; run: pip install 'mlops-ext[{command.split()[0]}]'")
+
+
 def test_the_base_stays_small(alone):
     code = (
         "import importlib.metadata as m;"

@@ -85,15 +85,14 @@ def _draw_fixes(fixes: list[Fix], console: Console) -> None:
     if not fixes:
         return
     table = Table(title="Fixes that patch a framework", title_justify="left")
-    table.add_column("fix", no_wrap=True)
+    table.add_column("fix, and what goes wrong without it")  # below each other: ids are long
     for column in ("needed", "active"):
-        table.add_column(column)
-    table.add_column("what goes wrong without it")
+        table.add_column(column, max_width=16)
     for fix in fixes:
         needed = {True: "[yellow]yes[/]", False: "[green]no[/]", None: "[dim]-[/]"}[fix.needed]
         state = "yes" if fix.active else "on import" if fix.armed else ""
         state = f"in {fix.process}" if fix.process else state
         active = f"[green]{escape(state)}[/]" if state else "[dim]no[/]"
         why = "" if fix.needed and not fix.disabled else f" [dim]({escape(fix.why)})[/]"
-        table.add_row(escape(fix.id), needed, active, escape(fix.reason) + why)
+        table.add_row(f"[bold]{escape(fix.id)}[/]\n{escape(fix.reason)}{why}", needed, active)
     console.print(table)

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from mlops_ext import __version__, settings
-from mlops_ext.errors import MlopsExtError, nearest
+from mlops_ext.errors import MissingExtraError, MlopsExtError, nearest
 from mlops_ext.extensions.entry_points import find_entry_points
 
 _OWN = {
@@ -52,6 +52,16 @@ class _Lazy(click.Group):
             raise click.ClickException(
                 f"the commands of {cmd_name} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; if a package that its extension needs is missing, say what brings it."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name, extras = ctx.invoked_subcommand, importlib.metadata.metadata("mlops-ext")
+            if isinstance(error, MlopsExtError) or name not in extras.get_all("Provides-Extra", ()):
+                raise
+            raise MissingExtraError(error.name or name, name) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands with their help, without importing any of them."""

@@ -187,7 +187,10 @@ class Extensions:
 def load_extensions(
     points: Iterable[importlib.metadata.EntryPoint], disabled: Iterable[str] = ()
 ) -> Extensions:
-    """Load the extensions that *points* name, but for the *disabled* ones."""
+    """Load the extensions that *points* name, but for the *disabled* ones; ours first.
+
+    Of two that name one framework or one patch the first counts, whatever ``sys.path`` is.
+    """
     off = frozenset(disabled)
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs.Hooks)
@@ -199,7 +202,7 @@ def load_extensions(
     )
     found = tuple(_found(point, off) for point in first.values())
     loaded = Extensions(manager, found, hidden)
-    for point in first.values():
+    for point in sorted(first.values(), key=lambda point: owner_of(point) != "mlops-ext"):
         if point.name in off:
             continue
         try:

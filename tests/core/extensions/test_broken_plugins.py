@@ -276,8 +276,7 @@ def test_the_second_framework_of_one_name_is_a_problem_of_its_extension(site):
     hook = FRAMEWORK.format("joblib", "mine").replace("'odd'", "'joblib'", 1)
     site.add("odd", "[mlops_ext]\nodd = odd_module\n", HOOK.format("mlops_ext_frameworks", hook))
     shown = json.loads(site.run("doctor", "--json").stdout)
-    assert [f["name"] for f in shown["frameworks"]].count("joblib") == 1
-    assert any(
-        "the framework 'joblib' is that of extension 'odd' already" in f["message"]
-        for f in shown["findings"]
-    )
+    (ours,) = [f for f in shown["frameworks"] if f["name"] == "joblib"]
+    assert ours["extension"] == "joblib_ext"
+    (finding,) = [f for f in shown["findings"] if f["check"] == "extension.odd"]
+    assert "the framework 'joblib' is that of extension 'joblib' already" in finding["message"]
