@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Arguments of a command that may name the program it launches.
 _LOOKED_AT = 16
+# The end of a bootstrap's path in any installation of ours: each runs the next one.
+_BOOTSTRAP = os.path.join("mlops_ext", "extensions", "bootstrap")
 
 
 def stay_first(bootstrap: str) -> None:
@@ -71,6 +73,8 @@ def in_front(bootstrap: str, environ: "Any") -> "list[str] | None":
 
 
 def _has_sitecustomize(place: str) -> bool:
+    if place.endswith(_BOOTSTRAP):
+        return False
     return os.path.exists(os.path.join(place, "sitecustomize.py")) or os.path.isdir(
         os.path.join(place, "sitecustomize")
     )

@@ -278,6 +278,20 @@ def test_a_launcher_that_puts_its_own_sitecustomize_first_does_not_hide_ours(tmp
 
 
 @pytest.mark.skipif(os.name != "posix", reason="scripts with a shebang")
+def test_run_of_another_installation_below_run_hides_nothing(tmp_path):
+    """Its bootstrap goes first and runs ours; nobody is told that the program is not patched."""
+    other = tmp_path / "mlops_ext" / "extensions" / "bootstrap"
+    shutil.copytree(BOOTSTRAP, other)
+    launcher = tmp_path / "launcher"
+    launcher.write_text(LAUNCHER.format(python=sys.executable))
+    launcher.chmod(0o755)
+    code = "import joblib.memory, sys; print('joblib_ext.backend' in sys.modules)"
+    command = [str(launcher), str(other), "env", sys.executable, "-c", code]
+    done = run("run", "--patch", "joblib", "--", *command)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="scripts with a shebang")
 def test_a_launcher_whose_standard_error_is_closed_starts_its_program_all_the_same(tmp_path):
     """What is to be told of it has nowhere to go, and the hook that tells runs inside the start."""
     (tmp_path / "agent").mkdir()
