@@ -109,9 +109,8 @@ def load(
             warnings.warn(str(unknown), RuntimeWarning, stacklevel=2)
     resolved = resolve(KServeSettings, SECTION, arguments=arguments, flags=flags)
     if "K_REVISION" in environment() and resolved.sources["quiet_s"] == "default":  # Knative's pod
-        sources = {**resolved.sources, "quiet_s": "K_REVISION"}
         value = dataclasses.replace(resolved.value, quiet_s=QUEUE_PROXY_QUIET_S)
-        return Resolved(value=value, sources=sources)
+        return Resolved(value=value, sources={**resolved.sources, "quiet_s": "K_REVISION"})
     return resolved
 
 

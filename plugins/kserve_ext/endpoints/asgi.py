@@ -13,15 +13,17 @@ from typing import Any
 from kserve_ext.shutdown.counts import DRAINED, IN_FLIGHT, LOST, OTHERS, REFUSED, SEEN
 from kserve_ext.shutdown.drain import Drain
 from kserve_ext.shutdown.models import until_loaded
+from mlops_ext.settings import environment
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
+OPENAI = environment().get("KSERVE_OPENAI_ROUTE_PREFIX", "/openai").strip("/")  # KServe's own
 READINESS = re.compile(
     r"(/v2/health/ready|/v2/models/[^/]+(/versions/[^/]+)?/ready"
-    r"|(/openai)?/v1/models/[^/:]+)/?"
+    rf"|(/{re.escape(OPENAI)})?/v1/models/[^/:]+)/?"
 )
 """Paths that answer "may I get traffic": KServe's own probes and its clients ask there."""
 ASIDE = frozenset({"/metrics", "/v2/repository/"})
@@ -89,12 +91,12 @@ def _asks_readiness(scope: Any) -> bool:
 
 
 def _uses(scope: Any, model: str) -> bool:
-    """Whether a request may be one to *model*, which OpenAI's protocol names in the body."""
+    """Whether a request may be one to *model*; OpenAI's protocol and others name it in the body."""
     path = scope["path"]
     if scope["method"] != "POST" or path[:LONGEST_ASIDE] in ASIDE:
         return False
     named = re.search(rf"/models/{re.escape(model)}([:/]|$)", path)
-    return path.startswith("/openai/") or named is not None
+    return "/models/" not in path or named is not None
 
 
 async def _refuse(send: Send, error: str) -> None:
@@ -121,8 +123,8 @@ async def _cut_off(send: Send, start: Message | None) -> int:
     # Clients of OpenAI's protocol look at `error`, others at `finish_reason`.
     error = {"message": CUT_OFF, "type": "server_shutting_down", "code": 503}
     choice = {"index": 0, "delta": {}, "text": "", "finish_reason": "error"}
-    event = json.dumps({"error": error, "choices": [choice]})
-    body = f"event: error\ndata: {event}\n\n".encode()
+    event = {"error": error, "choices": [choice]}
+    body = f"event: error\ndata: {json.dumps(event)}\n\n".encode()
     with contextlib.suppress(RuntimeError):  # all of the answer was sent
         await send({"type": "http.response.body", "body": body})
         return REFUSED

@@ -196,6 +196,8 @@ def test_without_the_setting_a_model_is_loaded_anew_at_once(tmp_path):
         ("POST", "/v2/models/m/infer", True),
         ("POST", "/v2/models/m/versions/1/infer", True),
         ("POST", "/openai/v1/completions", True),
+        ("POST", "/v1/chat/completions", True),  # KSERVE_OPENAI_ROUTE_PREFIX is empty
+        ("POST", "/v1/timeseries/forecast", True),
         ("POST", "/models/mine/v1/models/m:predict", True),
         ("POST", "/v1/models/m2:predict", False),
         ("GET", "/v2/models/m/ready", False),

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import uvicorn
@@ -198,3 +201,18 @@ def test_uvicorn_s_own_keep_alive_is_replaced_and_the_user_s_is_not(monkeypatch,
 
     assert asyncio.run(scenario()) == kept_s
     assert asyncio.run(scenario(timeout_keep_alive=9)) == 9
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path"),
+    [("", "/v1/models/m"), ("llm", "/llm/v1/models/m"), ("/a/b", "/a/b/v1/models/m/")],
+)
+def test_readiness_is_also_asked_where_kserve_is_told_to_put_openai_s_routes(prefix, path):
+    code = f"""
+from kserve_ext.endpoints.asgi import READINESS
+print([READINESS.fullmatch(each) is not None for each in ({path!r}, "/v1/models/m", "/c/v1/models/m")])
+"""
+    environment = {**os.environ, "KSERVE_OPENAI_ROUTE_PREFIX": prefix}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[True, True, False]"
