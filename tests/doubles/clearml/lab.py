@@ -12,6 +12,8 @@ from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY, ApiDouble
 
 CLI = str(Path(sys.executable).with_name("mlops-ext"))
 OVER = ("completed", "failed", "stopped")
+# A bound of waits for events that come within seconds; a loaded machine may take minutes.
+WAIT_S = 600
 
 
 class Lab:
@@ -58,6 +60,9 @@ class Lab:
             "CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL": "1",
             "CLEARML_AGENT_QUEUE_POLL_FREQ_SEC": "0.4",
             "CLEARML_AGENT_STATUS_REPORT_FREQ_SEC": "3",
+            # A machine under load answers late, and is no dead one.
+            "MLOPS_EXT_CLEARML_TIMEOUT_S": "120",
+            "MLOPS_EXT_CLEARML_FRESH_S": "3600",
             "NO_PROXY": "*",
             "PYTHONUNBUFFERED": "1",
         }
@@ -74,7 +79,7 @@ class Lab:
             cwd=self.folder,
         )
         self.processes.append(process)
-        assert self.double.wait_until(lambda store: f"host:{name}" in store.workers, 90), (
+        assert self.double.wait_until(lambda store: f"host:{name}" in store.workers, WAIT_S), (
             self.folder / f"{name}.log"
         ).read_text()[-2000:]
         return process
@@ -85,7 +90,7 @@ class Lab:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def run(self, text, *arguments, patched=False, timeout_s=400, **environment):
+    def run(self, text, *arguments, patched=False, timeout_s=WAIT_S, **environment):
         """Run a Python script, below ``mlops-ext run`` if *patched*."""
         script = self.folder / "pipeline.py"
         script.write_text(text)
@@ -103,7 +108,7 @@ class Lab:
             check=False,
         )
 
-    def cli(self, *arguments, timeout_s=400, **environment):
+    def cli(self, *arguments, timeout_s=WAIT_S, **environment):
         """Run ``mlops-ext clearml`` with *arguments*."""
         return subprocess.run(
             [CLI, "clearml", *map(str, arguments)],
@@ -126,10 +131,10 @@ class Lab:
     def controller(self):
         return next(iter(self.tasks(type="controller")), None)
 
-    def wait(self, condition, timeout_s=240):
+    def wait(self, condition, timeout_s=WAIT_S):
         return self.double.wait_until(condition, timeout_s)
 
-    def wait_for(self, name, *statuses, timeout_s=240):
+    def wait_for(self, name, *statuses, timeout_s=WAIT_S):
         """Wait until a task called *name* has one of *statuses*; returns whether it came so far."""
         wanted = statuses or OVER
         return self.wait(

@@ -98,6 +98,7 @@ class ApiDouble:
             return
         request = self.parse(endpoint, handler, body)
         self.calls.append((endpoint, request))
+        self.store.notify()
         if self.misbehave(handler, endpoint):
             return
         if endpoint == "auth.login":

@@ -10,9 +10,7 @@ from mlops_ext.cli.run import child_environment
 
 pytest.importorskip("clearml_agent")
 
-WAIT_S = 240
-
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def test_a_launched_pipeline_completes_on_separate_agents(lab):
     lab.agent("a2", "default")
     result = lab.run(pipeline_script("services", "default", "launcher"))
     assert result.returncode == 0, result.stderr
-    assert lab.wait_for("nightly", timeout_s=WAIT_S), (statuses(lab), lab.log("a1")[-2000:])
+    assert lab.wait_for("nightly"), (statuses(lab), lab.log("a1")[-2000:])
     assert statuses(lab) == {"nightly": "completed", "train": "completed"}, lab.log("a1")[-3000:]
 
 
@@ -116,7 +114,6 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_sub_pipeline_on_the_steps_agent_hangs_bare_and_is_refused(lab):
     lab.run(NESTED.format(which="inner", mode="", base="", queue=""))
     (inner,) = lab.tasks(type="controller")
@@ -128,7 +125,7 @@ def test_a_sub_pipeline_on_the_steps_agent_hangs_bare_and_is_refused(lab):
     assert 'sub-pipeline "tune" holds host:a1 → step "trial" waits in default' in result.stderr
     assert [task["id"] for task in lab.tasks()] == [inner["id"]]
     assert lab.run(NESTED.format(mode="bare", queue="default", **script)).returncode == 0
-    assert lab.wait_for("trial", "queued", timeout_s=WAIT_S), (statuses(lab), lab.log("a1"))
+    assert lab.wait_for("trial", "queued"), (statuses(lab), lab.log("a1"))
     asked_in_vain(lab)
     assert statuses(lab)["trial"] == "queued"
     assert sorted(task["status"] for task in lab.tasks(type="controller")) == [
@@ -187,7 +184,7 @@ def test_a_time_limit_of_a_step_that_waits_ends_the_controller_only_bare(lab, mo
         return
     assert hangs(lab)
     lab.agent("a3", "default")
-    assert lab.wait_for("nightly", timeout_s=WAIT_S), lab.log("a1")
+    assert lab.wait_for("nightly"), lab.log("a1")
     assert "NoneType" not in lab.log("a1")
 
 
@@ -222,7 +219,7 @@ def test_an_abort_takes_the_steps_along_only_with_the_launcher(lab, mode):
         asked_in_vain(lab)
         assert statuses(lab)["train"] == "queued"
     else:
-        assert lab.wait_for("train", "stopped", timeout_s=20), statuses(lab)
+        assert lab.wait_for("train", "stopped"), statuses(lab)
 
 
 @pytest.mark.slow
@@ -237,12 +234,12 @@ def test_a_clone_from_the_web_interface_is_checked_on_the_agent(lab):
         lab.store.tasks_enqueue({"task": clone, "queue_name": "default"})
         lab.store.tasks_stop({"task": first})
     # The server calls the clone a child of the first run; its abort must not reach it.
-    assert lab.wait_for("train", "stopped", timeout_s=60), (statuses(lab), lab.log("a1"))
+    assert lab.wait_for("train", "stopped"), (statuses(lab), lab.log("a1"))
     assert lab.tasks(id=clone)[0]["status"] == "queued"
     lab.end(agent)
     lab.store.workers.clear()
     lab.agent("b1", "default")
-    assert lab.wait_for("clone", timeout_s=WAIT_S), (statuses(lab), lab.log("b1"))
+    assert lab.wait_for("clone"), (statuses(lab), lab.log("b1"))
     assert lab.tasks(id=clone)[0]["status"] == "failed"
     assert "only host:b1 listens" in lab.log("b1") + json.dumps(lab.tasks(id=clone)[0])
     assert lab.tasks(parent=clone) == []
@@ -287,14 +284,14 @@ def test_a_component_called_inside_a_step_waits_for_its_own_agent_only_bare(lab,
     )
     assert lab.run(script).returncode == 0
     if not patched:
-        assert lab.wait_for("inner", "queued", timeout_s=WAIT_S), (statuses(lab), lab.log("a2"))
+        assert lab.wait_for("inner", "queued"), (statuses(lab), lab.log("a2"))
         asked_in_vain(lab)
         assert statuses(lab)["outer"] == "in_progress"
         return
-    assert lab.wait_for("inner", "failed", timeout_s=WAIT_S), (statuses(lab), lab.log("a2"))
+    assert lab.wait_for("inner", "failed"), (statuses(lab), lab.log("a2"))
     failed = lab.tasks(name="inner", status="failed")
     assert all("was not launched" in task["status_message"] for task in failed)
-    assert lab.wait_for("outer", timeout_s=WAIT_S), (statuses(lab), lab.log("a2"))
+    assert lab.wait_for("outer"), (statuses(lab), lab.log("a2"))
 
 
 @pytest.mark.slow
@@ -312,7 +309,7 @@ def test_a_decorated_pipeline_is_refused_before_anything_is_created(lab):
     lab.agent("a2", "default")
     result = lab.run(script)
     assert result.returncode == 0, result.stderr
-    assert lab.wait_for("nightly", timeout_s=WAIT_S), (statuses(lab), lab.log("a1"))
+    assert lab.wait_for("nightly"), (statuses(lab), lab.log("a1"))
     assert statuses(lab)["outer"] == "completed", (statuses(lab), lab.log("a1")[-3000:])
 
 
