@@ -29,6 +29,9 @@ _MAX_WORKERS = 50_000
 # Runs of one pipeline at the same time; each is counted by itself.
 _MAX_INSTANCES = 10_000
 
+# Categories of characters that steer a terminal, end a line, or are half of one.
+_CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
 # Characters that turn the text around them, so that a name is read as another.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -212,7 +215,7 @@ def _name(value: object, where: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise TopologyError(where, _short(value), "a name")
-    if any(unicodedata.category(each) in {"Cc", "Cs"} or each in _BIDI for each in value):
+    if any(unicodedata.category(each) in _CONTROL or each in _BIDI for each in value):
         raise TopologyError(where, _short(value), "a name without control characters")
     return value
 

@@ -25,15 +25,10 @@ def draw(topology: Topology, verdict: Verdict, path: Path) -> None:
     Raises:
         TopologyError: the ending is neither .svg nor .html, or the file cannot be written.
     """
-    drawing = lay_out(topology, verdict)
-    kind = path.suffix.casefold()
-    if kind == ".svg":
-        text = to_svg(drawing)
-    elif kind in {".html", ".htm"}:
-        text = to_html(drawing)
-    else:
+    make = {".svg": to_svg, ".html": to_html, ".htm": to_html}.get(path.suffix.casefold())
+    if make is None:
         raise TopologyError("the picture's name", path.name, "an ending in .svg or .html")
-    write(path, text)
+    write(path, make(lay_out(topology, verdict)))
 
 
 def to_svg(drawing: Drawing) -> str:

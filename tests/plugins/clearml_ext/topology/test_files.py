@@ -1,5 +1,6 @@
 """Topology files, `mlops-ext clearml check FILE`, the fixes it proposes and the pictures it draws."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from clearml_ext.check.fixes import FixKind, propose
 from clearml_ext.cli import clearml
+from clearml_ext.topology.documents import read_document
 from clearml_ext.topology.file import parse_topology, read_topology, write_topology
 from clearml_ext.topology.layout import lay_out
 from mlops_ext.errors import MlopsExtError, TopologyError
@@ -134,6 +136,8 @@ BAD_FILES = {
     "dashes.yaml": ("- " * 20_000, "nested too deep"),
     "deep.json": ("[" * 20_000 + "]" * 20_000, "recursion depth"),
     "digits.json": ('{"pipelines": ' + "9" * 5_000 + "}", "expected valid JSON"),
+    "hours.yaml": (f"workers: [{'1:' * 300_000}1]", "at most 1,000"),
+    "lines.json": ('{"pipelines": [{"name": "a\\u2028b", "queue": "q"}]}', "control characters"),
     "nan.yaml": (NAMED.format(steps="[]").replace("[q]", "[q], slots: .nan"), "slots is nan"),
     "half.json": ('{"pipelines": [{"name": "\\ud800", "queue": "q"}]}', "control characters"),
     "escape.yaml": (NAMED.format(steps="[]").replace("p,", '"\\e[31m",'), "control characters"),
@@ -198,6 +202,24 @@ def test_each_bad_file_is_one_clear_line_and_the_others_are_still_checked(tmp_pa
         assert found[name]["verdict"] == "unknown", name
         assert words in reason, name
         assert "\n" not in reason, name
+
+
+def test_a_document_is_read_without_a_walk_through_all_that_was_read_before(tmp_path):
+    path, walks = tmp_path / "plan.yaml", []
+    rows = "".join(f"- {{name: w{at}, queues: [q]}}\n" for at in range(3_000))
+    path.write_text(f"pipelines: []\nworkers:\n{rows}")
+
+    def count(phase, info):
+        if phase == "start" and info["generation"] == 2:
+            walks.append(info)
+
+    gc.callbacks.append(count)
+    try:
+        read_document(path)
+    finally:
+        gc.callbacks.remove(count)
+    assert not walks
+    assert gc.isenabled()
 
 
 def test_a_hundred_queues_that_do_not_help_do_not_hide_the_fixes_that_do():
