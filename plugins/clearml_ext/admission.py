@@ -56,9 +56,8 @@ def tickets_of(document: Mapping[str, Any], now_ms: int) -> list[Ticket]:
     changed = parse_time(document.get("status_changed"))
     stopped = document.get("status") == Status.STOPPED and changed is not None
     late = changed is None or now_ms > (changed.timestamp() + _STOPPED_S) * 1000
-    if document.get("status") != Status.IN_PROGRESS and (not stopped or late):
-        return []
-    if _ON_A_DESK not in (document.get("system_tags") or []):
+    on_its_way = document.get("status") == Status.IN_PROGRESS or (stopped and not late)
+    if not on_its_way or _ON_A_DESK not in (document.get("system_tags") or []):
         return []
     return [
         Ticket(
@@ -74,14 +73,13 @@ def tickets_of(document: Mapping[str, Any], now_ms: int) -> list[Ticket]:
 
 def is_first(own: Ticket, others: Iterable[Ticket], now_ms: int, bound_s: float) -> bool:
     """Whether nobody whom *own* conflicts with is before it. Pure."""
-    before = [
-        each
-        for each in others
-        if each.task != own.task
+    return not any(
+        each.task != own.task
+        and (each.number, each.task) < (own.number, own.task)
         and each.queues & own.queues
         and now_ms - each.asked < bound_s * 1000
-    ]
-    return all((own.number, own.task) < (each.number, each.task) for each in before)
+        for each in others
+    )
 
 
 class Admission:
@@ -122,19 +120,13 @@ class Admission:
         return int(moment.timestamp() * 1000) if moment is not None else 0
 
     def _tickets(self) -> list[Ticket]:
-        wanted = {
-            "status": [Status.IN_PROGRESS, Status.STOPPED],
-            "system_tags": [_ON_A_DESK],
-            "only_fields": _FIELDS,
-            "search_hidden": True,
-        }
-        rows = self.client.rows("tasks.get_all", wanted, "tasks")
+        live = [Status.IN_PROGRESS, Status.STOPPED]
+        rows = self.client.tasks(_FIELDS, status=live, system_tags=[_ON_A_DESK])
         return [ticket for row in rows for ticket in tickets_of(row, self._now_ms())]
 
     def _write(self, number: int, asked: int) -> None:
         task = self.ticket.task
-        wanted = {"id": [task], "only_fields": _FIELDS, "search_hidden": True}
-        rows = self.client.rows("tasks.get_all", wanted, "tasks")
+        rows = self.client.tasks(_FIELDS, id=[task])
         tags = [str(tag) for row in rows for tag in row.get("tags") or []]
         kept = [tag for tag in tags if not tag.startswith(_PREFIX)]
         self.ticket = Ticket(number=number, task=task, asked=asked, queues=self.ticket.queues)

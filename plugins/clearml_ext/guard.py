@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from clearml_ext import sdk
@@ -41,24 +42,23 @@ log = logging.getLogger(__name__)
 
 # In a check the script ends where a pipeline would run in its own process.
 _REST = "what the script does after a pipeline that runs here was not looked at"
-_launch = threading.local()
+_launch: ContextVar[ClearmlSettings | None] = ContextVar("launch", default=None)
 _checked: set[str] = set()
 
 
 @contextmanager
 def already_checked(settings: ClearmlSettings) -> Iterator[None]:
     """Let this thread enqueue what was checked already with *settings*, within the block."""
-    before = current_settings()
-    _launch.settings = settings
+    token = _launch.set(settings)
     try:
         yield
     finally:
-        _launch.settings = before
+        _launch.reset(token)
 
 
 def current_settings() -> ClearmlSettings | None:
     """The settings with which this thread enqueues what was checked already, or None."""
-    return getattr(_launch, "settings", None)
+    return _launch.get()
 
 
 def judge(
@@ -75,7 +75,7 @@ def judge(
     Raises:
         UnsafePipelineError: the pipeline must not be launched.
     """
-    if settings.check_only:
+    if settings.check_server:
         exit_after_check(result, settings)
     decision = decide(result, settings, applicable)
     if isinstance(decision, Refuse):
@@ -179,7 +179,7 @@ def _check_in_turn(pipeline: Any, queue: str, settings: ClearmlSettings, instanc
     def check(*, alone: bool = False) -> Result:
         return check_live(plan, queue, settings, instances=instances, alone=alone)
 
-    if not settings.wait_s or settings.check_only or task is None:
+    if not settings.wait_s or settings.check_server or task is None:
         return check()
     if (result := check(alone=True)).answer is not Answer.SAFE:
         return result  # waiting would not help
@@ -308,14 +308,14 @@ def before_first_step(pipeline: Any, settings: ClearmlSettings) -> None:
     if task is None or (current_settings() and not on_agent):
         return
     if sdk.runs_steps_here(pipeline):
-        if settings.check_only:  # it waits in no queue
+        if settings.check_server:  # it waits in no queue
             safe = Result(target=str(task.name), answer=Answer.SAFE, notes=(_REST,))
             exit_after_check(safe, settings)
         return
     sdk.reroute(pipeline, sdk.remembered_queues(pipeline))
     plan, accepted = plan_of_controller(pipeline), sdk.was_accepted(task)
     result = check_live(plan, None, settings, own_task=str(task.id), alone=accepted)
-    if settings.check_only:
+    if settings.check_server:
         result = dataclasses.replace(result, notes=(*result.notes, _REST))
     _checked.add(str(task.id))
     if on_agent and result.answer is Answer.UNKNOWN:

@@ -7,6 +7,7 @@ that asks for the guard itself instead of having the SDK patched.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ def enqueue_guard(original: Any) -> Any:
         number = task if isinstance(task, str) else str(task.id)
         given = None if isinstance(task, str) else task
         settings = load_settings()
-        if settings.check_only:
+        if settings.check_server:
             return report_enqueue(number, str(queue_name or queue_id), settings)
         other = before_enqueue(number, queue_name or queue_id, settings, task=given)
         if other is not None:
@@ -57,9 +58,28 @@ def enqueue_guard(original: Any) -> Any:
     return classmethod(enqueue)
 
 
+def session_guard(original: Any) -> Any:
+    """``Session.__init__`` that asks the check's server, whatever server a checked script names."""
+    address = load_settings().check_server
+    if not address:
+        return original
+    from clearml.backend_api.session.defs import ENV_HOST
+
+    ENV_HOST.set(address)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def connect(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs)
+        given.arguments["host"] = address
+        original(*given.args, **given.kwargs)
+
+    return connect
+
+
 def local_job_guard(original: Any) -> Any:
     """``LocalClearmlJob.launch`` that runs no step of a script which is only checked."""
-    if not load_settings().check_only:
+    if not load_settings().check_server:
         return original
 
     @functools.wraps(original)
@@ -71,13 +91,11 @@ def local_job_guard(original: Any) -> Any:
 
 def debug_guard(original: Any) -> Any:
     """``PipelineDecorator.debug_pipeline`` that runs no step of a script which is only checked."""
-    if not load_settings().check_only:
+    if not load_settings().check_server:
         return original
 
-    def debug_pipeline(cls: Any) -> None:
-        cls.run_locally()  # sub-processes: `controller_guard` stands before the first
-
-    return classmethod(debug_pipeline)
+    # Sub-processes instead: `controller_guard` stands before the first.
+    return classmethod(lambda cls: cls.run_locally())
 
 
 def start_guard(original: Any) -> Any:

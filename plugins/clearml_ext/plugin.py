@@ -32,6 +32,8 @@ _ROWS = (  # name, target, reason, test, upstream's report
      " steps of an aborted controller still run"), _CLONES, 1640),
     ("local-job-guard", "clearml.automation.job:LocalClearmlJob.launch",
      "a script that is only checked runs its steps as sub-processes", _SCRIPTS, None),
+    ("session-guard", "clearml.backend_api.session.session:Session.__init__",
+     "a script that is only checked writes to the server that it names itself", _SCRIPTS, None),
     ("debug-guard", "clearml.automation.controller:PipelineDecorator.debug_pipeline",
      "a script that is only checked runs its steps as functions", _SCRIPTS, None),
 )  # fmt: skip

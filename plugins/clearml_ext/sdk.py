@@ -35,7 +35,7 @@ def connection() -> dict[str, Any]:
     key = ENV_ACCESS_KEY.get() or config_obj.get("api.credentials.access_key", "")
     secret = ENV_SECRET_KEY.get() or config_obj.get("api.credentials.secret_key", "")
     return {
-        "host": str(Session.get_api_server_host()),
+        "host": str(Session.get_api_server_host() if session is None else session.host),
         "verify": config_obj.get("api.verify_certificate", True),
         "token": token,
         "key": "" if token else str(key or ""),

@@ -36,7 +36,8 @@ class ClearmlSettings:
         check_timeout_s: how long ``check SCRIPT`` lets the script run before it reaches its
             pipelines. Scripts import frameworks and read their data first, which takes minutes
             where both are on a share.
-        check_only: whether a pipeline is only checked, and its process ended: how ``check
+        check_server: if set, pipelines are only checked, and the script asks this server, whatever
+            server it names; its process ends where a pipeline would run in it. How ``check
             script.py`` works.
         report: file to add results of checks and refusals to, for the command line that waits
             for them.
@@ -53,7 +54,7 @@ class ClearmlSettings:
     capacity: Path | None = None
     agents: Path | None = None
     check_timeout_s: float = 300.0
-    check_only: bool = False
+    check_server: str = ""
     report: Path | None = None
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ _PARTS = {
 _CLONED = ("name", "type", "script", "hyperparams", "configuration", "container", "execution",
            "tags", "system_tags", "project", "comment")  # fmt: skip
 # Requests that read by their names only.
-_WRITES = frozenset({"queues.get_next_task", "auth.get_credentials_for_user"})
+_WRITES = frozenset({"queues.get_next_task", "auth.get_credentials_for_user", "tasks.ping"})
 _STATUS = {
     "started": "in_progress", "stopped": "stopped", "stop": "stopped", "completed": "completed",
     "failed": "failed", "close": "closed", "publish": "published", "reset": "created",
@@ -56,7 +56,7 @@ class PretendedServer:
         self.client, self.queues = client, queues
         self.tasks: dict[str, dict[str, Any]] = {}
         self.enqueued: list[tuple[str, str]] = []
-        self._projects: dict[str, dict[str, Any]] = {}
+        self._others: dict[str, dict[str, Any]] = {}  # projects, models, queues
         self._lock = threading.Lock()  # a script has threads, and processes of its own
 
     def answer(self, path: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,32 +72,36 @@ class PretendedServer:
             with self._lock:
                 return self._write_task(action, request)
         number = uuid.uuid4().hex
-        if service == "projects" and action == "create":
-            self._projects[number] = {"id": number, "system_tags": [], **request}
+        with self._lock:
+            if action == "create":
+                self._others[number] = {"system_tags": [], **request, "id": number}
+            else:
+                known = self._others.get(str(request.get(service.removesuffix("s"))), {})
+                known.update(request)
         return {"id": number, "updated": 1, "fields": {}, "added": 1, "errors": 0,
                 "errors_info": {}}  # fmt: skip
 
     def _read(
         self, path: str, service: str, action: str, request: Mapping[str, Any]
     ) -> dict[str, Any]:
-        known, text = {**self.tasks, **self._projects}, str(request)
+        text = str(request)
+        others = [row for number, row in self._others.items() if number in text]
         if action == "login" and self.client is not None:
             # What the SDK reads in it, without the signature that the server would accept.
             return {"token": ".".join([*self.client.token().split(".")[:2], "none"])}
-        if not any(number in text for number in known):
+        if service != "tasks" and others:
+            return {service: others, service.removesuffix("s"): others[0]}
+        if not any(number in text for number in (*self.tasks, *self._others)):
             if self.client is not None:
                 return self.client.call(path, request)
             return self._nothing(service, action, self.queues)
-        if service == "projects":
-            found = self._projects.get(str(request.get("project")))
-            return {"project": found, "projects": [found] if found else []}
         if service != "tasks":
             return {}
         with self._lock:
             rows = self._read_tasks(action, request)
-        others = [each for each in request.get("id") or () if each not in self.tasks]
-        if action.startswith("get_all") and others and self.client is not None:
-            rows["tasks"] += self.client.call(path, {**request, "id": others}).get("tasks") or []
+        left = [each for each in request.get("id") or () if each not in self.tasks]
+        if action.startswith("get_all") and left and self.client is not None:
+            rows["tasks"] += self.client.call(path, {**request, "id": left}).get("tasks") or []
         return rows
 
     @staticmethod
@@ -137,6 +141,9 @@ class PretendedServer:
         elif action == "edit_hyper_params":
             for entry in request.get("hyperparams") or []:
                 task["hyperparams"].setdefault(entry["section"], {})[entry["name"]] = entry
+        elif action == "add_or_update_artifacts":
+            kept = [*task["execution"]["artifacts"], *request["artifacts"]]
+            task["execution"]["artifacts"] = list({each["key"]: each for each in kept}.values())
         elif action == "edit_configuration":
             for entry in request.get("configuration") or []:
                 task["configuration"][entry["name"]] = entry

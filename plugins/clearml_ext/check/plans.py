@@ -22,6 +22,7 @@ from clearml_ext.server.tasks import (
     queues_of_automation,
     steps_on_task,
 )
+from clearml_ext.server.workers import value_at
 from clearml_ext.topology.labels import take_slots
 from mlops_ext.queues.check import Pipeline, Step, Worker
 
@@ -146,8 +147,7 @@ def plan_of_waiting_task(
 
 
 def _parameter(sections: Mapping[str, Any], section: str, name: str) -> object:
-    entry = (sections.get(section) or {}).get(name)
-    found: object = entry.get("value") if isinstance(entry, dict) else entry
+    found: object = value_at(sections, section, name)
     return None if found in ("", "None") else found
 
 

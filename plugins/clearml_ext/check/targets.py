@@ -49,11 +49,10 @@ def check_task(task: str, settings: ClearmlSettings, queue: str | None = None) -
         return _unknown(task, f"task {task} is no pipeline's controller on {client.shown}")
     plan = plan_of_task(document)
     snapshot = take_snapshot(client, settings, plan.base_tasks)
-    given = str((document.get("execution") or {}).get("queue") or "")
     own = task if task in snapshot.running else None
     if own is None and document.get("status") != Status.QUEUED:
         plan = from_the_start(plan)
-    target = queue or given or settings.services_queue
+    target = queue or (document.get("execution") or {}).get("queue") or settings.services_queue
     return check_plan(plan, target, snapshot, settings, client=client, own_task=own)
 
 
@@ -89,11 +88,14 @@ def check_script(
     pretended = PretendedServer(client, written_down(agents).names if agents else ())
     with tempfile.TemporaryDirectory(prefix="mlops-ext-") as folder, serve(pretended) as address:
         report = Path(folder) / "results.jsonl"
-        environment = guarded_environment(report=report, check_only=True, fix=False, agents=agents)
+        environment = guarded_environment(
+            report=report, check_server=address, fix=False, agents=agents
+        )
         # The script gets no credentials: all that it can ask is the pretended server.
         none = {"CLEARML_API_ACCESS_KEY": "none", "CLEARML_API_SECRET_KEY": "none"}
         hosts = {"CLEARML_FILES_HOST": f"file://{folder}", "CLEARML_API_HOST": address}
         environment |= none | hosts
+        environment.pop("CLEARML_AUTH_TOKEN", None)
         for name in ("no_proxy", "NO_PROXY"):
             environment[name] = f"{environment.get(name, '')},127.0.0.1".lstrip(",")
         try:
@@ -170,6 +172,5 @@ def _require_server(settings: ClearmlSettings) -> Client | None:
         return None
     client = Client.from_configuration(settings.timeout_s)
     take_snapshot(client, settings)
-    running = {"type": ["controller"], "status": [Status.IN_PROGRESS], "only_fields": ["id"]}
-    client.rows("tasks.get_all", running, "tasks")
+    client.tasks(["id"], type=["controller"], status=[Status.IN_PROGRESS])
     return client

@@ -11,7 +11,7 @@ import email.utils
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -24,10 +24,11 @@ from clearml_ext.sdk import connection
 _HIDDEN = "***"
 # Characters in JSON that turn the text around them, or that steer a terminal.
 _HOSTILE = re.compile(
-    r"\\\\|\\u(?:00[01][0-8b-f]|00[78][0-9a-f]|009[0-9a-f]|061c|200[ef]|202[a-e]|206[6-9])"
-    "|[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]",
+    r"\\\\|\\u(?:00[01][0-8b-f]|00[78][0-9a-f]|009[0-9a-f]|061c|200[ef]|202[89a-e]|206[6-9])"
+    "|[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]",
     re.IGNORECASE,
 )
+_WHERE = "nothing was enqueued; is it the API server's address?"
 # Rows that the server gives at most unless a request asks for more.
 _PAGE = 500
 # Rows to ask for from a server that scrolls: ten times the largest number known.
@@ -110,6 +111,15 @@ class Client:
             more = {"page": page, "page_size": _PAGE}
         raise self._error("answered in a form that is not known", "is it a ClearML server?")
 
+    def tasks(self, fields: Sequence[str], **wanted: object) -> list[dict[str, Any]]:
+        """Fetch *fields* of all tasks that are as *wanted*, hidden ones too.
+
+        Raises:
+            ServerError: no answer, or not one that can be used.
+        """
+        request = {**wanted, "only_fields": list(fields), "search_hidden": True}
+        return self.rows("tasks.get_all", request, "tasks")
+
     def hand_over(self, controller: str) -> dict[str, object]:
         """Return what another process of this machine needs to ask the same server.
 
@@ -191,16 +201,11 @@ class Client:
             words = f"answered {endpoint} with {status}"
             if text:
                 words += f" ({self._clean(text)[:150]})"
-            known = (
-                "is it the API server's address?"
-                if status == HTTPStatus.NOT_FOUND
-                else "see its log"
-            )
-            raise self._error(words, f"nothing was enqueued; {known}", status)
+            advice = "nothing was enqueued; see its log"
+            raise self._error(words, _WHERE if status == HTTPStatus.NOT_FOUND else advice, status)
         if not isinstance(data, dict):
             raise self._error(
-                f"answered {endpoint} with something that is not the ClearML API",
-                "nothing was enqueued; is it the API server's address?",
+                f"answered {endpoint} with something that is not the ClearML API", _WHERE
             )
         return data
 

@@ -164,9 +164,7 @@ def written_down(path: Path) -> Snapshot:
 
 def fetch_tasks(client: Client, task_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
     """Fetch the documents of *task_ids* by id, with the fields that checks need."""
-    wanted = {"id": list(task_ids), "only_fields": _FIELDS, "search_hidden": True}
-    rows = client.rows("tasks.get_all", wanted, "tasks")
-    return {str(row["id"]): row for row in rows}
+    return {str(row["id"]): row for row in client.tasks(_FIELDS, id=list(task_ids))}
 
 
 def _entry_id(entry: Mapping[str, Any]) -> str:

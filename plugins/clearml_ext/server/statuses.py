@@ -17,5 +17,6 @@ class Status(str, enum.Enum):
     PUBLISHED = "published"
 
 
-# Those of a task that has not ended.
-LIVE = frozenset({Status.CREATED, Status.QUEUED, Status.IN_PROGRESS})
+# Those of a task that has not started, and of one that has not ended.
+WAITING = frozenset({Status.CREATED, Status.QUEUED})
+LIVE = WAITING | {Status.IN_PROGRESS}

@@ -19,7 +19,7 @@ from clearml_ext.sdk import steps_of
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot
 from clearml_ext.server.statuses import LIVE, Status
-from clearml_ext.server.workers import parse_time
+from clearml_ext.server.workers import parse_time, value_at
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +82,12 @@ def queues_of_automation(document: Mapping[str, Any]) -> tuple[str, ...]:
             continue
         if isinstance(jobs, list):
             found += [each.get("queue") for each in jobs if isinstance(each, dict)]
-    options = (document.get("hyperparams") or {}).get("General") or {}
-    entry = options.get("opt/execution_queue")
-    found.append(entry.get("value") if isinstance(entry, dict) else entry)
+    found.append(value_at(document, "hyperparams", "General", "opt/execution_queue"))
     return tuple(dict.fromkeys(str(each) for each in found if each))
 
 
 def _configuration(document: Mapping[str, Any], section: str) -> str:
-    entry = (document.get("configuration") or {}).get(section)
-    text = entry.get("value") if isinstance(entry, dict) else None
+    text = value_at(document, "configuration", section)
     return text if isinstance(text, str) else ""
 
 
@@ -127,10 +124,8 @@ def steps_on_task(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         PlanError: they cannot be read.
     """
-    entry = (document.get("configuration") or {}).get("Pipeline") or {}
-    text = entry.get("value") if isinstance(entry, dict) else None
     try:
-        dag = json.loads(text) if text else {}
+        dag = json.loads(_configuration(document, "Pipeline") or "{}")
         steps = {str(name): dict(fields) for name, fields in dag.items()}
     except (ValueError, TypeError, AttributeError) as error:
         name = str(document.get("name") or document["id"])
@@ -196,16 +191,10 @@ def pipeline_tasks(
             seconds later.
     """
     own_fields = _FIELDS if launched is not None else _FIELDS + _PLAN_FIELDS
-    more = {"search_hidden": True}
-    rows = client.rows(
-        "tasks.get_all", {"id": [controller], "only_fields": own_fields, **more}, "tasks"
-    )
-    own = rows[0] if rows else {}
+    own = next(iter(client.tasks(own_fields, id=[controller])), {})
     if launched is None:
         launched = launched_by_task(own)
-    children = client.rows(
-        "tasks.get_all", {"parent": controller, "only_fields": _FIELDS, **more}, "tasks"
-    )
+    children = client.tasks(_FIELDS, parent=controller)
     return own, [child for child in children if launched.includes(child)]
 
 
@@ -291,12 +280,9 @@ def reason_to_keep(client: Client, task: str, age_s: float) -> str:
     Raises:
         ServerError: the server does not answer.
     """
-    rows = client.rows(
-        "tasks.get_all", {"id": [task], "only_fields": _CONTENT, "search_hidden": True}, "tasks"
-    )
-    if not rows or client.server_time is None:
+    document = next(iter(client.tasks(_CONTENT, id=[task])), None)
+    if document is None or client.server_time is None:
         return "the server does not know it"
-    (document,) = rows
     began = client.server_time - dt.timedelta(seconds=age_s + _CLOCK_S)
     created = parse_time(document.get("created"))
     models = document.get("models") or {}

@@ -133,9 +133,16 @@ def said(row: Mapping[str, Any], key: str) -> list[str]:
     if isinstance(metadata, list):
         metadata = {each.get("key"): each for each in metadata}
     if key in metadata:
-        entry = metadata[key]
-        return [str(entry.get("value") if isinstance(entry, dict) else entry)]
+        return [str(value_at(metadata, key))]
     return _values(row.get("tags") or [], key)
+
+
+def value_at(document: Mapping[str, Any], *path: str) -> Any:
+    """The value of the entry at *path* of a task or a queue, or None: ``{"value": …}``, or bare."""
+    found: Any = document
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found.get("value") if isinstance(found, dict) else found
 
 
 def labels_said(row: Mapping[str, Any]) -> list[str]:
@@ -174,10 +181,8 @@ def _glue_workers(
     rows: Iterable[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]]
 ) -> set[str]:
     """Find the workers of the Kubernetes glue, which notes its queue on each task it takes."""
-    noted = set()
-    for document in tasks.values():
-        entry = ((document.get("hyperparams") or {}).get("properties") or {}).get("k8s-queue")
-        noted.add(entry.get("value") if isinstance(entry, dict) else entry)
+    place = ("hyperparams", "properties", "k8s-queue")
+    noted = {value_at(document, *place) for document in tasks.values()}
     found = set()
     for queue in noted - {None}:
         serving = [str(row["id"]) for row in rows if queue in _queues(row)]
@@ -192,9 +197,8 @@ def _autoscaled(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int | 
     """
     found: dict[str, list[int | None]] = {}
     for document in tasks.values():
-        entry = (document.get("configuration") or {}).get("General") or {}
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
-            kept = json.loads(entry.get("value") or "{}")
+            kept = json.loads(value_at(document, "configuration", "General") or "{}")
             if document.get("status") == Status.IN_PROGRESS and "resource_configurations" in kept:
                 for queue, resources in kept["queues"].items():
                     found[queue] = [sum(int(each[1]) for each in resources)]

@@ -37,18 +37,16 @@ def explain(task: Mapping[str, Any], snapshot: Snapshot, ancestors: Iterable[str
     if place is not None and HIDDEN_QUEUE in place:
         return Explanation(text=f"{name} waits for its pod: Kubernetes has not started it")
     if status == Status.CREATED:
-        text = f"{name} is in no queue: it could not be enqueued, or was taken out"
-        return Explanation(text=text, stuck=True)
+        return _stuck(f"{name} is in no queue: it could not be enqueued, or was taken out")
     if status != Status.QUEUED:
         return Explanation(text=f"{name} does not wait: it is {status}")
     given = str((task.get("execution") or {}).get("queue") or "")
     queue = place or snapshot.queue_name(given)
     if queue not in snapshot.queues.values():
-        text = f"{name} waits in a queue that no longer exists"
-        return Explanation(text=text, stuck=True)
+        return _stuck(f"{name} waits in a queue that no longer exists")
     if place is None:
-        text = f"{name} is queued for {queue}, but is not in it: reset it, and enqueue it again"
-        return Explanation(text=text, stuck=True)
+        why = f"is queued for {queue}, but is not in it: reset it, and enqueue it again"
+        return _stuck(f"{name} {why}")
     return _explain_queue(name, number, queue, snapshot, set(ancestors))
 
 
@@ -61,20 +59,22 @@ def _explain_queue(
     alive = [worker for worker in listed if worker.fresh]
     names = listing([worker.name for worker in alive])
     if not listed:
-        text = f"{waits}: no agent listens to it; start one: {command}"
-        return Explanation(text=text, stuck=True)
+        return _stuck(f"{waits}: no agent listens to it; start one: {command}")
     if not alive:
         seen = ", ".join(f"{each.name} (last seen {each.age_s:.0f} s ago)" for each in listed)
-        text = f"{waits}: its agents are dead: {seen}; start one: {command}"
-        return Explanation(text=text, stuck=True)
+        return _stuck(f"{waits}: its agents are dead: {seen}; start one: {command}")
     ahead = snapshot.entries.get(queue, ()).index(number)
     if ready := next((worker for worker in alive if snapshot.has_room(worker)), None):
         return Explanation(text=f"{waits}, with {ahead} before it: {ready.name} is free")
     held = [_holder(worker, snapshot, ancestors) for worker in alive]
     if all(held):
-        text = f"{waits}: nobody but {names} listens, and {', '.join(held)}; start another: "
-        return Explanation(text=f"{text}{command}", stuck=True)
+        why = f"nobody but {names} listens, and {', '.join(held)}; start another: {command}"
+        return _stuck(f"{waits}: {why}")
     return Explanation(text=f"{waits}, with {ahead} before it; busy with other tasks: {names}")
+
+
+def _stuck(text: str) -> Explanation:
+    return Explanation(text=text, stuck=True)
 
 
 def _holder(worker: LiveWorker, snapshot: Snapshot, ancestors: set[str]) -> str:

@@ -16,12 +16,13 @@ from rich.text import Text
 from clearml_ext.errors import ServerError
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import take_snapshot
-from clearml_ext.server.statuses import Status
+from clearml_ext.server.statuses import WAITING, Status
 from clearml_ext.server.tasks import pipeline_tasks
 from clearml_ext.settings import load_settings
 from clearml_ext.watchdog.explain import Explanation, explain
 from clearml_ext.watchdog.watchdog import PipelineMonitor
 from mlops_ext.errors import TopologyError
+from mlops_ext.retry import retry
 
 _COLOURS: dict[str, str] = {
     Status.COMPLETED: "green",
@@ -30,8 +31,8 @@ _COLOURS: dict[str, str] = {
     Status.FAILED: "bold red",
     Status.STOPPED: "red",
 }
-# Polls in a row that may fail: a server that restarts is away for some seconds.
-_MAX_FAILURES = 5
+# Polls after one that failed: a server that restarts is away for some seconds.
+_MORE_TRIES = 5
 
 
 def explain_task(task: str) -> list[Explanation]:
@@ -46,13 +47,9 @@ def explain_task(task: str) -> list[Explanation]:
     own, children = pipeline_tasks(client, task)
     if not own:
         raise TopologyError("the task", task, f"an id that {client.shown} knows")
-    waiting = [
-        child for child in children if child.get("status") in {Status.QUEUED, Status.CREATED}
-    ]
+    waiting = [child for child in children if child.get("status") in WAITING]
     if own.get("status") == Status.QUEUED:
         waiting.insert(0, own)
-    if not waiting:
-        return []
     snapshot = take_snapshot(client, settings)
     ancestors = [task, *filter(None, [str(own.get("parent") or "")])]
     return [explain(each, snapshot, ancestors) for each in waiting]
@@ -72,18 +69,16 @@ def watch_pipeline(task: str, *, as_json: bool = False, **given: object) -> bool
     console = Console()
     told: list[str] = []
     monitor = PipelineMonitor(client, task, settings, acts=settings.move, notify=told.append)
-    failures, last = 0, ""
+    pauses = [settings.interval_s] * _MORE_TRIES
+
+    def may_pass(error: Exception) -> bool:
+        return isinstance(error, ServerError) and error.is_transient and bool(monitor.own)
+
+    last = ""
     with Live(console=console, auto_refresh=False) if not as_json else nullcontext() as live:
         while True:
-            try:
-                runs = monitor.poll()
-                failures = 0
-            except ServerError as error:
-                failures += 1
-                if failures >= _MAX_FAILURES or not monitor.own or not error.is_transient:
-                    raise
-                runs = True
-            if not failures and not monitor.own:
+            runs = retry(monitor.poll, pauses=pauses, is_transient=may_pass)
+            if not monitor.own:
                 raise TopologyError("the task", task, f"an id that {client.shown} knows")
             if live is None:
                 line = json.dumps(_document(monitor, told), ensure_ascii=False)

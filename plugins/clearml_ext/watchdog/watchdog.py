@@ -12,7 +12,7 @@ from typing import Any
 from clearml_ext.sdk import nodes_of, own_task_id, start_of_job, stop_event_of, task_of
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot, take_snapshot
-from clearml_ext.server.statuses import Status
+from clearml_ext.server.statuses import WAITING, Status
 from clearml_ext.server.tasks import (
     Launched,
     fail_task,
@@ -117,7 +117,7 @@ class PipelineMonitor:
 
     def _is_overdue(self, child: Mapping[str, Any]) -> bool:
         number, status = str(child["id"]), child.get("status")
-        if status not in {Status.QUEUED, Status.CREATED}:
+        if status not in WAITING:
             self._since.pop(number, None)
             return False
         waited_s = self.clock() - self._since.setdefault(number, self.clock())

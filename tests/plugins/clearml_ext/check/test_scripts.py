@@ -6,6 +6,7 @@ import pytest
 import requests
 from tests.doubles.clearml.arrange import add_controller, add_worker, client_of, put_step
 from tests.doubles.clearml.lab import Lab
+from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY
 
 from clearml_ext.check.dry_run import PretendedServer, is_read, serve
 from clearml_ext.check.plans import plan_of_task
@@ -117,6 +118,34 @@ WAYS = {
         "work = lambda: Task.enqueue(Task.clone(sys.argv[1]), queue_name='default')\n"
         "atexit.register(work)\nthread = threading.Thread(target=work)\n"
         "thread.start()\nthread.join()"), "safe"),
+    "a_server_of_its_own": (
+        ("import os\nos.environ.update(CLEARML_API_HOST='REAL', CLEARML_API_ACCESS_KEY='KEY',\n"
+        "                  CLEARML_API_SECRET_KEY='SECRET')\n"
+        "HEAD\nmake('nightly', 'default').start(queue='services')"), "unsafe"),
+    "a_session_of_its_own": (
+        ("from clearml.backend_api import Session\n"
+        "own = Session(api_key='KEY', secret_key='SECRET', host='REAL')\n"
+        "own.send_request('tasks', 'enqueue', json={'task': sys.argv[1], 'queue': 'default'})\n"
+        "own.send_request('tasks', 'ping', json={'task': sys.argv[1]})"), "safe"),
+    "a_model_and_a_dataset": (
+        ("from clearml import Dataset, OutputModel\n"
+        "pathlib.Path('data').mkdir()\npathlib.Path('data/a.txt').write_text('a')\n"
+        "made = Dataset.create(dataset_name='numbers', dataset_project='lab')\n"
+        "made.add_files('data')\nmade.upload()\nmade.finalize()\n"
+        "model = OutputModel(task=own_task(), name='weights')\n"
+        "model.update_weights('data/a.txt')\nmodel.publish()\n"
+        "Task.current_task().execute_remotely(queue_name='default')"), "safe"),
+    "spawned": (
+        ("import multiprocessing\ndef work(base):\n"
+        "    Task.enqueue(Task.clone(base), queue_name='services')\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    child = context.Process(target=work, args=(sys.argv[2],))\n"
+        "    child.start()\n    child.join()"), "unsafe"),
+    "another_program": (
+        ("import os\nwords = 'from clearml import Task; '\n"
+        "words += 'Task.enqueue(Task.clone(%r), queue_name=%r)' % (sys.argv[2], 'services')\n"
+        "os.execv(sys.executable, [sys.executable, '-c', words])"), "unsafe"),
 }  # fmt: skip
 
 
@@ -145,16 +174,20 @@ def test_a_checked_script_creates_and_enqueues_nothing_whatever_it_does(lab, way
     pipeline = add_controller(lab.double, "inner", {"trial": "default"})
     kept = json.dumps(lab.store.tasks, default=str, sort_keys=True)
     projects, queues = dict(lab.store.projects), json.dumps(lab.store.queues, default=str)
+    values = {"sys.argv[1]": repr(base), "sys.argv[2]": repr(pipeline), "'REAL'": repr(lab.double.url),
+              "'KEY'": repr(ACCESS_KEY), "'SECRET'": repr(SECRET_KEY)}  # fmt: skip
+    text = text.replace("HEAD", HEAD) if "HEAD" in text else HEAD + text
+    for name, value in values.items():
+        text = text.replace(name, value)
     script = lab.folder / "script.py"
-    script.write_text(
-        HEAD + text.replace("sys.argv[1]", repr(base)).replace("sys.argv[2]", repr(pipeline)) + "\n"
-    )
+    script.write_text(f"{text}\n")
     result = lab.cli("check", "--json", script, MLOPS_EXT_CLEARML_CHECK_TIMEOUT_S="200")
     found = json.loads(result.stdout)
     assert found["verdict"] == verdict, (found, result.stderr)
     assert json.dumps(lab.store.tasks, default=str, sort_keys=True) == kept
     assert (lab.store.projects, json.dumps(lab.store.queues, default=str)) == (projects, queues)
     assert not (lab.folder / "step-ran").exists()
+    assert lab.double.count("tasks.ping") == 0
     if way in ("start_locally", "steps_here"):
         assert "after a pipeline that runs here was not looked at" in found["notes"][-1]
     if way == "two_pipelines":

@@ -10,6 +10,21 @@ from tests.doubles.clearml.lab import CLI, Lab
 pytest.importorskip("clearml")
 
 
+def restart(double, requests):
+    """Answer so many requests as a server that restarts does; returns a list of those left."""
+    left, plain = [None] * requests, double.misbehave
+
+    def away(handler, endpoint):
+        if not left:
+            return plain(handler, endpoint)
+        left.pop()
+        double.answer(handler, endpoint, 503, 0, "restarting", {})
+        return True
+
+    double.misbehave = away
+    return left
+
+
 @pytest.mark.parametrize(("end", "status"), [("completed", 0), ("failed", 1)])
 def test_watch_writes_one_object_for_each_change_and_ends_with_the_pipeline(tmp_path, end, status):
     with Lab(tmp_path) as lab:
@@ -32,6 +47,8 @@ def test_watch_writes_one_object_for_each_change_and_ends_with_the_pipeline(tmp_
             told = json.loads(process.stdout.readline())
             assert told["steps"] == [waits]
             assert "no agent listens to it" in told["messages"][0]
+            left = restart(lab.double, 3)
+            assert lab.wait(lambda _: not left)
             with lab.store.lock:
                 lab.store.take_out(step)
                 lab.store.tasks[step].update(status="completed", last_worker="a2")
@@ -40,7 +57,7 @@ def test_watch_writes_one_object_for_each_change_and_ends_with_the_pipeline(tmp_
             assert last["status"] == end
             assert last["steps"] == [{"step": "train", "status": "completed", "agent": "a2"}]
             assert last["messages"] == []
-            assert process.wait(60) == status
+            assert process.wait(600) == status
         finally:
             process.kill()
             process.wait()
