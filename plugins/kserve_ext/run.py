@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from types import CodeType
 from typing import Any
 
 from kserve_ext import releases
@@ -34,7 +35,7 @@ starting: ContextVar[Run | None] = ContextVar("starting", default=None)
 """The run whose server is being started in this context."""
 
 STOPS = ("kserve.model_server", "kserve_ext.server")
-"""Where a ``stop`` is defined that needs no call: KServe's, which our patch wraps, and ours."""
+"""Modules of classes whose ``stop`` needs no call: KServe's, which our patch wraps, and ours."""
 NOTEBOOK_EXIT_S = 4.5  # Jupyter kills a kernel 5 s after it has asked it to end
 
 Upstream = Callable[[Any, Any], None]
@@ -84,12 +85,13 @@ class Run:
 
     async def _call_own_stop(self, number: int) -> None:
         """Call ``stop`` of the user's subclass as KServe's handler does: at the first signal."""
-        stop = self.server.stop
-        if self.stop_called or getattr(stop, "__module__", "") in STOPS:
+        classes = [each for each in type(self.server).__mro__ if each.__module__ in STOPS]
+        known = [vars(each).get("stop") for each in classes]
+        if self.stop_called or inspect.getattr_static(self.server, "stop") in known:
             return
         self.stop_called = True
         try:
-            result = stop(number)
+            result = self.server.stop(number)
             if inspect.isawaitable(result):
                 await result
         except SystemExit as error:  # the status that the user wants, once all is drained
@@ -186,10 +188,20 @@ def _goes_without(cls: type) -> bool:
     """Whether a user's class has a ``_serve``, and no method whose code gets to KServe's."""
     owners = [vars(each) for each in cls.__mro__ if "_serve" in vars(each)]
     for own in owners[:-1]:  # the last is KServe's
-        codes = [getattr(inspect.unwrap(each), "__code__", None) for each in own.values()]
-        if not any(code and "_serve" in code.co_names for code in codes):
+        codes = {
+            name: getattr(inspect.unwrap(each), "__code__", None) for name, each in own.items()
+        }
+        serve = codes["_serve"]
+        # What a decorator has made calls something that is not seen here.
+        is_plain = serve is not None and set(serve.co_freevars) <= {"__class__"}
+        if is_plain and not any(code and _mentions_serve(code) for code in codes.values()):
             return True
     return False
+
+
+def _mentions_serve(code: CodeType) -> bool:
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return "_serve" in (*code.co_names, *code.co_consts) or any(map(_mentions_serve, inner))
 
 
 def _start_beside(

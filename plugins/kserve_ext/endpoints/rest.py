@@ -15,7 +15,7 @@ from typing import Any
 from kserve_ext.shutdown.drain import Drain, Endpoint
 from mlops_ext.versions import in_range, installed_version
 
-log = logging.getLogger("uvicorn.error")  # for the lines that uvicorn itself writes there
+log = logging.getLogger("uvicorn.error")  # for the line that uvicorn itself writes there
 
 Around = Callable[[Awaitable[None]], Awaitable[None]]
 
@@ -119,4 +119,3 @@ class RestEndpoint(Endpoint):
             await server.lifespan.shutdown()
         finally:
             self._served.set()
-        log.info("Finished server process [%d]", os.getpid())

@@ -94,8 +94,7 @@ class WorkersEndpoint(Endpoint):
         self._sockets = sockets
         drain.counts = Counts(multiprocessing.RawArray("q", (count + 1) * WIDTH))
         self.workers: list[_Worker] = []
-        self._finish = False
-        self._failures = 0
+        self._finish, self._failures = False, 0
         drain.on_not_ready.append(self._announce)
         drain.on_kill.append(self._kill_all)
 

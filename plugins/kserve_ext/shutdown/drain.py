@@ -100,8 +100,7 @@ class Drain:
     ) -> None:
         self.settings = settings or KServeSettings()
         self.state = Shutdown(limits=self.settings.limits)
-        self.ending = False
-        self.refusing = False
+        self.ending = self.refusing = False
         self.counts = Counts()
         self.bystanders: weakref.WeakSet[Any] = weakref.WeakSet()
         self.reloads: dict[str, asyncio.Event] = {}
@@ -238,15 +237,14 @@ class Drain:
         )  # fmt: skip
 
     def _kill(self) -> None:
-        if not self._may_kill:
-            log.error("shutdown is past its last deadline; the process is not ours to end")
-            self.drained.set()
-            self.finished.set()
-            return
         # By a thread, which may hang: another may hold the lock of the log, or nobody may read it.
         telling = threading.Thread(target=self._tell_kill, daemon=True)
         telling.start()
         telling.join(LONGEST_TELL_S)
+        if not self._may_kill:  # the process is not ours to end
+            self.drained.set()
+            self.finished.set()
+            return
         for callback in self.on_kill:
             with contextlib.suppress(Exception):  # nothing may keep the process now
                 callback()

@@ -42,11 +42,6 @@ def is_interactive() -> bool:
     return hasattr(sys, "ps1") or "get_ipython" in vars(__import__("builtins"))
 
 
-def is_orchestrated() -> bool:
-    """Whether this process is PID 1 or runs in Kubernetes, where signals are repeated."""
-    return os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in environment()
-
-
 def is_main_thread() -> bool:
     """Whether this is the thread that may set handlers."""
     return threading.current_thread() is threading.main_thread()
@@ -87,14 +82,11 @@ class SignalHandlers:
         self.interrupting = True
         self.ignored: frozenset[int] = frozenset()
         self._previous: dict[signal.Signals, Any] = {}
-        self.passive = False
-        self._interrupted = False
-        self._original_fd = -1
-        self._loop_fd = -1
+        self.passive = self._interrupted = False
+        self._original_fd = self._loop_fd = -1
         self._seen: Counter[tuple[int, bool]] = Counter()
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        self._owner = os.getpid()
         self._thread = threading.Thread(target=self._run, name="kserve-ext-signals", daemon=True)
 
     def open(self) -> None:
@@ -157,7 +149,7 @@ class SignalHandlers:
 
     def release_in_child(self) -> None:
         """After a fork: handlers are inherited, the thread is not, the sockets are shared."""
-        if os.getpid() != self._owner and not self.passive:
+        if not self.passive:
             self.passive = True
             self._restore()
 
@@ -225,4 +217,6 @@ class SignalHandlers:
         wanted = self.drain.settings.second_signal
         if wanted == "ignore" or number == SIGHUP:
             return False
-        return wanted == "end" or number == signal.SIGINT or not is_orchestrated()
+        # Kubelets, sidecars and process managers repeat themselves.
+        repeated = os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in environment()
+        return wanted == "end" or number == signal.SIGINT or not repeated

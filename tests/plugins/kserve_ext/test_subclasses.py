@@ -73,6 +73,74 @@ def run_script(folder, code, timeout=120):
     )  # fmt: skip
 
 
+DECORATED = """
+import functools
+
+def traced(function):
+    async def inner(*arguments):
+        return await function(*arguments)
+    return inner
+
+class Held:
+    def __init__(self, function):
+        self.function = function
+    def __get__(self, one, cls=None):
+        return functools.partial(self.function, one)
+
+class Nested(ModelServer):
+    async def _serve(self):
+        async def inner():
+            await super(Nested, self)._serve()
+        await inner()
+
+class Traced(ModelServer):
+    @traced
+    async def _serve(self):
+        await super()._serve()
+
+class HeldOne(ModelServer):
+    @Held
+    async def _serve(self):
+        await super()._serve()
+
+class ByName(ModelServer):
+    async def _serve(self):
+        await getattr(super(), "_serve")()
+
+class Without(ModelServer):
+    async def _serve(self):
+        await asyncio.gather(*self.servers)
+"""
+
+
+@pytest.mark.skipif(not HAS_SERVE, reason="since 0.15")
+def test_a_serve_is_without_ours_only_if_it_surely_does_not_get_there():
+    from kserve import ModelServer
+
+    names = {"ModelServer": ModelServer, "asyncio": asyncio}
+    exec(DECORATED, names)  # written above
+    without = {name for name, each in names.items() if isinstance(each, type) and name != "Held"
+               and run._goes_without(each)}  # fmt: skip
+    assert without == {"Without"}
+
+
+@pytest.mark.integration
+def test_a_stop_that_a_decorator_has_named_as_kserve_s_own_is_called(tmp_path):
+    body = """
+    def told(function):
+        import functools
+        @functools.wraps(function)
+        def stop(self, sig=None):
+            script.tell("own stop")
+            return function(self, sig)
+        return stop
+    stop = told(script.Told.stop)
+"""
+    answer, status, stopped, _ = asyncio.run(ended(tmp_path, "subclass", body))
+    assert (answer, status, len(stopped)) == (1, 0, 2)
+    assert any("own stop" in path.read_text() for path in tmp_path.glob("events-*"))
+
+
 @pytest.mark.integration
 def test_one_server_starts_again_after_its_end_and_never_while_it_runs(tmp_path):
     http_port, grpc_port = free_ports()
