@@ -57,18 +57,16 @@ def _apply() -> None:
 
 
 def backend_factory(original: object) -> Any:
-    """What takes the place of *original*, which is nothing, in joblib's table of backends."""
-    del original
-    begun = sys.modules.get("joblib_ext.backend")
-    if begun is not None and not hasattr(begun, "SharedStoreBackend"):
-        return _make_backend  # it was imported before joblib, which it is importing right now
-    from joblib_ext.backend import SharedStoreBackend
+    """What takes the place of *original*, which is nothing, in joblib's table of backends.
 
-    return SharedStoreBackend
+    joblib only calls it. The backend is imported then: it may be what is importing joblib now.
+    """
+    del original
+    return _make_backend
 
 
 def _make_backend() -> Any:
-    """A new backend: joblib only calls what stands in its table."""
+    """A new backend."""
     from joblib_ext.backend import SharedStoreBackend
 
     return SharedStoreBackend()

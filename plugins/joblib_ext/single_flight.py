@@ -52,15 +52,22 @@ class _Watch:
 
     def is_dead(self, record: LeaseRecord) -> bool:
         """Whether the owner is gone, or has been silent for its lease."""
-        owner = record.owner()
+        owner, is_silent = record.owner(), self.is_silent(record)
+        return owner is Liveness.DEAD or (owner is Liveness.UNKNOWN and is_silent)
+
+    def is_silent(self, record: LeaseRecord) -> bool:
+        """Whether the owner has not renewed the lease for as long as it may."""
         now = self.clock()
-        if owner is Liveness.DEAD:
-            return True
-        renewals, since = self.seen.get(record.token, (None, now))
-        if owner is Liveness.ALIVE or renewals != record.renewals:
+        if self.seen.get(record.token, (None, now))[0] != record.renewals:
             self.seen[record.token] = record.renewals, now
+        return now - self.seen[record.token][1] > record.lease_s
+
+    def is_in_vain(self, record: LeaseRecord, store: Store) -> bool:
+        """Whether a living owner is silent because the store takes no result, nor its release."""
+        if not self.is_silent(record):
             return False
-        return now - since > record.lease_s
+        del self.seen[record.token]
+        return not store.can_be_written()
 
 
 def acquire_or_wait(
@@ -131,9 +138,9 @@ def _step(
     own = store.resume(slot, view)
     if own is not None or _would_deadlock(slot.path):
         return own or Refusal.NOT_POSSIBLE
-    if _is_ours(slot.path, view) or not watch.is_dead(view):
-        return Refusal.BY_OTHERS
-    return store.take_over(slot, view, watch.is_dead)
+    if not _is_ours(slot.path, view) and watch.is_dead(view):
+        return store.take_over(slot, view, watch.is_dead)
+    return Refusal.NOT_POSSIBLE if watch.is_in_vain(view, store) else Refusal.BY_OTHERS
 
 
 def _relieve(store: Store, slot: Slot, view: View, watch: _Watch) -> Lease | Refusal:
@@ -150,8 +157,8 @@ def _is_ours(path: str, record: LeaseRecord) -> bool:
 
 
 def _would_deadlock(path: str) -> bool:
-    """Whether the lease's owner is this thread, an ancestor, or waits for this thread."""
-    if leases.inherited(path):
+    """Whether the lease is left behind, or its owner is this thread or waits for it."""
+    if leases.is_left_behind(path):
         return True
     me = threading.get_ident()
     seen: set[str] = set()

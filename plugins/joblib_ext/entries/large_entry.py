@@ -44,28 +44,25 @@ class SignatureError(CorruptEntryError):
 class FileSource:
     """An open file, which is closed with this object."""
 
-    __slots__ = ("_descriptor",)
+    __slots__ = ("descriptor",)
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):  # some file systems report an earlier write here
-            os.close(self._descriptor)
+            os.close(self.descriptor)
 
     def fill(self, room: memoryview, position: int) -> int:
         """Read from the file."""
-        return os.preadv(self._descriptor, [room], position)
-
-    def descriptor(self) -> int:
-        """The file's own."""
-        return self._descriptor
+        return os.preadv(self.descriptor, [room], position)
 
 
 class MemorySource:
     """The bytes of an entry, in memory."""
 
     __slots__ = ("_data",)
+    descriptor = None
 
     def __init__(self, data: Buffer) -> None:
         self._data = memoryview(data)
@@ -75,10 +72,6 @@ class MemorySource:
         part = self._data[position : position + len(room)]
         room[: len(part)] = part
         return len(part)
-
-    def descriptor(self) -> int | None:
-        """There is none."""
-        return None
 
 
 Source = FileSource | MemorySource
@@ -165,7 +158,7 @@ class LargeEntry:
             CorruptEntryError: it does not verify.
         """
         header = self.header
-        descriptor = self._source.descriptor()
+        descriptor = self._source.descriptor
         if header.codec or not header.buffers or descriptor is None:
             return self.value()
         rows = self._table()

@@ -7,6 +7,7 @@ import hashlib
 import os
 import struct
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mlops_ext.processes.identity import Liveness, is_stopped, own_boot, own_host, start_of
 
@@ -32,7 +33,7 @@ class LeaseRecord:
         pid: the owner's process id there.
         lease_ms: how long the owner may be silent, as the owner has it.
         host: the end of the host's name, for people.
-        tag: in an object store, the object's tag: who swaps it out is its heir.
+        tag: in an object store, the object's tag: who swaps it out is its heir; else None.
     """
 
     token: bytes
@@ -42,10 +43,10 @@ class LeaseRecord:
     pid: int
     lease_ms: int
     host: bytes
-    tag: str = field(default="", compare=False)
+    tag: Any = field(default=None, compare=False)
 
     @classmethod
-    def parse(cls, data: bytes, tag: str = "") -> LeaseRecord | None:
+    def parse(cls, data: bytes, tag: Any = None) -> LeaseRecord | None:
         """The record that *data* is, or None."""
         if len(data) != _STRUCT.size or data[:8] != _MAGIC:
             return None

@@ -157,8 +157,8 @@ def decompress(data: Buffer, codec: str, length: int) -> bytes:
         "lz4": lambda: _lz4().LZ4FrameDecompressor(),
     }
     try:
-        given = bytes(data) if codec == "lz4" else data  # which takes no other buffer
-        out = makers.get(codec, lzma.LZMADecompressor)().decompress(given, length + 1)
+        # lz4 takes no other buffer than bytes
+        out = makers.get(codec, lzma.LZMADecompressor)().decompress(bytes(data), length + 1)
     except (zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"the {codec} stream is damaged: {error}") from error
     if len(out) != length:

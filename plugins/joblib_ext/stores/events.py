@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import logging
@@ -30,7 +29,6 @@ class Events:
     def __init__(self, folder: str, write: Callable[[str, bytes], object]) -> None:
         self._folder, self._write = folder, write
         self._warned: set[str] = set()
-        self.counts: collections.Counter[str] = collections.Counter()
         self.after_fork()
         follow_forks(self)
 
@@ -43,7 +41,6 @@ class Events:
     def note(self, kind: str, subject: str) -> None:
         """Count an event of *kind* about *subject*; it is kept where the store can be written."""
         with self._lock:
-            self.counts[kind] += 1
             if len(self._lines) < _MOST:
                 self._place = self._place or f"{self._folder}/{temp_name('events')[:-4]}.jsonl"
                 self._lines.append(json.dumps({"kind": kind, "subject": subject}) + "\n")

@@ -56,7 +56,7 @@ class Layout:
         leases: one file for each process that computes; its leases are links to it.
         events: notes of rare events, one file a process.
         claims: what one process does for all, such as house-keeping in this hour.
-        probes: objects made and removed to see whether a store keeps conditions.
+        probes: what is made and removed to see whether a store takes it, and keeps conditions.
     """
 
     def __init__(self, location: str) -> None:
@@ -65,10 +65,6 @@ class Layout:
         self.corrupt, self.leases = f"{self.root}/corrupt", f"{self.root}/leases"
         self.events, self.claims = f"{self.root}/events", f"{self.root}/claims"
         self.probes = f"{self.root}/probes"
-
-    def namespace(self, func_id: str, namespace: str) -> str:
-        """The folder of one version of a function."""
-        return f"{self.function(func_id)}/{namespace}"
 
     def function(self, func_id: str) -> str:
         """The folder of all versions of a function."""

@@ -224,6 +224,9 @@ def held_by_this_process(path: str) -> Lease | None:
     return _held.get(path)
 
 
-def inherited(path: str) -> bool:
-    """Whether this process was forked by one that held a lease on *path*."""
-    return path in _inherited
+def is_left_behind(path: str) -> bool:
+    """Whether a lease stands on *path* that no call of this process will end.
+
+    It is the lease of a process that this one was forked by, or the store refuses to remove it.
+    """
+    return path in _inherited or path in _unreleased

@@ -63,7 +63,7 @@ def open_large(
 
 
 def open_bytes(
-    data: Any, tag: str, path: str, binding: bytes, key: bytes | None
+    data: Any, tag: Any, path: str, binding: bytes, key: bytes | None
 ) -> Entry | LargeEntry | LeaseRecord | None:
     """What is valid in the bytes of a whole object."""
     if len(data) < SMALL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import json
+import os
 from collections import Counter
 from typing import NamedTuple
 from urllib.parse import quote
@@ -143,7 +144,7 @@ class BaseStore(abc.ABC):
 
     def version(self, func_id: str, namespace: str, code: str = "") -> CodeVersion:
         """The version of *func_id* that has this namespace."""
-        folder = self.layout.namespace(func_id, namespace) + "/"
+        folder = f"{self.layout.function(func_id)}/{namespace}/"
         return CodeVersion(func_id, namespace, folder, code)
 
     def versions(self, func_id: str) -> list[CodeVersion]:
@@ -164,6 +165,14 @@ class BaseStore(abc.ABC):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     counts[str(json.loads(line)["kind"])] += 1
         return counts
+
+    def can_be_written(self) -> bool:
+        """Whether something can be made in the store now; it is tried."""
+        probe = f"{self.layout.probes}/{os.urandom(8).hex()}"
+        is_made = self.create(probe)
+        if is_made:
+            self.remove(probe)
+        return is_made
 
     def claim(self, name: str) -> bool:
         """Whether this process is the first that asks for *name*; earlier names are dropped."""

@@ -49,7 +49,7 @@ class TestThreadsOfOneProcess:
             waiter = pool.submit(cached, 1)
             assert (owner.result(PATIENCE_S), waiter.result(PATIENCE_S)) == (1, 1)
         assert calls == [1]
-        assert not store.events.counts["takeover"]
+        assert not store.events_so_far()["takeover"]
 
     def test_a_waiter_does_not_resume_the_lease_of_a_thread_that_publishes(
         self, memory, monkeypatch

@@ -101,7 +101,7 @@ class EntryFiles(BaseStore):
             OSError: it could not be opened.
         """
         source = FileSource(os.open(path, READ))
-        return source, os.fstat(source.descriptor()).st_size
+        return source, os.fstat(source.descriptor).st_size
 
     def _is_damaged(self, path: str, binding: bytes) -> bool:
         """Whether what stands at *path* is neither a lease nor an entry that may be good."""

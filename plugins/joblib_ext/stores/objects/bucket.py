@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from joblib_ext.entries.entry import HEADER, token_of
 from joblib_ext.entries.lease_record import LeaseRecord
 from joblib_ext.settings import SharedOptions
 from joblib_ext.stores.events import Events
-from joblib_ext.stores.objects.client import Answer, Client, StoreError
+from joblib_ext.stores.objects.client import NO_TAG, Answer, Client, StoreError
 from joblib_ext.stores.objects.layout import ObjectLayout
 from joblib_ext.stores.objects.location import clean
 from joblib_ext.stores.objects.reading import fetch
@@ -55,7 +56,7 @@ class Bucket(BaseStore):
 
     def create(self, path: str) -> bool:
         """By a conditional create."""
-        return isinstance(self.client.put(self.object_key(path), b"1", "create"), str)
+        return not isinstance(self.client.put(self.object_key(path), b"1", "create"), Answer)
 
     def remove(self, path: str) -> None:
         """Remove an object."""
@@ -68,7 +69,7 @@ class Bucket(BaseStore):
             return 0
         return len(paths)
 
-    def head(self, path: str) -> tuple[bytes, str] | Answer:
+    def head(self, path: str) -> tuple[bytes, Any] | Answer:
         """The first bytes of an object, as many as a lease has, and its tag."""
         found = fetch(self.client, self.object_key(path), range=(0, HEADER.size))
         return found if isinstance(found, Answer) else (bytes(found[0]), found[1])
@@ -99,7 +100,7 @@ class Bucket(BaseStore):
         first = put(key, b"1", "create")
         if first is Answer.MISSING or first is Answer.FAILED:
             return None
-        answers = put(key, b"2", "create"), put(key, b"3", {"e_tag": '"0123456789abcdef"'})
+        answers = put(key, b"2", "create"), put(key, b"3", NO_TAG)
         self.client.delete([key])
         if Answer.FAILED in answers:
             return None

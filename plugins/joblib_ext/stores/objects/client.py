@@ -33,6 +33,8 @@ _FORKED = (
 )
 # Servers answer with whole documents; what is wrong stands at the beginning.
 _LONGEST = 600
+# The tag of no object.
+NO_TAG = {"e_tag": '"0123456789abcdef"', "version": "1"}
 # Keys of one bulk delete: the most that S3 takes.
 _BULK = 1000
 
@@ -75,26 +77,19 @@ class Client:
         text = redacted(self._error).partition(" Debug source")[0]
         return hide(text, self._secret)[:_LONGEST]
 
-    @property
-    def usable(self) -> bool:
-        """Whether asking makes sense: not in a child forked after a request, not after a failure.
-
-        obstore's threads do not follow a fork; a request of the child would never be answered.
-        """
-        if self._pid not in (None, os.getpid()):
-            self._error = None
-            return False
-        return time.monotonic() >= self._silent_until
-
     def get(self, key: str, **options: Any) -> Any:
         """Obstore's result of a GET, or an `Answer`; the body is not read yet."""
         return self.run(lambda obstore: obstore.get(self._store, key, options=options or None))
 
     def put(self, key: str, data: Any, mode: Any = "overwrite", *, quick: bool = False) -> Any:
-        """The new tag of the object, or an `Answer`. One atomic write, whatever *mode* says."""
+        """The new tag of the object, or an `Answer`. One atomic write, whatever *mode* says.
+
+        A tag is obstore's pair of e_tag and version, of which each cloud compares its own; as
+        *mode*, it is the one that the object must have.
+        """
         store = self._quick if quick else self._store
         parts = {} if mode == "overwrite" else {"use_multipart": False}  # a condition: one piece
-        return self.run(lambda obstore: obstore.put(store, key, data, mode=mode, **parts)["e_tag"])
+        return self.run(lambda obstore: tag_of(obstore.put(store, key, data, mode=mode, **parts)))
 
     def delete(self, keys: Sequence[str]) -> object:
         """None if the objects are gone, whether they were there or not."""
@@ -135,11 +130,17 @@ class Client:
         return answer
 
     def run(self, request: Callable[[Any], Any]) -> Any:
-        """What *request* brings, which is given obstore, or an `Answer`."""
+        """What *request* brings, which is given obstore, or an `Answer`.
+
+        Nothing is asked for a while after a failure, nor in a child forked after a request:
+        obstore's threads do not follow a fork, and the child would wait forever.
+        """
         import obstore
         from obstore import exceptions
 
-        if not self.usable:
+        is_forked = self._pid not in (None, os.getpid())
+        if is_forked or time.monotonic() < self._silent_until:
+            self._error = None if is_forked else self._error
             return Answer.FAILED
         self._pid = os.getpid()
         begun = time.monotonic()
@@ -155,6 +156,11 @@ class Client:
             if lasted_s > self._retry_s / 2:
                 self._silent_until = begun + lasted_s + _REST_S
             return Answer.FAILED
+
+
+def tag_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The tag in what obstore says of an object."""
+    return {name: found[name] for name in NO_TAG if found.get(name) is not None}
 
 
 def _retries(total_s: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from joblib_ext.entries.lease_record import LeaseRecord, own_record
 from joblib_ext.stores import leases
 from joblib_ext.stores.leases import Lease, Refusal
 from joblib_ext.stores.objects.bucket import Bucket
-from joblib_ext.stores.objects.client import Answer
+from joblib_ext.stores.objects.client import NO_TAG, Answer
 from joblib_ext.stores.store import Slot
 
 
@@ -30,7 +30,7 @@ class ObjectLease(Lease):
     __slots__ = ("_store", "lock", "lost", "tag")
 
     def __init__(self, store: Bucket, path: str) -> None:
-        self._store, self.tag, self.lost = store, "", False
+        self._store, self.tag, self.lost = store, NO_TAG, False
         self.lock = threading.Lock()
         self.record = own_record(leases.long_enough(store.options.lease_s))
         super().__init__(path, self)
@@ -46,7 +46,7 @@ class ObjectLease(Lease):
         """
         with self.lock:
             answer = self._put(self.record, mode)
-            if isinstance(answer, str):
+            if not isinstance(answer, Answer):
                 return True
             return None if answer is Answer.MISSING else self._is_mine()  # missing: no such bucket
 
@@ -64,12 +64,12 @@ class ObjectLease(Lease):
         return self._swap(self.record)
 
     def _swap(self, record: LeaseRecord) -> object:
-        return self._put(record, {"e_tag": self.tag}, quick=True)
+        return self._put(record, self.tag, quick=True)
 
     def _put(self, record: LeaseRecord, mode: object, *, quick: bool = False) -> object:
         key = self._store.object_key(self.path)
         answer = self._store.client.put(key, record.pack(), mode, quick=quick)
-        if isinstance(answer, str):
+        if not isinstance(answer, Answer):
             self.tag = answer
         return answer
 
@@ -95,7 +95,7 @@ class ObjectLease(Lease):
             answer = self._swap(tombstone)
             if answer is Answer.TAKEN and not self.lost and self._is_mine():
                 answer = self._swap(tombstone)
-            if isinstance(answer, str):
+            if not isinstance(answer, Answer):
                 return True
             return None if answer is Answer.FAILED else False
 
@@ -104,13 +104,13 @@ class ObjectLease(Lease):
         remove_written(self._store, self.path, self.tag)
 
 
-def remove_written(store: Bucket, path: str, tag: str) -> bool:
+def remove_written(store: Bucket, path: str, tag: Any) -> bool:
     """Swap what has this *tag* for a tombstone and delete that; an object store deletes anything.
 
     Whoever meets the tombstone between the two takes it over after a moment.
     """
     tombstone, key = own_record(0.0).ended().pack(), store.object_key(path)
-    if not isinstance(store.client.put(key, tombstone, {"e_tag": tag}, quick=True), str):
+    if isinstance(store.client.put(key, tombstone, tag, quick=True), Answer):
         return False
     return store.client.delete([key]) is None
 
@@ -132,7 +132,7 @@ def take_over(
     store: Bucket, slot: Slot, record: LeaseRecord, _is_dead: object = None
 ) -> Lease | Refusal:
     """A lease in place of *record*, that of a dead owner, if that still stands there."""
-    taken = acquire(store, slot, {"e_tag": record.tag})
+    taken = acquire(store, slot, record.tag)
     if isinstance(taken, Lease) and not record.is_over:
         store.events.note("takeover", slot.path)
     return taken

@@ -129,11 +129,11 @@ class ObjectStore(Bucket):
             self._noted.add(slot.version.folder)
             self.note_version(slot.version)
 
-    def _swap_in(self, path: str, data: Buffer, token: bytes, tag: str) -> None:
-        mode: Any = {"e_tag": tag}
+    def _swap_in(self, path: str, data: Buffer, token: bytes, tag: Any) -> None:
+        mode = tag
         for _ in range(_TRIES):
             answer = self.client.put(self.object_key(path), data, mode)
-            if isinstance(answer, str):
+            if not isinstance(answer, Answer):
                 return
             found = self.head(path)
             if found is Answer.MISSING:  # cleared meanwhile, or there is no such bucket
@@ -147,7 +147,7 @@ class ObjectStore(Bucket):
             elif answer is Answer.FAILED:
                 break
             else:
-                mode = {"e_tag": found[1]}
+                mode = found[1]
         raise StoreError(self.client.trouble)
 
     # -- many entries ---------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from joblib import Memory
-from tests.faults.nodes import need_fuse, shares
+from tests.faults.nodes import need_fuse, shares, wait_for
 
 import joblib_ext  # noqa: F401  # registers the backend
 from joblib_ext.entries.lease_record import LeaseRecord, own_record
 from joblib_ext.maintenance.find import find_store
 from joblib_ext.maintenance.garbage import collect_garbage
+from joblib_ext.stores import leases
 from joblib_ext.stores.files import takeover as _takeover
 from joblib_ext.stores.files.store import FileStore
 
@@ -285,3 +286,37 @@ def test_an_interrupt_while_taking_over_leaves_nothing_that_others_wait_for(stor
     assert processes.cached("other")(1) == 1
     assert calls == [1]
     assert not list(processes.place.rglob("takeover*"))
+
+
+@pytest.mark.timeout(120)
+def test_a_store_that_can_no_longer_be_written_leaves_nobody_waiting(tmp_path, monkeypatch):
+    """A disk is mounted read-only meanwhile: the owner, which lives, can neither publish nor go."""
+    calls, is_refusing = [], threading.Event()
+
+    def function(x):
+        calls.append(x)
+        if len(calls) == 1:
+            is_refusing.set()
+        return x
+
+    def refusing(real):
+        def call(path, *args, **more):
+            is_write = real is not os_open or (args and args[0] & (os.O_CREAT | os.O_WRONLY))
+            if is_refusing.is_set() and is_write:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+            return real(path, *args, **more)
+
+        return call
+
+    processes, os_open = Processes(tmp_path, function), os.open
+    owner, other = processes.cached("owner"), processes.cached("other")
+    for name in ("open", "link", "rename", "unlink", "mkdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert [owner(1), owner(1), other(1)] == [1, 1, 1]
+        assert calls == [1, 1, 1]
+        is_refusing.clear()
+        wait_for(lambda: not leases._unreleased)
+        assert [other(1), owner(1)] == [1, 1]
+    assert len(calls) == 4
