@@ -14,7 +14,7 @@ import pytest
 from joblib import expires_after
 from joblib._store_backends import CacheWarning
 from tests.faults.nodes import wait_for
-from tests.support.object_servers import access, anonymous_access
+from tests.support.object_servers import VersionsProxy, access, anonymous_access, versions_access
 
 from joblib_ext.entries.entry import build
 from mlops_ext.errors import SettingsError
@@ -271,6 +271,32 @@ def test_a_store_that_fails_while_it_is_tried_is_tried_again(make, proxy):
     proxy.spoil = lambda method, path: None
     store.client._silent_until = 0.0
     assert store.keeps_conditions()
+
+
+def test_where_a_write_names_a_version_one_computes(server, make, location, counted):
+    """As in Google's store, by obstore's own client for it."""
+    proxy = VersionsProxy(server)
+    options = {"storage_options": versions_access(proxy.address), "lease_s": 30.0}
+    where = location.replace("s3://", "gs://")
+
+    def f(x):
+        counted.calls += 1
+        if x < 0:
+            raise ValueError(x)
+        return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory = make(where, **options)
+        cached = memory.cache(f)
+        assert cached(1) == cached(1) == make(where, **options).cache(f)(1) == 1
+        assert memory.store_backend._runtime.store.keeps_conditions()
+        with pytest.raises(ValueError, match="-1"):
+            cached(-1)
+        memory.clear(warn=False)
+        assert not cached.check_call_in_cache(1)
+    assert counted.calls == 2
+    proxy.close()
 
 
 def test_two_versions_of_a_function_do_not_meet(make, tmp_path, monkeypatch):
