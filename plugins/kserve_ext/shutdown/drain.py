@@ -6,6 +6,7 @@ by `Drain.steps`. NOT_READY and KILL do not wait for the loop, which a model may
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import logging
@@ -105,7 +106,7 @@ class Drain:
         self.bystanders: weakref.WeakSet[Any] = weakref.WeakSet()
         self.reloads: dict[str, asyncio.Event] = {}
         self.endpoints: list[Endpoint] = []
-        self.drained, self.finished = threading.Event(), threading.Event()
+        self.drained, self.finished, self._told = (threading.Event() for _ in range(3))
         self.released = False
         self.on_not_ready: list[Callable[[Signal], None]] = []
         self.on_kill: list[Callable[[], None]] = []
@@ -235,12 +236,14 @@ class Drain:
             "shutdown: cut off after %.2f s, %d requests in flight; status %d",
             self.seconds(), self.counts.total(IN_FLIGHT), self.state.exit_status,
         )  # fmt: skip
+        self._told.set()
 
     def _kill(self) -> None:
         # By a thread, which may hang: another may hold the lock of the log, or nobody may read it.
-        telling = threading.Thread(target=self._tell_kill, daemon=True)
-        telling.start()
-        telling.join(LONGEST_TELL_S)
+        # `Thread.start` would wait for it, and so once more for Python's own lock.
+        with contextlib.suppress(RuntimeError):  # no thread can be started any more
+            _thread.start_new_thread(self._tell_kill, ())
+            self._told.wait(LONGEST_TELL_S)
         if not self._may_kill:  # the process is not ours to end
             self.drained.set()
             self.finished.set()

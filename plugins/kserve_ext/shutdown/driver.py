@@ -1,4 +1,4 @@
-"""The event loop's endpoint of a shutdown: run the servers, take the steps."""
+"""The event loop's side of a shutdown: run the servers, take the steps."""
 
 from __future__ import annotations
 

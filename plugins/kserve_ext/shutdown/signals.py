@@ -208,9 +208,8 @@ class SignalHandlers:
 
     def _is_ours(self, number: int) -> bool:
         """Whether our handler stands for *number*: the user may have set one since."""
-        if number in self.ignored or self.passive or number not in set(self._previous):
-            return False
-        return signal.getsignal(number) == self._handle
+        ours = number not in self.ignored and not self.passive and number in set(self._previous)
+        return ours and signal.getsignal(number) == self._handle
 
     def _insists(self, number: int) -> bool:
         """Whether *number* ends the process at once if it comes second."""

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -352,6 +354,30 @@ def test_a_model_that_blocks_the_loop_does_not_keep_the_process(tmp_path):
 
 
 @pytest.mark.integration
+def test_a_log_that_nobody_can_write_does_not_keep_the_process():
+    code = """
+import logging, signal
+from kserve_ext.shutdown.drain import Drain
+
+class Stuck(logging.Handler):
+    def emit(self, record):
+        print("told", record.getMessage(), flush=True)
+        while True:
+            signal.pause()
+
+logging.getLogger("kserve.graceful").addHandler(Stuck())
+drain = Drain()
+drain.signal(signal.SIGTERM)
+drain.clock = lambda: 1e9
+drain.signal(signal.SIGINT)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert done.stdout.endswith("0 requests in flight; status 130\n")
+
+
 @needs_workers
 def test_workers_of_a_killed_parent_end(tmp_path):
     async def scenario():
