@@ -6,10 +6,11 @@ double, ZenML's server a few dictionaries, and a step a curve of memory over tim
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -27,9 +28,14 @@ from zenml.integrations.kubernetes.kube_utils import JobStatus
 
 from mlops_ext.codec import decode
 from mlops_ext.memory import Features, InPlace, Quantity
-from zenml_ext.kubernetes.client import KubeApi, retry_call
+from zenml_ext.kubernetes.client import UNANSWERED, KubeApi, retry_call
 from zenml_ext.kubernetes.growth import Growth, Refusal, ResizeAnswer
-from zenml_ext.kubernetes.objects.job import ATTEMPTS_VARIABLE, IN_PLACE_VARIABLE
+from zenml_ext.kubernetes.objects.job import (
+    ATTEMPTS_VARIABLE,
+    IN_PLACE_VARIABLE,
+    latest_jobs,
+    superseding_patch,
+)
 from zenml_ext.kubernetes.resize import PodResizer, _pending, _refused
 from zenml_ext.kubernetes.settings import KubernetesOomSettings
 from zenml_ext.kubernetes.supervisor.step_runs import ServerAwayError, StepRun, StepRuns
@@ -42,6 +48,7 @@ from zenml_ext.memory.policy import StepFacts
 MIB = 1 << 20
 ORCHESTRATOR_MIB = 600
 POLL_S = 5.0
+SIDECAR = "64Mi"
 SAYS_WITHIN_S = 120.0
 """A step that waits longer without a word does so in silence."""
 
@@ -56,6 +63,18 @@ class Step:
     after: tuple[str, ...] = ()
     code: int = 0
     in_place: bool = True
+    fails: int = 0
+    """Failures of its own before it succeeds."""
+    retries: int = 0
+    """The user's own retries."""
+    init: tuple[str, ...] = ()
+    """Sizes of the containers before it; each ends well after some seconds."""
+    sidecar: str = ""
+    """Ways in which a native sidecar ends; "": there is none."""
+
+    @property
+    def wanted(self) -> str:
+        return "failed" if self.code or self.fails > self.retries else "completed"
 
     @property
     def peak(self) -> float:
@@ -72,6 +91,8 @@ class Run:
 
     pipeline: str
     steps: dict[str, Step]
+    is_dynamic: bool = False
+    is_stopped: bool = False
     run_id: str = field(default_factory=lambda: str(uuid4()))
     supervisor: Supervisor | None = None
     pod: str = ""
@@ -80,6 +101,7 @@ class Run:
     messages: dict[str, str] = field(default_factory=dict)
     step_runs: dict[str, list] = field(default_factory=dict)
     attempts: dict[str, list] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
     silent_since: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -113,11 +135,25 @@ class Server(StepRuns):
         return StepRun(identifier=found[0], status=found[1]) if found else None
 
     def by_id(self, step_run_id: str) -> StepRun:
-        raise AssertionError("only dynamic pipelines name it")
+        self._there()
+        (found,) = (
+            one
+            for run in self.world.runs.values()
+            for one in run.step_runs.values()
+            if str(one[0]) == step_run_id
+        )
+        return StepRun(identifier=found[0], status=found[1])
 
     def is_stopping(self, run_id: str) -> bool:
         self._there()
-        return False
+        return self.world.runs[run_id].is_stopped
+
+    def publish_stopped(self, step_run: StepRun) -> None:
+        self._there()
+        for run in self.world.runs.values():
+            for one in run.step_runs.values():
+                if one[0] == step_run.identifier:
+                    one[1] = ExecutionStatus.STOPPED
 
     def heartbeat(self, step_run: StepRun) -> bool:
         self._there()
@@ -159,7 +195,14 @@ class Beside:
         )
         self.sampler = Sampler(cgroup=self, growth=growth, began=self.began)  # type: ignore[arg-type]
         known = self.run.step_runs.setdefault(self.step, [uuid4(), ExecutionStatus.RUNNING])
-        assert known[1] is ExecutionStatus.RUNNING, f"{self.step} runs though it is {known[1]}"
+        if known[1] is ExecutionStatus.RETRYING:  # by the user's own retries: a step run each
+            known[:] = [uuid4(), ExecutionStatus.RUNNING]
+            self.run.step_runs[self.step] = known
+        if known[1] is ExecutionStatus.PROVISIONING:
+            known[1] = ExecutionStatus.RUNNING
+        assert self.run.is_stopped or known[1] is ExecutionStatus.RUNNING, (
+            f"{self.step} runs though it is {known[1]}"
+        )
 
     def read(self) -> MemoryReading:
         return self.reading
@@ -173,8 +216,14 @@ class Beside:
 
     def end(self, code: int) -> str:
         seen = self.sampler.report
-        if code != 137:
+        if self.run.is_stopped:  # ZenML's handler of SIGTERM, or its heartbeat
+            self.run.step_runs[self.step][1] = ExecutionStatus.STOPPED
+        elif code != 137:
             ended = ExecutionStatus.FAILED if code else ExecutionStatus.COMPLETED
+            step = self.run.steps[self.step]
+            failures = self.run.failures[self.step] = self.run.failures.get(self.step, 0) + 1
+            if code and failures <= step.retries and not self.run.is_dynamic:
+                ended = ExecutionStatus.RETRYING
             self.run.step_runs[self.step][1] = ended
             own = AttemptRecord(
                 number=1,
@@ -290,8 +339,18 @@ class World:
             }
         for step in run.steps.values():
             self._advance(run, step)
-        if run.is_over:
+        if run.is_stopped:  # ZenML's loop ends within a second of a stop
+            run.supervisor.close()
+            run.ended = {name: run.ended.get(name, "stopped") for name in run.steps}
+        elif run.is_over:
             self._tidy(run)
+
+    def stop(self, run: Run) -> None:
+        """What ZenML's client does: it marks the run, and deletes the Jobs it finds."""
+        run.is_stopped = True
+        for job in self.api.jobs(f"run_id={run.run_id},step_name"):
+            if not job["status"].get("conditions"):
+                self.api.delete_job(job["metadata"]["name"])
 
     def _advance(self, run: Run, step: Step) -> None:
         name = step.name
@@ -303,14 +362,7 @@ class World:
             if all(one in run.ended for one in step.after):
                 self._start(run, step)
         else:
-            assert run.supervisor
-            status, message = run.supervisor.check(
-                batch_api=self.api.batch,
-                core_api=self.api.core,
-                namespace="zenml",
-                job_name=run.jobs[name],
-                **OPTIONS,
-            )
+            status, message = self._ask(run, name)
             self._listen(run, name, message)
             if status in {JobStatus.SUCCEEDED, JobStatus.FAILED}:
                 run.ended[name] = "completed" if status is JobStatus.SUCCEEDED else "failed"
@@ -319,14 +371,54 @@ class World:
                 records = [AttemptRecord.load(one) for one in run.attempts.get(name, [])]
                 self.history.setdefault(key, []).extend(records)
 
+    def _ask(self, run: Run, name: str) -> tuple[JobStatus, str | None]:
+        assert run.supervisor
+        job = run.jobs[name]
+        if run.is_dynamic:  # as `SupervisedSteps` finds it, each time anew
+            try:
+                jobs = self.api.jobs(f"step_run_id={run.step_runs[name][0]}")
+            except UNANSWERED as error:
+                return JobStatus.RUNNING, repr(error)
+            current, superseded = latest_jobs(jobs)
+            job = current[0]["metadata"]["name"]
+            for one in superseded:
+                with contextlib.suppress(*UNANSWERED):
+                    self.api.patch_job(one["metadata"]["name"], superseding_patch(one))
+        return run.supervisor.check(
+            batch_api=self.api.batch,
+            core_api=self.api.core,
+            namespace="zenml",
+            job_name=job,
+            **OPTIONS,
+        )
+
     def _start(self, run: Run, step: Step) -> None:
         job = f"{run.run_id[:8]}-{step.name}"
-        manifest = step_job(job, step.name, "", limit=None)
+        retries = 0 if run.is_dynamic else step.retries
+        manifest = step_job(job, step.name, "", limit=None, backoff_limit=retries)
+        labels = {"run_id": run.run_id}
+        if run.is_dynamic:
+            run.step_runs[step.name] = [uuid4(), ExecutionStatus.PROVISIONING]
+            labels["step_run_id"] = str(run.step_runs[step.name][0])
         for meta in (manifest["metadata"], manifest["spec"]["template"]["metadata"]):
-            meta["labels"]["run_id"] = run.run_id
+            meta["labels"] |= labels
         uses = {"curve": [[s, size * MIB] for s, size in step.curve], "code": step.code}
+        uses["fails"] = step.fails
         template = manifest["spec"]["template"]
-        template["metadata"]["annotations"] = {"double/uses": json.dumps(uses)}
+        notes = {"double/uses": json.dumps(uses)}
+        before = [
+            {"name": f"init-{n}", "image": "i", "resources": {"limits": {"memory": size}}}
+            for n, size in enumerate(step.init)
+        ]
+        notes |= {f"double/ends-{one['name']}": "0 Completed 5" for one in before}
+        if step.sidecar:
+            size = {"limits": {"memory": SIDECAR}}
+            proxy = {"name": "proxy", "image": "i", "restartPolicy": "Always", "resources": size}
+            before.insert(0, proxy)
+            notes["double/ends-proxy"] = step.sidecar
+        template["metadata"]["annotations"] = notes
+        if before:
+            template["spec"]["initContainers"] = before
         if step.memory:
             size = {"memory": step.memory}
             template["spec"]["containers"][0]["resources"] = {"limits": size, "requests": size}
@@ -490,6 +582,13 @@ def pipeline(chance: random.Random, number: int, most: float) -> dict[str, Step]
             code=1 if chance.random() < 0.05 else 0,
             in_place=chance.random() < 0.8,
         )
+        if chance.random() < 0.3:
+            steps[name].init = tuple(chance.choices(["32Mi", "200Mi"], k=chance.randint(1, 2)))
+        if chance.random() < 0.3:  # one that runs well, and one that is killed and starts again
+            steps[name].sidecar = chance.choice(["0 Completed 1000000", "137 OOMKilled 15"])
+        if not steps[name].code and chance.random() < 0.3:
+            steps[name].fails = chance.randint(0, 2)
+            steps[name].retries = chance.randint(steps[name].fails, 3)
     return steps
 
 
@@ -516,6 +615,7 @@ class Trouble:
                 "infeasible",
                 "ghost",
                 "preempt",
+                "stop",
             ]
         )
         self.told.append(f"{clock.monotonic():.0f} {kind}")
@@ -585,6 +685,23 @@ class Trouble:
             name = self.chance.choice(live)["metadata"]["name"]
             self.cluster.resources._delete("pods", "zenml", name, {"gracePeriodSeconds": 0})
 
+    def stop(self) -> None:
+        """A user stops a run whose orchestrator is there to hear of it."""
+        if self.world.server.away or self.cluster.faults:
+            return
+        heard = {
+            p["metadata"]["labels"]["run_id"]
+            for p in self.cluster.list("pods", "run_id,!step_name")
+            if p["status"]["phase"] == "Running"
+        }
+        runs = [
+            r
+            for r in self.world.runs.values()
+            if r.run_id in heard and r.jobs and not r.is_over and r.supervisor and not r.is_dynamic
+        ]
+        if runs:
+            self.world.stop(self.chance.choice(runs))
+
     def api(self) -> None:
         code = self.chance.choice([401, 409, 429, 500, 503])
         self.cluster.faults.append(Fault(code=code, times=10**9))
@@ -632,7 +749,10 @@ def simulate(seed: int, monkeypatch: Any, *, runs: int, span_s: float) -> World:
                     trouble.heal()
                 if is_start:
                     number = chance.randrange(len(pipelines))
-                    world.submit(Run(pipeline=f"p{number}", steps=pipelines[number]))
+                    steps, is_dynamic = pipelines[number], number % 3 == 1
+                    if is_dynamic:  # its own runner counts the user's retries
+                        steps = {k: replace(v, fails=0, retries=0) for k, v in steps.items()}
+                    world.submit(Run(pipeline=f"p{number}", steps=steps, is_dynamic=is_dynamic))
                 else:
                     trouble.strike()
             trouble.heal(all_of_it=True)
@@ -652,10 +772,13 @@ def judge(world: World) -> None:
     """No step fails that fits, and none is left."""
     wrong = []
     for run in world.runs.values():
+        left = {name for name, (_, status) in run.step_runs.items() if not status.is_finished}
+        if run.is_stopped and left:
+            wrong.append(f"{run.run_id[:8]} was stopped, and still there are {left}")
         for name, step in run.steps.items():
-            wanted = "failed" if step.code else "completed"
+            wanted = step.wanted
             got = run.ended.get(name, "not over")
-            if got not in {wanted, "skipped"}:
+            if got not in {wanted, "skipped"} and not run.is_stopped:
                 wrong.append(
                     f"{run.run_id[:8]} {name} is {got}, not {wanted}: needs {step.peak:.0f}Mi, asked"
                     f" {step.memory}; {run.messages.get(name)}\n   {run.attempts.get(name)}"

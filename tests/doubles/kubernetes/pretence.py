@@ -2,7 +2,8 @@
 
 ``double/ends`` holds "exit-code reason seconds", one for each attempt, with semicolons;
 ``double/ends-NAME`` the same for another container, init container or native sidecar of the pod.
-``double/uses`` holds JSON in place of the first: ``{"curve": [[seconds, bytes], …], "code": 0}``.
+``double/uses`` holds JSON in place of the first: ``{"curve": [[seconds, bytes], …], "code": 0}``;
+with ``"fails": n`` the first n pods of the step that come to their end exit with 1.
 Such a pod is killed as the kernel would: above its limit, or if its node's pods use it up together.
 """
 
@@ -73,6 +74,7 @@ class Pretender:
     def __init__(self, store: Store, kubelet: Kubelet) -> None:
         self.store, self.kubelet = store, kubelet
         self.pods: dict[str, Pretence] = {}
+        self.failures: dict[tuple[str, str], int] = {}  # by run and step, its own
         self.companion: Callable[[Object], Companion | None] = lambda pod: None
         self.on_exhaustion: Callable[[str], None] = lambda node: None
 
@@ -95,7 +97,8 @@ class Pretender:
         uses = json.loads(_annotations(pod).get("double/uses", "{}"))
         curve = [(float(s), float(size)) for s, size in uses.get("curve", [])]
         if curve:
-            code = uses.get("code", 0)
+            is_early = self.failures.get(_step_of(pod), 0) < uses.get("fails", 0)
+            code = 1 if is_early else uses.get("code", 0)
             ended = {"exitCode": code, "reason": "Error" if code else "Completed"}
             seconds = curve[-1][0]
         else:
@@ -184,6 +187,9 @@ class Pretender:
 
     def _end(self, one: Pretence, ended: Mapping[str, object]) -> None:
         del self.pods[one.uid]
+        if ended is one.ended and ended["exitCode"]:
+            step = _step_of(one.pod)
+            self.failures[step] = self.failures.get(step, 0) + 1
         ended = _ended(ended)
         if one.companion and (message := one.companion.end(ended["exitCode"])):
             ended["message"] = message
@@ -212,6 +218,11 @@ class Pretender:
         attempt = int(pod["metadata"]["labels"].get("mlops-ext.io/attempt", 1))
         code, reason, seconds = chosen[min(attempt, len(chosen)) - 1].split()[:3]
         return {"exitCode": int(code), "reason": reason}, float(seconds)
+
+
+def _step_of(pod: Object) -> tuple[str, str]:
+    labels = pod["metadata"]["labels"]
+    return labels.get("run_id", ""), labels.get("step_name", "")
 
 
 def _annotations(pod: Object) -> dict[str, str]:

@@ -32,8 +32,12 @@ def main() -> None:
     """Run the pipeline, as ZenML's entrypoint does."""
     arguments = kubernetes_orchestrator_entrypoint.parse_args()
     with OrchestratorMemory() as own:
-        supervise(SupervisedRun(arguments.snapshot_id, own))
-        kubernetes_orchestrator_entrypoint.main()
+        run = SupervisedRun(arguments.snapshot_id, own)
+        supervise(run)
+        try:
+            kubernetes_orchestrator_entrypoint.main()
+        finally:
+            run.supervisor.close()
 
 
 def supervise(run: SupervisedRun) -> None:

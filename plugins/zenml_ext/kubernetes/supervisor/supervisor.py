@@ -18,6 +18,7 @@ from uuid import UUID
 from kubernetes.client.rest import ApiException
 from zenml.integrations.kubernetes import kube_utils
 
+from mlops_ext.errors import MlopsExtError
 from mlops_ext.memory import Caps, Cause, Features, MemoryPlan
 from mlops_ext.redaction import redacted
 from zenml_ext.kubernetes.client import (
@@ -101,6 +102,7 @@ class Supervisor:
         self._pending, self._clock = PendingPods(self._step_runs, clock), clock
         self._check: Callable[..., Answer] = check or kube_utils.check_job_status
         self._steps: dict[str, StepState] = {}
+        self._api: KubeApi | None = None
         self._caps: CapsReader | None = None
         self._lock = threading.RLock()
 
@@ -150,6 +152,7 @@ class Supervisor:
         with self._lock:
             step = self._steps.setdefault(job_name, StepState(job_name=job_name))
         api = KubeApi(batch_api, core_api, namespace, options.get("api_request_timeout"))
+        self._api = api
         try:
             return self._poll(api, step, options)
         except ServerAwayError as error:
@@ -292,6 +295,22 @@ class Supervisor:
             return None
         api.delete_job(step.job_name)
         return self._stopped(job)
+
+    def close(self) -> None:
+        """End the steps of which no pod runs, if the run is being stopped: ZenML asks no more."""
+        for step in self._steps.values():
+            if step.last_job is None or self._api is None:
+                continue
+            with contextlib.suppress(MlopsExtError, *UNANSWERED):
+                if not self._step_runs.is_stopping(run_id_of(step.last_job)):
+                    return
+                name = f"metadata.name={step.job_name}"
+                found = self._api.readable("jobs", fieldSelector=name)
+                if any(job["status"].get("ready") for job in found):
+                    continue  # the step's own process hears of it
+                if found and not is_finished(found[0]):
+                    self._api.delete_job(step.job_name)
+                self._stopped(step.last_job)
 
     def _stopped(self, job: Manifest) -> Answer:
         """Say on ZenML's server that a step is stopped of which no process is left to say so."""

@@ -277,6 +277,41 @@ def test_a_stop_ends_a_step_whose_next_pod_has_not_begun(cluster):
     assert names(cluster, "mlops-ext.io/attempt=2") == []
 
 
+@pytest.mark.parametrize("point", ["killed", "relaunched", "deleted"])
+def test_a_stop_after_which_zenml_asks_no_more_ends_a_step_without_a_pod(cluster, point):
+    """ZenML's loop ends within a second of a stop, wherever a step is."""
+    step_runs = FakeStepRuns()
+    ours = Orchestrator(cluster, step_runs)
+    name = ours.start("0 Completed 600")
+    assert cluster.wait_for(lambda: cluster.list("jobs")[0]["status"].get("ready"))
+    assert ours.check(name)[0] is JobStatus.RUNNING
+    cluster.evict(cluster.list("pods")[0], "The node was low on resource: memory. ")
+    failed_job(cluster, name)
+    cluster.pause_jobs.set()
+    if point == "relaunched":
+        assert ours.check(name)[0] is JobStatus.RUNNING
+        assert names(cluster, "mlops-ext.io/attempt=2") == ["a-step-m2"]
+    elif point == "deleted":
+        ours.api.delete_job(name)
+    ours.supervisor.close()
+    assert step_runs.stopped == []  # nobody has stopped it
+    step_runs.stopping = [True]
+    ours.supervisor.close()
+    assert step_runs.stopped == [step_runs.step_run_]
+    assert names(cluster, "mlops-ext.io/attempt=2") == []
+
+
+def test_a_stop_leaves_a_pod_that_runs_to_its_own_process(cluster):
+    step_runs = FakeStepRuns()
+    ours = Orchestrator(cluster, step_runs)
+    name = ours.start("0 Completed 600")
+    assert cluster.wait_for(lambda: cluster.list("jobs")[0]["status"].get("ready"))
+    assert ours.check(name)[0] is JobStatus.RUNNING
+    step_runs.stopping = [True]
+    ours.supervisor.close()
+    assert (step_runs.stopped, len(cluster.list("jobs"))) == ([], 1)
+
+
 def test_a_step_operators_pod_that_was_killed_for_memory_is_named(cluster):
     ours = Orchestrator(cluster, FakeStepRuns())
     name = ours.start("1 Error 0")
