@@ -11,7 +11,7 @@ ACCOUNT = {"service_account_name": "zenml-service-account"}
 
 @step(enable_cache=False, runtime="isolated", settings=orchestrator("600Mi", **ACCOUNT))
 def hungry(number: int) -> int:
-    return eat(700)  # at once: no resize comes in time
+    return eat(700)
 
 @step(enable_cache=False)
 def light() -> int:

@@ -6,7 +6,7 @@ pytestmark = ON_A_CLUSTER
 HUNGRY = """
 @step(enable_cache=False, settings=orchestrator("600Mi"))
 def hungry() -> int:
-    return eat(700)  # at once: no resize comes in time
+    return eat(700)
 
 @pipeline(enable_cache=False, settings={"docker": docker, **orchestrator()})
 def one_hungry_step():
@@ -37,7 +37,6 @@ the_pipeline = PIPELINE
 
 
 def test_a_growing_step_is_resized_and_never_restarted_where_it_may(project):
-    kubectl("delete", "rolebinding", "mlops-ext-resize")
     refused = project.run(GROWING.replace("PIPELINE", "refused_growth"))
     assert refused.status == "completed", refused.output
     assert "killed for memory" in outcomes(refused, "growing")

@@ -32,7 +32,8 @@ subjects: [{kind: ServiceAccount, name: may-resize, namespace: zenml}]
 """
 CASES = {"spikes": 1, "grows": 1, "fits": 0}
 """The cases, and the kills that each may take. What one invocation of a function has told counts
-for the next one, in the same run too."""
+for the next one, in the same run too: the policy that learns may start lower, at the price of one
+kill."""
 COMBINATIONS = list(
     itertools.product(["history", "double"], ["growth", "none"], ["may-resize", "may-not-resize"])
 )
@@ -43,7 +44,7 @@ COMBINATIONS = {COMBINATIONS!r}
     """
 @step(enable_cache=False)
 def spikes() -> int:
-    return eat(600)  # at once: no resize comes in time
+    return eat(600)
 
 @step(enable_cache=False)
 def grows() -> int:
@@ -89,12 +90,10 @@ def test_every_case_completes_in_every_combination(runs, case, combination):
     policy, growth, rights = combination
     grows = (growth, rights) == ("growth", "may-resize")
     step = step_of(case, combination)
-    for number, found in enumerate(runs):
+    for found in runs:
         assert found.statuses()[step] == "completed", found.output
-        assert kills(found, step) <= CASES[case]
+        assert kills(found, step) <= (1 if policy == "history" else CASES[case])
         assert case == "fits" or policy == "history" or kills(found, step) or grows
         if policy == "double" and case == "grows":
             grown = "grown in place" in found.attempts(step)[-1]["reason"]
             assert (grown, kills(found, step)) == ((True, 0) if grows else (False, 1))
-        if number == 1 and policy == "history":
-            assert kills(found, step) <= 1

@@ -11,7 +11,7 @@ pytestmark = ON_A_CLUSTER
 CHAIN = """
 def body():
     time.sleep(6)
-    blocks = eat(700)  # at once: no resize comes in time
+    blocks = eat(700)
     time.sleep(6)
     return blocks
 

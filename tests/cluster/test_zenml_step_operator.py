@@ -30,7 +30,7 @@ def pod(limit):
 
 @step(enable_cache=False, step_operator=True, settings=pod("600Mi"))
 def hungry() -> int:
-    return eat(700)  # at once: no resize comes in time
+    return eat(700)
 
 @step(enable_cache=False)
 def after(eaten: int) -> int:

@@ -187,7 +187,7 @@ class Beside:
         rule = self.env.get(IN_PLACE_VARIABLE)
         limit = (main["resources"].get("limits") or {}).get("memory")
         self.reading = MemoryReading(
-            limit=Quantity.parse(limit) if limit else None, used=0, resident=0, oom_kills=0
+            limit=Quantity.parse(limit) if limit else None, used=0, oom_kills=0
         )
         growth = Growth(
             rule=decode(InPlace, json.loads(rule)) if rule else None,
@@ -209,9 +209,7 @@ class Beside:
 
     def look(self, used: float, limit: float | None) -> None:
         size = int(used)
-        self.reading = MemoryReading(
-            limit=int(limit) if limit else None, used=size, resident=size, oom_kills=0
-        )
+        self.reading = MemoryReading(limit=int(limit) if limit else None, used=size, oom_kills=0)
         self.sampler.poll(clock.monotonic())
 
     def end(self, code: int) -> str:

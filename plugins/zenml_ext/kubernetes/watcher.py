@@ -49,7 +49,7 @@ class Report:
     """What the watcher has seen; sizes in bytes.
 
     Attributes:
-        peak: the most anonymous and shared memory in use.
+        peak: the most memory in use, page cache aside: what the limit has to hold.
         limit: the limit now; None: none.
         first_limit: the limit at the start.
         oom_kills: how many processes the kernel has killed meanwhile.
@@ -107,11 +107,11 @@ class Sampler:
         old = self.report
         self.report = replace(
             old,
-            peak=max(old.peak, reading.resident),
+            peak=max(old.peak, reading.used),
             limit=reading.limit,
             oom_kills=reading.oom_kills - self.kills_before,
             resizes_s=tuple(self.growth.resizes_s),
-            curve=with_point(old.curve, now - self.began, reading.resident),
+            curve=with_point(old.curve, now - self.began, reading.used),
         )
         return self.report != old
 
@@ -199,9 +199,7 @@ class Watch:
             seen = decode(Report, values)
         if now := self._cgroup.read():
             kills = now.oom_kills - self._kills_before
-            seen = replace(
-                seen, peak=max(seen.peak, now.resident), limit=now.limit, oom_kills=kills
-            )
+            seen = replace(seen, peak=max(seen.peak, now.used), limit=now.limit, oom_kills=kills)
         return seen
 
     def close(self, **more: object) -> None:

@@ -44,7 +44,7 @@ class Termination:
         exit_code: as a shell counts: 128 plus the signal for one that was killed.
         oom_killed: something in it was killed for memory. Then all of it was, unless it came to
             its end before that was seen: the exit code is its own in that case, and may be 0.
-        peak: the most anon and shared memory it was seen to use; None where nobody looked.
+        peak: the most memory it was seen to use, page cache aside; None where nobody looked.
         runtime_s: how long it ran.
         stopped: it was ended because *stopping* said so.
         curve: (seconds, bytes) points of its memory.
@@ -205,7 +205,7 @@ class _MemoryMonitor:
         if self.group and self.killed:
             self.group.kill()  # each time we look: it may have been forking
         reading = self.group.read() if self.group else None
-        used = max(reading.resident, _mapped_memory(self.process.pid)) if reading else 0
+        used = max(reading.used, _mapped_memory(self.process.pid)) if reading else 0
         if not self.group:
             used = _tree_memory(self.process.pid, _resident)
         if not self.group and self.limit and used > self.limit:

@@ -32,7 +32,7 @@ class AttemptRecord:
     Attributes:
         number: 1 for the first.
         memory: its limit; None where it had none.
-        peak: the most it was seen to use, anon and shared memory; None where nobody looked. For
+        peak: the most it was seen to use, page cache aside; None where nobody looked. For
             an attempt that was killed for memory it is at least this much.
         outcome: "completed", "killed for memory", "memory error", "evicted", "failed",
             "refused" (it never began), "stopped".

@@ -35,7 +35,6 @@ class _Names:
     limit: str
     usage: str
     events: str
-    resident: tuple[str, str]
     cache: tuple[str, str]
 
 
@@ -44,14 +43,12 @@ _NAMES = {
         limit="memory.limit_in_bytes",
         usage="memory.usage_in_bytes",
         events="memory.oom_control",
-        resident=("total_rss", "total_shmem"),
         cache=("total_inactive_file", "total_active_file"),
     ),
     2: _Names(
         limit="memory.max",
         usage="memory.current",
         events="memory.events",
-        resident=("anon", "shmem"),
         cache=("inactive_file", "active_file"),
     ),
 }
@@ -64,13 +61,11 @@ class MemoryReading:
     Attributes:
         limit: None where there is none.
         used: what the kernel cannot take back: usage without page cache.
-        resident: anonymous and shared memory, what a process would call its own.
         oom_kills: how many processes the kernel has killed in it.
     """
 
     limit: int | None
     used: int
-    resident: int
     oom_kills: int
 
 
@@ -113,7 +108,6 @@ class MemoryCgroup:
         return MemoryReading(
             limit=limit,
             used=max(0, usage - sum(stat.get(name, 0) for name in names.cache)),
-            resident=sum(stat.get(name, 0) for name in names.resident),
             oom_kills=self.kills(),
         )
 

@@ -39,8 +39,9 @@ _FAR_FROM_LIMIT = 0.6
 _SLACK_S = 60.0
 # How Kubernetes says which rule of a failure policy has ended a Job.
 _RULE_WORDS = re.compile(
-    r"Pod \S+ has condition (?P<condition>\w+) matching"
-    r"|Container (?P<container>\S+) for pod \S+ failed with exit code (?P<code>\d+) matching"
+    r"Pod (\S+/)?(?P<taken>\S+) has condition (?P<condition>\w+) matching"
+    r"|Container (?P<container>\S+) for pod (\S+/)?(?P<ended>\S+) failed with exit code"
+    r" (?P<code>\d+) matching"
 )
 
 
@@ -77,7 +78,8 @@ class Termination:
         node_ran_out: the node's own events say that it ran out of memory meanwhile.
         pod: name of the pod; "" if none was left to read.
         runtime_s: how long its main container ran.
-        failed: how many pods of the Job count as failed.
+        failed: how many pods of the Job have failed; those before the last that a kubelet refused
+            do not count, though Kubernetes counts them.
     """
 
     evidence: Evidence
@@ -105,6 +107,8 @@ def diagnose(job: Manifest, pods: Sequence[Manifest]) -> Termination:
     failed = status.get("failed") or 0
     reason, words = condition.get("reason") or "", condition.get("message") or ""
     succeeded = condition.get("type") == "Complete"
+    if rule := _RULE_WORDS.search(words):  # its pod may be gone, and an older one be left
+        pods = [one for one in pods if one["metadata"]["name"] in {rule["taken"], rule["ended"]}]
     pod = max(pods, key=lambda one: one["metadata"].get("creationTimestamp") or "", default=None)
     facts: dict[str, Any] = {"reason": reason, "failed": failed}
     if pod is None:
@@ -113,6 +117,7 @@ def diagnose(job: Manifest, pods: Sequence[Manifest]) -> Termination:
         message = taken if evidence.disruption else words or "no pod was left to tell why"
         memory = memory_of(main_container(job))[0]
         return Termination(evidence=evidence, memory=memory, message=message, **facts)
+    facts["failed"] -= sum(_is_refused(one) for one in pods if one is not pod)
     victim = _victim_of(pod)
     evidence = _evidence_of(pod, victim, succeeded=succeeded)
     return Termination(
@@ -221,10 +226,13 @@ def _disruption(status: Manifest) -> str:
         if condition["type"] == _DISRUPTED and condition["status"] == "True":
             words = condition.get("message") or status.get("message") or ""
             return f"{condition.get('reason') or _DISRUPTED}: {words}".rstrip(": ")
-    reason = status.get("reason") or ""
-    if reason in _TAKEN or _REFUSALS.fullmatch(reason):
+    if (status.get("reason") or "") in _TAKEN or _is_refused({"status": status}):
         return f"{status['reason']}: {status.get('message') or ''}".rstrip(": ")
     return ""
+
+
+def _is_refused(pod: Manifest) -> bool:
+    return bool(_REFUSALS.fullmatch(pod["status"].get("reason") or ""))
 
 
 def _report(text: str) -> Mapping[str, Any]:
@@ -250,7 +258,7 @@ def _message(  # noqa: PLR0911 - a cause each
             f"the pod was evicted{where} for its use of disk, not of memory:"
             f" {str(status.get('message') or '').rstrip('. ')}"
         )
-    if _REFUSALS.fullmatch(status.get("reason") or ""):
+    if _is_refused(pod):
         return f"the kubelet refused the pod{where}: {evidence.disruption}"
     if evidence.disruption:
         return f"the pod was taken from its node{where}: {evidence.disruption}"

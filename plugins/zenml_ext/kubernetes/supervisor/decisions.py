@@ -229,15 +229,17 @@ def _sized(failed: FailedJob, plan: MemoryPlan, change: JobChange) -> tuple[JobC
 
 
 def _users_retry(failed: FailedJob, decision: Fail, change: JobChange) -> Relaunch | GiveUp:
-    """A failure that is not ours: one of the user's own retries, where a kill cut them short.
+    """A failure that is not ours: one of the user's own retries, where others cut them short.
 
-    Kubernetes retries on its own what is counted; a signal 9 ends the Job by our rule.
+    Kubernetes retries on its own what is counted; a signal 9 ends the Job by our rule, and pods
+    that a kubelet refused may have used its retries up.
     """
     left = int(failed.job["spec"].get("backoffLimit") or 0) - failed.termination.failed
-    ended_by_rule = failed.termination.reason == "PodFailurePolicy"
-    if decision.cause is not Cause.AMBIGUOUS or not ended_by_rule or left < 0:
+    cut_short = {Cause.AMBIGUOUS: "PodFailurePolicy", Cause.OTHER: "BackoffLimitExceeded"}
+    if cut_short.get(decision.cause) != failed.termination.reason or left < 0:
         return _give_up(failed, decision, f"{failed.termination.message}. {decision.reason}")
-    reason = f"It was ended by signal 9; {left} of its own retries are left after this one."
+    how = "was ended by signal 9" if decision.cause is Cause.AMBIGUOUS else "failed"
+    reason = f"It {how}; {left} of its own retries are left after this one."
     return _relaunch(failed, replace(change, backoff_limit=left), reason, resume=False)
 
 

@@ -86,7 +86,6 @@ class Supervisor:
     Args:
         facts: returns what is configured for a step, by its name.
         step_runs: ZenML's side.
-        check: ZenML's own ``kube_utils.check_job_status``.
         clock: seconds.
     """
 
@@ -95,15 +94,14 @@ class Supervisor:
         facts: Callable[[str], StepFacts],
         *,
         step_runs: StepRuns | None = None,
-        check: Callable[..., Answer] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._facts, self._step_runs = facts, step_runs or StepRuns()
         self._pending, self._clock = PendingPods(self._step_runs, clock), clock
-        self._check: Callable[..., Answer] = check or kube_utils.check_job_status
+        self._check: Callable[..., Answer] = kube_utils.check_job_status  # before it is replaced
         self._steps: dict[str, StepState] = {}
         self._api: KubeApi | None = None
-        self._caps: CapsReader | None = None
+        self._caps = CapsReader(lambda kind: self._api.fetch(kind) if self._api else ())
         self._lock = threading.RLock()
 
     # -- a step starts ----------------------------------------------------------------------
@@ -192,8 +190,7 @@ class Supervisor:
         if status is JobStatus.RUNNING:
             if stopped := self._stopped_meanwhile(api, step, job, state):
                 return stopped
-            caps = self._caps_reader(api)
-            refused = self._pending.poll(api, step, job, state, pods or [], caps)
+            refused = self._pending.poll(api, step, job, state, pods or [], self._caps)
             if refused and refused.for_good:
                 failed = FailedJob(job=job, state=state, termination=diagnose(job, pods or []))
                 return self._after_refusal(api, step, failed, refused.message)
@@ -207,7 +204,7 @@ class Supervisor:
     def _after_refusal(self, api: KubeApi, step: StepState, failed: FailedJob, why: str) -> Answer:
         """Try less for a Job whose pod can never run, where that may help; the pod must go."""
         facts, name = self._facts(failed.step_name), step.job_name
-        failed = replace(failed, caps=self._caps_of(api, failed, facts))
+        failed = replace(failed, caps=self._caps_of(failed, facts))
         smaller = after_refusal(failed, why, in_place=facts.settings.in_place)
         answer = self._relaunch(api, step, failed, smaller) if smaller else None
         if answer is None or step.job_name != name:
@@ -227,7 +224,7 @@ class Supervisor:
     def _after(self, api: KubeApi, step: StepState, failed: FailedJob) -> Answer:
         facts = self._facts(failed.step_name)
         if failed.is_memory:
-            failed = replace(failed, caps=self._caps_of(api, failed, facts))
+            failed = replace(failed, caps=self._caps_of(failed, facts))
         decision = after_failure(failed, facts.policy, in_place=facts.settings.in_place)
         if isinstance(decision, Relaunch):
             disruptions = decision.change.state.disruptions
@@ -245,11 +242,10 @@ class Supervisor:
         beside = "" if failed.is_memory else self._killed_beside(api, failed)
         return JobStatus.FAILED, f"{decision.reason}{beside}"
 
-    def _caps_of(self, api: KubeApi, failed: FailedJob, facts: StepFacts) -> Caps:
+    def _caps_of(self, failed: FailedJob, facts: StepFacts) -> Caps:
         template = failed.job["spec"]["template"]["spec"]
         limit, request = memory_of(main_container(failed.job))
-        reader = self._caps_reader(api)
-        return reader.caps(template, facts.max_memory, failed.run_id, request or limit)
+        return self._caps.caps(template, facts.max_memory, failed.run_id, request or limit)
 
     def _relaunch(
         self, api: KubeApi, step: StepState, failed: FailedJob, decision: Relaunch
@@ -273,7 +269,7 @@ class Supervisor:
                 raise
             return JobStatus.FAILED, f"Job {name}: {describe_api_error(error)}"
         step.job_name = name
-        step.times.pop("failed", None)
+        step.times.clear()  # the next pod has waited for nothing yet
         step.step_run = resumed
         step.to_relabel.append(failed.job)
         self._announce(api, step, failed, decision, resumed)
@@ -378,8 +374,3 @@ class Supervisor:
                     raise
                 log.warning("Job %s keeps its labels: %s", name, describe_api_error(error))
             step.to_relabel.pop(0)
-
-    def _caps_reader(self, api: KubeApi) -> CapsReader:
-        if self._caps is None:
-            self._caps = CapsReader(api.fetch)
-        return self._caps

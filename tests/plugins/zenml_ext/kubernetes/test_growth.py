@@ -36,7 +36,7 @@ class Resizer:
 
 def reading(used, limit=400):
     size = round(used * MIB)
-    return MemoryReading(limit=limit * MIB, used=size, resident=size, oom_kills=0)
+    return MemoryReading(limit=limit * MIB, used=size, oom_kills=0)
 
 
 def test_a_slow_step_is_left_alone_until_it_comes_near_its_limit():

@@ -25,9 +25,7 @@ class Cgroup:
 
     def read(self):
         size, kills = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return MemoryReading(
-            limit=self.limit, used=size * MIB, resident=size * MIB, oom_kills=kills
-        )
+        return MemoryReading(limit=self.limit, used=size * MIB, oom_kills=kills)
 
 
 def sampler(*states):

@@ -146,6 +146,46 @@ def test_the_newest_pod_tells_what_ended_a_job():
         assert diagnose(job(), order).evidence.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "next_"),
+    [
+        ("Pod zenml/p2 has condition DisruptionTarget matching FailJob rule at index 0", Relaunch),
+        ("Pod zenml/p has condition DisruptionTarget matching FailJob rule at index 0", GiveUp),
+    ],
+    ids=["the drained one is gone", "it is there"],
+)
+def test_a_failure_before_is_not_taken_for_the_end_of_a_pod_that_was_drained(words, next_):
+    """Of the user's own retries the first has failed; the pod of the second left nothing."""
+    old = pod(ended("main", 1, "Error"))
+    drained = job()
+    drained["status"]["conditions"][0] |= {"reason": "PodFailurePolicy", "message": words}
+    assert isinstance(after(diagnose(drained, [old])), next_)
+
+
+def test_pods_that_a_kubelet_refused_use_none_of_the_users_own_retries():
+    """Kubernetes counts them: three refusals and one failure end a Job with three retries."""
+    refused = [
+        pod(created=f"2026-01-0{n}T00:00:00Z", reason="OutOfmemory", message="rejected")
+        for n in (1, 2, 3)
+    ]
+    counted = job()
+    counted["spec"]["backoffLimit"], counted["status"]["failed"] = 3, 4
+    own = pod(ended("main", 1, "Error"), created="2026-01-04T00:00:00Z")
+    next_ = decided(counted, [*refused, own])
+    assert (next_.change.backoff_limit, next_.resume) == (2, False)
+    elsewhere = decided(counted, [*refused, pod(created="2026-01-05", reason="OutOfmemory")])
+    assert (elsewhere.change.backoff_limit, elsewhere.resume) == (3, True)
+    counted["status"]["failed"] = 7  # and four of its own
+    assert isinstance(decided(counted, [*refused, own]), GiveUp)
+
+
+def decided(job, pods):
+    """What follows the end of *job*."""
+    state = AttemptState(base="j", plan=MemoryPlan(ladder=(Quantity.parse("4Gi"),), reason=""))
+    failed = FailedJob(job=job, state=state, termination=diagnose(job, pods))
+    return after_failure(failed, POLICY, in_place=True)
+
+
 def spike():
     """Killed at its own 4Gi while the last reading was 221Mi."""
     return diagnose(job(), [pod(ended("main", 137, "OOMKilled", REPORT % (221 << 20, 4 << 30)))])

@@ -52,7 +52,7 @@ def test_a_failure_that_a_kill_caused_is_not_published(
         path, version = "/none", 2
 
         def read(self):
-            return MemoryReading(limit=None, used=5, resident=5, oom_kills=counted[0])
+            return MemoryReading(limit=None, used=5, oom_kills=counted[0])
 
     class Store:
         def update_run_step(self, **update):
@@ -121,7 +121,7 @@ def test_the_peak_while_outputs_are_saved_and_how_that_ended_are_recorded(
         path, version = "/none", 2
 
         def read(self):
-            return MemoryReading(limit=1500 << 20, used=used[0], resident=used[0], oom_kills=0)
+            return MemoryReading(limit=1500 << 20, used=used[0], oom_kills=0)
 
     monkeypatch.setattr(entrypoint, "_watch", Watch(Cgroup(), None, report=tmp_path / "report"))
     monkeypatch.setattr(entrypoint, "_step_run_id", None)

@@ -231,10 +231,11 @@ def test_a_plan_that_can_never_be_had_gives_way_to_what_can_if_the_user_asked_fo
     assert "nobody asked for more" in attempt["reason"]
 
 
-def test_the_size_of_a_node_that_an_autoscaler_may_add_is_found_by_halving():
+@pytest.mark.parametrize("kind", ["cluster-autoscaler", "karpenter"])
+def test_the_size_of_a_node_that_an_autoscaler_may_add_is_found_by_halving(kind):
     """Killed at 16Gi, and 32Gi is more than any node that may come: what is between is tried."""
     with Cluster({"small": "4Gi"}, real=False, tls=False, stepped=True) as stepped:
-        stepped.beside.append(Autoscaler(stepped, memory="26Gi").tick)
+        stepped.beside.append(Autoscaler(stepped, memory="26Gi", kind=kind).tick)
         ours = Orchestrator(stepped, FakeStepRuns(), clock.monotonic, direct_client(stepped))
         ours.step_runs.limit = Quantity.parse("16Gi")
         name = ours.start("137 OOMKilled 5;0 Completed 5", limit="16Gi")
