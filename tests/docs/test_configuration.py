@@ -146,6 +146,21 @@ def test_toml_tables_hold_settings_that_exist():
     assert count
 
 
+def test_the_way_without_make_does_what_make_does():
+    """A new environment's pip is older than the option that reads the development tools."""
+    (block,) = (text for text in blocks(ROOT / "README.md", "sh") if "-m venv" in text)
+    upgrade, install, _, test = block.splitlines()[1:]
+    setup = (ROOT / ".ci" / "setup").read_text(encoding="utf-8")
+    (needed,) = re.findall(r"pip>=([\d.]+)", setup)
+    assert "--upgrade pip" in upgrade
+    assert upgrade.endswith(f"--group needs {needed}")
+    assert install.partition("install ")[2] in setup
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name, value in reversed(re.findall(r"^(\w+) := (.*)$", makefile, re.MULTILINE)):
+        makefile = makefile.replace(f"$({name})", value)
+    assert f"\t{test}\n" in makefile
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_variables_that_are_named_exist(page):
     known = {
