@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mlops_ext import settings
 from mlops_ext.errors import nearest
 from mlops_ext.extensions import activation
-from mlops_ext.extensions.discovery import HIDDEN, Extensions, Support
+from mlops_ext.extensions.discovery import Extensions, Support
 from mlops_ext.hookspecs import DoctorCheck, Finding, Severity
 from mlops_ext.patching import Outcome, PatchReport, PatchSet
 
@@ -146,15 +146,12 @@ def _requirement(support: Support, fixes: tuple[Fix, ...]) -> Finding:
 def _extension_findings(extensions: Extensions) -> Iterator[Finding]:
     """Find extensions that are broken, switched off, or hidden by another."""
     extensions.memory_policies()  # a hook that fails becomes one of the problems
-    for name, problem in sorted(extensions.problems.items()):
-        yield _problem(f"extension.{name}", str(problem))
+    for _, problem in sorted(extensions.problems.items()):
+        yield _problem(f"extension.{problem.plugin}", str(problem))
     for found in extensions.found:
         if found.disabled:
             message = f"extension {found.name!r} is switched off by MLOPS_EXT_DISABLE"
             yield _note(f"extension.{found.name}", message)
-    for found in extensions.hidden:
-        message = HIDDEN.format(found.name, found.distribution or "a distribution")
-        yield _problem(f"extension.{found.name}", message, "uninstall or rename the other one")
 
 
 def _name_findings(extensions: Extensions, frameworks: tuple[Support, ...]) -> Iterator[Finding]:
@@ -184,7 +181,7 @@ def _settings_findings() -> Iterator[Finding]:
     """Find files that are not read, and variables and tables that have no effect."""
     for path in settings.untrusted_files():
         message = f"{path} is not read: another user could have written it"
-        advice = "make yourself the owner of the file and its folder, and let only you write there"
+        advice = "own the file and its folder, and let nobody else write there: chown, chmod o-w"
         yield _note("settings.file", message, advice)
     for path in settings.misspelt_files():
         message = f"[tool.mlops_ext] in {path} is not read"

@@ -215,7 +215,7 @@ class PluginError(MlopsExtError):
     def __init__(self, plugin: str, distribution: str | None, cause: BaseException) -> None:
         self.plugin, self.distribution, self.cause = plugin, distribution, cause
         owner = f" (from {distribution})" if distribution else ""
-        if isinstance(cause, SettingsError):  # for the user to fix, not for the extension
+        if isinstance(cause, MlopsExtError):  # for the user to fix, not for the extension
             super().__init__(f"extension {plugin!r}{owner} is not used: {cause}")
             return
         super().__init__(

@@ -260,7 +260,7 @@ def _tool_table(path: Path) -> dict[str, object]:
     except ValueError as error:  # not UTF-8, or not TOML
         if b"mlops-ext" not in data:
             return {}
-        raise InvalidSettingsError(str(path), [], f"it is no valid TOML file: {error}") from error
+        raise InvalidSettingsError(str(path), [], f"it is not valid TOML: {error}") from error
     return tool if isinstance(tool, dict) else {}
 
 

@@ -82,8 +82,8 @@ def _warned_of(chosen: Path) -> Path:
         mode = chosen.stat().st_mode
         if os.name == "posix" and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             _warn_once(
-                f"everybody can rename and remove what is in {chosen}, which is for temporary"
-                f" files: set its sticky bit (chmod +t {chosen}) or choose another root"
+                f"any user can rename and remove the temporary files in {chosen}: set its sticky"
+                f" bit (chmod +t {chosen}) or choose another root"
             )
     return chosen
 
@@ -337,8 +337,7 @@ def remove(path: Path, *, inode: int | None = None) -> bool:
     left, held = removal.left[0], holder(path)
     _warn_once(
         f"{path} could not be removed: {left.path.name}: {left.error.strerror or left.error}"
-        f"{held and f'; held open by {held}'}. It is removed when it is free, by a later start at"
-        " the latest"
+        f"{held and f'; held open by {held}'}. A later start removes it, once it is free"
     )
     return False
 

@@ -203,7 +203,9 @@ def draw(result: Result, console: Console) -> None:
         console.print(table)
     if result.status:
         name = escape(result.name)
-        console.print(f"[red]the demo {name} ended with status {result.status}[/]; its last words:")
+        console.print(
+            f"[red]the demo {name} ended with status {result.status}[/]; its log ends with:"
+        )
         console.print(result.log_tail, markup=False, highlight=False)
 
 

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 
 from mlops_ext.cli.tables import frameworks_table
-from mlops_ext.extensions.discovery import HIDDEN, extensions
+from mlops_ext.extensions.discovery import extensions
 
 
 @click.command("list")
@@ -15,6 +15,3 @@ def list_frameworks() -> None:
     Console().print(frameworks_table(extensions().frameworks(), summaries=True))
     for problem in extensions().problems.values():
         click.echo(f"mlops-ext: {problem}", err=True)
-    for hidden in extensions().hidden:
-        owner = hidden.distribution or "a distribution"
-        click.echo(f"mlops-ext: {HIDDEN.format(hidden.name, owner)}", err=True)

@@ -58,7 +58,7 @@ class _Lazy(click.Group):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            name, extras = ctx.invoked_subcommand, importlib.metadata.metadata("mlops-ext")
+            name, extras = str(ctx.invoked_subcommand), importlib.metadata.metadata("mlops-ext")
             if isinstance(error, MlopsExtError) or name not in extras.get_all("Provides-Extra", ()):
                 raise
             raise MissingExtraError(error.name or name, name) from error

@@ -117,7 +117,7 @@ def prepare_for_import(framework: str) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException:  # inside a foreign import statement: recorded, never raised
-        log.exception("%s: its extension could not prepare for the import", framework)
+        log.exception("%s is imported, but its extension could not prepare for that", framework)
 
 
 def apply_guarded(framework: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from mlops_ext import hookspecs, settings
-from mlops_ext.errors import PluginError, SettingsError, UnknownNameError
+from mlops_ext.errors import MlopsExtError, PluginError, SettingsError, UnknownNameError
 from mlops_ext.extensions.entry_points import all_entry_points, owner_of
 from mlops_ext.hookspecs import PROJECT, DoctorCheck, Framework
 from mlops_ext.patching import Patch, PatchReport
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Extensions", "Found", "Support", "extensions", "load_extensions"]
 
-# Said of an entry point's name and the distribution that has it.
-HIDDEN = "extension {!r} of {} is not used: a distribution earlier on sys.path has one of that name"
+_HIDDEN = "a distribution earlier on sys.path has an extension of that name; uninstall or rename it"
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,13 +70,11 @@ class Extensions:
     Attributes:
         manager: pluggy's manager, with every extension that could be loaded.
         found: every entry point that may be used, loaded or not.
-        hidden: entry points that are not used, as one of the same name comes first on sys.path.
         problems: what went wrong so far, at most one for each extension.
     """
 
     manager: pluggy.PluginManager
     found: tuple[Found, ...] = ()
-    hidden: tuple[Found, ...] = ()
     problems: dict[str, PluginError] = field(default_factory=dict)
 
     def frameworks(self) -> list[Support]:
@@ -195,13 +192,12 @@ def load_extensions(
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs.Hooks)
     first: dict[str, importlib.metadata.EntryPoint] = {}
-    hidden = tuple(
-        _found(point, off)
-        for point in points
-        if first.setdefault(point.name, point).value != point.value
-    )
-    found = tuple(_found(point, off) for point in first.values())
-    loaded = Extensions(manager, found, hidden)
+    hidden = [p for p in points if first.setdefault(p.name, p).value != p.value]
+    found = (Found(name=n, distribution=owner_of(p), disabled=n in off) for n, p in first.items())
+    loaded = Extensions(manager, tuple(found))
+    for point in hidden:
+        problem = PluginError(point.name, owner_of(point), MlopsExtError(_HIDDEN))
+        loaded.problems[str(problem)] = problem
     for point in sorted(first.values(), key=lambda point: owner_of(point) != "mlops-ext"):
         if point.name in off:
             continue
@@ -222,10 +218,6 @@ def load_extensions(
 def extensions() -> Extensions:
     """The extensions of this environment, loaded once a process."""
     return load_extensions(all_entry_points(PROJECT), settings.load(settings.CoreSettings).disable)
-
-
-def _found(point: importlib.metadata.EntryPoint, off: frozenset[str]) -> Found:
-    return Found(name=point.name, distribution=owner_of(point), disabled=point.name in off)
 
 
 def _support(framework: Framework) -> Support:

@@ -66,15 +66,13 @@ def in_front(bootstrap: str, environ: "Any") -> "list[str] | None":
         before = places[: places.index(bootstrap)]
     except (AttributeError, TypeError, ValueError):  # no mapping, bytes, or not there
         return None
-    hiding = [place for place in before if _has_sitecustomize(place)]
+    hiding = [p for p in before if _has_sitecustomize(p) and not p.endswith(_BOOTSTRAP)]
     if not hiding:
         return None
     return [bootstrap, *hiding, *(p for p in places if p != bootstrap and p not in hiding)]
 
 
 def _has_sitecustomize(place: str) -> bool:
-    if place.endswith(_BOOTSTRAP):
-        return False
     return os.path.exists(os.path.join(place, "sitecustomize.py")) or os.path.isdir(
         os.path.join(place, "sitecustomize")
     )

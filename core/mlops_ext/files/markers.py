@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlops_ext.codec import decode, encode
+from mlops_ext.files.sweep import flags
 from mlops_ext.processes import identity
 from mlops_ext.processes.identity import Evidence, Liveness, ProcessIdentity
 
@@ -58,8 +59,7 @@ def create(path: Path) -> int | None:
     Raises:
         OSError: what the file system reported; no marker is left.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = os.open(path, flags("O_RDWR", "O_CREAT", "O_EXCL", "O_BINARY"), 0o600)
     try:
         if identity.lock(descriptor) is False:
             give_up(path, descriptor)
@@ -96,11 +96,9 @@ def opened(path: Path) -> Iterator[int | None]:
     It is looked at before it is opened: opening a FIFO, or a file that another user has a lease on,
     would stop this process there.
     """
-    flags = os.O_RDWR
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
-        flags |= getattr(os, name, 0)
+    how = flags("O_RDWR", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
     try:
-        descriptor = os.open(path, flags) if _is_ours(path.lstat()) else None
+        descriptor = os.open(path, how) if _is_ours(path.lstat()) else None
     except OSError:
         descriptor = None
     if descriptor is None:

@@ -26,6 +26,7 @@ _POSIX_ERRORS = {
     errno.EPERM: "denied",
     errno.EBUSY: "busy",  # NFS silly-renamed, a mount point, or an open file on some FUSE mounts
     errno.ETXTBSY: "busy",
+    errno.EXDEV: "mount point",  # from `sweep`: no system call here reports it
     errno.ENOTEMPTY: "not-empty",
     errno.EEXIST: "not-empty",  # POSIX lets rmdir answer with either
 }
@@ -65,17 +66,8 @@ def classify_removal_error(error: OSError) -> RemovalReason | None:
 
     None means that the entry is gone, which is what was wanted.
     """
-    if isinstance(error, MountPointError):
-        return RemovalReason.MOUNT
     code = getattr(error, "winerror", None)
     kind = _WINDOWS_ERRORS.get(code) if code else None
     if kind is None:
         kind = _POSIX_ERRORS.get(error.errno or 0, "other")
     return None if kind == "gone" else RemovalReason(kind)
-
-
-class MountPointError(OSError):
-    """The entry is the root of another file system, or of a bind mount."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.EXDEV, "another file system is mounted here")

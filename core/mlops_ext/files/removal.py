@@ -79,7 +79,7 @@ def remove(
     if path.name in {"", ".", ".."}:
         raise ValueError(f"path = {str(path)!r} does not name an entry that can be removed")
     if not 0 <= patience_s < float("inf"):
-        raise ValueError(f"patience_s = {patience_s!r} must be a number of seconds from 0")
+        raise ValueError(f"patience_s = {patience_s!r}: expected a number of seconds, 0 or more")
     deadline = clock() + patience_s
     sweep: DescriptorSweep | PathSweep = DescriptorSweep() if HAS_DESCRIPTORS else PathSweep()
     for pause_s in doubling(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):

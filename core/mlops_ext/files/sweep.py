@@ -12,6 +12,8 @@ it sees, but the window between the look and the removal is open there.
 from __future__ import annotations
 
 import errno
+import functools
+import operator
 import os
 import stat
 from collections.abc import Callable
@@ -20,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlops_ext.files.reasons import (
-    MountPointError,
     RemovalError,
     RemovalReason,
     classify_removal_error,
@@ -36,14 +37,16 @@ HAS_DESCRIPTORS = (
 _JUNCTION_TAG = 0xA0000003
 # Directories of one branch held open: enough for nearly every tree, few of a process's 1,024.
 _OPEN_LEVELS = 32
-DIRECTORY = (
-    os.O_RDONLY
-    | getattr(os, "O_DIRECTORY", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-)
+
+
+def flags(*names: str) -> int:
+    """The flags of `os.open` called *names*, those that this system has."""
+    return functools.reduce(operator.or_, (getattr(os, name, 0) for name in names))
+
+
+DIRECTORY = flags("O_RDONLY", "O_DIRECTORY", "O_CLOEXEC", "O_NONBLOCK")
 # Opens a directory that may be searched, but not listed; Linux only.
-PATH_ONLY = getattr(os, "O_PATH", 0)
+PATH_ONLY = flags("O_PATH")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,8 +176,8 @@ class DescriptorSweep(Sweep):
         if not PATH_ONLY:
             os.chmod(name, stat.S_IRWXU, dir_fd=here.descriptor, follow_symlinks=False)
             return
-        flags = DIRECTORY | PATH_ONLY | os.O_NOFOLLOW
-        descriptor = os.open(name, flags, dir_fd=here.descriptor)
+        how = DIRECTORY | PATH_ONLY | os.O_NOFOLLOW
+        descriptor = os.open(name, how, dir_fd=here.descriptor)
         try:
             _refuse_mount_point(descriptor, os.fstat(descriptor), here)
             Path(f"/proc/self/fd/{descriptor}").chmod(stat.S_IRWXU)
@@ -235,7 +238,7 @@ class DescriptorSweep(Sweep):
 
 def _refuse_mount_point(descriptor: int, status: os.stat_result, above: _Level) -> None:
     if _mount_of(descriptor, status) != above.mount:
-        raise MountPointError
+        raise OSError(errno.EXDEV, "another file system is mounted here")
 
 
 def _mount_of(descriptor: int, status: os.stat_result) -> tuple[int, bytes]:

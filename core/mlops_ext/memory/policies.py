@@ -134,7 +134,7 @@ def escalate(
         where = f" from node {evidence.node}" if evidence.node else ""
         return RetryElsewhere(
             memory=attempt.memory,
-            reason=f"It was taken{where} ({evidence.disruption}), not short of its own memory:"
+            reason=f"It was taken{where} ({evidence.disruption}), not killed for its own memory:"
             f" it runs again with {_size(attempt.memory)} on another node.",
         )
     if cause is Cause.OUT_OF_MEMORY or (
@@ -162,7 +162,7 @@ def _after_refusal(plan: MemoryPlan, attempt: Attempt, evidence: Evidence) -> De
     memory = attempt.memory
     if memory and plan.cap is not None and memory > plan.cap.memory:
         return Fail(
-            reason=f"{memory.human} can never be had: the cap is {plan.cap}. {evidence.refused}",
+            reason=f"{memory.human} is more than the cap of {plan.cap}. {evidence.refused}",
             cause=Cause.REFUSED,
         )
     return Retry(
@@ -191,7 +191,7 @@ def _after_oom(
             memory=attempt.memory,
             cause=cause,
             reason=f"Container {evidence.container} was killed for memory, not"
-            f" {attempt.container}, which keeps its {_size(attempt.memory)}.",
+            f" {attempt.container}, which runs again with {_size(attempt.memory)}.",
         )
     following = _next_memory(plan, attempt, evidence, settings)
     if following is None:
@@ -224,7 +224,7 @@ def _no_more(plan: MemoryPlan, attempt: Attempt) -> str:
     had = _size(attempt.memory)
     if plan.cap is not None and attempt.memory and attempt.memory >= plan.cap.memory:
         return f"It was killed for memory at {had}, and no more can be had: the cap is {plan.cap}."
-    return f"It was killed for memory at {had}, and the policy never raises it: give it more."
+    return f"It was killed for memory at {had}, and this policy never gives more: raise its memory."
 
 
 def request_plan(

@@ -70,7 +70,7 @@ class Quantity(int):
         if not isinstance(text, str):
             number = as_number(text, -1e300, 1e300)
             if number is None:
-                raise QuantityError(text, "it is no finite number")
+                raise QuantityError(text, "it is not a finite number")
             return cls(text if isinstance(text, int) else math.ceil(number))
         stripped = text.strip()
         match = _PATTERN.fullmatch(stripped) if len(stripped) <= _DIGITS else None

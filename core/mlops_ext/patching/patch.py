@@ -61,6 +61,10 @@ class Patch:
         """The module that *target* is in."""
         return self.target.partition(":")[0]
 
+    def conflict(self, expected: str, found: str) -> PatchConflictError:
+        """The error that *found* stands at the target in place of *expected*."""
+        return PatchConflictError(self.id, self.target, expected, found)
+
     def __post_init__(self) -> None:
         """Refuse what cannot be read, with the field's name."""
         parse_target(self.target)
@@ -140,8 +144,8 @@ class AppliedPatch:
         try:
             self.slot.put(self.replacement)
         except (AttributeError, TypeError) as error:
-            target, found = self.patch.target, f"a place that cannot be set ({error})"
-            raise PatchConflictError(self.patch.id, target, "one that can", found) from error
+            found = f"read-only ({error})"
+            raise self.patch.conflict("something that can be replaced", found) from error
         return True
 
     def revert(self) -> None:
@@ -153,10 +157,7 @@ class AppliedPatch:
         if self.slot.own() is self.original:
             return
         if not self.in_force:
-            found = describe(self.slot.own())
-            raise PatchConflictError(
-                self.patch.id, self.patch.target, describe(self.replacement), found
-            )
+            raise self.patch.conflict(describe(self.replacement), describe(self.slot.own()))
         self.slot.put(self.original)
 
 
@@ -184,7 +185,7 @@ def check(patch: Patch, found: Any) -> PatchConflictError | None:
     home = "nothing" if found is MISSING else home_of(found).partition(".")[0]
     if home == expected:
         return None
-    return PatchConflictError(patch.id, patch.target, f"an object of {expected}", describe(found))
+    return patch.conflict(f"an object of {expected}", describe(found))
 
 
 def find_slot(patch: Patch) -> Slot:
@@ -196,8 +197,8 @@ def find_slot(patch: Patch) -> Slot:
     try:
         return resolve(patch.target)
     except (ImportError, AttributeError) as error:
-        found = f"out of reach ({type(error).__name__}: {error})"
-        raise PatchConflictError(patch.id, patch.target, _expected(patch), found) from error
+        found = f"not found ({type(error).__name__}: {error})"
+        raise patch.conflict(_expected(patch), found) from error
 
 
 def _expected(patch: Patch) -> str:

@@ -79,11 +79,13 @@ def parse_target(target: str) -> tuple[str, list[str], str | None]:
     """The module, the attribute path and the item key (or None) of *target*.
 
     Raises:
-        ValueError: *target* has not the form ``module:attr.attr`` or ``module:attr[key]``.
+        ValueError: *target* is not of the form ``module:attr.attr`` or ``module:attr[key]``.
     """
     match = _TARGET.fullmatch(target)
     if match is None:
-        raise ValueError(f"target {target!r} has not the form module:attribute or module:name[key]")
+        raise ValueError(
+            f"target {target!r} is not of the form module:attribute or module:name[key]"
+        )
     return match["module"], match["path"].split("."), match["key"]
 
 
@@ -108,7 +110,7 @@ def resolve(
     for name in path if key is not None else path[:-1]:
         owner = get(owner, name)
     if key is not None and not isinstance(owner, MutableMapping):
-        raise AttributeError(f"{'.'.join(path)} is no mapping but {type(owner).__name__}")
+        raise AttributeError(f"{'.'.join(path)} is not a mapping but {type(owner).__name__}")
     if key is None and not hasattr(owner, "__dict__"):
         raise AttributeError(f"a {type(owner).__name__} has no attributes that can be replaced")
     return Slot(owner, key, is_item=True) if key is not None else Slot(owner, path[-1])

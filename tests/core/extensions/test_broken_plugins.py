@@ -244,7 +244,8 @@ def test_an_extension_that_another_of_its_name_hides_is_told(site):
     site.add("thief", "[mlops_ext]\nzenml = thief_module\n", "")
     for command in ("list", "doctor"):
         done = site.run(command)
-        assert "extension 'zenml' of mlops-ext is not used" in done.stdout + done.stderr
+        shown = " ".join((done.stdout + done.stderr).split())
+        assert "extension 'zenml' (from mlops-ext) is not used: a distribution earlier" in shown
 
 
 def test_a_group_of_commands_does_not_hide_one_of_ours(site):

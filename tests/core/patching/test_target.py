@@ -47,6 +47,6 @@ def test_a_target_is_a_module_a_path_and_perhaps_a_key(target, parts):
 
 @pytest.mark.parametrize("target", ["a.b", "a:", ":b", "a:b[", "a:b[]", "a b:c", "a:b[c]d"])
 def test_a_target_of_another_form_is_refused_and_shown(target):
-    with pytest.raises(ValueError, match="has not the form module:attribute") as caught:
+    with pytest.raises(ValueError, match="is not of the form module:attribute") as caught:
         parse_target(target)
     assert repr(target) in str(caught.value)

@@ -103,7 +103,7 @@ class History:
             for suffix in ("-journal", ""):
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
-            log.warning("memory history was damaged (%s): moved to %s", error, aside)
+            log.warning("memory history was damaged (%s): moved to %s", error.__cause__, aside)
             self._insert(key, row)
 
     def _insert(self, key: TaskKey, row: Sequence[Any]) -> None:
@@ -204,9 +204,13 @@ class History:
             database.execute("BEGIN IMMEDIATE")
         found = _number(database, "PRAGMA user_version")  # another process may have been here
         if found > _VERSION:
-            raise HistoryError(self.path, f"a newer mlops-ext wrote it (format {found})")
+            raise HistoryError(
+                self.path, f"a newer mlops-ext wrote it ({found})", "update this one"
+            )
         if found == 0 and _number(database, "SELECT COUNT(*) FROM sqlite_master"):
-            raise HistoryError(self.path, "it is another program's database")
+            raise HistoryError(
+                self.path, "it is another program's", "set memory.history to another"
+            )
         if found == 0 and create:
             for statement in _SCHEMA:
                 database.execute(statement)
@@ -229,7 +233,7 @@ class _DamagedError(HistoryError):
 def _alone_in(folder: Path, busy_s: float) -> Iterator[None]:
     """One process of this host at a time, if *folder* can be locked within *busy_s*.
 
-    Whoever may read the folder can hold its lock for ever, so nobody waits longer for that.
+    Every user who may read the folder can hold its lock forever: nobody waits longer than that.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):

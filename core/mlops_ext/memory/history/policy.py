@@ -151,7 +151,7 @@ class HistoryPolicy:
             first_limit = run.first_limit or math.ceil(first)
             return replace(run, ratio=ratio, outcomes=outcomes, first_limit=first_limit)
         except Exception as error:  # noqa: BLE001 - as above
-            logger.debug("run of %s is added without a look at earlier ones: %s", key, error)
+            logger.debug("run of %s is added, but earlier runs could not be read: %s", key, error)
             return run
 
     @contextlib.contextmanager

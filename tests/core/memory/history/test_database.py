@@ -134,7 +134,7 @@ def test_another_programs_database_is_left_alone(tmp_path):
         lambda: History(path).append(KEY, Observation(peak=1, runtime_s=1.0)),
         lambda: History(path).read(KEY),
     ):
-        with pytest.raises(HistoryError, match="another program"):
+        with pytest.raises(HistoryError, match="another program's; set memory"):
             action()
     with sqlite3.connect(path) as database:
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("precious",)]
@@ -144,7 +144,7 @@ def test_a_newer_format_is_not_touched(tmp_path):
     path = tmp_path / "h.sqlite"
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 99")
-    with pytest.raises(HistoryError, match="newer mlops-ext"):
+    with pytest.raises(HistoryError, match=r"newer mlops-ext wrote it .*; update this one"):
         History(path).append(KEY, Observation(peak=1, runtime_s=1.0))
 
 
