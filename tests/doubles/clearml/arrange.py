@@ -11,7 +11,7 @@ from clearml_ext.server.client import Client
 
 
 def client_of(double, secret=SECRET_KEY):
-    return Client(double.url, key=ACCESS_KEY, secret=secret, timeout_s=3)
+    return Client(double.url, key=ACCESS_KEY, secret=secret, timeout_s=120)
 
 
 def add_worker(double, name, *queues, age_s=0, task=None, **more):

@@ -5,6 +5,7 @@ die. Beside them the guard's own launches are checked, watched and cascaded. Onl
 goes through the server's interface, so the double's record of requests is the whole of it.
 """
 
+import datetime as dt
 import random
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("clearml")
 
 from tests.doubles.clearml.arrange import add_controller, add_worker, client_of, put_step
+from tests.doubles.clearml.documents import now
 from tests.doubles.clearml.server import ApiDouble
 
 from clearml_ext.check.dry_run import is_read
@@ -23,7 +25,7 @@ from clearml_ext.settings import ClearmlSettings
 from clearml_ext.watchdog.watchdog import PipelineMonitor
 
 HOURS = 7 * 24
-SETTINGS = ClearmlSettings(timeout_s=10, pending_s=3600, fix=True)
+SETTINGS = ClearmlSettings(timeout_s=120, fresh_s=3600, pending_s=3600, fix=True)
 AGENTS = {"d1": "default", "d2": "default", "g1": "gpu", "both": "services", "m1": "mine"}
 OVER = ("completed", "failed", "stopped")
 
@@ -40,9 +42,8 @@ class Week:
     def report(self):
         """All agents report, but for one that died at noon of the third day."""
         for name, worker in self.store.workers.items():
-            if name != "d2" or self.hour < 60:
-                add = type(worker["last_activity_time"]).now(worker["last_activity_time"].tzinfo)
-                worker["last_activity_time"] = add
+            alive = name != "d2" or self.hour < 60
+            worker["last_activity_time"] = now() if alive else now() - dt.timedelta(days=1)
 
     def others_come(self):
         rng, store = self.rng, self.store

@@ -14,7 +14,7 @@ from clearml_ext.check.status import workspace_status
 from clearml_ext.cli import clearml
 from clearml_ext.settings import ClearmlSettings
 
-SETTINGS = ClearmlSettings(timeout_s=3)
+SETTINGS = ClearmlSettings(timeout_s=120)
 
 
 def queue_of(found, name):

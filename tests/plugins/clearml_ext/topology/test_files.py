@@ -192,7 +192,7 @@ def test_each_bad_file_is_one_clear_line_and_the_others_are_still_checked(tmp_pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=600,
     )
     found = {row["file"]: row for row in map(json.loads, done.stdout.splitlines())}
     assert (list(found), done.stderr) == (names, "")

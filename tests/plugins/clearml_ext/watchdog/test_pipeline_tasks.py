@@ -21,7 +21,7 @@ from clearml_ext.watchdog.explain import explain
 from clearml_ext.watchdog.reaper import Reaper
 from clearml_ext.watchdog.watchdog import PipelineMonitor, run_watchdog
 
-SETTINGS = ClearmlSettings(timeout_s=3)
+SETTINGS = ClearmlSettings(timeout_s=120)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def watching(double, own, *, acts=True, **settings):
     monitor = PipelineMonitor(
         client_of(double),
         own,
-        ClearmlSettings(timeout_s=3, **settings),
+        ClearmlSettings(timeout_s=120, **settings),
         acts=acts,
         notify=told.append,
         clock=lambda: now[0],
@@ -377,5 +377,5 @@ def test_the_process_that_outlives_a_controller_stops_what_it_was_told_of(double
     reaper.start(client_of(double), own)
     reaper.notify(late)
     os.close(reaper._pipe)  # as the end of the controller's process does
-    assert double.wait_until(lambda store: store.tasks[late]["status"] == "stopped", 100)
+    assert double.wait_until(lambda store: store.tasks[late]["status"] == "stopped", 600)
     assert double.store.tasks[other]["status"] == "created"
