@@ -1,15 +1,20 @@
-"""A real API server accepts the kustomize base, and its accounts may do what they need and no more.
+"""A real API server accepts the kustomize base; accounts may do what they need; agents run.
 
-Only ``KUBECONFIG`` is needed. The namespace and all names are this test's own.
+Only ``KUBECONFIG`` is needed, and for the agents ``MLOPS_EXT_TEST_AGENT_IMAGE``, an image as the
+kit's page describes it, and ``MLOPS_EXT_TEST_HOST``, the address by which pods reach this machine.
+The namespace and all names are this test's own.
 """
 
 import json
 import os
 import secrets
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY, ApiDouble
+from tests.support.gates import Gate
 
 KIT = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
 CONTEXT = os.environ.get("MLOPS_EXT_TEST_CONTEXT", "local")
@@ -83,3 +88,58 @@ def test_the_api_server_accepts_the_kit_and_grants_what_the_pages_say(kit):
     assert may(orchestrator, namespace, "list", "nodes")
     assert not may(orchestrator, namespace, "get", "secrets", *here)
     assert not may(orchestrator, namespace, "create", "jobs.batch", "-n", "default")
+
+
+AGENT_IMAGE, HOST = (
+    os.environ.get(f"MLOPS_EXT_TEST_{name}", "") for name in ("AGENT_IMAGE", "HOST")
+)
+
+
+@pytest.mark.skipif(
+    not (AGENT_IMAGE and HOST), reason="not set: MLOPS_EXT_TEST_AGENT_IMAGE, MLOPS_EXT_TEST_HOST"
+)
+@pytest.mark.timeout(1200)
+def test_the_kits_agents_run_in_their_pods_each_at_its_own_queue(kit):
+    namespace, folder = kit
+    name, _, tag = AGENT_IMAGE.rpartition(":")
+    with ApiDouble(["default", "services"]) as server:
+        url = Gate(HOST, server.http.server_address).url
+        overlay = json.loads((folder / "kustomization.yaml").read_text())
+        image = {"name": "registry.example.com/clearml-agent", "newName": name, "newTag": tag}
+        hosts = [f"CLEARML_{kind}_HOST={url}" for kind in ("API", "WEB", "FILES")]
+        generator = {"name": "clearml-server", "behavior": "merge", "literals": hosts}
+        # a prefix is given to what a Deployment refers to, but not to a Secret of the user's
+        overlay |= {"namePrefix": "", "images": [image], "configMapGenerator": [generator]}
+        overlay["resources"] = [f"{one}/clearml" for one in overlay["resources"]]
+        (folder / "kustomization.yaml").write_text(json.dumps(overlay), encoding="utf-8")
+        keys = {"ACCESS": ACCESS_KEY, "SECRET": SECRET_KEY}
+        literals = [f"--from-literal=CLEARML_API_{k}_KEY={v}" for k, v in keys.items()]
+        done("-n", namespace, "create", "secret", "generic", "clearml-credentials", *literals)
+        done("apply", "-k", str(folder))
+        listens = {}
+        end = time.monotonic() + 900
+        while set(listens) != {"clearml-agent", "clearml-services-agent"}:
+            pods = done("get", "pods", "-n", namespace, "-o", "wide")
+            assert time.monotonic() < end, (pods, logs(namespace), listens)
+            time.sleep(2)
+            listens = queues_by_agent(server)
+        assert listens == {"clearml-agent": {"default"}, "clearml-services-agent": {"services"}}
+        ready = json.loads(done("get", "pods", "-n", namespace, "-o", "json"))["items"]
+        assert {pod["status"]["phase"] for pod in ready} == {"Running"}
+        assert "--patch" in done(
+            "get", "deployment/clearml-services-agent", "-n", namespace, "-o", "yaml"
+        )
+
+
+def logs(namespace):
+    agents = ("deployment/clearml-agent", "deployment/clearml-services-agent")
+    return [kubectl("logs", "-n", namespace, one, "--tail=20").stdout for one in agents]
+
+
+def queues_by_agent(server):
+    """The queues that each Deployment's agent says it listens to; a worker is named by its pod."""
+    found = {}
+    for row in server.store.workers_get_all({})["workers"]:
+        pod = row["id"].partition(":")[0]
+        found[pod.rsplit("-", 2)[0]] = {one["name"] for one in row.get("queues") or ()}
+    return found

@@ -1,13 +1,11 @@
 """The defaults: the policy that learns, growth in place; a quota, a server that is away."""
 
 import os
-import socket
-import threading
 import time
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from tests.cluster.project import ON_A_CLUSTER, ROLE, kills, kubectl, objects, outcomes, running
+from tests.support.gates import Gate
 
 pytestmark = ON_A_CLUSTER
 
@@ -200,50 +198,6 @@ def test_a_pool_that_waits_for_a_killed_worker_runs_again(project):
     assert outcomes(found, "pool") == ["killed for memory", "completed"]
 
 
-class Gate:
-    """A way to ZenML's server that can be closed."""
-
-    def __init__(self, url):
-        at = urlsplit(url)
-        self.to, self.closed = (at.hostname, at.port), threading.Event()
-        self.listener = socket.create_server((at.hostname, 0))
-        self.url = f"http://{at.hostname}:{self.listener.getsockname()[1]}"
-        self.open = []
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            try:
-                near, _ = self.listener.accept()
-            except OSError:
-                return
-            if self.closed.is_set():
-                near.close()
-                continue
-            far = socket.create_connection(self.to)
-            self.open += [near, far]
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self.pump, args=pair, daemon=True).start()
-
-    @staticmethod
-    def pump(source, target):
-        try:
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        except OSError:
-            pass
-        for one in (source, target):
-            one.close()
-
-    @contextmanager
-    def shut(self):
-        self.closed.set()
-        for one in self.open:
-            one.close()
-        yield
-        self.closed.clear()
-
-
 AWAY = """
 @step(enable_cache=False, settings=orchestrator("500Mi"))
 def works() -> int:
@@ -267,7 +221,8 @@ def the_pipeline():
 
 
 def test_a_server_that_is_away_for_minutes_ends_no_step(project, monkeypatch):
-    gate = Gate(os.environ["ZENML_STORE_URL"])
+    at = urlsplit(os.environ["ZENML_STORE_URL"])
+    gate = Gate(at.hostname, (at.hostname, at.port))
     monkeypatch.setenv("ZENML_STORE_URL", gate.url)
     process = project.start(AWAY)
     running("step_name=works")
