@@ -122,7 +122,8 @@ def test_the_kits_agents_run_in_their_pods_each_at_its_own_queue(kit):
             pods = done("get", "pods", "-n", namespace, "-o", "wide")
             assert time.monotonic() < end, (pods, logs(namespace), listens)
             time.sleep(2)
-            listens = queues_by_agent(server)
+            with server.store.lock:
+                listens = queues_by_agent(server)
         assert listens == {"clearml-agent": {"default"}, "clearml-services-agent": {"services"}}
         ready = json.loads(done("get", "pods", "-n", namespace, "-o", "json"))["items"]
         assert {pod["status"]["phase"] for pod in ready} == {"Running"}

@@ -24,7 +24,11 @@ class Gate:
             if self.closed.is_set():
                 near.close()
                 continue
-            far = socket.create_connection(self.to)
+            try:
+                far = socket.create_connection(self.to)
+            except OSError:  # the server is gone
+                near.close()
+                continue
             self.open += [near, far]
             for pair in ((near, far), (far, near)):
                 threading.Thread(target=self.pump, args=pair, daemon=True).start()
