@@ -34,7 +34,11 @@ def stats(location: str, *, as_json: bool) -> None:
 
     found = statistics(find_store(location))
     if as_json:
-        _print_json(found)
+        import dataclasses
+        import json
+
+        document = {"entries": found.entries, "bytes": found.size, **dataclasses.asdict(found)}
+        click.echo(json.dumps(document, indent=2))
     else:
         _print_table(found)
 
@@ -124,14 +128,6 @@ def _track(text: str) -> Any:
     console = Console(stderr=True)
     quiet = not console.is_terminal
     return partial(track, description=text, console=console, transient=True, disable=quiet)
-
-
-def _print_json(found: Stats) -> None:
-    import dataclasses
-    import json
-
-    document = {"entries": found.entries, "bytes": found.size, **dataclasses.asdict(found)}
-    click.echo(json.dumps(document, indent=2))
 
 
 def _print_table(found: Stats) -> None:

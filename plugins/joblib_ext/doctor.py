@@ -11,12 +11,12 @@ def check_checksum() -> Iterator[Finding]:
     """Whether xxhash is installed: without it entries are checked with crc32."""
     from importlib.util import find_spec
 
+    name = "joblib.checksum"
     if find_spec("xxhash") is not None:
-        message = "entries are checked with xxh3"
-        yield Finding(check="joblib.checksum", severity=Severity.OK, message=message)
+        yield Finding(check=name, severity=Severity.OK, message="entries are checked with xxh3")
         return
     yield Finding(
-        check="joblib.checksum",
+        check=name,
         severity=Severity.NOTE,
         message="xxhash is not installed: entries are checked with crc32, which is slower,"
         " and entries that others wrote with xxh3 count as misses",

@@ -18,7 +18,6 @@ from mlops_ext.extensions.finder import on_import
 
 log = logging.getLogger(__name__)
 
-NAME = "shared"
 _TRIGGER = "joblib.memory"
 _waiting = False
 _SECRETS = ("sign_key", "storage_options")

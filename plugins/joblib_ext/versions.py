@@ -3,7 +3,8 @@
 The text of a function stands for it only where that text compiles to the very code that runs: the
 file may have changed since it was imported. Then, on any Python, the function's version follows
 from the text. Otherwise it follows from the code object itself, without line numbers and names of
-files. What a function wraps (`functools.wraps`), the arguments of a partial and the state of a
+files. What a function wraps (`functools.wraps`), the functions and unchangeable values that it has
+from the functions around it, the arguments of a partial, the methods of a class and the state of a
 callable object are part of it.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import contextlib
 import functools
 import hashlib
 import operator
@@ -25,6 +27,7 @@ _FUTURE = functools.reduce(
 # A flag that says where a function was defined, not what it does.
 _NESTED = 0x10
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
+_FUNCTIONS = (FunctionType, MethodType, functools.partial)
 _INDENT = (" ", "\t")
 
 
@@ -41,7 +44,7 @@ def describe(func: Any, text: str | None = None) -> str:
 def _parts(func: Any, text: str | None, seen: set[int]) -> Iterator[str]:
     while id(func) not in seen:
         seen.add(id(func))
-        if hasattr(type(func), "check_call_in_cache"):  # a cached function: what it caches counts
+        if _is_cached(func):  # what it caches counts
             func = func.func
         if isinstance(func, MethodType):
             func = func.__func__
@@ -50,12 +53,35 @@ def _parts(func: Any, text: str | None, seen: set[int]) -> Iterator[str]:
             func, text = func.func, None
         elif isinstance(func, FunctionType):
             yield _function(func, text)
+            for value in _captured(func):
+                yield from _parts(value, None, seen) if callable(value) else (repr(value),)
             func, text = vars(func).get("__wrapped__", func), None
         elif _is_object(func):
             yield f"object {type(func).__module__}.{type(func).__qualname__} {_state(func)}"
             func, text = type(func).__call__, None
         else:
             yield f"{getattr(func, '__module__', '')}.{getattr(func, '__qualname__', repr(func))}"
+            if isinstance(func, type):
+                methods = [getattr(each, "__func__", each) for each in vars(func).values()]
+                yield from (_function(each, None) for each in methods if type(each) is FunctionType)
+            func = getattr(func, "__wrapped__", func)  # as of `functools.lru_cache`
+
+
+def _captured(func: FunctionType) -> Iterator[Any]:
+    """What *func* has from the functions around it: other functions, and values that stay."""
+    for cell in func.__closure__ or ():
+        with contextlib.suppress(ValueError):  # it is empty yet
+            value = cell.cell_contents
+            if _is_plain(value) or isinstance(value, _FUNCTIONS) or _is_cached(value):
+                yield value
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def _is_cached(func: object) -> bool:
+    return hasattr(type(func), "check_call_in_cache")
 
 
 def is_settled(func: Any) -> bool:
@@ -84,8 +110,7 @@ def _function(func: FunctionType, text: str | None) -> str:
     if text is not None and _compiles_to(text, func):
         return text  # what the defaults are is a part of the arguments
     defaults = [*(func.__defaults__ or ()), *sorted((func.__kwdefaults__ or {}).items())]
-    plain = [repr(value) for value in defaults if isinstance(value, (*_PLAIN, tuple))]
-    return "\0".join([fingerprint(code), *plain])
+    return "\0".join([fingerprint(code), *map(repr, filter(_is_plain, defaults))])
 
 
 def _source(func: FunctionType) -> str | None:

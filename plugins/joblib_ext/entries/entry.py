@@ -108,13 +108,8 @@ class Header(NamedTuple):
     @property
     def size(self) -> int:
         """Size of the whole file."""
-        signature = SIGNATURE if self.flags & _SIGNED else 0
+        signature = SIGNATURE if self.flags else 0
         return HEADER.size + self.body + self.metadata + signature
-
-    @property
-    def signed(self) -> bool:
-        """Whether a signature ends the file."""
-        return bool(self.flags & _SIGNED)
 
 
 def parse_header(data: Buffer) -> Header | None:

@@ -208,7 +208,7 @@ def judge(source: Source, size: int, binding: bytes, key: bytes | None) -> Verdi
     if header is None or header.size != size:
         return Verdict.LEASE if LeaseRecord.parse(head) is not None else Verdict.DAMAGED
     try:
-        LargeEntry(source, "", header, binding, (key or b"") if header.signed else None).verify()
+        LargeEntry(source, "", header, binding, (key or b"") if header.flags else None).verify()
     except SignatureError:  # the checksum is right: it was signed with another key
         return Verdict.UNCHECKED
     except CorruptEntryError:

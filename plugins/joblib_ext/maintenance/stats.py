@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -146,9 +147,7 @@ def verify_entries(store: Store, *, repair: bool = True, track: Track[Found] = i
 def exact_version(store: Store, function: str, namespace: str) -> CodeVersion:
     """The version that a folder is: the exact name of its function is noted in it."""
     version = store.version(store.layout.title(function), namespace)
-    note = store.read(version.folder + CODE_FILE)
-    try:
-        name = str(json.loads(note or b"{}").get("function", version.func_id))
-    except ValueError:
-        return version
-    return store.version(name, namespace)
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        note = json.loads(store.read(version.folder + CODE_FILE) or b"{}")
+        return store.version(str(note["function"]), namespace)
+    return version

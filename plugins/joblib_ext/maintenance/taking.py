@@ -64,7 +64,7 @@ def _results(source: Path) -> Iterator[Result]:
     """All results below *source*."""
     base = source / "joblib" if (source / "joblib").is_dir() else source
     for file in base.rglob(_CODE):
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
         header, _, code = text.partition("\n")
         func_id = str(file.parent.relative_to(base))
         for output in file.parent.glob("*/output.pkl"):

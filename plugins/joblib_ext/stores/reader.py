@@ -57,7 +57,7 @@ def open_large(
 ) -> LargeEntry | None:
     """The large entry of *size* bytes that *source* holds, and that begins with *data*."""
     header = parse_header(data)
-    if header is None or size != header.size or header.signed is not (key is not None):
+    if header is None or size != header.size or bool(header.flags) is not (key is not None):
         return None
     return LargeEntry(source, path, header, binding, key)
 
@@ -73,12 +73,12 @@ def open_bytes(
     return open_large(MemorySource(data), len(data), path, binding, head, key)
 
 
-def read_head(path: str) -> bytes:
+def read_head(path: str, size: int = HEADER.size) -> bytes:
     """The first bytes of a file, as many as a header or a lease has; none if it cannot be read."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, READ)
         try:
-            return os.read(descriptor, HEADER.size)
+            return os.read(descriptor, size)
         finally:
             close(descriptor)
     return b""

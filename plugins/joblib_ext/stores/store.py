@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import json
 import os
 from collections import Counter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 from typing_extensions import Self
@@ -99,7 +98,7 @@ class Found(NamedTuple):
         return self.size >= LEASE_MAX and not self.is_temporary
 
 
-class BaseStore(abc.ABC):
+class BaseStore(Protocol):
     """What both kinds of store are: names that hold nothing, a lease, or an entry.
 
     `FileStore` and `ObjectStore` also have, with the same promises: ``look``, ``acquire``,
@@ -122,23 +121,18 @@ class BaseStore(abc.ABC):
     events: Events
     key: bytes | None
 
-    @abc.abstractmethod
     def names_in(self, folder: str) -> list[str]:
         """Names of what stands directly in *folder*."""
 
-    @abc.abstractmethod
     def read(self, path: str) -> bytes | None:
         """The bytes of one of the store's own notes."""
 
-    @abc.abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Keep one of the store's own notes, if that is possible."""
 
-    @abc.abstractmethod
     def create(self, path: str) -> bool:
         """Make *path*; of all that try, one gets True."""
 
-    @abc.abstractmethod
     def remove(self, path: str) -> None:
         """Remove an entry or a folder; where that is not possible, say so once."""
 
@@ -162,7 +156,7 @@ class BaseStore(abc.ABC):
         counts: Counter[str] = Counter()
         for name in self.names_in(self.layout.events):
             for line in (self.read(f"{self.layout.events}/{name}") or b"").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                     counts[str(json.loads(line)["kind"])] += 1
         return counts
 

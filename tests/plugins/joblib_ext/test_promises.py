@@ -274,6 +274,27 @@ class TestVerifying:
         assert (found.good, found.unchecked, found.repaired) == (0, 5, 0)
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("note", ["pipe", "device", b"[]", b"3\n", b"[" * 100_000, b"\xff\n"])
+@pytest.mark.parametrize("verb", ["stats", "verify", "gc"])
+def test_notes_that_a_stranger_wrote_stop_no_command(tmp_path, note, verb):
+    make(tmp_path).cache(abs)(-1)
+    (code,) = tmp_path.rglob("code.json")
+    event = tmp_path / "joblib" / "mlops-shared-1" / "events" / "planted.jsonl"
+    event.parent.mkdir(exist_ok=True)
+    code.unlink()
+    for path in (code, event):
+        if note == "pipe":
+            os.mkfifo(path)
+        elif note == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.write_bytes(note)
+    done = CliRunner().invoke(command, [verb, str(tmp_path)])
+    assert done.exit_code in (0, 1), done.exception
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+
+
 class TestLocalTier:
     def test_a_folder_that_others_can_use_is_refused(self, tmp_path):
         planted = tmp_path / "scratch" / f"joblib-{os.getuid()}"

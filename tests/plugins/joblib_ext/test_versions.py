@@ -310,10 +310,25 @@ DECORATED = """
         def __call__(self, x):
             return "VERSION", x * self.factor
     called = Called(1)
+    def plainly(f):
+        def inner(*args):
+            return f(*args)
+        return inner
+    def tagged(tag):
+        return lambda f: lambda x: (tag, f(x)[1])
+    def other(x):
+        return "VERSION", x
+    plainly_decorated = plainly(other)
+    by_argument = tagged("VERSION")(lambda x: ("", x))
+    remembered = functools.lru_cache(other)
+    class Pair(tuple):
+        def __new__(cls, x):
+            return ("VERSION", x)
 """
+KINDS = ["f", "partial", "called", "plainly_decorated", "by_argument", "remembered", "Pair"]
 
 
-@pytest.mark.parametrize("what", ["model.f", "model.partial", "model.called"])
+@pytest.mark.parametrize("what", [f"model.{kind}" for kind in KINDS])
 def test_what_is_wrapped_or_called_has_versions_too(tmp_path, what):
     for version in ("one", "two", "one"):
         source = DECORATED.replace("VERSION", version)
@@ -329,6 +344,35 @@ def test_the_state_of_a_callable_object_and_the_arguments_of_a_partial_count(tmp
     assert run_model(*where, DECORATED, expression) == "[2, 4, 6]"
     expression = "[memory.cache(functools.partial(pow, base))(2) for base in (1, 2, 3)]"
     assert run_model(*where, DECORATED, expression) == "[1, 4, 9]"
+
+
+def test_functions_that_one_function_makes_do_not_mix(tmp_path):
+    """They have one name and one code, and hold other values, or other functions."""
+    memory = Memory(str(tmp_path), backend="shared", verbose=0)
+
+    def times(factor):
+        def multiply(x):
+            return factor * x
+
+        return multiply
+
+    def then(function):
+        return lambda x: function(x)  # noqa: PLW0108  # a code of its own
+
+    def recursive(stop):
+        def count(x):
+            return x if x >= stop else cached(x + 1)
+
+        cached = memory.cache(count)
+        return cached
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = [memory.cache(times(factor)) for factor in (1, 2, (3,))]
+        assert [function(2) for function in made] == [2, 4, (3, 3)]
+        made = [memory.cache(then(times(factor))) for factor in (1, 2)]
+        assert [function(2) for function in made] == [2, 4]
+        assert [recursive(stop)(1) for stop in (3, 5)] == [3, 5]
 
 
 METHODS = '''

@@ -16,9 +16,12 @@ from joblib_ext.stores.files.folders import make_own_folder
 from joblib_ext.stores.files.moving import discard
 from joblib_ext.stores.files.statx import fresh_mtime
 from joblib_ext.stores.layout import CODE_FILE
+from joblib_ext.stores.reader import read_head
 from joblib_ext.stores.store import Found, Slot, View
 from mlops_ext.files import TEMP_SUFFIX, liveness_of_maker, remove, temp_name, write_new
 from mlops_ext.processes.identity import Liveness
+
+_LONGEST_NOTE = 1 << 24
 
 
 class FileStore(EntryFiles):
@@ -45,10 +48,8 @@ class FileStore(EntryFiles):
         return []
 
     def read(self, path: str) -> bytes | None:
-        """The bytes of a file."""
-        with contextlib.suppress(OSError):
-            return Path(path).read_bytes()
-        return None
+        """The bytes of a file; not of a pipe or a device that somebody put there."""
+        return read_head(path, _LONGEST_NOTE) or None
 
     def create(self, path: str) -> bool:
         """Leans on O_EXCL creation."""
