@@ -294,10 +294,10 @@ class Supervisor:
 
     def close(self) -> None:
         """End the steps of which no pod runs, if the run is being stopped: ZenML asks no more."""
-        for step in self._steps.values():
-            if step.last_job is None or self._api is None:
-                continue
-            with contextlib.suppress(MlopsExtError, *UNANSWERED):
+        with contextlib.suppress(MlopsExtError, *UNANSWERED):  # one that is away is asked once
+            for step in self._steps.values():
+                if step.last_job is None or self._api is None:
+                    continue
                 if not self._step_runs.is_stopping(run_id_of(step.last_job)):
                     return
                 name = f"metadata.name={step.job_name}"

@@ -301,6 +301,22 @@ def test_a_stop_after_which_zenml_asks_no_more_ends_a_step_without_a_pod(cluster
     assert names(cluster, "mlops-ext.io/attempt=2") == []
 
 
+def test_at_the_end_a_server_that_is_away_is_asked_once_however_many_steps_there_are(cluster):
+    asked = []
+
+    class Away(FakeStepRuns):
+        @asking()
+        def is_stopping(self, run_id):
+            asked.append(run_id)
+            raise ConnectionError("no route")
+
+    ours = Orchestrator(cluster, Away())
+    for name in ("a-step", "b-step"):
+        ours.check(ours.start("0 Completed 600", name=name, step=name))
+    ours.supervisor.close()
+    assert len(asked) == 1
+
+
 def test_a_stop_leaves_a_pod_that_runs_to_its_own_process(cluster):
     step_runs = FakeStepRuns()
     ours = Orchestrator(cluster, step_runs)
