@@ -130,8 +130,7 @@ def discard_task(pipeline: Any, settings: ClearmlSettings) -> None:
             log.warning("task %s is left as it is: the pipeline was built in it", number)
             return
         client = Client.from_configuration(settings.timeout_s)
-        kept = reason_to_keep(client, number, sdk.process_age_s())
-        if kept:
+        if kept := reason_to_keep(client, number, sdk.process_age_s()):
             log.warning("task %s is left as it is: %s", number, kept)
             return
         task.close()

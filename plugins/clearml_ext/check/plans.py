@@ -175,8 +175,7 @@ def _node(
 ) -> Node:
     text = str(fields.get("queue") or default or "")
     for reference in _REFERENCE.findall(text):
-        found = value(reference)
-        if found is None:
+        if (found := value(reference)) is None:
             raise PlanError(
                 pipeline, f'the queue of step "{name}" is {text}, and {reference} has no value'
             )

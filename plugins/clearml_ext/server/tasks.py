@@ -6,8 +6,8 @@ and must be left alone; the controller's own state tells them apart.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from clearml_ext.sdk import steps_of
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import Snapshot
 from clearml_ext.server.statuses import LIVE, Status
-from clearml_ext.server.workers import parse_time, value_at
+from clearml_ext.server.workers import json_in, parse_time, value_at
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def is_pipeline(document: Mapping[str, Any] | None) -> bool:
     """Whether a task is a pipeline's controller, or has a pipeline in it, whatever its type."""
     known = document or {}
     marked = "pipeline" in (known.get("system_tags") or []) and known.get("type") == "controller"
-    return marked or bool(_configuration(known, "Pipeline"))
+    return marked or bool(value_at(known, "configuration", "Pipeline"))
 
 
 def may_wait(document: Mapping[str, Any] | None) -> bool:
@@ -76,19 +76,11 @@ def queues_of_automation(document: Mapping[str, Any]) -> tuple[str, ...]:
     """The queues that a scheduler, a trigger or an optimizer of the SDK puts its tasks in."""
     found: list[object] = []
     for section in AUTOMATION_SECTIONS:
-        try:
-            jobs = json.loads(_configuration(document, section) or "[]")
-        except ValueError:
-            continue
-        if isinstance(jobs, list):
+        with contextlib.suppress(ValueError, TypeError):
+            jobs = json_in(document, section) or ()
             found += [each.get("queue") for each in jobs if isinstance(each, dict)]
     found.append(value_at(document, "hyperparams", "General", "opt/execution_queue"))
     return tuple(dict.fromkeys(str(each) for each in found if each))
-
-
-def _configuration(document: Mapping[str, Any], section: str) -> str:
-    text = value_at(document, "configuration", section)
-    return text if isinstance(text, str) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +117,10 @@ def steps_on_task(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         PlanError: they cannot be read.
     """
     try:
-        dag = json.loads(_configuration(document, "Pipeline") or "{}")
+        dag = json_in(document, "Pipeline") or {}
         steps = {str(name): dict(fields) for name, fields in dag.items()}
+        for fields in steps.values():
+            fields["parents"] = list(fields.get("parents") or ())
     except (ValueError, TypeError, AttributeError) as error:
         name = str(document.get("name") or document["id"])
         raise PlanError(name, "the steps on its task are not readable") from error

@@ -145,6 +145,18 @@ def value_at(document: Mapping[str, Any], *path: str) -> Any:
     return found.get("value") if isinstance(found, dict) else found
 
 
+def json_in(document: Mapping[str, Any], section: str) -> Any:
+    """What the configuration *section* of a task holds as JSON, or None.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return json.loads(value_at(document, "configuration", section) or "null")
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"its configuration {section} is not readable") from error
+
+
 def labels_said(row: Mapping[str, Any]) -> list[str]:
     """The labels that a queue has by its metadata ``labels``, or its tags ``label:gpu``."""
     found = [*said(row, "labels"), *said(row, "label")]
@@ -169,8 +181,7 @@ def _capacity(
     """Read slots in *text*: a number, None if unbounded; else add a note, return *otherwise*."""
     if text.casefold() == UNBOUNDED:
         return [None]
-    found = _NUMBER.fullmatch(text)
-    if found is None:
+    if (found := _NUMBER.fullmatch(text)) is None:
         error = TopologyError(where, text, f"a whole number or {UNBOUNDED}")
         notes.append(f"{error}; it {'counts as one slot' if otherwise else 'is ignored'}")
         return otherwise
@@ -197,8 +208,10 @@ def _autoscaled(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int | 
     """
     found: dict[str, list[int | None]] = {}
     for document in tasks.values():
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
-            kept = json.loads(value_at(document, "configuration", "General") or "{}")
+        with contextlib.suppress(
+            ValueError, ArithmeticError, TypeError, LookupError, AttributeError
+        ):
+            kept = json_in(document, "General")
             if document.get("status") == Status.IN_PROGRESS and "resource_configurations" in kept:
                 for queue, resources in kept["queues"].items():
                     found[queue] = [sum(int(each[1]) for each in resources)]

@@ -1,5 +1,6 @@
 """The check on a live server: what is asked, what is counted, and what a bad answer comes to."""
 
+import itertools
 import json
 
 import pytest
@@ -11,14 +12,16 @@ from tests.doubles.clearml.server import ACCESS_KEY, SECRET_KEY
 
 from clearml_ext.check.fixes import FixKind
 from clearml_ext.check.plans import Node, Plan, plan_of_task
-from clearml_ext.check.preflight import check_live
+from clearml_ext.check.preflight import check_enqueue, check_live
 from clearml_ext.check.results import Answer
+from clearml_ext.check.status import workspace_status
 from clearml_ext.check.targets import launch
 from clearml_ext.errors import ServerError
 from clearml_ext.server.client import Client
 from clearml_ext.server.snapshot import take_snapshot
 from clearml_ext.settings import ClearmlSettings
 from clearml_ext.watchdog.live import watch_pipeline
+from clearml_ext.watchdog.watchdog import PipelineMonitor
 from mlops_ext.errors import MlopsExtError
 
 SETTINGS = ClearmlSettings(timeout_s=120)
@@ -455,6 +458,33 @@ def test_what_looks_like_an_autoscaler_and_is_none_refuses_nobody(double, value)
     entry = {"name": "General", "value": value}
     put_task(double, "service", worker="s", configuration={"General": entry})
     assert check(double, "default").answer is Answer.SAFE
+
+
+DEEP, ONE_STEP = "[" * 200_000, '{{"x": {{"queue": "default", "parents": {parents}}}}}'
+UNREADABLE = {
+    "Pipeline": [DEEP, '{"x":' * 200_000, "[1]", '{"x": 5}', ONE_STEP.format(parents=5)],
+    "schedule": [DEEP, "5", '{"queue": "default"}', '[{"queue": {"a": 1}}]'],
+    "General": [DEEP, '{"resource_configurations": {}, "queues": {"gpu": [["g4", Infinity]]}}'],
+}
+
+
+@pytest.mark.parametrize("kind", ["controller", "service"])
+@pytest.mark.parametrize(
+    ("section", "value"), [(name, each) for name, found in UNREADABLE.items() for each in found],
+    ids=itertools.count(),
+)  # fmt: skip
+def test_what_nobody_can_read_on_a_task_of_others_refuses_nobody(double, kind, section, value):
+    add_worker(double, "s", "services", tags=["services-mode"])
+    add_worker(double, "a", "default")
+    add_worker(double, "b", "gpu")
+    entry = {"name": section, "value": value}
+    number = put_task(double, kind, worker="b", configuration={section: entry})
+    assert check(double, "default").answer is Answer.SAFE
+    workspace_status(client_of(double), SETTINGS)
+    monitor = PipelineMonitor(client_of(double), number, SETTINGS, acts=False, notify=print)
+    assert monitor.poll()
+    mine = check_enqueue(number, "services", SETTINGS, client=client_of(double))
+    assert mine.reasons or mine.answer is Answer.SAFE  # an answer, whatever it is
 
 
 def test_the_kubernetes_glue_is_known_by_its_note_on_the_tasks_that_it_took(double):
