@@ -21,6 +21,7 @@ from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.runtime import Runtime
 from joblib_ext.settings import SharedOptions, read_options
+from joblib_ext.stores.files.folders import group_of, make_own_folder
 from joblib_ext.stores.limits import Limits
 from joblib_ext.stores.local_cache import LocalCache
 from joblib_ext.stores.objects.location import check_location, is_object_location
@@ -100,9 +101,10 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
 
     def _prepare_location(self) -> None:
         """As joblib does: the folder, and a .gitignore beside or in it."""
-        folder = Path(self.location)
+        folder, group = Path(self.location), group_of(self.options.group)
         with contextlib.suppress(OSError):
-            mkdirp(self.location)
+            if not os.path.lexists(folder):  # a link there is the user's
+                make_own_folder(self.location, group)
             base = folder.parent if folder.name == "joblib" else folder
             ignore = base / ".gitignore"
             if not ignore.exists():

@@ -59,6 +59,13 @@ def call_id(func_id: str, arguments: str, namespace: str) -> CallId:
     return made
 
 
+def call_at(slot: Slot) -> CallId:
+    """A call on its way, whose result goes to *slot*."""
+    made = call_id(slot.version.func_id, slot.arguments, slot.version.namespace)
+    made.slot = slot
+    return made
+
+
 class Writer:
     """Writes the entries of one store; nothing it meets is raised into the user's call."""
 
@@ -74,8 +81,7 @@ class Writer:
             category, what = CacheWarning, "the result cannot be stored"
             if isinstance(error, PicklingError):
                 category, what = FutureWarning, "failed to pickle output"
-            told = f"Unable to cache to disk: {what}. Exception: {error}."
-            tell(told, category, stacklevel=5)
+            tell(f"Unable to cache to disk: {what}. Exception: {error}.", category, stacklevel=5)
         return None
 
     def finish(self, call: CallId, body: tuple[Any, int], metadata: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from joblib.memory import (
 from typing_extensions import TypeIs
 
 from joblib_ext.arguments import bind
-from joblib_ext.calls import CallId, call_id
+from joblib_ext.calls import CallId, call_at, call_id
 from joblib_ext.entries.entry import Entry
 from joblib_ext.entries.large_entry import CorruptEntryError, LargeEntry
 from joblib_ext.single_flight import acquire_or_wait
@@ -81,6 +81,8 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
     code_depends: tuple[Any, ...] = ()
     # A text of the user's that stands for whatever else the result depends on.
     code_version: str = ""
+    # Whether a call waits for another process that computes the same.
+    _waits = True
     _known: tuple[Any, Runtime, CodeVersion] | None = None
 
     def __repr__(self) -> str:
@@ -143,7 +145,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute and store the result; the result and its metadata."""
         runtime = self.store_backend._runtime  # noqa: SLF001  # as above
-        call = self._begin(self._slot(runtime, args, kwargs))
+        call = call_at(self._slot(runtime, args, kwargs))
         call.is_forced = True
         return self._call(call, args, kwargs)
 
@@ -156,16 +158,11 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
 
     # -- from a look to a result ----------------------------------------------------------------
 
-    def _begin(self, slot: Slot) -> CallId:
-        call = call_id(self.func_id, slot.arguments, slot.version.namespace)
-        call.slot = slot
-        return call
-
     def _answer(
         self, runtime: Runtime, slot: Slot, view: View, args: Any, kwargs: Any, *, shelving: bool
     ) -> Any:
         """What a call gives whose entry cannot just be returned."""
-        call = self._begin(slot)
+        call = call_at(slot)
         if self._verbose >= _QUERIES:
             self._tell_query(call, args, kwargs)
         try:
@@ -195,7 +192,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
 
     def _lease(self, runtime: Runtime, slot: Slot, view: View) -> Entry | LargeEntry | Lease | None:
         """The result that another process computed, a lease to compute under, or None."""
-        if not runtime.store.options.single_flight:
+        if not (self._waits and runtime.store.options.single_flight):
             return None
         return acquire_or_wait(runtime.store, slot, view)
 
@@ -292,8 +289,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
 
     def _complain(self, args: Any, kwargs: Any) -> None:
         _, signature = format_signature(self.func, *args, **kwargs)
-        text = traceback.format_exc()
-        self.warn(f"Exception while loading results for {signature}\n {text}")
+        self.warn(f"Exception while loading results for {signature}\n {traceback.format_exc()}")
 
     def _tell_query(self, call: CallId, args: Any, kwargs: Any) -> None:
         logging.basicConfig(level=logging.INFO)
@@ -308,10 +304,7 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
 class SharedAsyncMemorizedFunc(SharedMemorizedFunc, AsyncMemorizedFunc):  # type: ignore[misc,unused-ignore]  # joblib has no types
     """A cached coroutine function: it waits for no other process, which would stop its loop."""
 
-    def _lease(self, runtime: Runtime, slot: Slot, view: View) -> Entry | LargeEntry | Lease | None:
-        """Nothing: the coroutine takes a lease when it runs, if it ever does."""
-        del runtime, slot, view
-        return None
+    _waits = False  # it takes a lease when it runs, if it ever does
 
     async def _call(  # pyright: ignore[reportIncompatibleMethodOverride]  # joblib's own does too
         self,

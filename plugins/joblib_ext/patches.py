@@ -55,12 +55,11 @@ def _apply() -> None:
                 log.warning("joblib %s gets no shared backend: %s", report.version, report.detail)
 
 
-def backend_factory(original: object) -> Any:
-    """What takes the place of *original*, which is nothing, in joblib's table of backends.
+def backend_factory(_original: object) -> Any:
+    """What takes the place of nothing in joblib's table of backends.
 
     joblib only calls it. The backend is imported then: it may be what is importing joblib now.
     """
-    del original
     return _make_backend
 
 

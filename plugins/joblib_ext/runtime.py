@@ -71,9 +71,8 @@ class _NoReader:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def look(self, slot: Slot) -> View:
+    def look(self, _slot: Slot) -> View:
         """Nothing of use."""
-        del slot
         self._store.events.warn_once(
             "key",
             "this process has no sign_key, which is in no pickle: set MLOPS_EXT_JOBLIB_SIGN_KEY or"

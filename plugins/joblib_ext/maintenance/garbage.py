@@ -51,8 +51,7 @@ def collect_garbage(
     """
     layout = store.layout
     done = Collected(trash=store.empty(layout.trash), corrupt=store.empty(layout.corrupt))
-    done.orphans = store.empty(layout.probes)
-    done.orphans += store.remove_all(store.litter(min_age_s))
+    done.orphans = store.empty(layout.probes) + store.remove_all(store.litter(min_age_s))
     small = [found for found in store.walk() if found.size < LEASE_MAX and not found.is_temporary]
     leases = [(found.path, store.lease_at(found.path)) for found in small]
     states = [(path, record, record.owner()) for path, record in leases if record is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import atexit
+import contextlib
 import enum
 import logging
 import threading
@@ -104,9 +105,8 @@ class Lease(abc.ABC):
             return Refusal.BY_OTHERS
         done: bool | None = None
         try:
-            done = attempt()
-        except OSError:
-            done = None
+            with contextlib.suppress(OSError):
+                done = attempt()
         except BaseException:
             self.release()  # interrupted, perhaps when it was made
             raise

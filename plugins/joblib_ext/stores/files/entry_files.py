@@ -84,10 +84,10 @@ class EntryFiles(BaseStore):
         """Move what stands at *path* aside, unless it verifies after all. True if it was moved."""
         path = slot.path
         aside = f"{self.layout.corrupt}/{temp_name(os.path.basename(path))[:-4]}"  # noqa: PTH119
-        trouble = _make(self.layout.corrupt, self.group)
-        moved: OSError | bool = trouble or False
-        if trouble is None:  # somebody may put a good one there meanwhile
-            moved = set_aside(path, aside, lambda found: self._is_damaged(found, slot.binding))
+        # A good one may come meanwhile.
+        moved = _make(self.layout.corrupt, self.group) or set_aside(
+            path, aside, lambda found: self._is_damaged(found, slot.binding)
+        )
         if isinstance(moved, OSError):
             self.events.warn_once("aside", f"a corrupt entry stays at {path}: {moved}", moved)
         elif moved:

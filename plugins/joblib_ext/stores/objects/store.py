@@ -95,14 +95,12 @@ class ObjectStore(Bucket):
     take_over = lease.take_over
     remove_dead = lease.remove_dead
 
-    def resume(self, slot: Slot, record: LeaseRecord) -> Lease | None:
+    def resume(self, _slot: Slot, _record: LeaseRecord) -> Lease | None:
         """There is none that this process does not know of: `acquire` has looked."""
-        del slot, record
         return None
 
-    def has_failed(self, slot: Slot, record: LeaseRecord, view: View) -> bool:
+    def has_failed(self, _slot: Slot, record: LeaseRecord, view: View) -> bool:
         """Whether a tombstone with its token stands in place of the lease *record*."""
-        del slot
         return isinstance(view, LeaseRecord) and view.token == record.token and view.is_over
 
     # -- writing --------------------------------------------------------------------------------
@@ -164,12 +162,9 @@ class ObjectStore(Bucket):
         Raises:
             StoreError: some is still there; to say nothing would serve what was cleared.
         """
-        paths = self._paths(self.client.objects(self.object_key(folder.rstrip("/"))))
-        if self.remove_all(paths) < len(paths):
+        rows = self.client.objects(self.object_key(folder.rstrip("/")))
+        if self.client.delete([row["path"] for row in rows]) is not None:
             raise StoreError(f"{folder} could not be cleared: {self.client.trouble}")
-
-    def _paths(self, rows: list[Any]) -> list[str]:
-        return [f"{self.layout.location}/{row['path']}" for row in rows]
 
     def list(self, kind: type[Any]) -> Any:
         """All entries: path, size and time of writing; there is no time of access."""
@@ -183,7 +178,8 @@ class ObjectStore(Bucket):
         except StoreError:
             self.warn("list", "the cache could not be listed")
             return
-        for path, row in zip(self._paths(rows), rows, strict=True):
+        for row in rows:
+            path = f"{self.layout.location}/{row['path']}"
             if not path.endswith(CODE_FILE):
                 function, namespace, *_ = path.removeprefix(self.layout.items + "/").split("/")
                 written = row["last_modified"].timestamp()
