@@ -20,7 +20,8 @@ Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
-OPENAI = environment().get("KSERVE_OPENAI_ROUTE_PREFIX", "/openai").strip("/")  # KServe's own
+# Below what KServe puts OpenAI's routes, as its own variable says.
+OPENAI = environment().get("KSERVE_OPENAI_ROUTE_PREFIX", "/openai").strip("/")
 READINESS = re.compile(
     r"(/v2/health/ready|/v2/models/[^/]+(/versions/[^/]+)?/ready"
     rf"|(/{re.escape(OPENAI)})?/v1/models/[^/:]+)/?"
