@@ -54,8 +54,7 @@ class Run:
 
     def __init__(self, server: Any, drain: Drain, handlers: signals.SignalHandlers | None) -> None:
         self.server, self.drain, self.handlers = server, drain, handlers
-        self.thread = threading.get_ident()
-        self.stop_called = False
+        self.thread, self.stop_called = threading.get_ident(), False
         self._exit: SystemExit | None = None
         care_for(server.registered_models, drain)
 

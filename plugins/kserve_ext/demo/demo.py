@@ -48,12 +48,12 @@ def demo() -> Iterator[Event]:
 
 
 def _start(http_port: int, *, patched: bool) -> subprocess.Popen[bytes]:
-    flags = ["--http_port", str(http_port), "--enable_grpc", "false"]
+    # The bare server leaves flags that it does not know alone.
+    flags = ["--http_port", str(http_port), "--enable_grpc=false", f"--lame_duck_s={LAME_DUCK_S}"]
     command = [sys.executable, "-m", "kserve_ext.demo.server", *flags]
     if patched:
         cli = Path(sys.executable).with_name("mlops-ext")
-        flag = f"--lame_duck_s={LAME_DUCK_S}"
-        command = [str(cli), "run", "--patch", "kserve", "--", *command, flag]
+        command = [str(cli), "run", "--patch", "kserve", "--", *command]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 

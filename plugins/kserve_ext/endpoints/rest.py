@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
-import os
 import selectors
 import weakref
 from collections.abc import Awaitable, Callable, Collection
@@ -14,8 +12,6 @@ from typing import Any
 
 from kserve_ext.shutdown.drain import Drain, Endpoint
 from mlops_ext.versions import in_range, installed_version
-
-log = logging.getLogger("uvicorn.error")  # for the line that uvicorn itself writes there
 
 Around = Callable[[Awaitable[None]], Awaitable[None]]
 
@@ -107,7 +103,6 @@ class RestEndpoint(Endpoint):
     async def serve(self, sockets: list[Any] | None) -> None:
         """As uvicorn's own after its configuration is loaded, to the end of the drain."""
         server, self._sockets, self._serving = self.server, list(sockets or ()), True
-        log.info("Started server process [%d]", os.getpid())
         try:
             await server.startup(sockets=sockets)
             if self.drain.ending:  # the signal came while the socket was being opened

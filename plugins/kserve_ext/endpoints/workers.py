@@ -83,6 +83,8 @@ class WorkersEndpoint(Endpoint):
         sockets: the listening sockets, closed here when accepting ends.
     """
 
+    apart = True
+
     def __init__(
         self,
         make: Callable[[Share, list[Connection]], Any],

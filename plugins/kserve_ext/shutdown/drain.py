@@ -45,6 +45,9 @@ def describe(error: BaseException) -> str:
 class Endpoint(Protocol):
     """A server, or a set of worker processes, that is opened and drained."""
 
+    # Whether it has processes of its own, which stop their models by themselves.
+    apart: bool = False
+
     @property
     def started(self) -> bool:
         """Whether it accepts requests."""
@@ -114,8 +117,7 @@ class Drain:
         self.has_model: Callable[[], bool] = lambda: True
         self.clock = clock
         self._seen, self._seen_at = 0, clock()
-        self._may_kill = may_kill
-        self._lock = threading.Lock()
+        self._may_kill, self._lock = may_kill, threading.Lock()
         self._steps: deque[Step] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None

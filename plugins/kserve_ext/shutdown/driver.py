@@ -122,7 +122,11 @@ async def _close(drain: Drain) -> None:
 
 async def _stop(drain: Drain, stop: Callable[[], Awaitable[None]]) -> None:
     log.info("stop: %d requests in flight", drain.counts.total(IN_FLIGHT))
-    # The application's own clean-up comes first: it may still need the models.
-    await asyncio.gather(*(endpoint.finish() for endpoint in drain.endpoints))
+    # The application's own clean-up comes first: it may still need the models. Workers have models
+    # of their own, and stop them meanwhile.
+    apart, own = ([e for e in drain.endpoints if e.apart is kind] for kind in (True, False))
+    ending = asyncio.gather(*(endpoint.finish() for endpoint in apart))
+    await asyncio.gather(*(endpoint.finish() for endpoint in own))
     await stop()
+    await ending
     drain.feed(Stopped(at=drain.clock()))

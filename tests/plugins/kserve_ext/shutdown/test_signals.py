@@ -21,6 +21,9 @@ from tests.support.servers.harness import (
     probe,
 )
 
+from kserve_ext.shutdown.drain import Drain, Endpoint
+from kserve_ext.shutdown.driver import _stop
+
 pytestmark = pytest.mark.timeout(400)
 
 needs_workers = pytest.mark.skipif(not HAS_WORKERS, reason="KServe 0.14 ignores workers")
@@ -249,6 +252,45 @@ def test_models_stop_whole_within_their_time_whoever_has_asked_the_server(tmp_pa
         server.signal()
         assert server.wait() == 0
         assert [event["model"] for event in server.events("model has stopped")] == ["m", "c"]
+
+
+def test_the_models_of_the_parent_stop_while_those_of_the_workers_do():
+    """One after the other would take longer than a stop may, if a request outlasts the drain."""
+    order = []
+
+    class Workers(Endpoint):
+        apart, started = True, True
+
+        def in_flight(self):
+            return 1
+
+        async def close(self):
+            pass
+
+        async def finish(self):
+            await stopped.wait()
+            order.append("workers have ended")
+
+    class Own(Workers):
+        apart = False
+
+        async def finish(self):
+            order.append("lifespan has ended")
+
+    async def stop():
+        order.append("models have stopped")
+        stopped.set()
+
+    async def scenario():
+        nonlocal stopped
+        stopped = asyncio.Event()
+        drain = Drain(may_kill=False)
+        drain.endpoints += [Workers(), Own()]
+        await _stop(drain, stop)
+
+    stopped = None
+    asyncio.run(scenario())
+    assert order == ["lifespan has ended", "models have stopped", "workers have ended"]
 
 
 @pytest.mark.integration
