@@ -136,7 +136,7 @@ class HistoryError(MlopsExtError):
 
 
 class UnknownNameError(MlopsExtError, LookupError):
-    """A name that nothing answers to.
+    """A name that does not exist.
 
     Attributes:
         kind: what sort of name it is ("framework", "queue").

@@ -120,4 +120,4 @@ class Hooks:
 
     @hookspec
     def mlops_ext_patch_applied(self, report: PatchReport) -> None:
-        """Take notice that a patch was applied, refused or reverted."""
+        """Called after a patch was applied, refused or reverted."""

@@ -107,7 +107,7 @@ def resolve(
     arguments: Mapping[str, object] | None = None,
     flags: Mapping[str, object] | None = None,
 ) -> Resolved[T]:
-    """As `load`, with the source of each value.
+    """Load settings as `load` does, and say where each value came from.
 
     Args:
         cls: as for `load`.
@@ -267,7 +267,7 @@ def _tool_table(path: Path) -> dict[str, object]:
 def _check_table(
     table: Mapping[str, object], fields: list[dataclasses.Field[Any]], section: str
 ) -> None:
-    """Refuse a key of a file that is no setting, or that a file may not have."""
+    """Refuse a key that is not a setting, or that a file may not set."""
     known = {field.name: field for field in fields}
     for key, value in table.items():
         name = _toml_name(section, key)

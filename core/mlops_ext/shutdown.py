@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Phase(enum.Enum):
-    """Where a server stands; a phase is never left backwards."""
+    """The phase of a server; phases only move forward."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -135,7 +135,7 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal(Event):
-    """Someone wants the server to end.
+    """The server was asked to end.
 
     Attributes:
         number: the signal's number; 0 for a call from code, which never counts as a second one.
@@ -153,7 +153,7 @@ class Signal(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick(Event):
-    """Time went by.
+    """Time has passed.
 
     Attributes:
         in_flight: requests accepted and not yet answered.
@@ -184,7 +184,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown:
-    """Where the sequence stands.
+    """The state of the sequence.
 
     Attributes:
         limits: how long each phase may take.

@@ -25,7 +25,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def in_range(version: str, specifier: str) -> bool:
-    """Whether *version* meets *specifier*; a text that is no version (PEP 440) meets none."""
+    """Whether *version* meets *specifier*; text that is not a PEP 440 version meets none."""
     try:
         return SpecifierSet(specifier).contains(Version(version), prereleases=True)
     except InvalidVersion:

@@ -72,7 +72,7 @@ def tickets_of(document: Mapping[str, Any], now_ms: int) -> list[Ticket]:
 
 
 def is_first(own: Ticket, others: Iterable[Ticket], now_ms: int, bound_s: float) -> bool:
-    """Whether nobody whom *own* conflicts with is before it. Pure."""
+    """Whether no conflicting ticket is ahead of *own*. Pure."""
     return not any(
         each.task != own.task
         and (each.number, each.task) < (own.number, own.task)

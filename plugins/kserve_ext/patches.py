@@ -192,7 +192,7 @@ def uvicorn_serve(original: Upstream) -> Upstream:
 
 
 class _StandsFor:
-    """Another object, but for the methods of a subclass."""
+    """A proxy for another object; a subclass overrides some of its methods."""
 
     def __init__(self, original: Any) -> None:
         self._original = original

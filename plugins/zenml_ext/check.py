@@ -87,7 +87,7 @@ def _component(component: SupervisedSteps) -> Iterator[Finding]:
 def _right(
     api: KubeApi, account: str, verbs: str, resource: str, scope: str, purpose: str, level: Any
 ) -> Finding:
-    """Whether *account*, or whoever asks if it is "", may do what is needed."""
+    """Whether *account* (if "": the caller) has the right that is needed."""
     name, where = f"rights {resource}{' everywhere' if scope else ''}", api.namespace
     user = f"system:serviceaccount:{where}:{account}" if account else ""
     who = f"account {account}" if account else "your account"

@@ -100,6 +100,7 @@ def changes(text, fields):
             target = ast.unparse(node.args[0]) if node.args else ""
             sets = called.endswith(("setattr", "delattr", "__setattr__", "__delattr__"))
             updates = called.startswith("vars(") or "__dict__." in called
+            updates = updates and not called.startswith(("vars(self).", "self.__dict__."))
             if (sets and target not in {"self", "cls"}) or (updates and called.endswith(MUTATES)):
                 yield node.lineno, ast.unparse(node)
 
@@ -129,6 +130,7 @@ def test_every_way_to_change_a_foreign_object_is_seen(code):
         "def f(entry):\n    entry.path = 1",
         "import kserve\nprint(kserve.serve)",
         "def f(self):\n    object.__setattr__(self, 'serve', 1)",
+        "def f(self, state):\n    self.__dict__.update(state)",
     ],
 )
 def test_what_is_ours_may_be_set(code):

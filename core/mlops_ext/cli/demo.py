@@ -53,7 +53,7 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether nothing spoke against what the demo claims."""
+        """Whether every claim of the demo holds, or the demo was skipped."""
         holds = self.status == 0 and bool(self.claims) and all(c.holds for c in self.claims)
         return bool(self.skipped) or holds
 

@@ -1,4 +1,4 @@
-"""Owner markers: beside each run directory a file that names its process, locked while it lives.
+"""Owner markers: files beside run directories that name the owner and are locked while it lives.
 
 In a folder where other users may rename entries, a marker says nothing about the directory that
 happens to have its name. So it holds the directory's name and inode, and both have to fit before

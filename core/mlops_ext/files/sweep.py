@@ -57,7 +57,7 @@ class Sweep:
     left: list[RemovalError] = field(default_factory=list)
 
     def is_hopeless(self) -> bool:
-        """Whether waiting cures nothing of what is left, such as permissions that are missing."""
+        """Whether waiting cannot help with anything that is left, such as missing permissions."""
         passing = {RemovalReason.BUSY, RemovalReason.NOT_EMPTY}
         # Windows denies what is open; ``winerror`` is None on all other systems.
         return not any(e.reason in passing or getattr(e.error, "winerror", 0) for e in self.left)

@@ -129,7 +129,7 @@ class Quantity(int):
 
 
 def as_number(value: Any, least: float, most: float) -> float | None:
-    """*value* as a float if it is a number from *least* to *most*, else None; a text is none."""
+    """*value* as a float if it is a number from *least* to *most*, else None; text never is."""
     if isinstance(value, str | bytes | bool):
         return None
     try:

@@ -52,13 +52,13 @@ class ProcessIdentity:
     started: str
 
     def __post_init__(self) -> None:
-        """Refuse what is no process id."""
+        """Refuse a number that cannot be a process id."""
         if self.pid <= 0:
             raise ValueError(f"pid = {self.pid}: expected 1 or more")
 
 
 class Liveness(enum.Enum):
-    """What can be said of a process. DEAD is a proof, never a guess."""
+    """Whether a process runs, as far as that can be proved. DEAD is a proof, never a guess."""
 
     ALIVE = "alive"
     DEAD = "dead"

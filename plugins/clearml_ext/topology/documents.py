@@ -75,7 +75,7 @@ def _line(error: BaseException) -> str:
 
 
 class _HostileError(ValueError):
-    """A document that says something twice, or stands for more than anybody can write.
+    """A document with a duplicate key, or with aliases that expand to too many values.
 
     Args:
         found: what is wrong with it.

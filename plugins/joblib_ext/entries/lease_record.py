@@ -53,7 +53,7 @@ class LeaseRecord:
         return replace(cls(*_STRUCT.unpack(data)[1:]), tag=tag)
 
     def ended(self) -> LeaseRecord:
-        """A tombstone for this lease: its token, and nobody who computes."""
+        """A tombstone for this lease: its token, without an owner."""
         return replace(self, host_token=_NOBODY, lease_ms=0)
 
     @property

@@ -14,7 +14,7 @@ _EVERY_S = 3600.0
 
 
 class Keeper:
-    """Told of each writing; now and then it starts a thread that keeps the limits."""
+    """Hears of each write; from time to time it starts a thread that enforces the limits."""
 
     def __init__(self, store: Store) -> None:
         self._store, self._next = store, 0.0

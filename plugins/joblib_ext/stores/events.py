@@ -47,7 +47,7 @@ class Events:
                 self._write(self._place, "".join(self._lines).encode())
 
     def warn_once(self, kind: str, message: str, error: BaseException | None = None) -> None:
-        """Tell the user of a trouble, once a process and kind; the call goes on."""
+        """Warn the user of a problem, once per process and kind; the call goes on."""
         with self._lock:
             if kind in self._warned:
                 return
@@ -66,6 +66,6 @@ class Events:
 
 
 def tell(message: str, category: type[Warning], *, stacklevel: int, source: object = None) -> None:
-    """Warn; where warnings are errors, the user's call goes on all the same."""
+    """Warn; if warnings are errors, the user's call still goes on."""
     with contextlib.suppress(Warning):
         warnings.warn(message, category, stacklevel=stacklevel, source=source)

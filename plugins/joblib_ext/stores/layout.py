@@ -71,5 +71,5 @@ class Layout:
         return f"{self.items}/{shortened(func_id, safe='<>() ,=+')}"
 
     def title(self, folder: str) -> str:
-        """The function that a folder stands for, for display."""
+        """The name under which a folder's function is shown."""
         return unquote(folder)

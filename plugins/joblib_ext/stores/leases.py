@@ -124,7 +124,7 @@ class Lease(abc.ABC):
         return _held.get(self.path) is self
 
     def stop(self) -> None:
-        """Count it as ours no more; what stands at the path stays."""
+        """Stop holding the lease; the file at its path stays."""
         if self.held:
             _held.pop(self.path, None)
 

@@ -63,7 +63,7 @@ class _Worker:
             self.pipe.send(message)
 
     def receive(self, now: float) -> None:
-        """Take in what it has said, from any thread: a signal does not wait for the loop."""
+        """Process the worker's messages, from any thread: a signal does not wait for the loop."""
         with self.receiving, contextlib.suppress(EOFError, OSError):
             while self.pipe.poll():
                 kind, *details = self.pipe.recv()
@@ -129,7 +129,7 @@ class WorkersEndpoint(Endpoint):
         return len(self._alive())
 
     async def close(self) -> None:
-        """Let go of the listening sockets; the workers let go of theirs by their own clock."""
+        """Close the listening sockets; each worker closes its own when its drain says so."""
         for sock in self._sockets:
             sock.close()
 

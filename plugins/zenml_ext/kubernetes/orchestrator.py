@@ -91,9 +91,9 @@ class KubernetesOomOrchestrator(SupervisedSteps, KubernetesOrchestrator):
     # -- the client's view ----------------------------------------------------------------------
 
     def fetch_status(self, run: PipelineRunResponse, include_steps: bool = False) -> Any:  # noqa: FBT001, FBT002 - the parent's signature
-        """Like the parent's, but a failed Job is no failed step while it may still be retried.
+        """Like the parent's, but a failed Job that may be retried is not shown as a failed step.
 
-        What has failed for good the orchestrator's own process publishes.
+        The orchestrator's own process publishes final failures.
         """
         status, steps = super().fetch_status(run, include_steps=include_steps)
         is_over = status is not None and status.is_finished
@@ -103,7 +103,7 @@ class KubernetesOomOrchestrator(SupervisedSteps, KubernetesOrchestrator):
 
 
 def protected(settings: KubernetesOomSettings, *, is_dynamic: bool) -> KubernetesPodSettings:
-    """The orchestrator's pod with a memory request that equals its limit; the user's own decides.
+    """The orchestrator's pod with a memory request equal to its limit; the user's settings win.
 
     Inline steps of a dynamic pipeline run in that pod, and nobody knows what they need: it has
     no limit but one that the user gave.

@@ -62,7 +62,7 @@ class PodResizer:
         return self._patch({section: {"memory": str(limit)} for section in ("limits", "requests")})
 
     def look(self) -> ResizeAnswer:
-        """Ask for nothing; the answer tells what has become of the last wish."""
+        """Report what became of the last resize, without asking for another."""
         return self._patch({})
 
     def withdraw(self, limit: Quantity) -> ResizeAnswer:

@@ -244,7 +244,7 @@ def main(task: Mapping[str, Any]) -> None:
 
 @dataclass(slots=True)
 class Hung:
-    """Tells whether a container has come to a standstill."""
+    """Detects a container whose processes no longer make progress."""
 
     _since: float | None = None
     _cpu_s: float = 0.0

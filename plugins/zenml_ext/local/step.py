@@ -235,7 +235,7 @@ class StepJob:
         return page[0] if page.total else None
 
     def _close(self, state: State) -> State:
-        """Leave no step run open: nobody is at work on it any more."""
+        """Close the step run: no process works on it any more."""
         step_run = self._latest_step_run()
         if step_run is not None and not step_run.status.is_finished:
             if state is State.STOPPED:

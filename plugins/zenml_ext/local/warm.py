@@ -60,7 +60,7 @@ class WarmProcess:
         self.pid = pid
 
     def _read(self, timeout: float | None) -> int | None:
-        """The next number; None if nobody is left to write one."""
+        """The next number; None if no writer is left."""
         if not select.select([self._status], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired("step", timeout or 0)
         text = os.read(self._status, _STATUS.size)

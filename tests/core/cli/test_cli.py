@@ -285,7 +285,7 @@ def test_run_of_another_installation_below_run_hides_nothing(tmp_path):
     launcher = tmp_path / "launcher"
     launcher.write_text(LAUNCHER.format(python=sys.executable))
     launcher.chmod(0o755)
-    code = "import joblib.memory, sys; print('joblib_ext.backend' in sys.modules)"
+    code = "import joblib.memory, sys; print('joblib_ext.patches' in sys.modules)"
     command = [str(launcher), str(other), "env", sys.executable, "-c", code]
     done = run("run", "--patch", "joblib", "--", *command)
     assert (done.stdout, done.stderr) == ("True\n", "")

@@ -223,7 +223,7 @@ class History:
 
 
 class _DamagedError(HistoryError):
-    """The file is no whole database any more."""
+    """The file is damaged: not a complete database."""
 
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(path, detail, "it is moved aside when the next run is added to it")

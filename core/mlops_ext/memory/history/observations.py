@@ -1,4 +1,4 @@
-"""What is kept of a task's earlier runs."""
+"""What the history keeps of a task's earlier runs."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class InMemoryHistory:
     def read(
         self, key: TaskKey, *, after: int = 0, limit: int = 400
     ) -> Sequence[tuple[int, Observation]]:
-        """As `Records.read`."""
+        """See `Records.read`."""
         rows = self._rows.get((key.pipeline, key.step), [])
         return rows[max(after, len(rows) - limit) :]
 

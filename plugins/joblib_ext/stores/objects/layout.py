@@ -15,5 +15,5 @@ class ObjectLayout(Layout):
         return f"{self.items}/{shortened(func_id, safe='').replace('%', '=')}"  # quote leaves no =
 
     def title(self, folder: str) -> str:
-        """The function that a folder stands for, for display."""
+        """The name under which a folder's function is shown."""
         return unquote(folder.replace("=", "%"))

@@ -121,7 +121,7 @@ def remove_dead(store: Bucket, path: str, record: LeaseRecord) -> bool:
 
 
 def acquire(store: Bucket, slot: Slot, mode: Any = "create") -> Lease | Refusal:
-    """A lease on *slot*, if what stands there is what *mode* says: by default nothing."""
+    """A lease on *slot*, if the object there meets the condition *mode*: by default, none is."""
     if not store.keeps_conditions():
         return Refusal.NOT_POSSIBLE
     lease = ObjectLease(store, slot.path)

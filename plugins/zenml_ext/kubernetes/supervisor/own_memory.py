@@ -100,7 +100,7 @@ class OrchestratorMemory:
 
 
 def advice(limit: Quantity, peak: Quantity, kills: int) -> str:
-    """What to tell the user, in two sentences; a size of 0 is not known, and not told."""
+    """Advice for the user, in two sentences; a size of 0 is unknown and left out."""
     enough = Quantity(-(-int(max(peak, limit if kills else 0) * _ROOM) // _ROUND) * _ROUND)
     had = f"its limit of {limit.human}" if limit else "its node's memory"
     what = f"used {peak.human} of {had}"

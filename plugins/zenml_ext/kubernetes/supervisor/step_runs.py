@@ -50,13 +50,13 @@ class StepRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether ZenML has it as failed for good, or as done."""
+        """Whether ZenML lists it as completed, or as failed with no retry left."""
         retried = {ExecutionStatus.RETRIED, getattr(ExecutionStatus, "RETRYING", None)}
         return self.status.is_finished and self.status not in retried
 
 
 class ServerAwayError(MlopsExtError):
-    """ZenML's server does not answer now; whoever asked does so again at the next poll."""
+    """ZenML's server does not answer now; the caller asks again at the next poll."""
 
 
 class ServerRefusesError(MlopsExtError):
