@@ -68,7 +68,9 @@ class AttemptRecord:
     def dump(self) -> dict[str, Any]:
         """The attempt as ZenML metadata; sizes are bytes, with a readable text beside them."""
         values = {
-            name: value for name, value in encode(self).items() if value not in ("", None, ())
+            "reason": self.reason,
+            "runtime_s": self.runtime_s,
+            **{name: value for name, value in encode(self).items() if value not in ("", None, ())},
         }
         for name in _SIZES:
             size = getattr(self, name)

@@ -42,8 +42,10 @@ def stack(**settings):
 
 @pytest.fixture(autouse=True)
 def no_pip(monkeypatch):
-    done = SimpleNamespace(returncode=0)
+    """What pip would say, also where uv has made the environment, without pip."""
+    done, find = SimpleNamespace(returncode=0), importlib.util.find_spec
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "pip" or find(name))
 
 
 def findings(**settings):

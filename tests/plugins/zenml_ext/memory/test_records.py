@@ -203,3 +203,8 @@ def test_the_name_of_a_mapped_step_fits_into_zenmls_metadata(monkeypatch):
     monkeypatch.setattr(written, "_write", lambda values, *_: keys.extend(values))
     written.record_on_run(None, "map:train:0", [attempt("completed", GB, GB, 1)])
     assert keys == ["memory_attempts.map.train.0"]
+
+
+def test_every_attempt_has_what_a_reader_asks_for_whether_there_is_anything_to_say_or_not():
+    found = AttemptRecord(number=1, memory=None, peak=None, outcome="completed").dump()
+    assert {"number", "memory", "peak", "outcome", "reason", "runtime_s"} <= set(found)
