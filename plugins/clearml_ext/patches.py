@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def debug_guard(original: Any) -> Any:
         return original
 
     # Sub-processes instead: `controller_guard` stands before the first.
-    return classmethod(lambda cls: cls.run_locally())
+    return classmethod(operator.methodcaller("run_locally"))
 
 
 def start_guard(original: Any) -> Any:
