@@ -137,7 +137,9 @@ def after_failure(failed: FailedJob, policy: MemoryPolicy, *, in_place: bool) ->
     known = state.plan or empty
     plan = known.capped(_caps_now(failed))
     if termination.victim and termination.victim.is_init and not termination.evidence.succeeded:
-        reason = f"{termination.victim}, before the step began: raise the memory of that container."
+        reason = (
+            f"{termination.message}, before the step began: raise the memory of that container."
+        )
         return GiveUp(reason=reason, attempt=_record(failed, reason), cause=Cause.OUT_OF_MEMORY)
     attempt = Attempt(memory=termination.memory, oom_retries=state.oom_retries, container=MAIN)
     decision = in_our_words(policy.on_failure(plan, attempt, termination.evidence))
