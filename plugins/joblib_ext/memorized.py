@@ -221,10 +221,9 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         if shelving:
             return self._reference(call, notes)
         start = time.time()
-        backend = self.store_backend
         if self._verbose > 1:
-            backend.tell(call, self._verbose, self.timestamp, notes)
-        value = backend.value_of(entry)
+            self.store_backend.tell(call, self._verbose, self.timestamp, notes)
+        value = self.store_backend.value_of(entry)
         if self._verbose > _DURATIONS:
             self._print_duration(time.time() - start, context="cache loaded ")
         return value

@@ -145,9 +145,10 @@ def _step(
 
 def _relieve(store: Store, slot: Slot, view: View, watch: _Watch) -> Lease | Refusal:
     """The lease of an owner that takes too long; `BY_OTHERS` if somebody else has taken it."""
-    if not store.options.wait_s or not isinstance(view, LeaseRecord) or _is_ours(slot.path, view):
-        return Refusal.NOT_POSSIBLE
-    return store.take_over(slot, view, watch.is_dead)
+    if not isinstance(view, LeaseRecord):  # somebody took it at this moment: the next look tells
+        return Refusal.BY_OTHERS if store.options.wait_s else Refusal.NOT_POSSIBLE
+    is_refused = not store.options.wait_s or _is_ours(slot.path, view)
+    return Refusal.NOT_POSSIBLE if is_refused else store.take_over(slot, view, watch.is_dead)
 
 
 def _is_ours(path: str, record: LeaseRecord) -> bool:

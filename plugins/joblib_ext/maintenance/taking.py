@@ -39,7 +39,8 @@ def take_cache(source: Path, store: Store, track: Track[Result] = iter) -> Taken
     """Write the results below *source* into *store*, under the code that joblib noted of them.
 
     They are unpickled on the way: whoever could write *source* can run code here. Functions that
-    are wrapped, partials and callable objects are told apart in another way here, and will compute.
+    are wrapped or hold values of those around them, partials and callable objects are told apart in
+    another way here, and will compute.
     """
     from joblib import load
 

@@ -18,9 +18,13 @@ from tests.faults.nodes import wait_for
 from tests.support.joblib_files import stored
 
 import joblib_ext  # noqa: F401  # registers the backend
+from joblib_ext import single_flight
+from joblib_ext.entries.entry import Entry
+from joblib_ext.entries.lease_record import own_record
 from joblib_ext.maintenance.find import find_store
 from joblib_ext.stores import leases
 from joblib_ext.stores.files.lease_source import LeaseSource
+from joblib_ext.stores.store import Slot
 
 pytestmark = pytest.mark.usefixtures("no_leases_left")
 
@@ -307,6 +311,27 @@ def test_when_the_longest_wait_is_over_one_of_those_who_wait_computes(tmp_path):
     for waiter in waiters:
         waiter.communicate()
         assert waiter.returncode == 0
+
+
+def test_a_lease_that_another_one_took_at_the_end_of_the_wait_is_waited_for(tmp_path, monkeypatch):
+    """It was gone at this look, and there again when this process tried to take it."""
+    options = {"wait_s": 1.0}
+    memory = Memory(str(tmp_path), backend="shared", verbose=0, backend_options=options)
+    store, now = memory.store_backend._runtime.store, [0.0]
+    slot = Slot(store.version("work/f", "0" * 24), "ab" * 16)
+    entry = Entry(b"", None)
+    views = iter([None, own_record(5.0), entry])
+    monkeypatch.setattr(type(store), "look", lambda *_: next(views))
+    monkeypatch.setattr(type(store), "acquire", lambda *_: leases.Refusal.BY_OTHERS)
+
+    def sleep(_):
+        now[0] += 2.0 if len(now) == 1 else 0.5
+        now.append(0)
+
+    found = single_flight.acquire_or_wait(
+        store, slot, own_record(5.0), clock=lambda: now[0], sleep=sleep
+    )
+    assert found is entry
 
 
 def test_an_interpreter_held_in_the_middle_of_a_renewal_is_noticed_too(memory, monkeypatch):
