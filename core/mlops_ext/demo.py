@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -64,12 +63,6 @@ def names() -> list[str]:
     return sorted(find_entry_points(GROUP).keys() - disabled)
 
 
-def find(name: str) -> Callable[[], Iterator[Event]]:
-    """The demo called *name*, which is one of `names`."""
-    loaded: Callable[[], Iterator[Event]] = find_entry_points(GROUP)[name].load()
-    return loaded
-
-
 def write_event(event: Event, stream: TextIO) -> None:
     """Write *event* as one line of JSON."""
     stream.write(json.dumps(dataclasses.asdict(event)) + "\n")
@@ -91,7 +84,7 @@ def child(name: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how the command line stops us
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
         os.dup2(2, 1)
-        for event in find(name)():
+        for event in find_entry_points(GROUP)[name].load()():
             write_event(event, stream)
 
 
