@@ -12,7 +12,7 @@ import operator
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from clearml_ext.check.results import Answer, Result
 from clearml_ext.guard import (
@@ -96,7 +96,7 @@ def debug_guard(original: Any) -> Any:
         return original
 
     # Sub-processes instead: `controller_guard` stands before the first.
-    return classmethod(operator.methodcaller("run_locally"))
+    return classmethod(cast("Any", operator.methodcaller("run_locally")))
 
 
 def start_guard(original: Any) -> Any:

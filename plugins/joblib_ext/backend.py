@@ -95,7 +95,8 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
         return {**vars(self), "options": self.options.without_secrets()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        for name, value in state.items():
+            setattr(self, name, value)
         self.options = self.options.with_secrets()
         self._start()
 

@@ -123,6 +123,7 @@ class BaseStore(Protocol):
 
     def names_in(self, folder: str) -> list[str]:
         """Names of what stands directly in *folder*."""
+        ...
 
     def read(self, path: str) -> bytes | None:
         """The bytes of one of the store's own notes."""
@@ -132,6 +133,7 @@ class BaseStore(Protocol):
 
     def create(self, path: str) -> bool:
         """Make *path*; of all that try, one gets True."""
+        ...
 
     def remove(self, path: str) -> None:
         """Remove an entry or a folder; where that is not possible, say so once."""

@@ -226,7 +226,8 @@ def _mapped_memory(pid: int) -> int:
     """
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-        found = dict(line.partition(":")[::2] for line in lines.splitlines())
+        pairs = (line.partition(":") for line in lines.splitlines())
+        found = {name: value for name, _, value in pairs}
         return sum(int(found.get(name, "0").split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
     return 0
 
