@@ -95,8 +95,7 @@ class SharedStoreBackend(_HasRuntime, StoreBackendBase, StoreBackendMixin):  # t
         return {**vars(self), "options": self.options.without_secrets()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.__dict__.update(state)  # pyright: ignore[reportAttributeAccessIssue]  # it is a dict
         self.options = self.options.with_secrets()
         self._start()
 

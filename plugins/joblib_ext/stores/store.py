@@ -121,9 +121,8 @@ class BaseStore(Protocol):
     events: Events
     key: bytes | None
 
-    def names_in(self, folder: str) -> list[str]:
+    def names_in(self, folder: str) -> list[str]:  # pyright: ignore[reportReturnType]  # abstract
         """Names of what stands directly in *folder*."""
-        ...
 
     def read(self, path: str) -> bytes | None:
         """The bytes of one of the store's own notes."""
@@ -131,9 +130,8 @@ class BaseStore(Protocol):
     def write(self, path: str, data: bytes) -> None:
         """Keep one of the store's own notes, if that is possible."""
 
-    def create(self, path: str) -> bool:
+    def create(self, path: str) -> bool:  # pyright: ignore[reportReturnType]  # abstract
         """Make *path*; of all that try, one gets True."""
-        ...
 
     def remove(self, path: str) -> None:
         """Remove an entry or a folder; where that is not possible, say so once."""
