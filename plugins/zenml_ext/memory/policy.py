@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -70,7 +70,8 @@ class StepFacts:
         request = request_of(self.settings, self.step)
         if self.settings.when_no_memory == "leave" and request is None:
             return MemoryPlan(ladder=(), reason="No memory is set, and when_no_memory is leave.")
-        return policy.decide(self.key, features, request, caps)
+        plan = policy.decide(self.key, features, request, caps)
+        return plan if plan.request else replace(plan, request=request)  # what was asked for stays
 
 
 def policy_for(settings: OomSettings) -> MemoryPolicy:

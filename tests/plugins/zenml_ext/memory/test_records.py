@@ -208,3 +208,15 @@ def test_the_name_of_a_mapped_step_fits_into_zenmls_metadata(monkeypatch):
 def test_every_attempt_has_what_a_reader_asks_for_whether_there_is_anything_to_say_or_not():
     found = AttemptRecord(number=1, memory=None, peak=None, outcome="completed").dump()
     assert {"number", "memory", "peak", "outcome", "reason", "runtime_s"} <= set(found)
+
+
+@pytest.mark.parametrize("name", ["history", "double", "fixed"])
+def test_a_first_plan_knows_what_the_user_asked_for(name):
+    """What no node can run is tried with less only if the user asked for less."""
+    settings = OomSettings(memory="900Gi", memory_policy=name)
+    config = SimpleNamespace(name="s", caching_parameters={})
+    step = SimpleNamespace(config=config, spec=SimpleNamespace(invocation_id="s"))
+    config.resource_settings = SimpleNamespace(memory=None)
+    facts = policy.StepFacts(name="s", pipeline="p", step=step, settings=settings)
+    plan = facts.plan(facts.policy, Features(), Caps())
+    assert plan.request == Quantity.parse("900Gi")
