@@ -60,7 +60,7 @@ class Runtime:
         return written.get(version.namespace, math.inf) < max(written.values(), default=0.0)
 
     def discard(self, entry: Entry | LargeEntry, error: Exception) -> None:
-        """Move an entry aside if it did not verify."""
+        """Move an entry aside if it failed its check."""
         if isinstance(entry, LargeEntry) and isinstance(error, CorruptEntryError):
             self.store.quarantine(entry)
 

@@ -30,7 +30,9 @@ def settings(*, as_json: bool) -> None:
     for name, value in values.items():
         click.echo(f"{name:17} {value!s:6} from {resolved.sources[name]}")
     total = resolved.value.limits.total_s
-    click.echo(f"A shutdown takes at most {total:.1f} s. Flags of a server come before these.")
+    click.echo(
+        f"A shutdown takes at most {total:.1f} s. Flags given to a server override these settings."
+    )
 
 
 @kserve.command(context_settings={"show_default": True})

@@ -49,7 +49,7 @@ def memory_limits() -> Iterator[Finding]:
     """Who enforces the memory limits of local_oom here."""
     from zenml_ext.memory import cgroup
 
-    check, who = "zenml.memory-limits", "local_oom has the kernel enforce memory limits"
+    check, who = "zenml.memory-limits", "local_oom lets the kernel enforce memory limits"
     group = cgroup.create(64 * 1024**2)
     if group is not None:
         group.close()

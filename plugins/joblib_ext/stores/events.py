@@ -58,10 +58,10 @@ class Events:
         tell(message, CacheWarning, stacklevel=4, source=error)
 
     def corrupt(self, path: str, kept: str) -> None:
-        """Tell of an entry that did not verify; *kept* says where it is now."""
+        """Tell of an entry that failed its check; *kept* says where it is now."""
         self.note("corrupt", path)
         self.warn_once(
-            f"corrupt {path}", f"a cached result did not verify; it is computed again. {kept}"
+            f"corrupt {path}", f"a cached result failed its check; it is computed again. {kept}"
         )
 
 

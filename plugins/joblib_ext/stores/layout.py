@@ -4,7 +4,7 @@
         items/<function>/<namespace>/<two hex digits>/<arguments>   entries, and leases
         items/<function>/<namespace>/code.json                      what the namespace is
         trash/   cleared trees on their way out
-        corrupt/ what did not verify, for a look; `gc` empties it
+        corrupt/ what failed its check, for a look; `gc` empties it
         leases/  one small file for each process that computes
         events/  one small file a process: conflicts, lost replies, takeovers
 
@@ -52,7 +52,7 @@ class Layout:
         root: all of ours is below it.
         items: entries and leases, by function, namespace and shard.
         trash: what was cleared and is being removed.
-        corrupt: what did not verify.
+        corrupt: entries that failed their check.
         leases: one file for each process that computes; its leases are links to it.
         events: notes of rare events, one file a process.
         claims: what one process does for all, such as house-keeping in this hour.

@@ -148,7 +148,7 @@ def test_a_damaged_entry_is_computed_again_and_kept_for_a_look(make, proxy, loca
     data = bytearray(obstore.get(store, key).bytes())
     data[bit // 8] ^= 1 << bit % 8
     obstore.put(store, key, bytes(data))
-    with pytest.warns(Warning, match="did not verify"):
+    with pytest.warns(Warning, match="failed its check"):
         assert make().cache(f)(1) == 2
     assert counted.calls == 2
     assert any(key.startswith("corrupt/") for key in keys(proxy, location))
