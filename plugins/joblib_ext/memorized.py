@@ -165,18 +165,20 @@ class SharedMemorizedFunc(MemorizedFunc):  # type: ignore[misc,unused-ignore]  #
         call = call_at(slot)
         if self._verbose >= _QUERIES:
             self._tell_query(call, args, kwargs)
+        # Those of a large entry are known to be true only if all of it is read.
+        needs_notes = shelving or self._verbose > 1 or self.cache_validation_callback is not None
         try:
             while True:
                 if _is_entry(view):
-                    notes = self._notes(runtime, slot, view)
+                    notes = self._notes(runtime, slot, view) if needs_notes else {}
                     if notes is not None:
                         try:
                             return self._deliver(call, view, notes, shelving=shelving), {}
-                        except Exception as error:  # noqa: BLE001  # what unpickling likes to raise
+                        except (CorruptEntryError, OSError) as error:
+                            runtime.discard(view, error)  # and tells of it
+                        except Exception:  # noqa: BLE001  # what unpickling likes to raise
                             self._complain(args, kwargs)
-                            if not isinstance(error, (CorruptEntryError, OSError)):
-                                break  # a good entry that cannot be used here
-                            runtime.discard(view, error)
+                            break  # a good entry that cannot be used here
                     view = None
                 found = self._lease(runtime, slot, view)
                 if _is_entry(found):

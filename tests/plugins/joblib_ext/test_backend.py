@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -104,6 +105,26 @@ def test_a_link_in_place_of_a_stores_own_folder_is_never_followed(tmp_path, name
         collect_garbage(find_store(tmp_path / "cache"))
     assert kept.exists()
     assert [path.name for path in other.iterdir()] == ["function"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts what is read there")
+@pytest.mark.parametrize(
+    ("mmap_mode", "verify", "times"), [(None, "always", 1), ("r", "always", 1), ("r", "never", 0)]
+)
+def test_a_hit_reads_a_large_result_no_more_often_than_needed(tmp_path, mmap_mode, verify, times):
+    np = pytest.importorskip("numpy")
+    options = {"backend_options": {"verify": verify}, "mmap_mode": mmap_mode}
+    cached = Memory(tmp_path, backend="shared", verbose=0, **options).cache(
+        lambda n: np.zeros(n) + 0
+    )
+
+    def read():
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    size = cached(4_000_000).nbytes
+    before = read()
+    assert cached(4_000_000).nbytes == size
+    assert times * size <= read() - before < (times + 0.5) * size
 
 
 def test_a_large_result_is_stored_before_the_caller_gets_it(tmp_path):
