@@ -258,7 +258,8 @@ def test_a_folder_that_may_not_be_written_costs_one_warning(tmp_path):
         import os, sys, warnings
         import joblib_ext
         from joblib import Memory
-        import joblib_ext.backend, mlops_ext.files, numpy, tomllib
+        import joblib_ext.backend, mlops_ext.files, numpy
+        __import__("tomllib" if sys.version_info >= (3, 11) else "tomli")
         os.setgid(65534); os.setuid(65534)
         calls = []
         def function(x):

@@ -15,7 +15,8 @@ import pytest
 
 RACE = """
 import ctypes, os, pathlib, shutil, signal, stat, sys, time
-import joblib, joblib_ext, joblib_ext.backend, json, tomllib, re
+import joblib, joblib_ext, joblib_ext.backend, json, re
+__import__("tomllib" if sys.version_info >= (3, 11) else "tomli")
 from mlops_ext import files, tempdirs
 from mlops_ext.processes import identity
 
