@@ -7,13 +7,13 @@ all but the last would be lost without a word.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mlops_ext.errors import MissingExtraError, TopologyError
+from mlops_ext.processes.collector import without_collector
 
 # About 12,000 workers, and a second to read.
 MAX_YAML_BYTES = 2**20
@@ -105,18 +105,14 @@ def _yaml(path: Path, text: str) -> object:
     except ImportError as error:
         raise MissingExtraError("yaml", "clearml") from error
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    collects = gc.isenabled()
-    gc.disable()  # it would walk through the growing document again and again
     try:
-        _refuse_hostile(yaml.parse(text, loader), yaml)
-        return yaml.load(text, loader)  # noqa: S506  # a safe loader
+        with without_collector():
+            _refuse_hostile(yaml.parse(text, loader), yaml)
+            return yaml.load(text, loader)  # noqa: S506  # a safe loader
     except _HostileError as error:
         raise TopologyError(str(path), str(error), error.expected) from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise TopologyError(str(path), _line(error), "valid YAML") from error
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _refuse_hostile(events: Iterable[Any], yaml: Any) -> None:

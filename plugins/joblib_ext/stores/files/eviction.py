@@ -16,10 +16,11 @@ from operator import itemgetter
 
 from joblib_ext.stores.files.entry_files import EntryFiles
 from joblib_ext.stores.files.moving import discard
-from joblib_ext.stores.files.scan import entry_names, rows_in, shards, without_collector
+from joblib_ext.stores.files.scan import entry_names, rows_in, shards
 from joblib_ext.stores.files.trash import empty_later
 from joblib_ext.stores.limits import Limits, Row, choose
 from mlops_ext.files import folder_below
+from mlops_ext.processes.collector import without_collector
 
 # So many ``stat`` calls take some tens of milliseconds on a local disk.
 EXACT_UP_TO = 20_000
@@ -33,8 +34,12 @@ def enforce(store: EntryFiles, limits: Limits) -> int:
     """Remove entries until the limits hold; the number that was removed."""
     empty_later(store)
     with without_collector():
-        listed = {one: entry_names(store.names_in(one)) for one in shards(store.layout)}
-        count = sum(map(len, listed.values()))
+        listed: dict[str, list[str] | None] = {}
+        count = 0
+        for folder in shards(store.layout):
+            names = entry_names(store.names_in(folder))
+            count += len(names)
+            listed[folder] = names if count <= EXACT_UP_TO else None  # not all of a large store's
         if count <= EXACT_UP_TO or limits.before > -math.inf:
             rows = [row for folder, names in listed.items() for row in rows_in(folder, names)]
             victims = choose(rows, limits)
@@ -47,7 +52,9 @@ def enforce(store: EntryFiles, limits: Limits) -> int:
     return len(victims)
 
 
-def _choose_from_sample(listed: dict[str, list[str]], count: int, limits: Limits) -> list[Row]:
+def _choose_from_sample(
+    listed: dict[str, list[str] | None], count: int, limits: Limits
+) -> list[Row]:
     """The oldest of a random sample of folders, enough of them for the limits to hold.
 
     Bytes of the whole store are estimated on the high side by some standard errors.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import gc
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from joblib_ext.stores.layout import LEASE_MAX, Layout
 from joblib_ext.stores.limits import Row
 from mlops_ext.files import TEMP_SUFFIX
+from mlops_ext.processes.collector import without_collector
 
 # A named tuple's own constructor costs twice as much.
 _make = tuple.__new__
@@ -52,18 +52,6 @@ def versions(layout: Layout) -> Iterator[Version]:
 def shards(layout: Layout) -> list[str]:
     """Paths of all folders that hold entries."""
     return [f"{found.path}/{name}" for found in versions(layout) for name in subfolders(found.path)]
-
-
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """Hold the cyclic collector back: it would walk over each list while it grows."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def items(layout: Layout, kind: type[Any]) -> list[Any]:
