@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import os
 from collections import Counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import quote
 
 from typing_extensions import Self
@@ -98,7 +99,7 @@ class Found(NamedTuple):
         return self.size >= LEASE_MAX and not self.is_temporary
 
 
-class BaseStore(Protocol):
+class BaseStore(abc.ABC):
     """What both kinds of store are: names that hold nothing, a lease, or an entry.
 
     `FileStore` and `ObjectStore` also have, with the same promises: ``look``, ``acquire``,
@@ -121,18 +122,23 @@ class BaseStore(Protocol):
     events: Events
     key: bytes | None
 
-    def names_in(self, folder: str) -> list[str]:  # pyright: ignore[reportReturnType]  # abstract
+    @abc.abstractmethod
+    def names_in(self, folder: str) -> list[str]:
         """Names of what stands directly in *folder*."""
 
+    @abc.abstractmethod
     def read(self, path: str) -> bytes | None:
         """The bytes of one of the store's own notes."""
 
+    @abc.abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Keep one of the store's own notes, if that is possible."""
 
-    def create(self, path: str) -> bool:  # pyright: ignore[reportReturnType]  # abstract
+    @abc.abstractmethod
+    def create(self, path: str) -> bool:
         """Make *path*; of all that try, one gets True."""
 
+    @abc.abstractmethod
     def remove(self, path: str) -> None:
         """Remove an entry or a folder; where that is not possible, say so once."""
 
