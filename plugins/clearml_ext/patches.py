@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from clearml_ext.check.results import Answer, Result
 from clearml_ext.guard import (
@@ -95,8 +94,10 @@ def debug_guard(original: Any) -> Any:
     if not load_settings().check_server:
         return original
 
-    # Sub-processes instead: `controller_guard` stands before the first.
-    return classmethod(cast("Any", operator.methodcaller("run_locally")))
+    def debug_pipeline(cls: Any) -> None:
+        cls.run_locally()  # sub-processes: `controller_guard` stands before the first
+
+    return classmethod(debug_pipeline)
 
 
 def start_guard(original: Any) -> Any:

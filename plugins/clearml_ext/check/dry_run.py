@@ -85,13 +85,15 @@ class PretendedServer:
         self, path: str, service: str, action: str, request: Mapping[str, Any]
     ) -> dict[str, Any]:
         text = str(request)
-        others = [row for number, row in self._others.items() if number in text]
+        with self._lock:
+            others = [dict(row) for number, row in self._others.items() if number in text]
+            is_known = bool(others) or any(number in text for number in self.tasks)
         if action == "login" and self.client is not None:
             # What the SDK reads in it, without the signature that the server would accept.
             return {"token": ".".join([*self.client.token().split(".")[:2], "none"])}
         if service != "tasks" and others:
             return {service: others, service.removesuffix("s"): others[0]}
-        if not any(number in text for number in (*self.tasks, *self._others)):
+        if not is_known:
             if self.client is not None:
                 return self.client.call(path, request)
             return self._nothing(service, action, self.queues)

@@ -193,9 +193,9 @@ def _glue_workers(
 ) -> set[str]:
     """Find the workers of the Kubernetes glue, which notes its queue on each task it takes."""
     place = ("hyperparams", "properties", "k8s-queue")
-    noted = {value_at(document, *place) for document in tasks.values()}
+    noted = [value_at(document, *place) for document in tasks.values()]
     found = set()
-    for queue in noted - {None}:
+    for queue in {each for each in noted if isinstance(each, str)}:
         serving = [str(row["id"]) for row in rows if queue in _queues(row)]
         found |= set(serving) if len(serving) == 1 else set()
     return found

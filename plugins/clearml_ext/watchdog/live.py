@@ -50,6 +50,8 @@ def explain_task(task: str) -> list[Explanation]:
     waiting = [child for child in children if child.get("status") in WAITING]
     if own.get("status") == Status.QUEUED:
         waiting.insert(0, own)
+    if not waiting:
+        return []
     snapshot = take_snapshot(client, settings)
     ancestors = [task, *filter(None, [str(own.get("parent") or "")])]
     return [explain(each, snapshot, ancestors) for each in waiting]
