@@ -125,16 +125,12 @@ def _client() -> Any:
     Raises:
         MlopsExtError: the server does not answer within seconds, or refuses; in one line.
     """
-    try:
-        from zenml.client import Client
-        from zenml.config.global_config import GlobalConfiguration
-    except ImportError as error:
-        from mlops_ext.errors import MissingExtraError
-
-        raise MissingExtraError("zenml", "zenml") from error
-    import requests
+    from zenml.client import Client
+    from zenml.config.global_config import GlobalConfiguration
 
     logging.getLogger("zenml").setLevel(logging.WARNING)
+    import requests
+
     store, what = GlobalConfiguration().store_configuration, "does not answer"
     url = store.url
     try:
