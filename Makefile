@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Tests wait for processes of their own most of the time: one or two a core keep it busy.
 SIDE_BY_SIDE := -n 4
 # Those that need the machine for themselves: only their files are collected again.
-ALONE := $(shell grep -rl --include='*.py' 'mark\.alone' tests)
+ALONE = $(shell grep -rl --include='*.py' 'mark\.alone' tests)
 FAST := not slow and not needs_cluster
 QUICK := $(FAST) and not integration
 

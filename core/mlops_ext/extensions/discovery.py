@@ -70,7 +70,8 @@ class Extensions:
     Attributes:
         manager: pluggy's manager, with every extension that could be loaded.
         found: every entry point that may be used, loaded or not.
-        problems: what went wrong so far, at most one for each extension.
+        problems: what went wrong so far: at most one for each extension, by its name, and one for
+            each that another hides, by its text.
     """
 
     manager: pluggy.PluginManager
